@@ -1,0 +1,1 @@
+"""Handwritten CUDA kernels and their build: leaves that know arrays and integers, and nothing of saprof."""

@@ -1,0 +1,76 @@
+"""saprof takes local self-attention operators apart and measures them (SAN, CVPR 2020; SASA, NeurIPS 2019).
+
+What needs torch is imported when it is first used, so that the commands answer at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from saprof.cost import Cost
+from saprof.footprint import Footprint
+from saprof.operators import (
+    aggregation,
+    pairwise_concatenation,
+    pairwise_dot_product,
+    pairwise_hadamard_product,
+    pairwise_subtraction,
+    pairwise_summation,
+    patchwise_clique_product,
+    patchwise_concatenation,
+    patchwise_star_product,
+)
+
+if TYPE_CHECKING:
+    from saprof.backends import BackendUnavailable, Unsupported
+    from saprof.counting import count, teach_fvcore
+    from saprof.models import SAN, ResNet, ResNetConfig, SANConfig, create_model, list_models, load, load_official, save
+
+_LAZY = {
+    "saprof.backends": ["BackendUnavailable", "Unsupported"],
+    "saprof.counting": ["count", "teach_fvcore"],
+    "saprof.models": [
+        "SAN",
+        "ResNet",
+        "ResNetConfig",
+        "SANConfig",
+        "create_model",
+        "list_models",
+        "load",
+        "load_official",
+        "save",
+    ],
+}
+
+__all__ = [
+    "SAN",
+    "BackendUnavailable",
+    "Cost",
+    "Footprint",
+    "ResNet",
+    "ResNetConfig",
+    "SANConfig",
+    "Unsupported",
+    "aggregation",
+    "count",
+    "create_model",
+    "list_models",
+    "load",
+    "load_official",
+    "pairwise_concatenation",
+    "pairwise_dot_product",
+    "pairwise_hadamard_product",
+    "pairwise_subtraction",
+    "pairwise_summation",
+    "patchwise_clique_product",
+    "patchwise_concatenation",
+    "patchwise_star_product",
+    "save",
+    "teach_fvcore",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _LAZY.items():
+        if name in names:
+            return getattr(import_module(module), name)
+    raise AttributeError(f"module 'saprof' has no attribute {name!r}")

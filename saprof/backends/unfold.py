@@ -1,0 +1,120 @@
+"""The naive backend: F.unfold, then plain PyTorch on footprint-sized tensors.
+
+What a careful user would write first, and what the others are measured against. Every operator is ordinary
+differentiable PyTorch, so gradients of any order, `torch.compile` and every device come for free; so do k copies of ψ
+or β in memory, and k more in the saved tensors of a product.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import torch.utils.flop_counter
+from jaxtyping import Float
+from torch import Tensor
+
+from saprof.footprint import Footprint, source
+
+
+def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
+    return None
+
+
+def gather(x: Float[Tensor, "n c h w"], footprint: Footprint) -> Float[Tensor, "n c k p"]:
+    """x_j for all j in R(i), at every i; 0 where the boundary drops the tap."""
+    n, c, h, w = x.shape
+    p = torch.Size(footprint.output_size(h, w)).numel()
+    if footprint.lattice is None:
+        return _gather_by_table(x, footprint)
+    size, dilation = footprint.lattice
+    patches = F.unfold(_pad(x, footprint), size, dilation=dilation, stride=footprint.stride)
+    return patches.view(n, c, footprint.taps, p)
+
+
+def centre(x: Float[Tensor, "n c h w"], footprint: Footprint) -> Float[Tensor, "n c 1 p"]:
+    """x_i at every centre."""
+    return x[:, :, :: footprint.stride, :: footprint.stride].flatten(2).unsqueeze(2)
+
+
+def sum_of_products(a: Tensor, b: Tensor, axis: int) -> Tensor:
+    """Σ a·b over an axis; the multiply-adds are told to FlopCounterMode, which cannot see an elementwise product."""
+    products = a * b
+    macs, output = products.numel(), products.sum(axis)
+    torch.ops.saprof.tally(output, macs)
+    if output.requires_grad:  # each factor's gradient is such a product again
+        output.register_hook(lambda gradient: torch.ops.saprof.tally(gradient, 2 * macs))
+    return output
+
+
+_library = torch.library.Library("saprof", "FRAGMENT")
+_library.define("tally(Tensor x, SymInt macs) -> ()")
+_library.impl("tally", lambda x, macs: None, "CompositeExplicitAutograd")
+
+
+@torch.utils.flop_counter.register_flop_formula(torch.ops.saprof.tally)
+def _tally_flops(x_shape, macs, *args, out_shape=None, **kwargs) -> int:
+    return 2 * macs
+
+
+def _pad(x: Tensor, footprint: Footprint) -> Tensor:
+    """The rows and columns that the footprint reaches from the first centre to the last, and no others."""
+    spans = []
+    for size, (least, most) in zip(x.shape[-2:], footprint.reach, strict=True):
+        last_centre = (size - 1) // footprint.stride * footprint.stride
+        spans.append((least, last_centre + most + 1))
+    (top, bottom), (left, right) = spans
+    if footprint.drops_taps:
+        return F.pad(x, (-left, right - x.shape[-1], -top, bottom - x.shape[-2]))
+    for axis, (start, stop) in zip((-2, -1), spans, strict=True):
+        positions = torch.arange(start, stop, device=x.device)
+        x = x.index_select(axis, source(positions, x.shape[axis], footprint.boundary))
+    return x
+
+
+def _gather_by_table(x: Tensor, footprint: Footprint) -> Tensor:
+    """For taps that are no grid: look every one up; a dropped tap reads a zero kept behind the map."""
+    h, w = x.shape[-2:]
+    rows, columns = footprint.rows(h)[:, :, None], footprint.columns(w)[:, None, :]
+    index = (rows * w + columns).where((rows >= 0) & (columns >= 0), h * w).flatten(1)
+    return F.pad(x.flatten(2), (0, 1))[:, :, index.to(x.device)]
+
+
+def pairwise_summation(phi, psi, footprint):
+    return centre(phi, footprint) + gather(psi, footprint)
+
+
+def pairwise_subtraction(phi, psi, footprint):
+    return centre(phi, footprint) - gather(psi, footprint)
+
+
+def pairwise_hadamard_product(phi, psi, footprint):
+    return centre(phi, footprint) * gather(psi, footprint)
+
+
+def pairwise_concatenation(phi, psi, footprint):
+    psi = gather(psi, footprint)
+    return torch.cat([centre(phi, footprint).expand_as(psi), psi], dim=1)
+
+
+def pairwise_dot_product(phi, psi, footprint):
+    return sum_of_products(centre(phi, footprint), gather(psi, footprint), 1).unsqueeze(1)
+
+
+def patchwise_star_product(phi, psi, footprint):
+    return sum_of_products(centre(phi, footprint), gather(psi, footprint), 1).unsqueeze(2)
+
+
+def patchwise_clique_product(phi, psi, footprint):
+    phi, psi = gather(phi, footprint), gather(psi, footprint)
+    products = phi.permute(0, 3, 2, 1) @ psi.permute(0, 3, 1, 2)  # n p k k
+    return products.flatten(2).transpose(1, 2).unsqueeze(2)
+
+
+def patchwise_concatenation(phi, psi, footprint):
+    return torch.cat([centre(phi, footprint), gather(psi, footprint).flatten(1, 2).unsqueeze(2)], dim=1)
+
+
+def aggregation(alpha, beta, footprint):
+    n, v, h, w = beta.shape
+    beta = gather(beta, footprint).unflatten(1, (-1, alpha.shape[1]))  # n s g k p: channel c = s·g + (c mod g)
+    return sum_of_products(alpha.unsqueeze(1), beta, 3).reshape(n, v, *footprint.output_size(h, w))

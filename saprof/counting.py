@@ -1,0 +1,247 @@
+"""The cost of a whole model: its forward runs on the meta device, where tensors have shapes and no data, and every
+call is costed by one table. fvcore and torch's FlopCounterMode are taught our operators here, as cross-checks."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from saprof.cost import Cost, operator_cost
+from saprof.footprint import Footprint
+from saprof.operators import OPERATORS, Operator
+
+if TYPE_CHECKING:
+    from fvcore.nn import FlopCountAnalysis
+
+
+def count(model: nn.Module | str, input_size: Sequence[int] = (3, 224, 224)) -> Cost:
+    """Parameters and operations of a model, or of a named one, for one image of `input_size` (channels, rows, columns).
+
+    `Cost.layers` has them by module and `Cost.operators` by kind. The model is left as it was.
+    """
+    if isinstance(model, str):
+        from saprof.models import create_model
+
+        with torch.device("meta"):
+            model = create_model(model)
+    if len(input_size) != 3 or not all(isinstance(side, int) and side > 0 for side in input_size):
+        raise ValueError(f"input_size is {input_size!r}; expected three positive integers: channels, rows, columns")
+    image = torch.empty((1, *input_size), device="meta")
+    meta = {name: x.to("meta") for name, x in [*model.named_parameters(), *model.named_buffers()]}
+    training = [module for module in model.modules() if module.training]
+    recorder = _Recorder()
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            stack.callback(module.register_forward_pre_hook(recorder.enter(name)).remove)
+            stack.callback(module.register_forward_hook(recorder.leave, always_call=True).remove)
+        for module in training:
+            stack.callback(setattr, module, "training", True)
+            module.training = False
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(recorder)
+        torch.func.functional_call(model, meta, (image,))
+    own = {
+        name: recorder.layers[name] + Cost(params=sum(p.numel() for p in module.parameters(False) if p.requires_grad))
+        for name, module in model.named_modules()
+    }
+    for name in reversed(own):  # children come after their parents
+        if name:
+            own[name.rpartition(".")[0]] += own[name]
+    return replace(own.pop(""), layers=own, operators=dict(recorder.operators))
+
+
+class _Recorder(TorchFunctionMode):
+    """Costs every torch function that is called, under the modules that are running and under its own name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: defaultdict[str, Cost] = defaultdict(Cost)
+        self.operators: defaultdict[str, Cost] = defaultdict(Cost)
+        self._running: list[str] = []
+
+    def enter(self, name: str) -> Callable[..., None]:
+        return lambda module, inputs: self._running.append(name)
+
+    def leave(self, *_: Any) -> None:
+        self._running.pop()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        operator = _operator(func)
+        if operator is not None:
+            inputs = args[: len(operator.inputs)]
+            sizes = operator.bind([x.shape for x in inputs], Footprint.parse(args[len(inputs)]))
+            self._add(operator.name, operator_cost(operator, sizes, inputs[0].element_size()))
+            return inputs[0].new_empty(operator.output_shape(sizes))
+        name = getattr(func, "__name__", "").strip("_")
+        # meta kernels written in Python cost more than what they tell: these shapes are told here
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        if name in _SHAPES:
+            dtype = tensors[0].dtype if tensors else kwargs.get("dtype")
+            output = torch.empty(_SHAPES[name](*args, **kwargs), dtype=dtype, device="meta")
+        else:
+            output = func(*args, **kwargs)
+        if name in _RULES:
+            reads = sum(map(_bytes, tensors))
+            self._add(name, Cost(**_RULES[name](output, *args, **kwargs), reads=reads, writes=_bytes(output)))
+        return output
+
+    def _add(self, kind: str, cost: Cost) -> None:
+        self.operators[kind] += cost
+        self.layers[self._running[-1]] += cost
+
+
+def _operator(func: Callable[..., Any]) -> Operator | None:
+    """The declared operator behind a dispatcher call, if it is one."""
+    namespace, _, name = getattr(func, "_qualified_op_name", "").partition("::")
+    return OPERATORS.get(name) if namespace == "saprof" else None
+
+
+def _bytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+def _conv2d(output: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *_: Any) -> dict[str, int]:
+    macs = output.numel() * weight[0].numel()
+    biases = 0 if bias is None else output.numel()
+    return {"macs": macs, "elementwise": biases, "paper": macs + biases}
+
+
+def _linear(output: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> dict[str, int]:
+    macs = output.numel() * weight.shape[1]
+    return {"macs": macs, "elementwise": 0 if bias is None else output.numel(), "paper": macs}
+
+
+def _batch_norm(output: Tensor, *_: Any, **__: Any) -> dict[str, int]:
+    return {"elementwise": 2 * output.numel(), "paper": 2 * output.numel()}
+
+
+def _relu(output: Tensor, *_: Any, **__: Any) -> dict[str, int]:
+    return {"elementwise": output.numel(), "paper": output.numel()}
+
+
+def _max_pool2d(output: Tensor, x: Tensor, kernel_size: int | Sequence[int], *_: Any, **__: Any) -> dict[str, int]:
+    sides = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    return {"elementwise": output.numel() * (math.prod(sides) - 1), "paper": x.numel()}
+
+
+def _average_pool(output: Tensor, x: Tensor, *_: Any, **__: Any) -> dict[str, int]:
+    return {"elementwise": x.numel(), "paper": x.numel()}
+
+
+def _softmax(output: Tensor, *_: Any, **__: Any) -> dict[str, int]:
+    return {"elementwise": 5 * output.numel()}  # maximum, difference, exponential, sum, quotient
+
+
+def _elementwise(output: Tensor, *_: Any, **__: Any) -> dict[str, int]:
+    return {"elementwise": output.numel()}
+
+
+def _einsum(output: Tensor, equation: str, *operands: Tensor) -> dict[str, int]:
+    letters = equation.partition("->")[0].split(",")
+    sizes = {
+        letter: size
+        for axes, x in zip(letters, operands, strict=True)
+        for letter, size in zip(axes, x.shape, strict=True)
+    }
+    return {"macs": math.prod(sizes.values())}
+
+
+_RULES: dict[str, Callable[..., dict[str, int]]] = {
+    "conv2d": _conv2d,
+    "linear": _linear,
+    "batch_norm": _batch_norm,
+    "relu": _relu,
+    "max_pool2d": _max_pool2d,
+    "adaptive_avg_pool2d": _average_pool,
+    "softmax": _softmax,
+    "add": _elementwise,
+    "sub": _elementwise,
+    "mul": _elementwise,
+    "div": _elementwise,
+    "einsum": _einsum,
+}
+"""What a torch function costs, by its name."""
+
+
+def _same(x: Tensor, *_: Any, **__: Any) -> torch.Size:
+    return x.shape
+
+
+def _broadcast(x: Tensor, other: Tensor | float, *_: Any) -> tuple[int, ...]:
+    return np.broadcast_shapes(x.shape, getattr(other, "shape", ()))
+
+
+def _concatenated(parts: Sequence[Tensor], dim: int = 0) -> list[int]:
+    shape = list(parts[0].shape)
+    shape[dim] = sum(part.shape[dim] for part in parts)
+    return shape
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None = None, *steps: Any) -> tuple[int, ...]:
+    return (len(x), len(weight), *_windows(x, weight.shape[2:], *steps))
+
+
+def _pooled(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *_: Any, **__: Any) -> tuple[int, ...]:
+    return (*x.shape[:2], *_windows(x, kernel_size, stride, padding))
+
+
+def _averaged(x: Tensor, output_size: int | Sequence[int]) -> tuple[int, ...]:
+    sides = (output_size, output_size) if isinstance(output_size, int) else output_size
+    return (*x.shape[:2], *sides)
+
+
+def _mapped(x: Tensor, weight: Tensor, *_: Any) -> tuple[int, ...]:
+    return (*x.shape[:-1], len(weight))
+
+
+def _linspace(start: float, end: float, steps: int, **_: Any) -> tuple[int]:
+    return (steps,)
+
+
+def _windows(x: Tensor, size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, *_: Any) -> list[int]:
+    """How many windows of a convolution or pool fit on each axis of the map."""
+    settings = zip(*(v if isinstance(v, Sequence) else (v, v) for v in (size, stride, padding, dilation)), strict=True)
+    return [
+        (side + 2 * padding - dilation * (size - 1) - 1) // stride + 1
+        for side, (size, stride, padding, dilation) in zip(x.shape[2:], settings, strict=True)
+    ]
+
+
+_SHAPES: dict[str, Callable[..., Sequence[int]]] = {
+    "conv2d": _convolved,
+    "batch_norm": _same,
+    "relu": _same,
+    "softmax": _same,
+    "add": _broadcast,
+    "cat": _concatenated,
+    "max_pool2d": _pooled,
+    "adaptive_avg_pool2d": _averaged,
+    "linear": _mapped,
+    "linspace": _linspace,
+}
+
+
+def teach_fvcore(analysis: FlopCountAnalysis) -> FlopCountAnalysis:
+    """Let a `fvcore.nn.FlopCountAnalysis` count our operators, in multiply-adds as it counts all others; returns it."""
+    return analysis.set_op_handle(**{f"saprof::{name}": partial(_fvcore_macs, op) for name, op in OPERATORS.items()})
+
+
+def _fvcore_macs(operator: Operator, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
+    shapes = []
+    for (name, _), value in zip(operator.inputs, inputs, strict=False):
+        if not value.isCompleteTensor():
+            raise ValueError(f"{operator.name}: fvcore traced {name} without a shape; expected a whole tensor")
+        shapes.append(value.type().sizes())
+    footprint = Footprint.parse(inputs[len(shapes)].toIValue())
+    return operator.count("macs", operator.bind(shapes, footprint))

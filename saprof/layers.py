@@ -1,0 +1,293 @@
+"""The layers of the papers: attention modules, the self-attention block, the transition.
+
+Where the authors' released code and the paper's text differ, the code is followed, so that their checkpoints load:
+
+- Departure: γ opens with batch norm and ReLU, and every ReLU in it follows a batch norm (SAN Sec. 3.1 writes L→R→L).
+- Departure: pairwise weights pass a softmax over the footprint (Eq. 2 has none); patchwise weights do not.
+- Departure: channel c of β takes weight channel c mod g, so the channels that share a weight are interleaved.
+- Departure: a transition is pool → linear; its batch norm and ReLU close the stage before it (Sec. 3.4).
+
+Under `boundary="exclude"` the softmax runs over the taps inside the map; batch norm still sees the dropped ones, as
+taps whose ψ is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saprof.backends import BACKENDS, unknown
+from saprof.footprint import Footprint
+from saprof.operators import (
+    OPERATORS,
+    RELATIONS,
+    aggregation,
+    pairwise_concatenation,
+    pairwise_dot_product,
+    pairwise_subtraction,
+)
+
+MAPPINGS = ("l", "lrl", "lrlrl")
+TRANSFORMATIONS = ("distinct", "shared_phi_psi", "shared")
+POSITIONS = ("none", "absolute", "relative")
+FAMILIES = ("pairwise", "patchwise", "stand_alone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """What the attention modules of one network have in common. None means the paper's choice for the family."""
+
+    family: str = "pairwise"
+    relation: str | None = None
+    mapping: str = "lrl"
+    """The linear layers (l) and ReLUs (r) of γ (SAN Table 5)."""
+    transformations: str = "distinct"
+    """`shared_phi_psi` is φ = ψ ≠ β, `shared` is φ = ψ = β (SAN Table 6)."""
+    position: str | None = None
+    relation_reduction: int | None = None
+    """r₁: φ and ψ have C / r₁ channels."""
+    value_reduction: int = 4
+    """r₂: β has C / r₂ channels."""
+    share: int = 8
+    """Channels of β that share one attention weight."""
+    heads: int = 8
+    """Heads of the stand-alone block."""
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        _expect("family", self.family, FAMILIES)
+        _expect("mapping", self.mapping, MAPPINGS)
+        _expect("transformations", self.transformations, TRANSFORMATIONS)
+        _expect("backend", self.backend, (*BACKENDS, "auto"))
+        if self.family == "stand_alone":
+            return
+        pairwise_family = self.family == "pairwise"
+        self._default("relation", "subtraction" if pairwise_family else "concatenation")
+        self._default("position", "relative" if pairwise_family else "none")
+        self._default("relation_reduction", self.value_reduction if self.transformations == "shared" else 16)
+        _expect(f"{self.family} relation", self.relation, RELATIONS[self.family])
+        _expect(f"{self.family} position", self.position, POSITIONS if pairwise_family else POSITIONS[:1])
+        if self.transformations == "shared" and self.relation_reduction != self.value_reduction:
+            raise ValueError(
+                f"relation_reduction is {self.relation_reduction}; expected value_reduction = {self.value_reduction}, "
+                "since φ = ψ = β is one layer"
+            )
+
+    def _default(self, name: str, value: object) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
+
+
+def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
+    """A linear layer at every position."""
+    return nn.Conv2d(inputs, outputs, kernel_size=1, bias=bias)
+
+
+def mapping(widths: Sequence[int]) -> nn.Sequential:
+    """γ through `widths`: batch norm, ReLU and linear per step; the last linear has a bias."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.BatchNorm2d(inputs), nn.ReLU(), linear(inputs, outputs, bias=False)]
+    layers[-1] = linear(*widths[-2:])
+    return nn.Sequential(*layers)
+
+
+class VectorAttention(nn.Module):
+    """What pairwise and patchwise attention have in common: φ, ψ, β and γ (SAN Fig. 1)."""
+
+    def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
+        super().__init__()
+        assert config.relation_reduction is not None
+        r = divide("channels", channels, "relation_reduction", config.relation_reduction)
+        v = divide("channels", channels, "value_reduction", config.value_reduction)
+        self.groups = divide("value channels", v, "share", config.share)
+        self.value_channels = v
+        self.footprint = footprint
+        self.backend = config.backend
+        self.relation = OPERATORS[f"{config.family}_{config.relation}"]
+        self.phi = linear(channels, r)
+        if config.transformations == "distinct":
+            self.psi = linear(channels, r)
+        if config.transformations != "shared":
+            self.beta = linear(channels, v)
+        # φ = ψ = β widens φ to C / 4; γ keeps the hidden width C / 16 that the parameter count of Table 6 asks for
+        self.hidden = max(channels // 16, 1) if config.transformations == "shared" else r
+
+    def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """φ(x), ψ(x), β(x); a layer that two of them share runs once."""
+        phi = self.phi(x)
+        psi = self.psi(x) if hasattr(self, "psi") else phi
+        beta = self.beta(x) if hasattr(self, "beta") else phi
+        return phi, psi, beta
+
+    def relation_channels(self) -> int:
+        """d, the width of δ."""
+        return self.relation.output_shape({"n": 1, "r": self.phi.out_channels, "k": self.footprint.taps, "p": 1})[1]
+
+    def extra_repr(self) -> str:
+        return f"{self.relation.name}, footprint={self.footprint}, backend={self.backend}"
+
+
+class PairwiseAttention(VectorAttention):
+    """y_i = Σ_j softmax_j γ([δ(x_i, x_j), p_i − p_j]) ⊙ β(x_j) (SAN Eq. 2 and 3)."""
+
+    def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
+        super().__init__(channels, footprint, config)
+        self.position_encoding = config.position
+        width = self.relation_channels()
+        if config.position != "none":
+            self.position = linear(2, 2)
+            width += 2
+        hidden = [self.hidden] * (len(config.mapping) // 2)
+        self.gamma = mapping([width, *hidden, self.groups])
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
+        phi, psi, beta = self.transform(x)
+        delta = self.relation(phi, psi, footprint=self.footprint, backend=self.backend)
+        if self.position_encoding != "none":
+            position = self.position_relation(x).expand(len(x), -1, -1, -1)
+            delta = torch.cat([delta, position.to(delta.dtype)], dim=1)
+        alpha = softmax(self.gamma(delta), self.footprint, x.shape[-2:])
+        return aggregation(alpha.to(beta.dtype), beta, footprint=self.footprint, backend=self.backend)
+
+    def position_relation(self, x: Tensor) -> Float[Tensor, "1 2 k p"]:
+        """p_i − p_j, or p_j where the encoding is absolute."""
+        p = self.position(coordinates(x))
+        how = {"footprint": self.footprint, "backend": self.backend}
+        if self.position_encoding == "relative":
+            return pairwise_subtraction(p, p, **how)
+        return pairwise_concatenation(p, p, **how)[:, 2:]  # the p_j of [p_i, p_j]
+
+
+class PatchwiseAttention(VectorAttention):
+    """y_i = Σ_j γ(δ(x_R(i)))_j ⊙ β(x_j) (SAN Eq. 4 and 5)."""
+
+    def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
+        super().__init__(channels, footprint, config)
+        # where φ = ψ, the centre is one of the taps already, and Table 6 counts it once
+        shared_centre = config.transformations != "distinct" and config.relation == "concatenation"
+        self.first_channel = self.phi.out_channels if shared_centre else 0
+        hidden = {"l": [], "lrl": [self.groups], "lrlrl": [self.hidden, self.groups]}[config.mapping]
+        width = self.relation_channels() - self.first_channel
+        self.gamma = mapping([width, *hidden, self.groups * footprint.taps])
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
+        phi, psi, beta = self.transform(x)
+        delta = self.relation(phi, psi, footprint=self.footprint, backend=self.backend)
+        alpha = self.gamma(delta[:, self.first_channel :]).reshape(
+            len(x), self.groups, self.footprint.taps, delta.shape[-1]
+        )
+        return aggregation(alpha.to(beta.dtype), beta, footprint=self.footprint, backend=self.backend)
+
+
+class StandAloneAttention(nn.Module):
+    """Multi-head dot-product attention over a footprint with relative rows and columns, as SAN Sec. 5.3 places it in
+    SAN10: y_i = Σ_j softmax_j(q_iᵀ k_j + q_iᵀ r_{j−i}) v_j (Ramachandran et al.).
+
+    Heads are interleaved over the channels, as the shared weights of SAN are.
+    """
+
+    def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
+        super().__init__()
+        width = divide("channels", channels, "value_reduction", config.value_reduction)
+        per_head = divide("value channels", width, "heads", config.heads)
+        rows, columns = (sorted(set(axis)) for axis in zip(*footprint.offsets, strict=True))
+        row_channels = divide("channels per head", per_head, "row and column embeddings", 2)
+        self.value_channels = width
+        self.heads = config.heads
+        self.footprint = footprint
+        self.backend = config.backend
+        self.query, self.key, self.value = (linear(channels, width) for _ in range(3))
+        self.row_embedding = nn.Parameter(torch.randn(config.heads, row_channels, len(rows)))
+        self.column_embedding = nn.Parameter(torch.randn(config.heads, row_channels, len(columns)))
+        self._row_of_tap = [rows.index(dy) for dy, _ in footprint.offsets]
+        self._column_of_tap = [columns.index(dx) for _, dx in footprint.offsets]
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
+        how = {"footprint": self.footprint, "backend": self.backend}
+        query, key = self.split(self.query(x)), self.split(self.key(x))
+        n, heads = query.shape[:2]
+        content = pairwise_dot_product(query.flatten(0, 1), key.flatten(0, 1), **how)
+        position = torch.einsum("nacyx,ack->nakyx", query, self.relative())
+        logits = content.view(n, heads, *content.shape[2:]) + position.flatten(3)
+        alpha = softmax(logits, self.footprint, x.shape[-2:])
+        value = self.value(x)
+        return aggregation(alpha.to(value.dtype), value, **how)
+
+    def split(self, x: Float[Tensor, "n v h w"]) -> Float[Tensor, "n heads c h w"]:
+        return x.unflatten(1, (-1, self.heads)).transpose(1, 2)
+
+    def relative(self) -> Float[Tensor, "heads c k"]:
+        """r_{j−i}: half of a head's channels embed the tap's row, half its column."""
+        rows = self.row_embedding[..., self._row_of_tap]
+        columns = self.column_embedding[..., self._column_of_tap]
+        return torch.cat([rows, columns], dim=1)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, footprint={self.footprint}, backend={self.backend}"
+
+
+ATTENTION = dict(zip(FAMILIES, (PairwiseAttention, PatchwiseAttention, StandAloneAttention), strict=True))
+
+
+class SelfAttentionBlock(nn.Module):
+    """x + linear(ReLU(BN(attention(ReLU(BN(x)))))), pre-activation (SAN Fig. 1)."""
+
+    def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
+        super().__init__()
+        self.norm_in = nn.BatchNorm2d(channels)
+        self.attention = ATTENTION[config.family](channels, footprint, config)
+        self.norm_out = nn.BatchNorm2d(self.attention.value_channels)
+        self.expand = linear(self.attention.value_channels, channels)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        y = self.attention(F.relu(self.norm_in(x)))
+        return x + self.expand(F.relu(self.norm_out(y)))
+
+
+class Transition(nn.Module):
+    """2 × 2 max pool with stride 2, then a linear layer to the next stage's channels (SAN Sec. 3.4).
+
+    A side of 1 stays 1, so that small inputs pass all five stages.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = linear(inputs, outputs, bias=False)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        h, w = x.shape[-2:]
+        return self.linear(F.max_pool2d(x, (min(h, 2), min(w, 2)), stride=2))
+
+
+def softmax(logits: Float[Tensor, "n g k p"], footprint: Footprint, size: Sequence[int]) -> Float[Tensor, "n g k p"]:
+    """Softmax over the taps; under `exclude`, over those inside the map."""
+    if footprint.boundary == "exclude":
+        outside = ~footprint.inside(*size).to(logits.device)
+        logits = logits.masked_fill(outside, torch.finfo(logits.dtype).min)
+    return logits.softmax(dim=2)
+
+
+def coordinates(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "1 2 h w"]:
+    """Horizontal, then vertical position on the map, each from −1 to 1 (SAN Sec. 3.1, position encoding)."""
+    h, w = x.shape[-2:]
+    ys, xs = (torch.linspace(-1, 1, side, device=x.device, dtype=x.dtype) for side in (h, w))
+    return torch.cat([xs.expand(1, 1, h, w), ys[:, None].expand(1, 1, h, w)], dim=1)
+
+
+def divide(what: str, size: int, by: str, divisor: int) -> int:
+    """size / divisor, which must be whole."""
+    if not isinstance(divisor, int) or divisor < 1 or size % divisor:
+        raise ValueError(f"{by} is {divisor}; expected a divisor of {what} = {size}")
+    return size // divisor
+
+
+def _expect(what: str, got: str | None, valid: Sequence[str]) -> None:
+    if got not in valid:
+        raise ValueError(unknown(what, str(got), valid))

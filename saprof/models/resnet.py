@@ -1,0 +1,91 @@
+"""The convolutional baselines: ResNet26, 38 and 50, with the 3 × 3 convolutions of the bottlenecks at any odd size.
+
+ResNet38 and 26 are ResNet50 less one and two blocks per stage (SAN Sec. 5.1). The stride of a stage sits on the k × k
+convolution of its first block, and the parameter names are torchvision's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+EXPANSION = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """One entry of `blocks` and `channels` per stage; `footprint` is the k of every bottleneck's k × k convolution."""
+
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    channels: tuple[int, ...] = (64, 128, 256, 512)
+    footprint: int = 3
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("blocks", "channels"):
+            stages = getattr(self, name)
+            if not isinstance(stages, Sequence) or len(stages) != len(self.channels):
+                raise ValueError(f"{name} is {stages!r}; expected one entry per stage, {len(self.channels)} of them")
+            object.__setattr__(self, name, tuple(stages))
+        for name, size in [
+            ("num_classes", self.num_classes),
+            *(("blocks or channels", s) for s in self.blocks + self.channels),
+        ]:
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} has {size!r}; expected positive integers")
+        if not isinstance(self.footprint, int) or self.footprint < 1 or self.footprint % 2 == 0:
+            raise ValueError(f"footprint is {self.footprint!r}; expected an odd size, as a padded convolution needs")
+
+
+class Bottleneck(nn.Module):
+    """1 × 1, k × k, 1 × 1 convolutions beside a shortcut (He et al. 2016)."""
+
+    def __init__(self, inputs: int, channels: int, footprint: int, stride: int) -> None:
+        super().__init__()
+        outputs = channels * EXPANSION
+        self.conv1 = nn.Conv2d(inputs, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, footprint, stride, padding=footprint // 2, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.bn3(self.conv3(y)) + shortcut)
+
+
+class ResNet(nn.Module):
+    """Images to logits: 7 × 7 stem, stages of bottlenecks, global average pool, linear."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.channels[0]
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        inputs = width
+        for index, (blocks, channels) in enumerate(zip(config.blocks, config.channels, strict=True)):
+            stage = nn.Sequential()
+            for block in range(blocks):
+                stride = 2 if index and not block else 1
+                stage.append(Bottleneck(inputs, channels, config.footprint, stride))
+                inputs = channels * EXPANSION
+            self.add_module(f"layer{index + 1}", stage)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(inputs, config.num_classes)
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
+        for index in range(len(self.config.blocks)):
+            x = getattr(self, f"layer{index + 1}")(x)
+        return self.fc(self.avgpool(x).flatten(1))

@@ -1,0 +1,83 @@
+"""Self-attention networks (SAN Table 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saprof.footprint import Footprint
+from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, linear
+from saprof.workload import STAGES
+
+
+@dataclass(frozen=True, kw_only=True)
+class SANConfig(AttentionConfig):
+    """A whole network: one entry of `blocks`, `channels` and `footprints` per stage.
+
+    A footprint may be a Footprint, a size, or what `Footprint.parse` reads; `boundary` is that of the sizes.
+    """
+
+    blocks: tuple[int, ...] = (2, 1, 2, 4, 1)
+    channels: tuple[int, ...] = tuple(channels for channels, _ in STAGES)
+    footprints: tuple[Footprint | int | str, ...] = (3, 7, 7, 7, 7)
+    boundary: str = "reflect"
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("blocks", "channels", "footprints"):
+            stages = getattr(self, name)
+            if isinstance(stages, str) or not isinstance(stages, Sequence) or len(stages) != len(self.channels):
+                raise ValueError(f"{name} is {stages!r}; expected one entry per stage, {len(self.channels)} of them")
+            object.__setattr__(self, name, tuple(stages))
+        for name in ("blocks", "channels"):
+            for count in getattr(self, name):
+                if not isinstance(count, int) or count < 1:
+                    raise ValueError(f"{name} has {count!r}; expected positive integers")
+        if not isinstance(self.num_classes, int) or self.num_classes < 1:
+            raise ValueError(f"num_classes is {self.num_classes!r}; expected a positive integer")
+        object.__setattr__(self, "footprints", tuple(self._footprint(f) for f in self.footprints))
+
+    def _footprint(self, footprint: Footprint | int | str) -> Footprint:
+        if not isinstance(footprint, Footprint):
+            sized = isinstance(footprint, int)
+            footprint = Footprint.square(footprint) if sized else Footprint.parse(footprint)
+            footprint = footprint.with_(boundary=self.boundary) if sized else footprint
+        if footprint.stride != 1:
+            raise ValueError(f"footprint {footprint} has stride {footprint.stride}; expected 1 inside a residual block")
+        return footprint
+
+
+class Stage(nn.Module):
+    """Transition, blocks, then the batch norm and ReLU that close the stage."""
+
+    def __init__(self, inputs: int, channels: int, blocks: int, footprint: Footprint, config: AttentionConfig) -> None:
+        super().__init__()
+        self.transition = Transition(inputs, channels)
+        self.blocks = nn.Sequential(*(SelfAttentionBlock(channels, footprint, config) for _ in range(blocks)))
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        return F.relu(self.norm(self.blocks(self.transition(x))))
+
+
+class SAN(nn.Module):
+    """Images to logits: stem, stages, global average pool, linear."""
+
+    def __init__(self, config: SANConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.channels[0]
+        self.stem = nn.Sequential(linear(3, width, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        inputs = (width, *config.channels[:-1])
+        stages = zip(inputs, config.channels, config.blocks, config.footprints, strict=True)
+        self.stages = nn.Sequential(*(Stage(*stage, config) for stage in stages))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(config.channels[-1], config.num_classes)
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
+        return self.head(self.pool(self.stages(self.stem(x))).flatten(1))

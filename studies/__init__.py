@@ -1,0 +1,1 @@
+"""Studies: what trains and judges the models of the papers."""
