@@ -93,7 +93,8 @@ class _Recorder(TorchFunctionMode):
             output = func(*args, **kwargs)
         if name in _RULES:
             reads = sum(map(_bytes, tensors))
-            self._add(name, Cost(**_RULES[name](output, *args, **kwargs), reads=reads, writes=_bytes(output)))
+            counts: dict[str, Any] = _RULES[name](output, *args, **kwargs)
+            self._add(name, Cost(**counts, reads=reads, writes=_bytes(output)))
         return output
 
     def _add(self, kind: str, cost: Cost) -> None:
@@ -147,14 +148,8 @@ def _elementwise(output: Tensor, *_: Any, **__: Any) -> dict[str, int]:
     return {"elementwise": output.numel()}
 
 
-def _einsum(output: Tensor, equation: str, *operands: Tensor) -> dict[str, int]:
-    letters = equation.partition("->")[0].split(",")
-    sizes = {
-        letter: size
-        for axes, x in zip(letters, operands, strict=True)
-        for letter, size in zip(axes, x.shape, strict=True)
-    }
-    return {"macs": math.prod(sizes.values())}
+def _matmul(output: Tensor, a: Tensor, b: Tensor) -> dict[str, int]:
+    return {"macs": output.numel() * a.shape[-1]}
 
 
 _RULES: dict[str, Callable[..., dict[str, int]]] = {
@@ -169,7 +164,7 @@ _RULES: dict[str, Callable[..., dict[str, int]]] = {
     "sub": _elementwise,
     "mul": _elementwise,
     "div": _elementwise,
-    "einsum": _einsum,
+    "matmul": _matmul,
 }
 """What a torch function costs, by its name."""
 
@@ -234,7 +229,9 @@ _SHAPES: dict[str, Callable[..., Sequence[int]]] = {
 
 def teach_fvcore(analysis: FlopCountAnalysis) -> FlopCountAnalysis:
     """Let a `fvcore.nn.FlopCountAnalysis` count our operators, in multiply-adds as it counts all others; returns it."""
-    return analysis.set_op_handle(**{f"saprof::{name}": partial(_fvcore_macs, op) for name, op in OPERATORS.items()})
+    handles: dict[str, Any] = {f"saprof::{name}": partial(_fvcore_macs, op) for name, op in OPERATORS.items()}
+    analysis.set_op_handle(**handles)
+    return analysis
 
 
 def _fvcore_macs(operator: Operator, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:

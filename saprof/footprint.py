@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def _axis(size: int, dilation: int = 1) -> range:
 
 def _step(axis: tuple[int, ...]) -> int | None:
     """The common difference of a sorted axis, 1 if it is a single value, None if there is none."""
-    steps = {after - before for before, after in zip(axis, axis[1:], strict=False)}
+    steps = {after - before for before, after in pairwise(axis)}
     return None if len(steps) > 1 else next(iter(steps), 1)
 
 

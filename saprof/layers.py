@@ -36,7 +36,6 @@ from saprof.operators import (
 MAPPINGS = ("l", "lrl", "lrlrl")
 TRANSFORMATIONS = ("distinct", "shared_phi_psi", "shared")
 POSITIONS = ("none", "absolute", "relative")
-FAMILIES = ("pairwise", "patchwise", "stand_alone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +60,7 @@ class AttentionConfig:
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        _expect("family", self.family, FAMILIES)
+        _expect("family", self.family, tuple(ATTENTION))
         _expect("mapping", self.mapping, MAPPINGS)
         _expect("transformations", self.transformations, TRANSFORMATIONS)
         _expect("backend", self.backend, (*BACKENDS, "auto"))
@@ -93,8 +92,8 @@ def mapping(widths: Sequence[int]) -> nn.Sequential:
     """γ through `widths`: batch norm, ReLU and linear per step; the last linear has a bias."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
-        layers += [nn.BatchNorm2d(inputs), nn.ReLU(), linear(inputs, outputs, bias=False)]
-    layers[-1] = linear(*widths[-2:])
+        last = len(layers) == 3 * (len(widths) - 2)
+        layers += [nn.BatchNorm2d(inputs), nn.ReLU(), linear(inputs, outputs, bias=last)]
     return nn.Sequential(*layers)
 
 
@@ -214,8 +213,8 @@ class StandAloneAttention(nn.Module):
         query, key = self.split(self.query(x)), self.split(self.key(x))
         n, heads = query.shape[:2]
         content = pairwise_dot_product(query.flatten(0, 1), key.flatten(0, 1), **how)
-        position = torch.einsum("nacyx,ack->nakyx", query, self.relative())
-        logits = content.view(n, heads, *content.shape[2:]) + position.flatten(3)
+        position = self.relative().transpose(1, 2) @ query.flatten(3)  # n heads k p
+        logits = content.view(n, heads, *content.shape[2:]) + position
         alpha = softmax(logits, self.footprint, x.shape[-2:])
         value = self.value(x)
         return aggregation(alpha.to(value.dtype), value, **how)
@@ -233,7 +232,11 @@ class StandAloneAttention(nn.Module):
         return f"heads={self.heads}, footprint={self.footprint}, backend={self.backend}"
 
 
-ATTENTION = dict(zip(FAMILIES, (PairwiseAttention, PatchwiseAttention, StandAloneAttention), strict=True))
+ATTENTION: dict[str, type[VectorAttention] | type[StandAloneAttention]] = {
+    "pairwise": PairwiseAttention,
+    "patchwise": PatchwiseAttention,
+    "stand_alone": StandAloneAttention,
+}
 
 
 class SelfAttentionBlock(nn.Module):

@@ -38,8 +38,8 @@ class Workload:
     @classmethod
     def stage(cls, operator: Operator, footprint: Footprint, channels: int, size: int, batch: int = 1) -> Workload:
         """The operator as it runs in SAN, on a size × size map with C = `channels`."""
-        widths = {axis: max(channels // by, 1) for axis, by in REDUCTIONS.items()}
-        return cls(operator, footprint, n=batch, h=size, w=size, **widths)
+        r, v, g = (max(channels // REDUCTIONS[axis], 1) for axis in "rvg")
+        return cls(operator, footprint, n=batch, r=r, v=v, g=g, h=size, w=size)
 
     @property
     def sizes(self) -> dict[str, int]:

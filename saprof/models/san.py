@@ -40,13 +40,18 @@ class SANConfig(AttentionConfig):
                     raise ValueError(f"{name} has {count!r}; expected positive integers")
         if not isinstance(self.num_classes, int) or self.num_classes < 1:
             raise ValueError(f"num_classes is {self.num_classes!r}; expected a positive integer")
-        object.__setattr__(self, "footprints", tuple(self._footprint(f) for f in self.footprints))
+        object.__setattr__(self, "footprints", self.stage_footprints)
+
+    @property
+    def stage_footprints(self) -> tuple[Footprint, ...]:
+        """`footprints`, as what they were read as."""
+        return tuple(self._footprint(f) for f in self.footprints)
 
     def _footprint(self, footprint: Footprint | int | str) -> Footprint:
-        if not isinstance(footprint, Footprint):
-            sized = isinstance(footprint, int)
-            footprint = Footprint.square(footprint) if sized else Footprint.parse(footprint)
-            footprint = footprint.with_(boundary=self.boundary) if sized else footprint
+        if isinstance(footprint, int):
+            footprint = Footprint.square(footprint, boundary=self.boundary)
+        elif isinstance(footprint, str):
+            footprint = Footprint.parse(footprint)
         if footprint.stride != 1:
             raise ValueError(f"footprint {footprint} has stride {footprint.stride}; expected 1 inside a residual block")
         return footprint
@@ -74,7 +79,7 @@ class SAN(nn.Module):
         width = config.channels[0]
         self.stem = nn.Sequential(linear(3, width, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         inputs = (width, *config.channels[:-1])
-        stages = zip(inputs, config.channels, config.blocks, config.footprints, strict=True)
+        stages = zip(inputs, config.channels, config.blocks, config.stage_footprints, strict=True)
         self.stages = nn.Sequential(*(Stage(*stage, config) for stage in stages))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(config.channels[-1], config.num_classes)
