@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
 def write(path: str | Path, content: bytes) -> None:
-    """Replace `path` by `content`, so that a reader, or a crash, sees the old file or the new one."""
+    """Replace `path` by `content`, so that a reader, or a crash, sees the old file or the new one.
+
+    OSError, naming `path`, if that cannot be done.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -16,5 +20,8 @@ def write(path: str | Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

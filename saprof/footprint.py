@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from operator import index
+from typing import TYPE_CHECKING, SupportsIndex
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -35,34 +36,44 @@ class Footprint:
     offsets: tuple[tuple[int, int], ...]
     stride: int = 1
     boundary: str = "reflect"
-    label: str = field(default="", compare=False)
+    label: str = field(init=False, compare=False)
+    """How `parse` spells the taps."""
+    _text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_offsets(self.offsets)
-        _check_positive("stride", self.stride)
+        positive("stride", self.stride)
         if self.boundary not in BOUNDARIES:
             raise ValueError(f"unknown boundary {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}")
-        if not self.label:
-            object.__setattr__(self, "label", "offsets:" + ";".join(f"{dy},{dx}" for dy, dx in self.offsets))
+        self._called("offsets:" + ";".join(f"{dy},{dx}" for dy, dx in self.offsets))
+
+    def _called(self, label: str) -> Footprint:
+        """Itself, under the shortest label of its taps."""
+        stride = "" if self.stride == 1 else f" stride={self.stride}"
+        boundary = "" if self.boundary == "reflect" else f" boundary={self.boundary}"
+        object.__setattr__(self, "label", label)
+        # made here, since torch.compile may hold the stride for a variable and cannot print one
+        object.__setattr__(self, "_text", label + stride + boundary)
+        return self
 
     @classmethod
     def square(cls, size: int, dilation: int = 1, *, stride: int = 1, boundary: str = "reflect") -> Footprint:
         """size × size taps, `dilation` apart."""
         axis = _axis(size, dilation)
         label = f"square:{size}" if dilation == 1 else f"dilated:{size}x{dilation}"
-        return cls(tuple((dy, dx) for dy in axis for dx in axis), stride, boundary, label)
+        return cls(tuple((dy, dx) for dy in axis for dx in axis), stride, boundary)._called(label)
 
     @classmethod
     def rectangle(cls, height: int, width: int, *, stride: int = 1, boundary: str = "reflect") -> Footprint:
         """height × width taps."""
         offsets = tuple((dy, dx) for dy in _axis(height) for dx in _axis(width))
-        return cls(offsets, stride, boundary, f"rectangle:{height}x{width}")
+        return cls(offsets, stride, boundary)._called(f"rectangle:{height}x{width}")
 
     @classmethod
     def cross(cls, size: int, *, stride: int = 1, boundary: str = "reflect") -> Footprint:
         """The 2·size − 1 taps of a size × size square that share the centre's row or column."""
         square = cls.square(size).offsets
-        return cls(tuple(o for o in square if 0 in o), stride, boundary, f"cross:{size}")
+        return cls(tuple(o for o in square if 0 in o), stride, boundary)._called(f"cross:{size}")
 
     @classmethod
     def disk(cls, size: int, *, stride: int = 1, boundary: str = "reflect") -> Footprint:
@@ -71,14 +82,14 @@ class Footprint:
         radius2 = (size - 1) ** 2 + middle
         square = cls.square(size).offsets
         inside = tuple((dy, dx) for dy, dx in square if (2 * dy - middle) ** 2 + (2 * dx - middle) ** 2 <= radius2)
-        return cls(inside, stride, boundary, f"disk:{size}")
+        return cls(inside, stride, boundary)._called(f"disk:{size}")
 
     @classmethod
     def from_offsets(
         cls, offsets: Iterable[tuple[int, int]], *, stride: int = 1, boundary: str = "reflect"
     ) -> Footprint:
         """Any list of distinct taps; their order is the order of the tap axis k."""
-        return cls(tuple((dy, dx) for dy, dx in offsets), stride, boundary)
+        return cls(tuple(_pair(offset) for offset in offsets), stride, boundary)
 
     @classmethod
     def parse(cls, text: str | int) -> Footprint:
@@ -87,9 +98,7 @@ class Footprint:
         return _parse(str(text))
 
     def __str__(self) -> str:
-        stride = "" if self.stride == 1 else f" stride={self.stride}"
-        boundary = "" if self.boundary == "reflect" else f" boundary={self.boundary}"
-        return self.label + stride + boundary
+        return self._text
 
     @property
     def taps(self) -> int:
@@ -117,13 +126,21 @@ class Footprint:
             return None
         return (len(rows), len(columns)), (row_step, column_step)
 
-    def with_(self, **changes: int | str) -> Footprint:
+    def with_(self, *, stride: int | None = None, boundary: str | None = None) -> Footprint:
         """The same taps with another stride or boundary."""
-        return replace(self, **changes)
+        stride = self.stride if stride is None else stride
+        boundary = self.boundary if boundary is None else boundary
+        return Footprint(self.offsets, stride, boundary)._called(self.label)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of centres on a height × width map."""
         return -(-height // self.stride), -(-width // self.stride)
+
+    def window(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """What the taps of all centres reach, ((top, bottom), (left, right)), the last ones excluded."""
+        (top, bottom), (left, right) = self.reach
+        oh, ow = self.output_size(height, width)
+        return (top, (oh - 1) * self.stride + bottom + 1), (left, (ow - 1) * self.stride + right + 1)
 
     def rows(self, height: int) -> Int[Tensor, "k oh"]:
         """Source row of each tap at each row of centres; −1 is outside."""
@@ -162,8 +179,9 @@ def source(position: Tensor, size: int, boundary: str) -> Tensor:
     """Where on an axis of `size` a coordinate reads from under `boundary`; −1 is outside."""
     match boundary:
         case "reflect":
-            last = size - 1
-            return last - (position % max(2 * last, 1) - last).abs() if last else position * 0
+            period = max(2 * (size - 1), 1)
+            along = position % period
+            return along.minimum(period - along)  # not abs: Inductor (torch 2.13) cannot bound an index behind it
         case "replicate":
             return position.clamp(0, size - 1)
         case "circular":
@@ -173,49 +191,45 @@ def source(position: Tensor, size: int, boundary: str) -> Tensor:
 
 
 _SHAPES = {
-    "square": (1, Footprint.square),
-    "dilated": (2, Footprint.square),
-    "rectangle": (2, Footprint.rectangle),
-    "cross": (1, Footprint.cross),
-    "disk": (1, Footprint.disk),
+    "square": ("[0-9]+", Footprint.square),
+    "dilated": ("[0-9]+x[0-9]+", Footprint.square),
+    "rectangle": ("[0-9]+x[0-9]+", Footprint.rectangle),
+    "cross": ("[0-9]+", Footprint.cross),
+    "disk": ("[0-9]+", Footprint.disk),
+    "offsets": (
+        "-?[0-9]+,-?[0-9]+(;-?[0-9]+,-?[0-9]+)*",
+        lambda *numbers: Footprint.from_offsets(zip(numbers[::2], numbers[1::2], strict=True)),
+    ),
 }
+"""What each kind of footprint is followed by, and who makes it of the numbers in there."""
 
 
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> Footprint:
     shape, *options = text.split() or [""]
-    kind, _, numbers = shape.rpartition(":")
-    kind = kind or "square"
-    try:
-        if kind == "offsets":
-            taps = (pair.split(",") for pair in numbers.split(";"))
-            footprint = Footprint.from_offsets((int(dy), int(dx)) for dy, dx in taps)
-        else:
-            arity, make = _SHAPES[kind]
-            sizes = [int(number) for number in numbers.split("x")]
-            if len(sizes) != arity or not re.fullmatch(r"[0-9x]+", numbers):
-                raise LookupError
-            footprint = make(*sizes)
-    except (LookupError, ValueError) as error:
-        if isinstance(error, ValueError) and "expected" in str(error):
-            raise
+    kind, _, numbers = (shape if ":" in shape else f"square:{shape}").partition(":")
+    if kind not in _SHAPES or not re.fullmatch(_SHAPES[kind][0], numbers):
         raise ValueError(
             f"cannot read footprint {text!r}; expected a size such as 7, or square:7, dilated:5x2, rectangle:3x5, "
             "cross:13, disk:9, offsets:0,0;0,1"
-        ) from None
+        )
+    footprint = _SHAPES[kind][1](*map(int, re.split("[x,;]", numbers)))
     for option in options:
         name, _, value = option.partition("=")
         if name not in ("stride", "boundary"):
             raise ValueError(f"unknown option {option!r} of footprint {text!r}; expected stride=… or boundary=…")
-        if name == "stride" and not value.isdigit():
+        if name == "boundary":
+            footprint = footprint.with_(boundary=value)
+        elif re.fullmatch("[0-9]+", value):
+            footprint = footprint.with_(stride=int(value))
+        else:
             raise ValueError(f"stride of footprint {text!r} is {value!r}; expected a positive integer")
-        footprint = footprint.with_(**{name: int(value) if name == "stride" else value})
     return footprint
 
 
 def _axis(size: int, dilation: int = 1) -> range:
-    _check_positive("footprint size", size)
-    _check_positive("dilation", dilation)
+    positive("footprint size", size)
+    positive("dilation", dilation)
     first = -((size - 1) // 2)
     return range(first * dilation, (first + size) * dilation, dilation)
 
@@ -226,16 +240,26 @@ def _step(axis: tuple[int, ...]) -> int | None:
     return None if len(steps) > 1 else next(iter(steps), 1)
 
 
-def _check_positive(what: str, value: object) -> None:
+def positive(what: str, value: object) -> None:
+    """ValueError unless `value` is a positive integer."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{what} is {value!r}; expected a positive integer")
+
+
+def _pair(offset: Iterable[SupportsIndex]) -> tuple[int, int]:
+    """(dy, dx) as integers of Python, whichever integers they were."""
+    try:
+        dy, dx = (o if isinstance(o, bool) else index(o) for o in offset)
+    except (TypeError, ValueError):
+        raise ValueError(f"footprint offset {offset!r}; expected a pair of integers (dy, dx)") from None
+    return dy, dx
 
 
 def _check_offsets(offsets: tuple[tuple[int, int], ...]) -> None:
     if not offsets:
         raise ValueError("the footprint has no taps; expected at least one (dy, dx)")
     for offset in offsets:
-        if len(offset) != 2 or not all(isinstance(o, int) for o in offset):
+        if len(offset) != 2 or not all(isinstance(o, int) and not isinstance(o, bool) for o in offset):
             raise ValueError(f"footprint offset {offset!r}; expected a pair of integers (dy, dx)")
     if len(set(offsets)) < len(offsets):
         twice = next(o for n, o in enumerate(offsets) if o in offsets[:n])

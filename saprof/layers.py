@@ -14,7 +14,8 @@ taps whose ψ is 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import torch
@@ -23,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.backends import BACKENDS, unknown
-from saprof.footprint import Footprint
+from saprof.footprint import Footprint, positive
 from saprof.operators import (
     OPERATORS,
     RELATIONS,
@@ -32,10 +33,18 @@ from saprof.operators import (
     pairwise_dot_product,
     pairwise_subtraction,
 )
+from saprof.workload import REDUCTIONS
 
 MAPPINGS = ("l", "lrl", "lrlrl")
 TRANSFORMATIONS = ("distinct", "shared_phi_psi", "shared")
 POSITIONS = ("none", "absolute", "relative")
+
+_UNUSED = {
+    "pairwise": ("heads",),
+    "patchwise": ("heads",),
+    "stand_alone": ("relation", "mapping", "transformations", "position", "relation_reduction", "share"),
+}
+"""The fields that say nothing about a family's attention, and so stay as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,28 +60,41 @@ class AttentionConfig:
     position: str | None = None
     relation_reduction: int | None = None
     """r₁: φ and ψ have C / r₁ channels."""
-    value_reduction: int = 4
+    value_reduction: int = REDUCTIONS["v"]
     """r₂: β has C / r₂ channels."""
-    share: int = 8
+    share: int = REDUCTIONS["g"] // REDUCTIONS["v"]
     """Channels of β that share one attention weight."""
     heads: int = 8
     """Heads of the stand-alone block."""
     backend: str = "auto"
 
     def __post_init__(self) -> None:
-        _expect("family", self.family, tuple(ATTENTION))
-        _expect("mapping", self.mapping, MAPPINGS)
-        _expect("transformations", self.transformations, TRANSFORMATIONS)
-        _expect("backend", self.backend, (*BACKENDS, "auto"))
-        if self.family == "stand_alone":
-            return
+        expect("family", self.family, tuple(ATTENTION))
+        expect("backend", self.backend, (*BACKENDS, "auto"))
+        for field in fields(AttentionConfig):
+            if field.name in _UNUSED[self.family] and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name} is {getattr(self, field.name)!r}; expected {field.default!r}, "
+                    f"since {self.family} attention does not read it"
+                )
+        for name in ("value_reduction", "share", "heads"):
+            positive(name, getattr(self, name))
+        if self.family != "stand_alone":
+            self._complete()
+
+    def _complete(self) -> None:
+        """Choose what is None, as the paper does for the family, and check the rest."""
+        expect("mapping", self.mapping, MAPPINGS)
+        expect("transformations", self.transformations, TRANSFORMATIONS)
         pairwise_family = self.family == "pairwise"
         self._default("relation", "subtraction" if pairwise_family else "concatenation")
         self._default("position", "relative" if pairwise_family else "none")
-        self._default("relation_reduction", self.value_reduction if self.transformations == "shared" else 16)
-        _expect(f"{self.family} relation", self.relation, RELATIONS[self.family])
-        _expect(f"{self.family} position", self.position, POSITIONS if pairwise_family else POSITIONS[:1])
-        if self.transformations == "shared" and self.relation_reduction != self.value_reduction:
+        one_layer = self.transformations == "shared"
+        self._default("relation_reduction", self.value_reduction if one_layer else REDUCTIONS["r"])
+        expect(f"{self.family} relation", self.relation, RELATIONS[self.family])
+        expect(f"{self.family} position", self.position, POSITIONS if pairwise_family else POSITIONS[:1])
+        positive("relation_reduction", self.relation_reduction)
+        if one_layer and self.relation_reduction != self.value_reduction:
             raise ValueError(
                 f"relation_reduction is {self.relation_reduction}; expected value_reduction = {self.value_reduction}, "
                 "since φ = ψ = β is one layer"
@@ -91,9 +113,8 @@ def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
 def mapping(widths: Sequence[int]) -> nn.Sequential:
     """γ through `widths`: batch norm, ReLU and linear per step; the last linear has a bias."""
     layers: list[nn.Module] = []
-    for inputs, outputs in pairwise(widths):
-        last = len(layers) == 3 * (len(widths) - 2)
-        layers += [nn.BatchNorm2d(inputs), nn.ReLU(), linear(inputs, outputs, bias=last)]
+    for step, (inputs, outputs) in enumerate(pairwise(widths), start=2):
+        layers += [nn.BatchNorm2d(inputs), nn.ReLU(), linear(inputs, outputs, bias=step == len(widths))]
     return nn.Sequential(*layers)
 
 
@@ -102,7 +123,6 @@ class VectorAttention(nn.Module):
 
     def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
         super().__init__()
-        assert config.relation_reduction is not None
         r = divide("channels", channels, "relation_reduction", config.relation_reduction)
         v = divide("channels", channels, "value_reduction", config.value_reduction)
         self.groups = divide("value channels", v, "share", config.share)
@@ -111,18 +131,16 @@ class VectorAttention(nn.Module):
         self.backend = config.backend
         self.relation = OPERATORS[f"{config.family}_{config.relation}"]
         self.phi = linear(channels, r)
-        if config.transformations == "distinct":
-            self.psi = linear(channels, r)
-        if config.transformations != "shared":
-            self.beta = linear(channels, v)
+        self.psi = linear(channels, r) if config.transformations == "distinct" else None
+        self.beta = linear(channels, v) if config.transformations != "shared" else None
         # φ = ψ = β widens φ to C / 4; γ keeps the hidden width C / 16 that the parameter count of Table 6 asks for
-        self.hidden = max(channels // 16, 1) if config.transformations == "shared" else r
+        self.hidden = r if self.beta is not None else max(channels // REDUCTIONS["r"], 1)
 
     def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """φ(x), ψ(x), β(x); a layer that two of them share runs once."""
         phi = self.phi(x)
-        psi = self.psi(x) if hasattr(self, "psi") else phi
-        beta = self.beta(x) if hasattr(self, "beta") else phi
+        psi = phi if self.psi is None else self.psi(x)
+        beta = phi if self.beta is None else self.beta(x)
         return phi, psi, beta
 
     def relation_channels(self) -> int:
@@ -139,29 +157,30 @@ class PairwiseAttention(VectorAttention):
     def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
         super().__init__(channels, footprint, config)
         self.position_encoding = config.position
-        width = self.relation_channels()
-        if config.position != "none":
-            self.position = linear(2, 2)
-            width += 2
+        self.position = linear(2, 2) if config.position != "none" else None
+        width = self.relation_channels() + (2 if self.position is not None else 0)
         hidden = [self.hidden] * (len(config.mapping) // 2)
         self.gamma = mapping([width, *hidden, self.groups])
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
         phi, psi, beta = self.transform(x)
         delta = self.relation(phi, psi, footprint=self.footprint, backend=self.backend)
-        if self.position_encoding != "none":
-            position = self.position_relation(x).expand(len(x), -1, -1, -1)
-            delta = torch.cat([delta, position.to(delta.dtype)], dim=1)
+        position = self.position_relation(x.shape[-2:])
+        if position is not None:
+            delta = torch.cat([delta, position.expand(len(x), -1, -1, -1).to(delta.dtype)], dim=1)
         alpha = softmax(self.gamma(delta), self.footprint, x.shape[-2:])
-        return aggregation(alpha.to(beta.dtype), beta, footprint=self.footprint, backend=self.backend)
+        return aggregation(alpha, beta, footprint=self.footprint, backend=self.backend)
 
-    def position_relation(self, x: Tensor) -> Float[Tensor, "1 2 k p"]:
-        """p_i − p_j, or p_j where the encoding is absolute."""
-        p = self.position(coordinates(x))
+    def position_relation(self, size: Sequence[int]) -> Float[Tensor, "1 2 k p"] | None:
+        """p_i − p_j on a map of `size`; p_j where the encoding is absolute, None where there is none."""
+        if self.position is None:
+            return None
         how = {"footprint": self.footprint, "backend": self.backend}
-        if self.position_encoding == "relative":
-            return pairwise_subtraction(p, p, **how)
-        return pairwise_concatenation(p, p, **how)[:, 2:]  # the p_j of [p_i, p_j]
+        with _no_autocast(self.position.weight):  # in bfloat16 the neighbours on a large map are hardly apart
+            p = self.position(coordinates(size, self.position.weight))
+            if self.position_encoding == "relative":
+                return pairwise_subtraction(p, p, **how)
+            return pairwise_concatenation(p, p, **how)[:, 2:]  # the p_j of [p_i, p_j]
 
 
 class PatchwiseAttention(VectorAttention):
@@ -169,9 +188,9 @@ class PatchwiseAttention(VectorAttention):
 
     def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
         super().__init__(channels, footprint, config)
-        # where φ = ψ, the centre is one of the taps already, and Table 6 counts it once
-        shared_centre = config.transformations != "distinct" and config.relation == "concatenation"
-        self.first_channel = self.phi.out_channels if shared_centre else 0
+        # where φ = ψ, a centre that is one of the taps is in δ already, and Table 6 counts it once
+        twice = self.psi is None and config.relation == "concatenation" and (0, 0) in footprint.offsets
+        self.first_channel = self.phi.out_channels if twice else 0
         hidden = {"l": [], "lrl": [self.groups], "lrlrl": [self.hidden, self.groups]}[config.mapping]
         width = self.relation_channels() - self.first_channel
         self.gamma = mapping([width, *hidden, self.groups * footprint.taps])
@@ -179,10 +198,9 @@ class PatchwiseAttention(VectorAttention):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
         phi, psi, beta = self.transform(x)
         delta = self.relation(phi, psi, footprint=self.footprint, backend=self.backend)
-        alpha = self.gamma(delta[:, self.first_channel :]).reshape(
-            len(x), self.groups, self.footprint.taps, delta.shape[-1]
-        )
-        return aggregation(alpha.to(beta.dtype), beta, footprint=self.footprint, backend=self.backend)
+        alpha = self.gamma(delta[:, self.first_channel :])  # n g·k 1 p
+        alpha = alpha.reshape(len(x), self.groups, self.footprint.taps, alpha.shape[-1])
+        return aggregation(alpha, beta, footprint=self.footprint, backend=self.backend)
 
 
 class StandAloneAttention(nn.Module):
@@ -195,9 +213,8 @@ class StandAloneAttention(nn.Module):
     def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
         super().__init__()
         width = divide("channels", channels, "value_reduction", config.value_reduction)
-        per_head = divide("value channels", width, "heads", config.heads)
+        row_channels = divide("value channels", width, "2 · heads", 2 * config.heads)
         rows, columns = (sorted(set(axis)) for axis in zip(*footprint.offsets, strict=True))
-        row_channels = divide("channels per head", per_head, "row and column embeddings", 2)
         self.value_channels = width
         self.heads = config.heads
         self.footprint = footprint
@@ -216,8 +233,7 @@ class StandAloneAttention(nn.Module):
         position = self.relative().transpose(1, 2) @ query.flatten(3)  # n heads k p
         logits = content.view(n, heads, *content.shape[2:]) + position
         alpha = softmax(logits, self.footprint, x.shape[-2:])
-        value = self.value(x)
-        return aggregation(alpha.to(value.dtype), value, **how)
+        return aggregation(alpha, self.value(x), **how)
 
     def split(self, x: Float[Tensor, "n v h w"]) -> Float[Tensor, "n heads c h w"]:
         return x.unflatten(1, (-1, self.heads)).transpose(1, 2)
@@ -273,24 +289,34 @@ def softmax(logits: Float[Tensor, "n g k p"], footprint: Footprint, size: Sequen
     """Softmax over the taps; under `exclude`, over those inside the map."""
     if footprint.boundary == "exclude":
         outside = ~footprint.inside(*size).to(logits.device)
+        # no −∞: a centre without any tap inside has uniform weights over zeros, rather than NaN
         logits = logits.masked_fill(outside, torch.finfo(logits.dtype).min)
     return logits.softmax(dim=2)
 
 
-def coordinates(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "1 2 h w"]:
-    """Horizontal, then vertical position on the map, each from −1 to 1 (SAN Sec. 3.1, position encoding)."""
-    h, w = x.shape[-2:]
-    ys, xs = (torch.linspace(-1, 1, side, device=x.device, dtype=x.dtype) for side in (h, w))
+def coordinates(size: Sequence[int], like: Tensor) -> Float[Tensor, "1 2 h w"]:
+    """Horizontal, then vertical position on a map, each from −1 to 1 (SAN Sec. 3.1, position encoding).
+
+    A side of 1 is at −1.
+    """
+    h, w = size
+    ys, xs = (torch.linspace(-1, 1, side, device=like.device, dtype=like.dtype) for side in (h, w))
     return torch.cat([xs.expand(1, 1, h, w), ys[:, None].expand(1, 1, h, w)], dim=1)
 
 
-def divide(what: str, size: int, by: str, divisor: int) -> int:
+def expect(what: str, got: str | None, valid: Sequence[str]) -> None:
+    """ValueError unless `got` is one of `valid`."""
+    if got not in valid:
+        raise ValueError(unknown(what, str(got), valid))
+
+
+def divide(what: str, size: int, by: str, divisor: int | None) -> int:
     """size / divisor, which must be whole."""
-    if not isinstance(divisor, int) or divisor < 1 or size % divisor:
+    if divisor is None or size % divisor:
         raise ValueError(f"{by} is {divisor}; expected a divisor of {what} = {size}")
     return size // divisor
 
 
-def _expect(what: str, got: str | None, valid: Sequence[str]) -> None:
-    if got not in valid:
-        raise ValueError(unknown(what, str(got), valid))
+def _no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

@@ -8,7 +8,8 @@ Input checks, dispatch, cost, conformance tests, benchmarks and sweep columns ar
 Axes: n image, r channels of φ and ψ, v channels of β, g weight groups, h w map, oh ow centres, p = oh·ow, k taps.
 A returned tuple is the concatenation [a, b] of its flattened parts.
 
-To add a relation, declare it here and add a kernel of that name to each backend (`backends/unfold.py`, …).
+To add a relation, declare it, here or in code of your own, and give each backend that shall compute it a kernel of
+that name (`backends/unfold.py`, …).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -58,10 +61,19 @@ class Operator:
         return self.name.partition("_")[2]
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """Where the body reads each input: `i` the centre, `j` one tap, `R` all taps."""
+        return tuple(parameter.rpartition("_")[2] for parameter in inspect.signature(self.body).parameters)
+
+    @property
     def schema(self) -> str:
         """torch.library schema."""
         tensors = ", ".join(f"Tensor {name}" for name, _ in self.inputs)
         return f"{self.name}({tensors}, str footprint, str backend) -> Tensor"
+
+    def __reduce__(self) -> tuple[Callable[[str], Operator], tuple[str]]:
+        """An operator travels, and is copied, as its name."""
+        return _named, (self.name,)
 
     def __call__(self, *inputs: Tensor, footprint: Footprint, backend: str = "auto") -> Tensor:
         """Run on `inputs`, in the order of the declaration; `backend="auto"` takes the best that can.
@@ -78,7 +90,6 @@ class Operator:
             names = ", ".join(name for name, _ in self.inputs)
             raise ValueError(f"{self.name}: got {len(shapes)} inputs; expected {len(self.inputs)}: {names}")
         sizes: dict[str, int] = {}
-        first: dict[str, str] = {}
         for (name, axes), shape in zip(self.inputs, shapes, strict=True):
             letters = axes.split()
             if len(shape) != len(letters):
@@ -87,28 +98,29 @@ class Operator:
                 )
             for letter, size in zip(letters, shape, strict=True):
                 if sizes.setdefault(letter, size) != size:
-                    raise ValueError(
-                        f"{self.name}: axis {letter} of {name} is {size}; "
-                        f"expected {sizes[letter]}, as in {first[letter]}"
-                    )
-                first.setdefault(letter, name)
-        _check_map(self.name, sizes)
+                    raise self._misfit(letter, name, size, f"{sizes[letter]}, as in {self._first(letter)}")
+        for letter, size in sizes.items():
+            if letter in "rvghw" and size < 1:
+                raise self._misfit(letter, self._first(letter), size, "at least 1")
         oh, ow = footprint.output_size(sizes["h"], sizes["w"])
-        derived = {
-            "k": (footprint.taps, f"the taps of footprint {footprint}"),
-            "p": (oh * ow, f"the centres of footprint {footprint} on a {sizes['h']}×{sizes['w']} map"),
-        }
-        for letter, (size, why) in derived.items():
-            if sizes.setdefault(letter, size) != size:
-                raise ValueError(
-                    f"{self.name}: axis {letter} of {first[letter]} is {sizes[letter]}; expected {size}, {why}"
-                )
-        if "g" in sizes and (sizes["g"] < 1 or sizes["v"] % sizes["g"]):
-            raise ValueError(
-                f"{self.name}: axis g of {first['g']} is {sizes['g']}; expected a divisor of v = {sizes['v']}, "
-                "since v = g·share"
-            )
-        return sizes | {"oh": oh, "ow": ow}
+        if sizes.setdefault("k", footprint.taps) != footprint.taps:
+            why = f"{footprint.taps}, the taps of footprint {footprint}"
+            raise self._misfit("k", self._first("k"), sizes["k"], why)
+        if sizes.setdefault("p", oh * ow) != oh * ow:
+            why = f"{oh * ow}, the centres of footprint {footprint} on a {sizes['h']}×{sizes['w']} map"
+            raise self._misfit("p", self._first("p"), sizes["p"], why)
+        if "g" in sizes and sizes["v"] % sizes["g"]:
+            why = f"a divisor of v = {sizes['v']}, since v = g·share"
+            raise self._misfit("g", self._first("g"), sizes["g"], why)
+        sizes["oh"], sizes["ow"] = oh, ow
+        return sizes
+
+    def _first(self, letter: str) -> str:
+        """The first input that has this axis."""
+        return next(name for name, axes in self.inputs if letter in axes.split())
+
+    def _misfit(self, letter: str, name: str, size: int, expected: str) -> ValueError:
+        return ValueError(f"{self.name}: axis {letter} of {name} is {size}; expected {expected}")
 
     def input_shapes(self, sizes: Sizes) -> list[tuple[int, ...]]:
         return [shape(axes, sizes) for _, axes in self.inputs]
@@ -123,36 +135,60 @@ class Operator:
 
 def shape(axes: str, sizes: Sizes) -> tuple[int, ...]:
     """Evaluate axes such as `n 2*r k p`."""
-    return tuple(eval(axis, {"__builtins__": {}}, dict(sizes)) for axis in axes.split())
+    return tuple(eval(axis, {"__builtins__": {}}, dict(sizes)) for axis in _expressions(axes))
 
 
-def _check_map(name: str, sizes: Sizes) -> None:
-    for letter in "hw":
-        if sizes[letter] < 1:
-            raise ValueError(f"{name}: axis {letter} is {sizes[letter]}; expected a map of at least one position")
+@cache
+def _expressions(axes: str) -> tuple[CodeType, ...]:
+    return tuple(compile(axis, axes, "eval") for axis in axes.split())
 
+
+BACKENDS = ("unfold",)
+"""Who can compute them: a module of `saprof.backends` each, the best first."""
 
 OPERATORS: dict[str, Operator] = {}
 """Every declared operator, by name, in order of declaration."""
 
 
+def _named(name: str) -> Operator:
+    return OPERATORS[name]
+
+
+RELATIONS: dict[str, tuple[str, ...]] = {"pairwise": (), "patchwise": ()}
+"""The relations of each family, as the models know them; a declaration adds its own."""
+
+
 def operator(*, axes: str, source: str, **costs: str) -> Callable[[Callable[..., Any]], Operator]:
-    """Declare the decorated function as an operator; `axes` reads `n r h w, n r h w -> n r k p`."""
-    inputs, output = axes.split("->")
+    """Declare the decorated function as an operator; `axes` reads `n r h w, n r h w -> n r k p`.
+
+    Raises ValueError where the declaration does not fit the function, or its name is taken.
+    """
+    inputs, _, output = axes.partition("->")
 
     def declare(body: Callable[..., Any]) -> Operator:
+        name = body.__name__
         names = [parameter.rpartition("_")[0] for parameter in inspect.signature(body).parameters]
+        shapes = [part.strip() for part in inputs.split(",")]
+        if len(names) != len(shapes) or not output:
+            raise ValueError(f"{name}: axes are {axes!r}; expected those of {', '.join(names)} -> those of the output")
+        if name in OPERATORS:
+            raise ValueError(f"{name}: already declared, as {OPERATORS[name].equation}; expected a new name")
         declared = Operator(
-            name=body.__name__,
+            name=name,
             equation=(body.__doc__ or "").strip(),
             source=source,
-            inputs=tuple(zip(names, (axes.strip() for axes in inputs.split(",")), strict=True)),
+            inputs=tuple(zip(names, shapes, strict=True)),
             output=output.strip(),
             body=body,
             **costs,
         )
+        if not set(declared.reads) <= set("ijR"):
+            raise ValueError(f"{name}: parameters are read at {', '.join(declared.reads)}; expected _i, _j or _R each")
         object.__setattr__(declared, "__doc__", _describe(declared))
-        return OPERATORS.setdefault(declared.name, declared)
+        OPERATORS[name] = declared
+        if declared.family in RELATIONS:
+            RELATIONS[declared.family] += (declared.relation,)
+        return declared
 
     return declare
 
@@ -230,10 +266,3 @@ def aggregation(alpha_i, beta_R):
     """y_i[c] = Σ_j α_ij[c mod g] β_j[c]"""
     share = beta_R.shape[1] // alpha_i.shape[0]
     return (alpha_i.tile(share, 1) * beta_R.T).sum(1)
-
-
-RELATIONS = {
-    family: tuple(op.relation for op in OPERATORS.values() if op.family == family)
-    for family in ("pairwise", "patchwise")
-}
-"""The relations of each family, as the models know them."""

@@ -5,7 +5,6 @@ It shares no index arithmetic with `Footprint` or the backends: boundaries are w
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,6 +12,8 @@ from torch import Tensor
 
 from saprof.footprint import Footprint
 from saprof.operators import Operator
+
+Position = tuple[int, int]
 
 
 def reference(
@@ -23,21 +24,17 @@ def reference(
     Given `positions` p', the result is restricted to them: the output's axes with the map flattened and p cut to p'.
     """
     sizes = operator.bind([x.shape for x in inputs], footprint)
-    inputs = [x.double() for x in inputs]
     chosen = range(sizes["p"]) if positions is None else positions
     centres = [divmod(p, sizes["ow"]) for p in chosen]
-    reads = [p.rpartition("_")[2] for p in inspect.signature(operator.body).parameters]
-    at_centre = [_at_centre(x, axes, centres, chosen, footprint) for (_, axes), x in _named(operator, inputs)]
-    at_taps = [_at_taps(x, centres, footprint) if read in "jR" else None for read, x in zip(reads, inputs, strict=True)]
-    # arguments lead with the axes n, p' (and k for a tap); what is left of each is one vector, or rows over taps
-    arguments = [c if read == "i" else t for read, c, t in zip(reads, at_centre, at_taps, strict=True)]
-    body: Callable[..., Tensor] = lambda *x: _concatenate(operator.body(*x))  # noqa: E731
-    if "j" in reads:
-        body = torch.vmap(body, in_dims=tuple(0 if read == "j" else None for read in reads), out_dims=-1)
-    if sizes["n"] == 0 or not centres:
-        cut = sizes | {"p": len(centres), "oh": len(centres), "ow": 1}
-        return inputs[0].new_empty(operator.output_shape(cut if positions is not None else sizes))
-    result = torch.vmap(torch.vmap(body))(*arguments).movedim(1, -1)  # n d [k] p'
+    arguments = []  # axes n, p', then those at one position: a vector, or rows over taps
+    for x, (_, axes), read in zip(inputs, operator.inputs, operator.reads, strict=True):
+        if read != "i":
+            arguments.append(_at_taps(x.double(), centres, footprint))
+        elif axes.endswith(" p"):
+            arguments.append(x.double()[..., list(chosen)].movedim(-1, 1))
+        else:
+            arguments.append(_at_centres(x.double(), centres, footprint))
+    result = torch.vmap(torch.vmap(_at_one_position(operator)))(*arguments).movedim(1, -1)  # n d [k] p'
     shape = operator.output_shape(sizes)
     if positions is None:
         return result.reshape(shape)
@@ -45,7 +42,7 @@ def reference(
     return result.reshape(*shape[:-map_axes], len(centres))
 
 
-def outside(coordinate: int, size: int, boundary: str) -> int | None:
+def walk(coordinate: int, size: int, boundary: str) -> int | None:
     """Walk a coordinate back onto an axis; None where the boundary has nothing there."""
     while not 0 <= coordinate < size:
         match boundary:
@@ -62,33 +59,34 @@ def outside(coordinate: int, size: int, boundary: str) -> int | None:
     return coordinate
 
 
-def _named(operator: Operator, inputs: Sequence[Tensor]):
-    return zip(operator.inputs, inputs, strict=True)
+def _at_one_position(operator: Operator) -> Callable[..., Tensor]:
+    """The operator's body, its output as one vector; a body that reads single taps runs at each, the last axis."""
+
+    def body(*arguments: Tensor) -> Tensor:
+        value = operator.body(*arguments)
+        return torch.cat([part.flatten() for part in value]) if isinstance(value, tuple) else value.flatten()
+
+    if "j" not in operator.reads:
+        return body
+    return torch.vmap(body, in_dims=tuple(0 if read == "j" else None for read in operator.reads), out_dims=-1)
 
 
-def _at_centre(x: Tensor, axes: str, centres, chosen, footprint: Footprint) -> Tensor:
-    """n p' …: the vector at each centre; an input that already lives on centres (axes … p) is read there."""
-    if axes.endswith(" p"):
-        return x[..., list(chosen)].movedim(-1, 1)
-    ys, xs = ([c[axis] * footprint.stride for c in centres] for axis in (0, 1))
+def _at_centres(x: Tensor, centres: Sequence[Position], footprint: Footprint) -> Tensor:
+    """n p' c: the vector at each centre."""
+    ys, xs = ([centre[axis] * footprint.stride for centre in centres] for axis in (0, 1))
     return x[:, :, ys, xs].movedim(-1, 1)
 
 
-def _at_taps(x: Tensor, centres, footprint: Footprint) -> Tensor:
+def _at_taps(x: Tensor, centres: Sequence[Position], footprint: Footprint) -> Tensor:
     """n p' k c: the vectors at the taps of each centre, 0 where there is none."""
     height, width = x.shape[-2:]
-    taps = []
+    taps: list[Position | None] = []
     for oy, ox in centres:
         for dy, dx in footprint.offsets:
-            y = outside(oy * footprint.stride + dy, height, footprint.boundary)
-            x_ = outside(ox * footprint.stride + dx, width, footprint.boundary)
-            taps.append(None if y is None or x_ is None else (y, x_))
-    ys, xs = ([t[axis] if t else 0 for t in taps] for axis in (0, 1))
-    exists = torch.tensor([t is not None for t in taps], device=x.device)
+            row = walk(oy * footprint.stride + dy, height, footprint.boundary)
+            column = walk(ox * footprint.stride + dx, width, footprint.boundary)
+            taps.append(None if row is None or column is None else (row, column))
+    ys, xs = ([tap[axis] if tap else 0 for tap in taps] for axis in (0, 1))
+    exists = torch.tensor([tap is not None for tap in taps], device=x.device)
     values = x[:, :, ys, xs].where(exists, 0.0)  # n c (p' k)
     return values.unflatten(-1, (len(centres), footprint.taps)).movedim(1, -1)
-
-
-def _concatenate(value: Tensor | tuple[Tensor, ...]) -> Tensor:
-    parts = value if isinstance(value, tuple) else (value,)
-    return torch.cat([part.flatten() for part in parts])

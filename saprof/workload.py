@@ -79,8 +79,8 @@ def tiny(operator: Operator) -> Iterator[Workload]:
 
 
 def edge(operator: Operator) -> Iterator[Workload]:
-    """Every boundary with what tends to break: even, dilated and irregular footprints, stride, a map smaller than the
-    footprint, a map of one position, a single channel per group, an empty batch."""
+    """Every boundary with what tends to break: even, dilated and irregular footprints, stride, a tap beyond the map, a
+    map smaller than the footprint, a map of one position, a single channel per group, an empty batch."""
     footprints = [
         Footprint.square(1),
         Footprint.square(4),
@@ -91,7 +91,7 @@ def edge(operator: Operator) -> Iterator[Workload]:
         Footprint.cross(5),
         Footprint.disk(5, stride=2),
         Footprint.from_offsets([(2, 1), (0, 0), (-3, 4), (0, -1)]),
-        Footprint.from_offsets([(4, 4)]),
+        Footprint.from_offsets([(7, -5)]),
     ]
     yield from tiny(operator)
     for boundary in BOUNDARIES:

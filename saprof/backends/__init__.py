@@ -7,16 +7,17 @@ only `backend="auto"` may choose.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from saprof.backends import unfold
+from saprof import operators
 from saprof.footprint import Footprint
 from saprof.operators import OPERATORS, Operator
 
-BACKENDS: dict[str, ModuleType] = {"unfold": unfold}
+BACKENDS: dict[str, ModuleType] = {name: import_module(f"saprof.backends.{name}") for name in operators.BACKENDS}
 """By name, the best first: the order in which `auto` asks."""
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -38,10 +39,17 @@ def call(operator: Operator, inputs: Sequence[Tensor], footprint: Footprint, bac
         )
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(unknown("backend", backend, [*BACKENDS, "auto"]))
-    inputs = _autocast(inputs)
-    _check(operator, inputs, footprint)
-    if operator.name not in _registered:
-        register(operator)
+    _check_tensors(operator, inputs)
+    device = inputs[0].device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        # in the autocast type, like a convolution; inside, no part of a backend is cast on its own
+        inputs = _cast(inputs, torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            return call(operator, inputs, footprint, backend)
+    _check_alike(operator, inputs)
+    operator.bind([x.shape for x in inputs], footprint)
+    if operator.name not in _libraries:
+        register(operator.name)
     return getattr(torch.ops.saprof, operator.name)(*inputs, str(footprint), backend)
 
 
@@ -55,12 +63,13 @@ def why_not(backend: str, operator: Operator, dtype: torch.dtype, device: str, f
 
 def choose(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint, backend: str = "auto") -> str:
     """The backend that will run: the named one, or under `auto` the first that can; else Unsupported, with reasons."""
-    candidates = list(BACKENDS) if backend == "auto" else [backend]
-    reasons = {name: why_not(name, operator, dtype, device, footprint) for name in candidates}
-    for name, reason in reasons.items():
+    reasons = []
+    for name in BACKENDS if backend == "auto" else (backend,):
+        reason = why_not(name, operator, dtype, device, footprint)
         if reason is None:
             return name
-    raise Unsupported(f"{operator.name}: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+        reasons.append(f"{name}: {reason}")
+    raise Unsupported(f"{operator.name}: " + "; ".join(reasons))
 
 
 def unknown(what: str, got: str, valid: Sequence[str]) -> str:
@@ -69,53 +78,53 @@ def unknown(what: str, got: str, valid: Sequence[str]) -> str:
     return f"unknown {what} {got!r}; expected {', '.join(most) + ' or ' if most else ''}{last}"
 
 
-def _autocast(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Under autocast an operator computes in the autocast type, like a convolution; float64 stays."""
-    if not all(isinstance(x, Tensor) for x in inputs):
-        return inputs  # the check below has the better words
-    device = inputs[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return inputs
-    dtype = torch.get_autocast_dtype(device)
-    return [x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in inputs]
-
-
-def _check(operator: Operator, inputs: Sequence[Tensor], footprint: Footprint) -> None:
-    for (name, _), x in zip(operator.inputs, inputs, strict=False):
+def _check_tensors(operator: Operator, inputs: Sequence[Tensor]) -> None:
+    if len(inputs) != len(operator.inputs):
+        names = ", ".join(name for name, _ in operator.inputs)
+        raise ValueError(f"{operator.name}: got {len(inputs)} inputs; expected {len(operator.inputs)}: {names}")
+    for (name, _), x in zip(operator.inputs, inputs, strict=True):
         if not isinstance(x, Tensor):
             raise ValueError(f"{operator.name}: {name} is a {type(x).__name__}; expected a torch.Tensor")
         if x.dtype not in DTYPES:
             names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
             raise ValueError(f"{operator.name}: dtype of {name} is {x.dtype}; expected one of {names}")
-        for what in ("dtype", "device"):
-            if getattr(x, what) != getattr(inputs[0], what):
+
+
+def _cast(inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    return [x if x.dtype == torch.float64 else x.to(dtype) for x in inputs]
+
+
+def _check_alike(operator: Operator, inputs: Sequence[Tensor]) -> None:
+    first = inputs[0]
+    for (name, _), x in zip(operator.inputs, inputs, strict=True):
+        for what, got, expected in (("dtype", x.dtype, first.dtype), ("device", x.device, first.device)):
+            if got != expected:
                 raise ValueError(
-                    f"{operator.name}: {what} of {name} is {getattr(x, what)}; "
-                    f"expected {getattr(inputs[0], what)}, as of {operator.inputs[0][0]}"
+                    f"{operator.name}: {what} of {name} is {got}; expected {expected}, as of {operator.inputs[0][0]}"
                 )
-    operator.bind([x.shape for x in inputs], footprint)
 
 
 # The adapter. `saprof::<operator>` is a composite: tracers and fvcore see one call by its declared name, while autograd
 # and torch.compile see what the backend does.
 
-LIBRARY = torch.library.Library("saprof", "FRAGMENT")
-_registered: set[str] = set()
+_libraries: dict[str, torch.library.Library] = {}
 
 
-def register(operator: Operator) -> None:
-    """Give `operator` its dispatcher entry; done on import for every operator of `saprof.operators`."""
+@torch.compiler.assume_constant_result
+def register(name: str) -> None:
+    """Give the operator its dispatcher entry: on import for every one declared by then, else when first called."""
+    operator = OPERATORS[name]
 
     def compute(*arguments) -> Tensor:
         *inputs, text, backend = arguments
         footprint = Footprint.parse(text)
-        name = choose(operator, inputs[0].dtype, inputs[0].device.type, footprint, backend)
-        return getattr(BACKENDS[name], operator.name)(*inputs, footprint)
+        chosen = choose(operator, inputs[0].dtype, inputs[0].device.type, footprint, backend)
+        return getattr(BACKENDS[chosen], name)(*inputs, footprint)
 
-    LIBRARY.define(operator.schema)
-    LIBRARY.impl(operator.name, compute, "CompositeImplicitAutograd")
-    _registered.add(operator.name)
+    _libraries[name] = torch.library.Library("saprof", "FRAGMENT")
+    _libraries[name].define(operator.schema)
+    _libraries[name].impl(name, compute, "CompositeImplicitAutograd")
 
 
-for _operator in OPERATORS.values():
-    register(_operator)
+for _name in OPERATORS:
+    register(_name)

@@ -22,13 +22,14 @@ def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint
 
 def gather(x: Float[Tensor, "n c h w"], footprint: Footprint) -> Float[Tensor, "n c k p"]:
     """x_j for all j in R(i), at every i; 0 where the boundary drops the tap."""
-    n, c, h, w = x.shape
-    p = torch.Size(footprint.output_size(h, w)).numel()
-    if footprint.lattice is None:
+    h, w = x.shape[-2:]
+    oh, ow = footprint.output_size(h, w)
+    (top, bottom), (left, right) = footprint.window(h, w)
+    if footprint.lattice is None or (bottom - top) * (right - left) > footprint.taps * oh * ow:
         return _gather_by_table(x, footprint)
     size, dilation = footprint.lattice
-    patches = F.unfold(_pad(x, footprint), size, dilation=dilation, stride=footprint.stride)
-    return patches.view(n, c, footprint.taps, p)
+    patches = F.unfold(_window(x, footprint), size, dilation=dilation, stride=footprint.stride)
+    return patches.unflatten(1, (-1, footprint.taps))
 
 
 def centre(x: Float[Tensor, "n c h w"], footprint: Footprint) -> Float[Tensor, "n c 1 p"]:
@@ -40,31 +41,34 @@ def sum_of_products(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Σ a·b over an axis; the multiply-adds are told to FlopCounterMode, which cannot see an elementwise product."""
     products = a * b
     macs, output = products.numel(), products.sum(axis)
-    torch.ops.saprof.tally(output, macs)
+    torch.ops.saprof.tally(macs)
     if output.requires_grad:  # each factor's gradient is such a product again
-        output.register_hook(lambda gradient: torch.ops.saprof.tally(gradient, 2 * macs))
+        factors = a.requires_grad + b.requires_grad
+        output.register_hook(lambda gradient: torch.ops.saprof.tally(factors * macs))
     return output
 
 
 _library = torch.library.Library("saprof", "FRAGMENT")
-_library.define("tally(Tensor x, SymInt macs) -> ()")
-_library.impl("tally", lambda x, macs: None, "CompositeExplicitAutograd")
+_library.define("tally(SymInt macs) -> ()")
+_library.impl("tally", lambda macs: None, "CompositeExplicitAutograd")
 
 
 @torch.utils.flop_counter.register_flop_formula(torch.ops.saprof.tally)
-def _tally_flops(x_shape, macs, *args, out_shape=None, **kwargs) -> int:
+def _tally_flops(macs, *args, out_shape=None, **kwargs) -> int:
     return 2 * macs
 
 
-def _pad(x: Tensor, footprint: Footprint) -> Tensor:
-    """The rows and columns that the footprint reaches from the first centre to the last, and no others."""
-    spans = []
-    for size, (least, most) in zip(x.shape[-2:], footprint.reach, strict=True):
-        last_centre = (size - 1) // footprint.stride * footprint.stride
-        spans.append((least, last_centre + most + 1))
-    (top, bottom), (left, right) = spans
+def _window(x: Tensor, footprint: Footprint) -> Tensor:
+    """The part of the map that the footprint reaches, continued by the boundary."""
+    spans = footprint.window(*x.shape[-2:])
     if footprint.drops_taps:
-        return F.pad(x, (-left, right - x.shape[-1], -top, bottom - x.shape[-2]))
+        (top, bottom), (left, right) = spans
+        x = x[:, :, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+        pads = []
+        for (start, stop), kept in zip(reversed(spans), reversed(x.shape[-2:]), strict=True):
+            before = min(max(-start, 0), stop - start)
+            pads += [before, stop - start - before - kept]
+        return F.pad(x, pads)
     for axis, (start, stop) in zip((-2, -1), spans, strict=True):
         positions = torch.arange(start, stop, device=x.device)
         x = x.index_select(axis, source(positions, x.shape[axis], footprint.boundary))
@@ -72,7 +76,8 @@ def _pad(x: Tensor, footprint: Footprint) -> Tensor:
 
 
 def _gather_by_table(x: Tensor, footprint: Footprint) -> Tensor:
-    """For taps that are no grid: look every one up; a dropped tap reads a zero kept behind the map."""
+    """For taps that are no grid, or reach so far that the map between them outgrows what is read of it: look every one
+    up; a dropped tap reads a zero kept behind the map."""
     h, w = x.shape[-2:]
     rows, columns = footprint.rows(h)[:, :, None], footprint.columns(w)[:, None, :]
     index = (rows * w + columns).where((rows >= 0) & (columns >= 0), h * w).flatten(1)

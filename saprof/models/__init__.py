@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
-from torch import nn
-
 from saprof.backends import unknown
+from saprof.models.architectures import build
 from saprof.models.checkpoint import load, load_official, save
 from saprof.models.resnet import ResNet, ResNetConfig
 from saprof.models.san import SAN, SANConfig
@@ -28,19 +26,20 @@ __all__ = [
 _BLOCKS = {10: (2, 1, 2, 4, 1), 15: (3, 2, 3, 5, 2), 19: (3, 3, 4, 6, 3)}
 _RESNET_BLOCKS = {26: (1, 2, 4, 1), 38: (2, 3, 5, 2), 50: (3, 4, 6, 3)}
 
-_MODELS: dict[str, tuple[type[nn.Module], type, dict[str, Any]]] = {
-    f"san{depth}_{family}": (SAN, SANConfig, {"family": family, "blocks": blocks})
+_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    f"san{depth}_{family}": ("SAN", {"family": family, "blocks": blocks})
     for depth, blocks in _BLOCKS.items()
-    for family in ("pairwise", "patchwise")
+    for family in RELATIONS
 }
 _MODELS |= {
-    f"san10_{family}_{relation}": (SAN, SANConfig, {"family": family, "relation": relation})
+    f"san10_{family}_{relation}": ("SAN", {"family": family, "relation": relation})
     for family, relations in RELATIONS.items()
     for relation in relations
 }
-_MODELS["san10_stand_alone"] = (SAN, SANConfig, {"family": "stand_alone"})
-_MODELS |= {f"resnet{depth}": (ResNet, ResNetConfig, {"blocks": blocks}) for depth, blocks in _RESNET_BLOCKS.items()}
-_MODELS |= {f"resnet26_{k}x{k}": (ResNet, ResNetConfig, {"blocks": _RESNET_BLOCKS[26], "footprint": k}) for k in (5, 7)}
+_MODELS["san10_stand_alone"] = ("SAN", {"family": "stand_alone"})
+_MODELS |= {f"resnet{depth}": ("ResNet", {"blocks": blocks}) for depth, blocks in _RESNET_BLOCKS.items()}
+_MODELS |= {f"resnet26_{k}x{k}": ("ResNet", {"blocks": _RESNET_BLOCKS[26], "footprint": k}) for k in (5, 7)}
+"""Architecture and fields of its config."""
 
 
 def list_models() -> list[str]:
@@ -48,16 +47,12 @@ def list_models() -> list[str]:
     return list(_MODELS)
 
 
-def create_model(name: str, **overrides: Any) -> nn.Module:
+def create_model(name: str, **overrides: Any) -> SAN | ResNet:
     """Build a model by name; `overrides` are fields of its config, such as `mapping="l"` or `num_classes=10`.
 
     Raises ValueError for an unknown name or field, or a value that does not fit.
     """
     if name not in _MODELS:
         raise ValueError(unknown("model", name, list_models()))
-    model, config, options = _MODELS[name]
-    valid = [field.name for field in fields(config)]
-    for override in overrides:
-        if override not in valid:
-            raise ValueError(unknown(f"option of {name}", override, valid))
-    return model(config(**options | overrides))
+    architecture, options = _MODELS[name]
+    return build(architecture, options | overrides)

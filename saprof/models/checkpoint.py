@@ -6,7 +6,6 @@ Loading never executes what is in a file: everything goes through `torch.load(we
 from __future__ import annotations
 
 import io
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from saprof import atomic
-from saprof.models.resnet import ResNet, ResNetConfig
-from saprof.models.san import SAN, SANConfig
+from saprof.models.architectures import CONFIGS, build
+from saprof.models.resnet import ResNet
+from saprof.models.san import SAN
 
 FORMAT = 1
-_ARCHITECTURES = {"SAN": (SAN, SANConfig), "ResNet": (ResNet, ResNetConfig)}
 
 _OFFICIAL_KEYS = [
     (r"^module\.", ""),
@@ -44,41 +43,50 @@ _OFFICIAL_KEYS = [
 
 
 def save(model: SAN | ResNet, path: str | Path) -> None:
-    """Write the model's config and weights to `path`, whole or not at all."""
+    """Write the model's config and weights to `path`, whole or not at all.
+
+    ValueError if it is no SAN or ResNet, or has no weights; OSError if the file cannot be written.
+    """
+    architecture = type(model).__name__
+    if architecture not in CONFIGS:
+        raise ValueError(f"cannot save a {architecture}; expected a {' or '.join(CONFIGS)}, not wrapped in anything")
+    weights = model.state_dict()
+    if any(value.is_meta for value in weights.values()):
+        raise ValueError(f"cannot save a {architecture} on the meta device; expected one with weights")
     config = {name: _plain(value) for name, value in vars(model.config).items()}
-    content = {"saprof": FORMAT, "architecture": type(model).__name__, "config": config, "weights": model.state_dict()}
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save({"saprof": FORMAT, "architecture": architecture, "config": config, "weights": weights}, buffer)
     atomic.write(path, buffer.getvalue())
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path) -> SAN | ResNet:
     """Rebuild the model that `save` wrote to `path`, on the CPU. ValueError if the file is anything else."""
-    content = _read(path)
-    if content.get("saprof") != FORMAT or content.get("architecture") not in _ARCHITECTURES:
-        raise ValueError(f"{path} is not a saprof checkpoint of format {FORMAT}; load the authors' with load_official")
-    model, config = _ARCHITECTURES[content["architecture"]]
-    try:
-        with torch.device("meta"):
-            built = model(config(**content["config"]))
-    except TypeError as error:
-        raise ValueError(f"{path}: its config does not fit this version of saprof: {error}") from None
-    _check_weights(built, content["weights"], str(path))
-    built.load_state_dict(content["weights"], assign=True)
-    return built
+    match _read(path):
+        case {
+            "saprof": int(version),
+            "architecture": str(architecture),
+            "config": dict(config),
+            "weights": weights,
+        } if version == FORMAT and architecture in CONFIGS:
+            return _rebuild(architecture, config, _state_dict(weights, str(path)), str(path))
+        case _:
+            raise ValueError(
+                f"{path} is not a saprof checkpoint of format {FORMAT}; load the authors' with load_official"
+            )
 
 
 def load_official(model: SAN, checkpoint: str | Path | Mapping[str, Any]) -> SAN:
     """Load a checkpoint of the SAN authors' released code (hszhao/SAN) into a pairwise or patchwise `model`.
 
-    `checkpoint` is a path, the loaded file, or its state dict. ValueError lists what is missing or misshapen.
+    `checkpoint` is a path, the loaded file, or its state dict. ValueError lists what is missing or misshapen, and then
+    the model is as it was.
     """
     where = "the checkpoint" if isinstance(checkpoint, Mapping) else str(checkpoint)
     content = checkpoint if isinstance(checkpoint, Mapping) else _read(checkpoint)
-    weights = content.get("state_dict", content)
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f"{where} holds no state dict; expected one under 'state_dict', or nothing but tensors")
+    weights = _state_dict(content.get("state_dict", content), where)
     renamed = {official_to_ours(key): value for key, value in weights.items()}
+    if len(renamed) < len(weights):
+        raise ValueError(f"{where} has some weights twice, with and without the prefix 'module.'")
     _check_weights(model, renamed, where)
     model.load_state_dict(renamed)
     return model
@@ -101,33 +109,61 @@ def _plain(value: Any) -> Any:
 def _read(path: str | Path) -> dict[str, Any]:
     # accuracies of training checkpoints are often numpy scalars: data like any other, under the name of either numpy
     scalar = np.float64(0).__reduce__()[0]
-    harmless = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float64DType]
+    dtypes = [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+    harmless = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes]
     try:
         with torch.serialization.safe_globals(harmless):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"cannot read checkpoint {path}: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"cannot read checkpoint {path}: it is damaged, or holds more than tensors and plain values ({reason})"
-        ) from None
+    except Exception as error:  # reading a damaged pickle can raise anything, says its documentation
+        raise ValueError(f"cannot read checkpoint {path}: {_reason(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary")
     return content
 
 
-def _check_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
-    ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    theirs = {key: tuple(value.shape) for key, value in weights.items()}
+def _reason(error: Exception) -> str:
+    """What torch.load says in paragraphs, in a clause."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2]
+    if refused := re.search(r"GLOBAL (\S+)", text):
+        return f"it holds {refused[1]}, and nothing but tensors and plain values is loaded"
+    clause = re.split(r"[.\n]", text)[0] or type(error).__name__
+    return f"it is damaged, or no checkpoint at all ({clause})"
+
+
+def _rebuild(architecture: str, config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> SAN | ResNet:
+    try:
+        with torch.device("meta"):
+            model = build(architecture, config)
+    except ValueError as error:
+        raise ValueError(f"{where} has a config that does not fit this version of saprof: {error}") from None
+    _check_weights(model, weights, where)
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def _state_dict(weights: object, where: str) -> dict[str, Tensor]:
+    if isinstance(weights, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
+        return dict(weights)
+    raise ValueError(f"{where} holds no state dict; expected names and tensors, and nothing else")
+
+
+def _check_weights(model: nn.Module, theirs: Mapping[str, Tensor], where: str) -> None:
+    ours = model.state_dict()
     problems = [f"{key} is missing" for key in ours.keys() - theirs.keys()]
     problems += [f"{key} is unexpected" for key in theirs.keys() - ours.keys()]
-    problems += [
-        f"{key} is {theirs[key]}, expected {ours[key]}"
-        for key in ours.keys() & theirs.keys()
-        if ours[key] != theirs[key]
-    ]
+    misfits = {key: _misfit(ours[key], theirs[key]) for key in ours.keys() & theirs.keys()}
+    problems += [f"{key} {misfit}" for key, misfit in misfits.items() if misfit]
     if problems:
         shown = "; ".join(sorted(problems)[:8])
         more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise ValueError(f"{where} does not fit this model: {shown}{more}")
+
+
+def _misfit(ours: Tensor, theirs: Tensor) -> str | None:
+    if theirs.shape != ours.shape:
+        return f"is {tuple(theirs.shape)}, expected {tuple(ours.shape)}"
+    if theirs.is_floating_point() != ours.is_floating_point():
+        return f"is {theirs.dtype}, expected {ours.dtype}"
+    return "has no data" if theirs.is_meta else None

@@ -6,12 +6,14 @@ convolution of its first block, and the parameter names are torchvision's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from saprof.footprint import positive
+from saprof.models.stages import check_stages
 
 EXPANSION = 4
 
@@ -26,19 +28,11 @@ class ResNetConfig:
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("blocks", "channels"):
-            stages = getattr(self, name)
-            if not isinstance(stages, Sequence) or len(stages) != len(self.channels):
-                raise ValueError(f"{name} is {stages!r}; expected one entry per stage, {len(self.channels)} of them")
-            object.__setattr__(self, name, tuple(stages))
-        for name, size in [
-            ("num_classes", self.num_classes),
-            *(("blocks or channels", s) for s in self.blocks + self.channels),
-        ]:
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} has {size!r}; expected positive integers")
-        if not isinstance(self.footprint, int) or self.footprint < 1 or self.footprint % 2 == 0:
-            raise ValueError(f"footprint is {self.footprint!r}; expected an odd size, as a padded convolution needs")
+        check_stages(self)
+        positive("num_classes", self.num_classes)
+        positive("footprint", self.footprint)
+        if self.footprint % 2 == 0:
+            raise ValueError(f"footprint is {self.footprint}; expected an odd size, as a padded convolution needs")
 
 
 class Bottleneck(nn.Module):

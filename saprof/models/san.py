@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.footprint import Footprint
-from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, linear
+from saprof.footprint import BOUNDARIES, Footprint, positive
+from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, expect, linear
+from saprof.models.stages import check_stages
 from saprof.workload import STAGES
 
 
@@ -29,22 +29,14 @@ class SANConfig(AttentionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("blocks", "channels", "footprints"):
-            stages = getattr(self, name)
-            if isinstance(stages, str) or not isinstance(stages, Sequence) or len(stages) != len(self.channels):
-                raise ValueError(f"{name} is {stages!r}; expected one entry per stage, {len(self.channels)} of them")
-            object.__setattr__(self, name, tuple(stages))
-        for name in ("blocks", "channels"):
-            for count in getattr(self, name):
-                if not isinstance(count, int) or count < 1:
-                    raise ValueError(f"{name} has {count!r}; expected positive integers")
-        if not isinstance(self.num_classes, int) or self.num_classes < 1:
-            raise ValueError(f"num_classes is {self.num_classes!r}; expected a positive integer")
+        check_stages(self, "footprints")
+        positive("num_classes", self.num_classes)
+        expect("boundary", self.boundary, BOUNDARIES)
         object.__setattr__(self, "footprints", self.stage_footprints)
 
     @property
     def stage_footprints(self) -> tuple[Footprint, ...]:
-        """`footprints`, as what they were read as."""
+        """The footprint of every stage, whatever it was given as."""
         return tuple(self._footprint(f) for f in self.footprints)
 
     def _footprint(self, footprint: Footprint | int | str) -> Footprint:
@@ -52,6 +44,8 @@ class SANConfig(AttentionConfig):
             footprint = Footprint.square(footprint, boundary=self.boundary)
         elif isinstance(footprint, str):
             footprint = Footprint.parse(footprint)
+        elif not isinstance(footprint, Footprint):
+            raise ValueError(f"footprint is {footprint!r}; expected a Footprint, a size, or text such as 'disk:9'")
         if footprint.stride != 1:
             raise ValueError(f"footprint {footprint} has stride {footprint.stride}; expected 1 inside a residual block")
         return footprint

@@ -1,0 +1,113 @@
+"""Cells: what one row of a sweep measures, as facts that need no torch; groups of cells are measured side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from saprof.cost import operator_cost
+from saprof.footprint import Footprint
+from saprof.results import SCHEMA
+from saprof.workload import ITEMSIZE, Workload
+
+MODES = ("forward", "train_forward", "backward", "train_step")
+"""`forward` without gradients, `train_forward` recording them, `backward` on a graph made before, `train_step` both."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A whole model at a batch of square images; its footprint, if given, replaces those of all stages but the first
+    (SAN Table 7; a footprint smaller than the first stage's replaces that too)."""
+
+    name: str
+    footprint: Footprint | None = None
+    batch: int = 1
+    size: int = 224
+    dtype: str = "float32"
+
+    @property
+    def has_backends(self) -> bool:
+        """Whether anything in the network is computed by a backend of ours."""
+        return not self.name.startswith("resnet")
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What `create_model` is given beside the name."""
+        if self.footprint is None:
+            return {}
+        if not self.has_backends:
+            return {"footprint": self.footprint.lattice[0][0] if self.footprint.lattice else 0}
+        return {"footprints": (Footprint.square(3, boundary=self.footprint.boundary), *[self.footprint] * 4)}
+
+    def __str__(self) -> str:
+        footprint = f"-{self.footprint}" if self.footprint else ""
+        return f"{self.name}{footprint}-n{self.batch}-{self.size}x{self.size}-{self.dtype}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One subject in one mode, computed by one backend."""
+
+    subject: Workload | Network
+    mode: str = "forward"
+    device: str = "cpu"
+    backend: str = "auto"
+    compiled: bool = False
+
+    @property
+    def what(self) -> dict[str, Any]:
+        """The fields of a row that say what the cell is."""
+        subject = self.subject
+        if isinstance(subject, Workload):
+            facts = {
+                "name": subject.operator.name,
+                "kind": "operator",
+                "footprint": str(subject.footprint),
+                "taps": subject.footprint.taps,
+                **{axis: getattr(subject, axis) for axis in "nrvghw"},
+            }
+        else:
+            facts = {
+                "name": subject.name,
+                "kind": "model",
+                "footprint": str(subject.footprint or "default"),
+                "taps": subject.footprint.taps if subject.footprint else None,
+                "n": subject.batch,
+                "h": subject.size,
+                "w": subject.size,
+            }
+        return facts | {
+            "dtype": subject.dtype,
+            "device": self.device,
+            "mode": self.mode,
+            "backend": self.backend,
+            "compiled": self.compiled,
+        }
+
+    def key(self, fingerprint: str) -> str:
+        """The cell's name in a run: changes with what it is, its environment, and the schema of rows."""
+        text = json.dumps([self.what, fingerprint, SCHEMA], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def costs(self) -> dict[str, int]:
+        """The fields of a row that follow from a declaration; a network's need torch, and are counted when it runs."""
+        if not isinstance(self.subject, Workload):
+            return {}
+        workload = self.subject
+        cost = operator_cost(workload.operator, workload.sizes, ITEMSIZE[workload.dtype])
+        pairs, inside = workload.footprint.pairs(workload.h, workload.w)
+        return {
+            "macs": cost.macs,
+            "flops_paper": cost.paper,
+            "flops_hardware": cost.flops("hardware"),
+            "compulsory_bytes": cost.bytes,
+            "pairs": pairs,
+            "pairs_inside": inside,
+        }
+
+    def __str__(self) -> str:
+        compiled = "+compile" if self.compiled else ""
+        return f"{self.subject} {self.mode} {self.backend}{compiled} on {self.device}"

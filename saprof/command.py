@@ -1,0 +1,51 @@
+"""What every command line of saprof does around its `main`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+OK, FAILED, USAGE = 0, 1, 2
+"""Exit codes: all is well; some cells failed or disagreed; the user's input was at fault."""
+
+
+def run(main: Callable[[list[str] | None], int]) -> NoReturn:
+    """Exit with main's code; a mistake in the input becomes one sentence on stderr and exit code 2."""
+    try:
+        code = main(None)
+        sys.stdout.flush()
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(OK)
+        print(f"error: {error}", file=sys.stderr)
+        code = USAGE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+def choices(what: str, text: str, valid: Sequence[str], extra: Sequence[str] = ()) -> list[str]:
+    """Read a comma list whose entries must be among `valid`, all of which `all` is, or `extra`."""
+    names = list(valid) if text == "all" else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in (*valid, *extra):
+            raise ValueError(f"unknown {what} {name!r}; expected {', '.join((*valid, *extra))} or all")
+    return list(dict.fromkeys(names))
+
+
+def integers(what: str, text: str) -> list[int]:
+    """Read a comma list of positive integers and ranges `first:last[:step]`, both ends included: `3:11:2`."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        bounds = part.strip().split(":")
+        if not all(bound.isdigit() and int(bound) for bound in bounds) or len(bounds) > 3:
+            raise ValueError(f"{what} is {text!r}; expected positive integers such as 3,5,7 or a range 3:11:2")
+        first, last, step = (*map(int, bounds), 1)[:3] if len(bounds) > 1 else (int(part), int(part), 1)
+        if last < first:
+            raise ValueError(f"{what} is {text!r}; expected a range whose first is at most its last")
+        numbers += range(first, last + 1, step)
+    return list(dict.fromkeys(numbers))

@@ -1,0 +1,1 @@
+"""Measuring: where we are (environment), how long (latency), how much (memory)."""

@@ -1,0 +1,278 @@
+"""Measuring cells: checked against the reference, then timed side by side, then weighed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from saprof.backends import Unsupported, choose
+from saprof.cells import Cell, Network
+from saprof.conformance import check, sample_positions
+from saprof.counting import count
+from saprof.layers import StandAloneAttention, VectorAttention
+from saprof.measure.latency import Latency, interleave, ratio
+from saprof.measure.memory import peak_bytes, predicted_peak_bytes, saved_bytes
+from saprof.models import create_model
+from saprof.operators import aggregation
+from saprof.results import Row
+from saprof.workload import Workload
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A cell made ready: `function(*inputs)` computes it, `own` are the tensors that it holds anyway."""
+
+    cell: Cell
+    function: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+    own: tuple[Tensor, ...] = ()
+
+    def call(self) -> Callable[[], object]:
+        """What is timed."""
+        if self.cell.mode == "backward":
+            output = self.function(*self.inputs)
+            cotangent = torch.randn_like(output)
+            return lambda: torch.autograd.grad(output, self.leaves(*self.inputs), cotangent, retain_graph=True)
+        return lambda: self.run(*self.inputs)
+
+    def run(self, *inputs: Tensor) -> object:
+        """One forward, or one training step without the optimiser's."""
+        with torch.set_grad_enabled(self.cell.mode != "forward"):
+            output = self.function(*inputs)
+            if self.cell.mode != "train_step":
+                return output
+            return torch.autograd.grad(output, self.leaves(*inputs), torch.ones_like(output))
+
+    def leaves(self, *inputs: Tensor) -> list[Tensor]:
+        return [x for x in (*inputs, *self.own) if x.requires_grad]
+
+
+class _Refused(Exception):
+    """A cell that is not to be timed: a status and a reason."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def measure(cells: Sequence[Cell], fingerprint: str, max_seconds: float = 2.0) -> list[Row]:
+    """One row per cell; those that can run are timed in interleaved rounds, and compared with the first of them."""
+    found: dict[Cell, dict[str, Any]] = {}
+    ready: dict[Cell, tuple[Prepared, Callable[[], object]]] = {}
+    for cell in cells:
+        try:
+            prepared, found[cell] = _make_ready(cell)
+            ready[cell] = prepared, _warm(prepared, found[cell])
+        except Exception as error:  # a cell that fails is a row, and the others go on
+            found[cell] = _why(error)
+    calls = {str(cell): call for cell, (_, call) in ready.items()}
+    latencies = interleave(calls, cells[0].device, max_seconds * len(calls)) if calls else {}
+    first = next(iter(latencies.values()), None)
+    for cell, (prepared, call) in ready.items():
+        latency = latencies[str(cell)]
+        found[cell] |= _timed(latency) | _weigh(prepared, call)
+        if first is not None and latency is not first:
+            found[cell] |= _compared(latency, first)
+    return [row(cell, fingerprint, **found[cell]) for cell in cells]
+
+
+def _make_ready(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
+    """Refuse what cannot run or fit, and check what can; also returns what was found on the way."""
+    prepared, facts = prepare(cell)
+    facts["predicted_peak_bytes"] = _refuse_what_cannot_fit(prepared)
+    if isinstance(cell.subject, Workload):
+        facts["error"] = _check_operator(cell.subject, cell, facts["backend"])
+    return (_compile(prepared) if cell.compiled else prepared), facts
+
+
+def _warm(prepared: Prepared, facts: dict[str, Any]) -> Callable[[], object]:
+    """The call to time, called once."""
+    start = time.perf_counter()
+    call = prepared.call()
+    call()
+    if prepared.cell.compiled:
+        facts["first_call_s"] = time.perf_counter() - start
+    return call
+
+
+def prepare(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
+    """The cell ready to be called, and the fields of its row that are known by then."""
+    subject = cell.subject
+    training = cell.mode != "forward"
+    if isinstance(subject, Network):
+        return _prepare_network(cell, subject, training)
+    dtype = getattr(torch, subject.dtype)
+    backend = choose(subject.operator, dtype, cell.device, subject.footprint, cell.backend)
+    inputs = tuple(x.requires_grad_(training) for x in subject.tensors(cell.device))
+    operator, footprint = subject.operator, subject.footprint
+
+    def function(*inputs: Tensor) -> Tensor:
+        return operator(*inputs, footprint=footprint, backend=backend)
+
+    return Prepared(cell, function, inputs), {"backend": backend}
+
+
+def _prepare_network(cell: Cell, subject: Network, training: bool) -> tuple[Prepared, dict[str, Any]]:
+    torch.manual_seed(0)
+    own_backend = {"backend": cell.backend} if subject.has_backends else {}
+    model = create_model(subject.name, **subject.overrides, **own_backend)
+    model = model.to(cell.device, getattr(torch, subject.dtype)).train(training)
+    image = torch.randn(subject.batch, 3, subject.size, subject.size, generator=torch.Generator().manual_seed(0))
+    image = image.to(cell.device, getattr(torch, subject.dtype))
+    cost = count(model, (3, subject.size, subject.size))
+    facts = {
+        "backend": _backends_of(model, cell),
+        "params": cost.params,
+        "macs": cost.macs,
+        "flops_paper": cost.paper,
+        "flops_hardware": cost.flops("hardware"),
+        "compulsory_bytes": cost.bytes,
+    }
+    own = tuple(x.requires_grad_(training) for x in model.parameters()) + tuple(model.buffers())
+    return Prepared(cell, model, (image,), own), facts
+
+
+def _backends_of(model: nn.Module, cell: Cell) -> str:
+    """What a model's attention layers run on, joined by `+`; `torch` for a model without any."""
+    dtype = getattr(torch, cell.subject.dtype)
+    chosen = [
+        choose(aggregation, dtype, cell.device, layer.footprint, layer.backend)
+        for layer in model.modules()
+        if isinstance(layer, VectorAttention | StandAloneAttention)
+    ]
+    return "+".join(dict.fromkeys(chosen)) or "torch"
+
+
+def _refuse_what_cannot_fit(prepared: Prepared) -> int | None:
+    """The predicted peak; a graph that is ready beforehand is not predicted."""
+    if prepared.cell.mode == "backward":
+        return None
+    peak = predicted_peak_bytes(prepared.run, prepared.inputs)
+    device = torch.device(prepared.cell.device)
+    free = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    if peak > free:
+        raise _Refused(
+            "predicted_oom", f"would take {peak / 1e9:.1f} GB beside its inputs; {free / 1e9:.1f} GB are free"
+        )
+    return peak
+
+
+def _check_operator(workload: Workload, cell: Cell, backend: str) -> float:
+    """The worst error at sampled positions, as a share of its tolerance; of gradients too where the mode needs them."""
+    verdict = check(workload, backend, cell.device, cell.mode != "forward", sample_positions(workload))
+    if not verdict.ok:
+        raise _Refused("incorrect", verdict.message)
+    return verdict.fraction
+
+
+def _compile(prepared: Prepared) -> Prepared:
+    """The same cell compiled, once its output was found to be that of the eager one."""
+    torch._dynamo.reset()
+    compiled = replace(prepared, function=torch.compile(prepared.function, fullgraph=True))
+    with torch.no_grad():
+        expected, got = prepared.function(*prepared.inputs), compiled.function(*prepared.inputs)
+    error = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    allowed = 1000 * torch.finfo(expected.dtype).eps
+    if not error <= allowed:
+        raise _Refused("incorrect", f"compiled output is {error:.1e} off the eager one; expected at most {allowed:.1e}")
+    return compiled
+
+
+def _weigh(prepared: Prepared, call: Callable[[], object]) -> dict[str, Any]:
+    cell = prepared.cell
+    with torch.no_grad():
+        output = prepared.function(*prepared.inputs)
+    weights = {"output_bytes": output.numel() * output.element_size(), "peak_bytes": peak_bytes(call, cell.device)}
+    if cell.mode in ("train_forward", "train_step"):
+        weights["saved_bytes"] = saved_bytes(prepared.function, prepared.inputs, prepared.own)
+    return weights
+
+
+def _timed(latency: Latency) -> dict[str, Any]:
+    low, high = latency.interval
+    return {
+        "status": latency.status,
+        "latency_s": latency.median,
+        "latency_low_s": low,
+        "latency_high_s": high,
+        "latency_p10_s": latency.percentile(10),
+        "latency_p90_s": latency.percentile(90),
+        "samples_s": list(latency.samples),
+        "calls_per_sample": latency.calls_per_sample,
+        "stopped": latency.stopped,
+        "host_s": latency.host_s,
+        "cpu_per_wall": latency.cpu_per_wall,
+        "others_cpu": latency.others_cpu,
+        "involuntary_switches": latency.involuntary_switches,
+    }
+
+
+def _compared(latency: Latency, first: Latency) -> dict[str, Any]:
+    compared = ratio(latency, first)
+    return {
+        "ratio": compared.median,
+        "ratio_low": compared.low,
+        "ratio_high": compared.high,
+        "verdict": compared.verdict,
+    }
+
+
+def _why(error: Exception) -> dict[str, Any]:
+    """Status and reason of a cell that raised."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    match error:
+        case _Refused():
+            return {"status": error.status, "reason": reason}
+        case Unsupported():
+            return {"status": "unsupported", "reason": reason}
+        case torch.OutOfMemoryError() | MemoryError():
+            return {"status": "oom", "reason": reason}
+        case RuntimeError() if "allocate" in reason:  # the CPU allocator's own words
+            return {"status": "oom", "reason": reason}
+    return {"status": "error", "reason": f"{type(error).__name__}: {reason}"}
+
+
+def row(cell: Cell, fingerprint: str, **found: Any) -> Row:
+    """A cell's row: what it is, and what was found."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    known: dict[str, Any] = cell.what | cell.costs | found
+    return Row(key=cell.key(fingerprint), fingerprint=fingerprint, time=now, **known)
+
+
+def measure_apart(
+    cells: Sequence[Cell], fingerprint: str, max_seconds: float, timeout: float | None, threads: int | None
+) -> list[Row]:
+    """`measure` in a process of its own, so that a crash, or more than `timeout` seconds, costs these rows only."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure_and_send, args=(sender, cells, fingerprint, max_seconds, threads))
+    process.start()
+    sender.close()
+    try:
+        if receiver.poll(timeout):
+            return receiver.recv()
+        failure = {"status": "timeout", "reason": f"not done after {timeout:g} s"}
+    except EOFError:  # it went without a word
+        process.join()
+        failure = {"status": "error", "reason": f"the process ended with exit code {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+    return [row(cell, fingerprint, **failure) for cell in cells]
+
+
+def _measure_and_send(
+    sender: Connection, cells: Sequence[Cell], fingerprint: str, max_seconds: float, threads: int | None
+):
+    if threads is not None:
+        torch.set_num_threads(threads)
+    sender.send(measure(cells, fingerprint, max_seconds))

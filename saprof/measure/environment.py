@@ -1,0 +1,115 @@
+"""Where a number was measured: everything that a reader of a row must know to believe it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+FLAGS = (
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "KMP_BLOCKTIME",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+)
+"""Environment variables that move CPU and GPU timings."""
+
+MAY_CHANGE = ("argv", "memory_bytes", "commit", "dirty")
+"""What rows of one run may differ in; `code` tells what of a commit matters to them."""
+
+
+def provenance(device: str, threads: int) -> dict[str, Any]:
+    """Versions, commit, machine and settings of a run on `device`."""
+    return {
+        "versions": {name: _version(name) for name in ("saprof", "torch", "numpy", "numba")},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device_name(device),
+        "driver": _driver(device),
+        "cpu": cpu_name(),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "threads": threads,
+        "memory_bytes": psutil.virtual_memory().total,
+        "code": _code(),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
+        "argv": sys.argv[1:],
+    }
+
+
+def fingerprint(provenance: dict[str, Any]) -> str:
+    """A short hash of what must not change within one run of measurements: machine, versions, code, settings."""
+    settled = {name: value for name, value in provenance.items() if name not in MAY_CHANGE}
+    return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def caption(provenance: dict[str, Any]) -> str:
+    """One line for the foot of a figure."""
+    commit = (provenance["commit"] or "no commit")[:10] + ("+changes" if provenance["dirty"] else "")
+    threads = f"{provenance['threads']} threads of {provenance['cores']} cores"
+    torch = f"torch {provenance['versions']['torch']}"
+    return "  ·  ".join([provenance["device"], threads, torch, f"saprof {commit}"])
+
+
+def device_name(device: str) -> str:
+    """The model name of the CPU or GPU behind a torch device."""
+    if device == "cpu":
+        return cpu_name()
+    import torch
+
+    return torch.cuda.get_device_name(device)
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _code() -> str:
+    """A short hash of the sources that measure and are measured."""
+    package = Path(__file__).parents[1]
+    sources = [path for folder in (package, *package.parent.glob("kernels_*")) for path in sorted(folder.rglob("*.*"))]
+    code = [path for path in sources if path.suffix in (".py", ".cu", ".cuh", ".h", ".cpp")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()[:12]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _driver(device: str) -> str | None:
+    if device == "cpu":
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of this source tree; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()

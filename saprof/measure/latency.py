@@ -1,0 +1,211 @@
+"""Latency, by interleaved rounds.
+
+Each round calls every candidate once, in a fresh random order, so that whatever the machine does meanwhile happens to
+all of them; candidates are compared within rounds. All samples are kept; the headline is the median, with a bootstrap
+confidence interval.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+
+Call = Callable[[], object]
+
+MIN_ROUNDS = 7
+MAX_ROUNDS = 200
+NARROW = 0.02
+"""Stop when the confidence interval is within ± this share of the median."""
+UNSTABLE = 0.10
+"""Past this share at the end, a median is no longer worth its digits."""
+CONTENDED = 0.15
+"""CPU cores that other processes may use before we say so."""
+SAMPLE_S = 1e-3
+"""On a CPU, shorter calls are repeated within a sample, so that the clock and the loop stay below 0.1 % of it."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The samples of one candidate, in seconds per call, one per round."""
+
+    samples: tuple[float, ...]
+    calls_per_sample: int
+    stopped: str
+    """`narrow` (the interval is), `time` or `rounds`."""
+    involuntary_switches: int
+    cpu_per_wall: float
+    """CPU seconds of this process per second, over all rounds."""
+    others_cpu: float
+    """CPU cores that other processes used meanwhile."""
+    host_s: float | None = None
+    """GPU only: median time until the call returned, its work still queued."""
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.samples))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap confidence interval of the median."""
+        return median_interval(self.samples)
+
+    def percentile(self, q: float) -> float:
+        return float(np.percentile(self.samples, q))
+
+    @property
+    def status(self) -> str:
+        if self.others_cpu > CONTENDED:
+            return "contended"
+        low, high = self.interval
+        return "unstable" if high - low > 2 * UNSTABLE * self.median else "ok"
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one candidate takes as another, within rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """`slower`, `faster`, `same` (within ± 2 %) or `ambiguous`."""
+        if self.low > 1 + NARROW:
+            return "slower"
+        if self.high < 1 - NARROW:
+            return "faster"
+        return "same" if self.low >= 1 - NARROW and self.high <= 1 + NARROW else "ambiguous"
+
+
+def interleave(
+    candidates: Mapping[str, Call], device: str = "cpu", max_seconds: float = 2.0, seed: int = 0
+) -> dict[str, Latency]:
+    """Measure every candidate for up to `max_seconds` in all, at least `MIN_ROUNDS` rounds; each is warmed up first."""
+    clock = _CudaClock(device) if torch.device(device).type == "cuda" else _CpuClock()
+    repeats = {name: _warm_up(call, clock) for name, call in candidates.items()}
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    order = list(candidates)
+    rng = random.Random(seed)
+    usage = _Usage()
+    deadline = time.perf_counter() + max_seconds
+    stopped = "rounds"
+    for done in range(1, MAX_ROUNDS + 1):
+        rng.shuffle(order)
+        for name in order:
+            samples[name].append(clock.time(candidates[name], repeats[name]))
+        if done < MIN_ROUNDS:
+            continue
+        if all(_narrow(values) for values in samples.values()):
+            stopped = "narrow"
+            break
+        if time.perf_counter() > deadline:
+            stopped = "time"
+            break
+    switches, cpu_per_wall, others = usage.since()
+    return {
+        name: Latency(
+            tuple(values), repeats[name], stopped, switches, cpu_per_wall, others, clock.host(candidates[name])
+        )
+        for name, values in samples.items()
+    }
+
+
+def ratio(one: Latency, other: Latency) -> Ratio:
+    """one / other, over the rounds they shared."""
+    ratios = np.divide(one.samples, other.samples)
+    return Ratio(float(np.median(ratios)), *median_interval(ratios))
+
+
+def median_interval(samples: Sequence[float] | np.ndarray, resamples: int = 1000) -> tuple[float, float]:
+    """95 % bootstrap confidence interval of the median; always the same for the same samples."""
+    values = np.asarray(samples)
+    picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
+    low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _narrow(samples: Sequence[float]) -> bool:
+    low, high = median_interval(samples, resamples=200)
+    return high - low <= 2 * NARROW * float(np.median(samples))
+
+
+def _warm_up(call: Call, clock: _CpuClock | _CudaClock) -> int:
+    """Call until caches, allocator and lazy set-up have settled; returns how many calls make a sample."""
+    call()
+    return clock.calls_per_sample(min(clock.time(call, 1) for _ in range(2)))
+
+
+class _CpuClock:
+    def time(self, call: Call, repeats: int) -> float:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        return (time.perf_counter() - start) / repeats
+
+    def calls_per_sample(self, once: float) -> int:
+        return max(1, round(SAMPLE_S / max(once, 1e-9)))
+
+    def host(self, call: Call) -> None:
+        return None
+
+
+class _CudaClock:
+    """Events on the current stream around work that is queued ahead, after the device's L2 was overwritten."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
+        self.flush = torch.empty(2 * l2, dtype=torch.uint8, device=self.device)
+
+    def time(self, call: Call, repeats: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.device(self.device):
+            self.flush.zero_()
+            torch.cuda._sleep(1_000_000)  # about half a millisecond, in which the calls are queued
+            start.record()
+            for _ in range(repeats):
+                call()
+            end.record()
+            end.synchronize()
+        return start.elapsed_time(end) * 1e-3 / repeats
+
+    def calls_per_sample(self, once: float) -> int:
+        return 1  # a second call would find its inputs in L2
+
+    def host(self, call: Call) -> float:
+        times = []
+        for _ in range(MIN_ROUNDS):
+            torch.cuda.synchronize(self.device)
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        torch.cuda.synchronize(self.device)
+        return float(np.median(times))
+
+
+class _Usage:
+    """What this process and all others use of the CPU from now on."""
+
+    def __init__(self) -> None:
+        self.start = self._now()
+
+    def since(self) -> tuple[int, float, float]:
+        """Involuntary context switches, our CPU seconds per second, and the cores that others used."""
+        switches, own, busy, wall = (now - then for now, then in zip(self._now(), self.start, strict=True))
+        wall = max(wall, 1e-9)
+        return int(switches), own / wall, max(0.0, busy - own) / wall
+
+    @staticmethod
+    def _now() -> tuple[float, float, float, float]:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        return usage.ru_nivcsw, usage.ru_utime + usage.ru_stime, sum(times[:8]) - idle, time.perf_counter()

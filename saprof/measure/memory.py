@@ -1,0 +1,111 @@
+"""Memory: what a call allocates at its worst, what it keeps for the backward pass, and both predicted without running.
+
+Only torch's allocator is seen; kernels of saprof take every buffer from it.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+Function = Callable[..., Any]
+
+
+def peak_bytes(call: Callable[[], object], device: str = "cpu") -> int:
+    """The most bytes that one call has allocated at a time, its output included, its inputs not."""
+    if torch.device(device).type == "cuda":
+        return _cuda_peak(call, device)
+    return _cpu_peak(call)
+
+
+def saved_bytes(function: Function, inputs: Sequence[Tensor], own: Sequence[Tensor] = ()) -> int:
+    """Bytes that `function(*inputs)` keeps for its backward pass, beyond its inputs and its `own` parameters."""
+    known = {x.untyped_storage().data_ptr() for x in (*inputs, *own)}
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        output = function(*inputs)  # held until all is counted: a freed address may be taken again
+    total = sum(kept.values())
+    del output
+    return total
+
+
+def predicted_peak_bytes(function: Function, inputs: Sequence[Tensor]) -> int:
+    """`peak_bytes` of `function(*inputs)` from shapes alone: no memory is taken and no arithmetic done.
+
+    Exact where PyTorch's operators take no scratch space of their own, as in every forward of `unfold` here.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        stand_ins = [_stand_in(x) for x in inputs]
+        with _Allocations(stand_ins) as allocations:
+            output = function(*stand_ins)
+        del output
+    return allocations.peak
+
+
+def _stand_in(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device, requires_grad=x.requires_grad)
+
+
+def _cpu_peak(call: Callable[[], object]) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # its start and stop notices go to stderr otherwise
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        output = call()
+    recorded: Any = profiler.profiler  # the running sum of its memory events is exact; no public call has it
+    events = sorted((e.start_ns(), e.nbytes()) for e in recorded.kineto_results.events() if e.name() == "[memory]")
+    del output
+    held = peak = 0
+    for _, change in events:
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def _cuda_peak(call: Callable[[], object], device: str) -> int:
+    call()
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    output = call()
+    torch.cuda.synchronize(device)
+    del output
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+class _Allocations(TorchDispatchMode):
+    """Follows the storages that appear and disappear while it is active."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.held = self.peak = 0
+        self._seen = weakref.WeakSet(x.untyped_storage() for x in known)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        for x in tree_leaves(output):
+            if isinstance(x, Tensor) and x.untyped_storage() not in self._seen:
+                storage = x.untyped_storage()
+                self._seen.add(storage)
+                self._change(storage.nbytes())
+                weakref.finalize(storage, self._change, -storage.nbytes())
+        return output
+
+    def _change(self, nbytes: int) -> None:
+        self.held += nbytes
+        self.peak = max(self.peak, self.held)

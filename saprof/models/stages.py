@@ -1,0 +1,27 @@
+"""What the config of a network says once per stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from saprof.footprint import positive
+
+
+def check_stages(config: Any, *others: str) -> None:
+    """Make `channels`, `blocks` and `others` tuples of one entry per stage; ValueError where they cannot be.
+
+    Channels and blocks are positive integers; there are as many stages as channels.
+    """
+    for name in ("channels", "blocks", *others):
+        entries = getattr(config, name)
+        if isinstance(entries, str) or not isinstance(entries, Sequence) or not entries:
+            raise ValueError(f"{name} is {entries!r}; expected a list or tuple of one entry per stage")
+        if len(entries) != len(config.channels):
+            raise ValueError(
+                f"{name} has {len(entries)} entries; expected one per stage, {len(config.channels)} as in channels"
+            )
+        object.__setattr__(config, name, tuple(entries))
+    for name in ("channels", "blocks"):
+        for number, size in enumerate(getattr(config, name)):
+            positive(f"{name}[{number}]", size)

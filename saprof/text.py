@@ -1,0 +1,36 @@
+"""Tables as text: aligned for the terminal, as Markdown, or as CSV and JSON for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FORMATS = ("table", "md", "csv", "json")
+
+
+def align(header: Sequence[str], body: Sequence[Sequence[str]], form: str = "table") -> str:
+    """Columns for people: names to the left, figures to the right; `md` draws them as Markdown."""
+    columns = list(zip(header, *body, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    right = [any(cell[:1].isdigit() for cell in column[1:]) for column in columns]
+    rule = ["-" * (width - 1) + (":" if r and form == "md" else "-") for width, r in zip(widths, right, strict=True)]
+    lines = [
+        [cell.rjust(width) if r else cell.ljust(width) for cell, width, r in zip(line, widths, right, strict=True)]
+        for line in (header, rule, *body)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" if form == "md" else "  ".join(line).rstrip() for line in lines)
+
+
+def records(rows: Sequence[Mapping[str, Any]], form: str) -> str:
+    """Flat rows for programs: `csv`, whose columns are those of all rows, or `json`."""
+    if form == "json":
+        return json.dumps(rows, ensure_ascii=False, indent=1)
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().rstrip("\n")

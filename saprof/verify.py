@@ -1,0 +1,120 @@
+"""`python -m saprof.verify`: does every backend on this machine compute what the reference says?"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+from saprof import command, text
+from saprof.operators import BACKENDS, OPERATORS, Operator
+from saprof.workload import ITEMSIZE, Workload, edge, stages, tiny
+
+if TYPE_CHECKING:
+    from saprof.conformance import Verdict
+
+WORKLOADS = {"tiny": tiny, "edge": edge, "stages": stages}
+HEADER = ("operator", "backend", "dtype", "passed", "worst error / tolerance", "gradients", "not run because")
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if arguments.list:
+        for what, names in (("operator", OPERATORS), ("backend", BACKENDS), ("dtype", ITEMSIZE)):
+            print("\n".join(f"{what} {name}" for name in names))
+        return command.OK
+    operators = command.choices("operator", arguments.operator, tuple(OPERATORS))
+    backends = command.choices("backend", arguments.backend, BACKENDS)
+    dtypes = command.choices("dtype", arguments.dtype, tuple(ITEMSIZE))
+    _check_device(arguments.device)
+    lines = [Line(OPERATORS[name], backend, dtype) for name, backend, dtype in product(operators, backends, dtypes)]
+    _judge(lines, arguments.workloads, arguments.device)
+    print(text.align(HEADER, [line.cells() for line in lines]))
+    failures = [verdict.message for line in lines for verdict in line.verdicts if not verdict.ok]
+    if arguments.backend != "all":
+        failures += [f"{line.operator.name} did not run: {line.reason}" for line in lines if not line.verdicts]
+    print("".join(f"\nFAILED {message}" for message in failures) or "\nall that ran passed")
+    return command.FAILED if failures else command.OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m saprof.verify",
+        description="Compare every operator of every backend, values and gradients, with the float64 reference. "
+        "Lists are separated by commas.",
+        epilog="Exit code 0: all that ran passed; 1: something differed, or a backend named here cannot run; 2: usage.",
+    )
+    parser.add_argument("--operator", default="all", help="operators by name, or all (default)")
+    parser.add_argument("--backend", default="all", help=f"{', '.join(BACKENDS)}, or all (default) that can run")
+    parser.add_argument("--dtype", default="float32,float64", help=f"{', '.join(ITEMSIZE)}, or all")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, … (default cpu)")
+    parser.add_argument(
+        "--workloads",
+        default="edge",
+        choices=WORKLOADS,
+        help="tiny: one per boundary; edge (default): what tends to break; stages: SAN10's, at sampled positions",
+    )
+    parser.add_argument("--list", action="store_true", help="print all names and stop")
+    return parser
+
+
+@dataclass
+class Line:
+    """One line of the table."""
+
+    operator: Operator
+    backend: str
+    dtype: str
+    verdicts: list[Verdict] = field(default_factory=list)
+    reason: str = ""
+    """Why some of its workloads, or all, cannot run."""
+
+    def workloads(self, which: str) -> Iterator[Workload]:
+        return (replace(w, dtype=self.dtype) for w in WORKLOADS[which](self.operator))
+
+    def cells(self) -> Sequence[str]:
+        name = self.operator.name, self.backend, self.dtype
+        if not self.verdicts:
+            return *name, "-", "-", "-", self.reason
+        passed = sum(verdict.ok for verdict in self.verdicts)
+        worst = max(verdict.fraction for verdict in self.verdicts)
+        gradients = "yes" if all(verdict.gradients for verdict in self.verdicts) else "no"
+        return *name, f"{passed}/{len(self.verdicts)}", f"{worst:.2f}", gradients, self.reason
+
+
+def _judge(lines: Sequence[Line], which: str, device: str) -> None:
+    """Run all workloads of every line that its backend can."""
+    import torch
+    from tqdm import tqdm
+
+    from saprof.backends import why_not
+    from saprof.conformance import Verdict, check, sample_positions
+
+    cases = [(line, workload) for line in lines for workload in line.workloads(which)]
+    for line, case in tqdm(cases, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False, unit="workload"):
+        reason = why_not(line.backend, line.operator, getattr(torch, line.dtype), device, case.footprint)
+        if reason is not None:
+            line.reason = reason
+            continue
+        try:
+            verdict = check(case, line.backend, device, positions=sample_positions(case))
+        except RuntimeError as error:  # a kernel that breaks off has failed like one that is wrong
+            verdict = Verdict(False, math.inf, 1.0, f"{case} on {line.backend}: {type(error).__name__}: {error}")
+        line.verdicts.append(verdict)
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    count = torch.cuda.device_count()
+    here = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
+    if device not in here:
+        raise ValueError(f"device is {device!r}; expected one that torch sees here: {', '.join(here)}")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,31 @@
+"""What all tests share. The hook must stand before the first import of saprof."""
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import settings
+
+# Shape annotations of the kernels are checked. Those of saprof.layers cannot be here, since the checks break
+# torch.compile(fullgraph=True); a process of its own does it in test_operators.py.
+jaxtyping.install_import_hook("saprof.backends.unfold", "beartype.beartype")
+
+torch.set_num_threads(1)  # the tensors are so small that threads only wait for each other
+
+settings.register_profile("saprof", derandomize=True, deadline=None, print_blob=False)
+settings.load_profile("saprof")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
+
+
+@pytest.fixture
+def compiler():
+    """torch.compile from a clean slate, which it leaves behind."""
+    torch._dynamo.reset()
+    yield torch.compile
+    torch._dynamo.reset()

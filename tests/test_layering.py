@@ -1,0 +1,83 @@
+"""Data flows one way: a module imports only from its left, at its top or inside its functions."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import saprof
+
+ORDER = [
+    ["saprof.atomic", "saprof.command", "saprof.text"],  # know nothing of saprof
+    ["saprof.footprint"],
+    ["saprof.operators"],
+    ["saprof.reference", "saprof.cost", "saprof.workload"],
+    ["saprof.backends"],
+    ["saprof.conformance"],
+    ["saprof.layers"],
+    ["saprof.models"],
+    ["saprof.counting"],
+    ["saprof.measure"],
+    ["saprof.results"],
+    ["saprof.cells"],
+    ["saprof.measure.cell"],  # makes rows of cells with the rest of saprof.measure
+    ["saprof.tables", "saprof.verify"],
+    ["saprof.plots", "saprof.summary"],
+    ["saprof.compare", "saprof.sweep"],
+]
+"""The rooms, left to right: modules, or packages with what is in them. Those side by side know nothing of each other,
+and what a package's modules know of each other has no order, only no circle."""
+
+ALLOWED = ("saprof.operators", "saprof.backends.call")
+"""Calling an operator is what loads torch: `Operator.__call__` imports its backends when it runs."""
+
+ROOT = Path(saprof.__file__).parent.parent
+FILES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(ROOT.glob("saprof/**/*.py"))}
+MODULES = {name.removesuffix(".__init__"): path for path, name in FILES.items() if name != "saprof.__init__"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """What a file imports, each name in full: `from saprof import text` is saprof.text."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno} imports relatively; expected the full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(module: str) -> list[str]:
+    names = [name for name in imports(MODULES[module]) if name.partition(".")[0] == "saprof"]
+    return [name for name in names if (module, name) != ALLOWED]
+
+
+def rank(name: str) -> int:
+    """How far right a name's room is; the innermost room counts."""
+    homes = {room: n for n, rooms in enumerate(ORDER) for room in rooms if f"{name}.".startswith(f"{room}.")}
+    assert homes, f"{name} is in no room of saprof; give its module a place in ORDER of {Path(__file__).name}"
+    return homes[max(homes, key=len)]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_come_from_the_left(module):
+    for name in own_imports(module):
+        same_package = name.split(".")[:2] == module.split(".")[:2]
+        assert same_package or rank(name) < rank(module), f"{module} imports {name}, which is not on its left"
+    rank(module)
+
+
+def test_nothing_is_imported_in_a_circle():
+    graph: dict[str, set[str]] = {}
+    for module in MODULES:
+        targets = {name if name in MODULES else name.rpartition(".")[0] for name in own_imports(module)}
+        packages = {target.rpartition(".")[0] for target in targets} - {"saprof", module.rpartition(".")[0]}
+        graph[module] = (targets | packages) - {module}
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("package", ["kernels_numba", "kernels_cuda"])
+def test_kernels_know_nothing_of_saprof(package):
+    for path in (ROOT / package).rglob("*.py"):
+        assert not [name for name in imports(path) if name.partition(".")[0] == "saprof"], path

@@ -1,0 +1,262 @@
+"""The sweep as a user runs it: every planned cell has a row, whatever happens to it, and none is measured twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from saprof import sweep
+from saprof.backends import unfold
+from saprof.cells import Cell, Network
+from saprof.footprint import Footprint
+from saprof.measure import cell as cells
+from saprof.operators import OPERATORS
+from saprof.results import MEASURED, read
+from saprof.workload import Workload
+
+SMALL = ["--channels", "32", "--size", "6", "--footprint", "3", "--seconds", "0.02"]
+
+
+def run(folder, *arguments):
+    return sweep.main([*SMALL, "--output", str(folder), *arguments])
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "saprof.sweep", *arguments], capture_output=True, text=True, timeout=300
+    )
+
+
+def planned(*arguments):
+    groups = sweep.plan(sweep._parser().parse_args(arguments))
+    return [cell for group in groups for cell in group]
+
+
+def test_one_row_per_cell_with_figure_and_provenance(tmp_path, capsys):
+    assert run(tmp_path, "--operator", "aggregation,patchwise_star_product", "--mode", "forward,train_step") == 0
+    rows = read(tmp_path)
+    assert [(row.name, row.mode) for row in rows] == [
+        (name, mode) for mode in ("forward", "train_step") for name in ("aggregation", "patchwise_star_product")
+    ]
+    for row in rows:
+        assert row.status in MEASURED
+        assert row.backend == "unfold"
+        assert row.latency_low_s <= row.latency_s <= row.latency_high_s
+        assert row.peak_bytes >= row.output_bytes > 0
+        assert row.error < 1
+        assert (row.saved_bytes is not None) == (row.mode == "train_step")
+    assert rows[0].macs == 8 * 9 * 36
+    assert json.loads((tmp_path / "run.json").read_text())["versions"]["torch"] == torch.__version__
+    assert (tmp_path / "footprint.png").stat().st_size > 10_000
+    assert (tmp_path / "footprint.svg").exists()
+    output = capsys.readouterr()
+    assert "patchwise_star_product" in output.out
+    assert "aggregation" not in output.err.replace("aggregation-", ""), "the table belongs to stdout"
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "md"])
+def test_formats(tmp_path, capsys, form):
+    run(tmp_path, "--operator", "aggregation", "--format", form)
+    text = capsys.readouterr().out
+    if form == "json":
+        assert json.loads(text)[0]["name"] == "aggregation"
+    else:
+        assert {"csv": "latency_s", "md": "| ---"}[form] in text
+
+
+def test_networks_beside_table_7(tmp_path, capsys):
+    arguments = ["--model", "san10_patchwise,resnet26", "--footprint", "3", "--size", "32", "--seconds", "0.02"]
+    assert sweep.main([*arguments, "--output", str(tmp_path)]) == 0
+    rows = {row.name: row for row in read(tmp_path)}
+    assert (rows["san10_patchwise"].backend, rows["resnet26"].backend) == ("unfold", "torch")
+    assert rows["san10_patchwise"].params == 10_742_564
+    assert "10.7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["train_forward", "backward", "train_step"])
+def test_networks_train(tmp_path, mode):
+    network = Network("san10_pairwise", Footprint.square(3), batch=2, size=64)
+    (row,) = cells.measure([Cell(network, mode)], "f", max_seconds=0.02)
+    assert row.status in MEASURED, row.reason
+    assert row.peak_bytes > 4 * row.params if mode != "train_forward" else row.saved_bytes > 0
+
+
+def test_compiled_beside_eager(tmp_path):
+    assert run(tmp_path, "--operator", "pairwise_hadamard_product", "--compile", "both") == 0
+    eager, compiled = read(tmp_path)
+    assert (eager.compiled, compiled.compiled) == (False, True)
+    assert eager.ratio is None
+    assert compiled.ratio_low <= compiled.ratio <= compiled.ratio_high
+    assert compiled.first_call_s > compiled.latency_s
+
+
+def test_an_incorrect_kernel_is_not_timed(tmp_path, monkeypatch):
+    right = unfold.aggregation
+    monkeypatch.setattr(unfold, "aggregation", lambda *x: right(*x) * 1.01)
+    assert run(tmp_path, "--operator", "aggregation,pairwise_summation") == 1
+    wrong, other = read(tmp_path)
+    assert (wrong.status, wrong.latency_s) == ("incorrect", None)
+    assert "value is off by" in wrong.reason
+    assert other.status in MEASURED
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RuntimeError("a kernel\nwith a long story"), "error"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "oom"),
+        (MemoryError(), "oom"),
+    ],
+)
+def test_a_cell_that_fails_is_a_row_and_the_sweep_goes_on(tmp_path, monkeypatch, capsys, error, status):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(unfold, "aggregation", fails)
+    assert run(tmp_path, "--operator", "aggregation,pairwise_summation") == 1
+    failed, other = read(tmp_path)
+    assert failed.status == status
+    assert failed.reason
+    assert "\n" not in failed.reason
+    assert other.status in MEASURED
+    assert f"{status}: " in capsys.readouterr().out
+
+
+def test_what_no_backend_computes_is_unsupported(tmp_path, monkeypatch):
+    monkeypatch.setattr(unfold, "why_not", lambda *_: "it is Sunday")
+    assert run(tmp_path, "--operator", "aggregation") == 1
+    (row,) = read(tmp_path)
+    assert row.status == "unsupported"
+    assert "unfold: it is Sunday" in row.reason
+
+
+def test_what_cannot_fit_is_not_tried():
+    workload = Workload(OPERATORS["patchwise_clique_product"], Footprint.square(11), r=1, h=4000, w=4000)
+    (row,) = cells.measure([Cell(workload)], "f")
+    assert row.status == "predicted_oom"
+    assert "GB are free" in row.reason
+
+
+def test_a_group_apart_may_be_given_up_or_die(tmp_path):
+    assert run(tmp_path / "a", "--operator", "aggregation", "--isolate") == 0
+    assert read(tmp_path / "a")[0].status in MEASURED
+    assert run(tmp_path / "b", "--operator", "aggregation", "--timeout", "0.1") == 1
+    assert "not done after 0.1 s" in read(tmp_path / "b")[0].reason
+
+
+def test_time_budget_leaves_cells_for_later(tmp_path, capsys):
+    assert run(tmp_path, "--operator", "aggregation,pairwise_summation", "--time-budget", "0") == 1
+    assert "2 cells left" in capsys.readouterr().err
+    assert run(tmp_path, "--operator", "aggregation,pairwise_summation", "--resume") == 0
+    assert len(read(tmp_path)) == 2
+
+
+def test_resume_after_a_kill_loses_and_repeats_nothing(tmp_path):
+    arguments = [*SMALL, "--operator", "all", "--seconds", "0.4", "--output", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, "-m", "saprof.sweep", *arguments], stderr=subprocess.PIPE)
+    rows = tmp_path / "run" / "rows.jsonl"
+    deadline = time.monotonic() + 120
+    while not (rows.exists() and rows.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    before = rows.read_bytes().split(b"\n")[:-1]
+    assert 2 <= len(before) < len(OPERATORS), "it should have been killed on the way"
+    done = command(*arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    after = rows.read_bytes().split(b"\n")[:-1]
+    assert after[: len(before)] == before
+    assert sorted(json.loads(line)["name"] for line in after) == sorted(OPERATORS)
+    assert command(*arguments, "--resume").returncode == 0
+    assert rows.read_bytes().split(b"\n")[:-1] == after
+
+
+def test_planning_needs_no_torch():
+    code = (
+        "import sys; from saprof import sweep; "
+        "assert sweep.main(['--footprint', '3,5,7,9,11', '--dry-run']) == 0; "
+        "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "28 cells in 28 groups; nothing was measured" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--family", "pairwise"], 5),
+        (["--family", "patchwise", "--relation", "star_product"], 1),
+        (["--relation", "concatenation"], 2),
+        (["--operator", "all", "--stage", "1:5", "--footprint", "3:11:2"], 9 * 5 * 5),
+        (["--operator", "aggregation", "--footprint", "3,square:5,disk:9,cross:13,dilated:5x2,rectangle:1x7"], 6),
+        (["--operator", "aggregation", "--footprint", "offsets:0,0;0,1"], 1),
+        (["--operator", "aggregation", "--footprint", "3,5", "--dilation", "1,2", "--boundary", "zero,exclude"], 8),
+        (["--operator", "aggregation", "--batch", "1,8", "--dtype", "float32,bfloat16", "--stride", "1,2"], 8),
+        (["--model", "san10_pairwise,resnet26", "--footprint", "3,5"], 4),
+        (["--model", "san10_pairwise,resnet26"], 2),
+        ([], 6),
+    ],
+)
+def test_axes(arguments, names):
+    found = planned(*arguments)
+    assert len(found) == names
+    assert len({cell.key("f") for cell in found}) == names, "every cell needs a key of its own"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--footprint", "0"], "footprint is '0'; expected positive integers"),
+        (["--footprint", "3,x,7"], "cannot read footprint 'x'; expected a size such as 7"),
+        (["--footprint", ""], "cannot read footprint ''"),
+        (["--footprint", "11:3"], "footprint is '11:3'; expected a range whose first is at most its last"),
+        (["--footprint", "disk:5", "--dilation", "2"], "dilation is 2 with footprint disk:5"),
+        (["--operator", "agregation"], "unknown operator 'agregation'; expected pairwise_summation"),
+        (["--relation", "add"], "unknown relation 'add'; expected summation"),
+        (["--family", "triple"], "unknown family 'triple'; expected pairwise, patchwise"),
+        (["--backend", "triton"], "unknown backend 'triton'; expected unfold, auto or all"),
+        (["--mode", "inference"], "unknown mode 'inference'; expected forward"),
+        (["--dtype", "int8"], "unknown dtype 'int8'; expected float64"),
+        (["--stage", "6"], "stage is 6; expected 1 to 5"),
+        (["--batch", "-1"], "batch is '-1'; expected positive integers"),
+        (["--boundary", "mirror"], "unknown boundary 'mirror'; expected reflect"),
+        (["--model", "san11"], "unknown model 'san11'; expected san10_pairwise"),
+        (["--device", "cuda"], "device 'cuda' is not here"),
+        (["--device", "gpu"], "device 'gpu' is not here"),
+        (["--threads", "0"], "threads is 0; expected a positive integer"),
+        (["--seconds", "-1"], "seconds is -1.0; expected a positive number"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, arguments, message):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(ValueError, match="^" + message.replace("(", r"\(")) as caught:
+        sweep.main([*arguments, "--output", str(tmp_path / "run")])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists(), "nothing half-written"
+
+
+def test_bad_input_exits_2_without_a_traceback(tmp_path):
+    done = command("--footprint", "3,x,7")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot read footprint 'x'")
+    assert "Traceback" not in done.stderr
+    (tmp_path / "file").touch()
+    done = command(*SMALL, "--operator", "aggregation", "--output", str(tmp_path / "file" / "run"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot write to")
+
+
+def test_help_and_list():
+    assert "--footprint" in command("--help").stdout
+    listed = command("--list", "--operator", "aggregation", "--footprint", "3,5").stdout.splitlines()
+    assert len(listed) == 2
