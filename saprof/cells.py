@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from saprof.cost import operator_cost
 from saprof.footprint import Footprint
+from saprof.operators import BACKENDS, OPERATORS
 from saprof.results import SCHEMA
-from saprof.workload import ITEMSIZE, Workload
+from saprof.workload import ITEMSIZE, Workload, stages
 
 MODES = ("forward", "train_forward", "backward", "train_step")
 """`forward` without gradients, `train_forward` recording them, `backward` on a graph made before, `train_step` both."""
@@ -111,3 +114,10 @@ class Cell:
     def __str__(self) -> str:
         compiled = "+compile" if self.compiled else ""
         return f"{self.subject} {self.mode} {self.backend}{compiled} on {self.device}"
+
+
+def benchmark_cells(device: str = "cpu") -> Iterator[Cell]:
+    """Every operator at SAN10's five stages, forward and training step, on every backend."""
+    for operator, mode in product(OPERATORS.values(), ("forward", "train_step")):
+        for workload, backend in product(stages(operator), BACKENDS):
+            yield Cell(workload, mode, device, backend)

@@ -7,13 +7,15 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from saprof import backends, teach_fvcore, verify
+from saprof import backends, sweep, teach_fvcore, verify
 from saprof.backends import unfold
+from saprof.cells import benchmark_cells
 from saprof.conformance import check
 from saprof.cost import operator_cost
 from saprof.footprint import Footprint
 from saprof.layers import AttentionConfig, PairwiseAttention
 from saprof.operators import OPERATORS, RELATIONS, operator
+from saprof.results import read
 from saprof.workload import Workload, edge
 
 FOOTPRINT = Footprint.square(3)
@@ -133,3 +135,18 @@ def test_leaves_nothing_behind():
     assert "pairwise_squared_difference" not in OPERATORS
     assert "squared_difference" not in RELATIONS["pairwise"]
     assert not hasattr(torch.ops.saprof, "pairwise_squared_difference")
+
+
+def test_has_a_row_in_the_sweep(squared_difference, tmp_path):
+    cell = ["--relation", "squared_difference", "--channels", "32", "--size", "6", "--footprint", "3"]
+    assert sweep.main([*cell, "--mode", "train_step", "--seconds", "0.02", "--output", str(tmp_path)]) == 0
+    (row,) = read(tmp_path)
+    assert (row.name, row.backend) == ("pairwise_squared_difference", "unfold")
+    assert row.flops_hardware == 2 * 2 * 9 * 36
+    assert row.error < 1
+    assert row.latency_s > 0
+
+
+def test_has_benchmarks(squared_difference):
+    names = [cell.subject.operator.name for cell in benchmark_cells()]
+    assert names.count("pairwise_squared_difference") == 2 * 5
