@@ -30,14 +30,12 @@ def count(model: nn.Module | str, input_size: Sequence[int] = (3, 224, 224)) -> 
     `Cost.layers` has them by module and `Cost.operators` by kind. The model is left as it was.
     """
     if isinstance(model, str):
-        from saprof.models import create_model
-
-        with torch.device("meta"):
-            model = create_model(model)
+        model = blueprint(model)
     if len(input_size) != 3 or not all(isinstance(side, int) and side > 0 for side in input_size):
         raise ValueError(f"input_size is {input_size!r}; expected three positive integers: channels, rows, columns")
     image = torch.empty((1, *input_size), device="meta")
-    meta = {name: x.to("meta") for name, x in [*model.named_parameters(), *model.named_buffers()]}
+    state = dict([*model.named_parameters(), *model.named_buffers()])
+    meta = {name: x.to("meta") for name, x in state.items() if not x.is_meta}
     training = [module for module in model.modules() if module.training]
     recorder = _Recorder()
     with ExitStack() as stack:
@@ -49,7 +47,7 @@ def count(model: nn.Module | str, input_size: Sequence[int] = (3, 224, 224)) -> 
             module.training = False
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder)
-        torch.func.functional_call(model, meta, (image,))
+        torch.func.functional_call(model, meta, (image,)) if meta else model(image)
     own = {
         name: recorder.layers[name] + Cost(params=sum(p.numel() for p in module.parameters(False) if p.requires_grad))
         for name, module in model.named_modules()
@@ -58,6 +56,24 @@ def count(model: nn.Module | str, input_size: Sequence[int] = (3, 224, 224)) -> 
         if name:
             own[name.rpartition(".")[0]] += own[name]
     return replace(own.pop(""), layers=own, operators=dict(recorder.operators))
+
+
+def blueprint(name: str, **overrides: Any) -> nn.Module:
+    """A named model on the meta device: all shapes, no weights."""
+    from saprof.models import create_model
+
+    with torch.device("meta"), _Uninitialised():
+        return create_model(name, **overrides)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Modules made under it leave their weights as they are; there is nothing to fill on the meta device."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 class _Recorder(TorchFunctionMode):

@@ -86,9 +86,7 @@ class Operator:
 
     def bind(self, shapes: Sequence[Sequence[int]], footprint: Footprint) -> dict[str, int]:
         """Sizes of all named axes, from the shapes of the inputs; ValueError names the axis that does not fit."""
-        if len(shapes) != len(self.inputs):
-            names = ", ".join(name for name, _ in self.inputs)
-            raise ValueError(f"{self.name}: got {len(shapes)} inputs; expected {len(self.inputs)}: {names}")
+        self.check_count(shapes)
         sizes: dict[str, int] = {}
         for (name, axes), shape in zip(self.inputs, shapes, strict=True):
             letters = axes.split()
@@ -114,6 +112,12 @@ class Operator:
             raise self._misfit("g", self._first("g"), sizes["g"], why)
         sizes["oh"], sizes["ow"] = oh, ow
         return sizes
+
+    def check_count(self, inputs: Sequence[object]) -> None:
+        """ValueError unless there is one for each declared input."""
+        if len(inputs) != len(self.inputs):
+            names = ", ".join(name for name, _ in self.inputs)
+            raise ValueError(f"{self.name}: got {len(inputs)} inputs; expected {len(self.inputs)}: {names}")
 
     def _first(self, letter: str) -> str:
         """The first input that has this axis."""
@@ -154,6 +158,16 @@ def _named(name: str) -> Operator:
     return OPERATORS[name]
 
 
+_listeners: list[Callable[[Operator], None]] = []
+
+
+def for_every_operator(do: Callable[[Operator], None]) -> None:
+    """Do this with each operator declared so far, and with each declared later."""
+    for declared in OPERATORS.values():
+        do(declared)
+    _listeners.append(do)
+
+
 RELATIONS: dict[str, tuple[str, ...]] = {"pairwise": (), "patchwise": ()}
 """The relations of each family, as the models know them; a declaration adds its own."""
 
@@ -188,6 +202,8 @@ def operator(*, axes: str, source: str, **costs: str) -> Callable[[Callable[...,
         OPERATORS[name] = declared
         if declared.family in RELATIONS:
             RELATIONS[declared.family] += (declared.relation,)
+        for tell in _listeners:
+            tell(declared)
         return declared
 
     return declare

@@ -126,14 +126,9 @@ def _compute(name: str, row: PaperRow) -> dict[str, Any]:
 
 @cache
 def _cost(model: str, overrides: str) -> Cost:
-    import torch
+    from saprof.counting import blueprint, count
 
-    from saprof.counting import count
-    from saprof.models import create_model
-
-    with torch.device("meta"):
-        network = create_model(model, **json.loads(overrides))
-    return count(network)
+    return count(blueprint(model, **json.loads(overrides)))
 
 
 def render(computed: Sequence[Mapping[str, Any]], form: str) -> str:

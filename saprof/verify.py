@@ -94,6 +94,8 @@ def _judge(lines: Sequence[Line], which: str, device: str) -> None:
     from saprof.backends import why_not
     from saprof.conformance import Verdict, check, sample_positions
 
+    if which != "stages":
+        torch.set_num_threads(1)  # tensors so small that threads only wait for each other
     cases = [(line, workload) for line in lines for workload in line.workloads(which)]
     for line, case in tqdm(cases, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False, unit="workload"):
         reason = why_not(line.backend, line.operator, getattr(torch, line.dtype), device, case.footprint)

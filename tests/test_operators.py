@@ -265,9 +265,10 @@ class TestDispatcher:
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
     @each_backend
-    @pytest.mark.parametrize("op", [pairwise_subtraction, aggregation], ids=lambda op: op.name)
-    @pytest.mark.parametrize("footprint", [Footprint.square(3), DISK], ids=str)
-    def test_compiles_for_any_shape(self, op, backend, footprint, compiler):
+    @pytest.mark.parametrize(
+        ("op", "footprint"), [(pairwise_subtraction, DISK), (aggregation, Footprint.square(3))], ids=["disk", "square"]
+    )
+    def test_compiles_for_any_shape(self, op, footprint, backend, compiler):
         eager = lambda *x: op(*x, footprint=footprint, backend=backend)  # noqa: E731
         compiled = compiler(eager, fullgraph=True, backend="aot_eager", dynamic=True)
         for h, w in ((7, 9), (8, 12), (10, 7)):

@@ -111,7 +111,6 @@ def test_is_counted_by_fvcore(squared_difference, inputs):
 
 
 def test_passes_opcheck(squared_difference, inputs):
-    backends.register("pairwise_squared_difference")
     entry = torch.ops.saprof.pairwise_squared_difference.default
     torch.library.opcheck(entry, (*inputs, str(FOOTPRINT), "unfold"))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saprof import operators
 from saprof.footprint import Footprint
-from saprof.operators import OPERATORS, Operator
+from saprof.operators import Operator, for_every_operator
 
 BACKENDS: dict[str, ModuleType] = {name: import_module(f"saprof.backends.{name}") for name in operators.BACKENDS}
 """By name, the best first: the order in which `auto` asks."""
@@ -48,8 +48,6 @@ def call(operator: Operator, inputs: Sequence[Tensor], footprint: Footprint, bac
             return call(operator, inputs, footprint, backend)
     _check_alike(operator, inputs)
     operator.bind([x.shape for x in inputs], footprint)
-    if operator.name not in _libraries:
-        register(operator.name)
     return getattr(torch.ops.saprof, operator.name)(*inputs, str(footprint), backend)
 
 
@@ -79,9 +77,7 @@ def unknown(what: str, got: str, valid: Sequence[str]) -> str:
 
 
 def _check_tensors(operator: Operator, inputs: Sequence[Tensor]) -> None:
-    if len(inputs) != len(operator.inputs):
-        names = ", ".join(name for name, _ in operator.inputs)
-        raise ValueError(f"{operator.name}: got {len(inputs)} inputs; expected {len(operator.inputs)}: {names}")
+    operator.check_count(inputs)
     for (name, _), x in zip(operator.inputs, inputs, strict=True):
         if not isinstance(x, Tensor):
             raise ValueError(f"{operator.name}: {name} is a {type(x).__name__}; expected a torch.Tensor")
@@ -110,21 +106,18 @@ def _check_alike(operator: Operator, inputs: Sequence[Tensor]) -> None:
 _libraries: dict[str, torch.library.Library] = {}
 
 
-@torch.compiler.assume_constant_result
-def register(name: str) -> None:
-    """Give the operator its dispatcher entry: on import for every one declared by then, else when first called."""
-    operator = OPERATORS[name]
+def register(operator: Operator) -> None:
+    """Give the operator its dispatcher entry."""
 
     def compute(*arguments) -> Tensor:
         *inputs, text, backend = arguments
         footprint = Footprint.parse(text)
         chosen = choose(operator, inputs[0].dtype, inputs[0].device.type, footprint, backend)
-        return getattr(BACKENDS[chosen], name)(*inputs, footprint)
+        return getattr(BACKENDS[chosen], operator.name)(*inputs, footprint)
 
-    _libraries[name] = torch.library.Library("saprof", "FRAGMENT")
-    _libraries[name].define(operator.schema)
-    _libraries[name].impl(name, compute, "CompositeImplicitAutograd")
+    _libraries[operator.name] = library = torch.library.Library("saprof", "FRAGMENT")
+    library.define(operator.schema)
+    library.impl(operator.name, compute, "CompositeImplicitAutograd")
 
 
-for _name in OPERATORS:
-    register(_name)
+for_every_operator(register)
