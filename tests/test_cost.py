@@ -27,15 +27,6 @@ PRODUCTS = (*INNER_PRODUCTS, "aggregation")
 SMALL = (3, 32, 32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small maps on many threads spend their time on waiting for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def cost_of():
     """The cost of an expected model, counted once."""
