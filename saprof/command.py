@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from typing import NoReturn
 
 OK, FAILED, USAGE = 0, 1, 2
@@ -13,6 +14,9 @@ OK, FAILED, USAGE = 0, 1, 2
 
 def run(main: Callable[[list[str] | None], int]) -> NoReturn:
     """Exit with main's code; a mistake in the input becomes one sentence on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no ✓ shows a ?
     try:
         code = main(None)
         sys.stdout.flush()

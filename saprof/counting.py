@@ -11,14 +11,15 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from saprof.cost import Cost, operator_cost
 from saprof.footprint import Footprint
 from saprof.operators import OPERATORS, Operator
+from saprof.shapes import told
 
 if TYPE_CHECKING:
     from fvcore.nn import FlopCountAnalysis
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 def count(model: nn.Module | str, input_size: Sequence[int] = (3, 224, 224)) -> Cost:
     """Parameters and operations of a model, or of a named one, for one image of `input_size` (channels, rows, columns).
 
-    `Cost.layers` has them by module and `Cost.operators` by kind. The model is left as it was.
+    `Cost.layers` has them by module and `Cost.operators` by kind. The model is left as it was. ValueError if it calls a
+    torch function that does arithmetic and whose cost is not known here.
     """
     if isinstance(model, str):
         model = blueprint(model)
@@ -37,17 +39,20 @@ def count(model: nn.Module | str, input_size: Sequence[int] = (3, 224, 224)) -> 
     state = dict([*model.named_parameters(), *model.named_buffers()])
     meta = {name: x.to("meta") for name, x in state.items() if not x.is_meta}
     training = [module for module in model.modules() if module.training]
-    recorder = _Recorder()
+    recorder = _Recorder(model)
     with ExitStack() as stack:
-        for name, module in model.named_modules():
-            stack.callback(module.register_forward_pre_hook(recorder.enter(name)).remove)
-            stack.callback(module.register_forward_hook(recorder.leave, always_call=True).remove)
+        stack.callback(register_module_forward_pre_hook(recorder.enter).remove)
+        stack.callback(register_module_forward_hook(recorder.leave, always_call=True).remove)
         for module in training:
             stack.callback(setattr, module, "training", True)
             module.training = False
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder)
         torch.func.functional_call(model, meta, (image,)) if meta else model(image)
+    if recorder.uncounted:
+        raise ValueError(
+            f"cannot count {type(model).__name__}: no cost is known for {', '.join(sorted(recorder.uncounted))}"
+        )
     own = {
         name: recorder.layers[name] + Cost(params=sum(p.numel() for p in module.parameters(False) if p.requires_grad))
         for name, module in model.named_modules()
@@ -73,20 +78,23 @@ class _Uninitialised(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
+        return (torch.empty if func is torch.randn else func)(*args, **kwargs)
 
 
 class _Recorder(TorchFunctionMode):
     """Costs every torch function that is called, under the modules that are running and under its own name."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self._names = {module: name for name, module in model.named_modules()}
         self.layers: defaultdict[str, Cost] = defaultdict(Cost)
         self.operators: defaultdict[str, Cost] = defaultdict(Cost)
+        self.uncounted: set[str] = set()
+        """Functions that computed something and have no cost here."""
         self._running: list[str] = []
 
-    def enter(self, name: str) -> Callable[..., None]:
-        return lambda module, inputs: self._running.append(name)
+    def enter(self, module: nn.Module, *_: Any) -> None:
+        self._running.append(self._names[module])
 
     def leave(self, *_: Any) -> None:
         self._running.pop()
@@ -100,17 +108,18 @@ class _Recorder(TorchFunctionMode):
             self._add(operator.name, operator_cost(operator, sizes, inputs[0].element_size()))
             return inputs[0].new_empty(operator.output_shape(sizes))
         name = getattr(func, "__name__", "").strip("_")
-        # meta kernels written in Python cost more than what they tell: these shapes are told here
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        if name in _SHAPES:
-            dtype = tensors[0].dtype if tensors else kwargs.get("dtype")
-            output = torch.empty(_SHAPES[name](*args, **kwargs), dtype=dtype, device="meta")
-        else:
+        shape = told(name, args, kwargs)
+        if shape is None:
             output = func(*args, **kwargs)
+        else:
+            dtype = tensors[0].dtype if tensors else kwargs.get("dtype")
+            output = torch.empty(shape, dtype=dtype, device="meta")
         if name in _RULES:
-            reads = sum(map(_bytes, tensors))
             counts: dict[str, Any] = _RULES[name](output, *args, **kwargs)
-            self._add(name, Cost(**counts, reads=reads, writes=_bytes(output)))
+            self._add(name, Cost(**counts, reads=sum(map(_bytes, tensors)), writes=_bytes(output)))
+        elif name not in _FREE and _computes(output, tensors):
+            self.uncounted.add(name)
         return output
 
     def _add(self, kind: str, cost: Cost) -> None:
@@ -122,6 +131,18 @@ def _operator(func: Callable[..., Any]) -> Operator | None:
     """The declared operator behind a dispatcher call, if it is one."""
     namespace, _, name = getattr(func, "_qualified_op_name", "").partition("::")
     return OPERATORS.get(name) if namespace == "saprof" else None
+
+
+def _computes(output: Any, inputs: Sequence[Tensor]) -> bool:
+    """Whether a call made numbers of numbers: its output is no view of its inputs, and it had some."""
+    if not isinstance(output, Tensor) or not output.is_floating_point() or not inputs:
+        return False
+    return all(output.untyped_storage()._cdata != x.untyped_storage()._cdata for x in inputs)
+
+
+_FREE = {"cat", "stack", "clone", "contiguous", "reshape", "flatten", "to", "pad", "where", "masked_fill", "getitem"}
+_FREE |= {"index_select", "dropout", "empty_like", "zeros_like", "ones_like", "new_empty", "new_zeros", "new_ones"}
+"""Functions that move, make or mask numbers without arithmetic (dropout does none in evaluation)."""
 
 
 def _bytes(x: Tensor) -> int:
@@ -181,66 +202,9 @@ _RULES: dict[str, Callable[..., dict[str, int]]] = {
     "mul": _elementwise,
     "div": _elementwise,
     "matmul": _matmul,
+    "bmm": _matmul,
 }
 """What a torch function costs, by its name."""
-
-
-def _same(x: Tensor, *_: Any, **__: Any) -> torch.Size:
-    return x.shape
-
-
-def _broadcast(x: Tensor, other: Tensor | float, *_: Any) -> tuple[int, ...]:
-    return np.broadcast_shapes(x.shape, getattr(other, "shape", ()))
-
-
-def _concatenated(parts: Sequence[Tensor], dim: int = 0) -> list[int]:
-    shape = list(parts[0].shape)
-    shape[dim] = sum(part.shape[dim] for part in parts)
-    return shape
-
-
-def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None = None, *steps: Any) -> tuple[int, ...]:
-    return (len(x), len(weight), *_windows(x, weight.shape[2:], *steps))
-
-
-def _pooled(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, *_: Any, **__: Any) -> tuple[int, ...]:
-    return (*x.shape[:2], *_windows(x, kernel_size, stride, padding))
-
-
-def _averaged(x: Tensor, output_size: int | Sequence[int]) -> tuple[int, ...]:
-    sides = (output_size, output_size) if isinstance(output_size, int) else output_size
-    return (*x.shape[:2], *sides)
-
-
-def _mapped(x: Tensor, weight: Tensor, *_: Any) -> tuple[int, ...]:
-    return (*x.shape[:-1], len(weight))
-
-
-def _linspace(start: float, end: float, steps: int, **_: Any) -> tuple[int]:
-    return (steps,)
-
-
-def _windows(x: Tensor, size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1, *_: Any) -> list[int]:
-    """How many windows of a convolution or pool fit on each axis of the map."""
-    settings = zip(*(v if isinstance(v, Sequence) else (v, v) for v in (size, stride, padding, dilation)), strict=True)
-    return [
-        (side + 2 * padding - dilation * (size - 1) - 1) // stride + 1
-        for side, (size, stride, padding, dilation) in zip(x.shape[2:], settings, strict=True)
-    ]
-
-
-_SHAPES: dict[str, Callable[..., Sequence[int]]] = {
-    "conv2d": _convolved,
-    "batch_norm": _same,
-    "relu": _same,
-    "softmax": _same,
-    "add": _broadcast,
-    "cat": _concatenated,
-    "max_pool2d": _pooled,
-    "adaptive_avg_pool2d": _averaged,
-    "linear": _mapped,
-    "linspace": _linspace,
-}
 
 
 def teach_fvcore(analysis: FlopCountAnalysis) -> FlopCountAnalysis:

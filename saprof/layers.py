@@ -210,6 +210,9 @@ class StandAloneAttention(nn.Module):
     Heads are interleaved over the channels, as the shared weights of SAN are.
     """
 
+    row_of_tap: Tensor
+    column_of_tap: Tensor
+
     def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
         super().__init__()
         width = divide("channels", channels, "value_reduction", config.value_reduction)
@@ -222,8 +225,10 @@ class StandAloneAttention(nn.Module):
         self.query, self.key, self.value = (linear(channels, width) for _ in range(3))
         self.row_embedding = nn.Parameter(torch.randn(config.heads, row_channels, len(rows)))
         self.column_embedding = nn.Parameter(torch.randn(config.heads, row_channels, len(columns)))
-        self._row_of_tap = [rows.index(dy) for dy, _ in footprint.offsets]
-        self._column_of_tap = [columns.index(dx) for _, dx in footprint.offsets]
+        row_of_tap = torch.tensor([rows.index(dy) for dy, _ in footprint.offsets])
+        column_of_tap = torch.tensor([columns.index(dx) for _, dx in footprint.offsets])
+        self.register_buffer("row_of_tap", row_of_tap, persistent=False)
+        self.register_buffer("column_of_tap", column_of_tap, persistent=False)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
         how = {"footprint": self.footprint, "backend": self.backend}
@@ -240,8 +245,8 @@ class StandAloneAttention(nn.Module):
 
     def relative(self) -> Float[Tensor, "heads c k"]:
         """r_{j−i}: half of a head's channels embed the tap's row, half its column."""
-        rows = self.row_embedding[..., self._row_of_tap]
-        columns = self.column_embedding[..., self._column_of_tap]
+        rows = self.row_embedding.index_select(-1, self.row_of_tap)
+        columns = self.column_embedding.index_select(-1, self.column_of_tap)
         return torch.cat([rows, columns], dim=1)
 
     def extra_repr(self) -> str:

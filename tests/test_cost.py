@@ -159,7 +159,15 @@ def test_network_agrees_with_flop_counter_mode(network, device):
     assert counter.get_total_flops() == cost.flops("flop2") == 2 * cost.flops("mac")
 
 
-NO_MACS = {"aten::max_pool2d", "aten::softmax", "aten::add", "aten::linspace", "aten::unflatten", "aten::masked_fill"}
+NO_MACS = {
+    "aten::index_select",
+    "aten::max_pool2d",
+    "aten::softmax",
+    "aten::add",
+    "aten::linspace",
+    "aten::unflatten",
+    "aten::masked_fill",
+}
 """Operations that fvcore has no rule for, and that multiply nothing."""
 
 
@@ -491,3 +499,66 @@ def test_reads_and_writes_of_a_network(cost_of):
     image, stem = math.prod((3, 224, 224)), math.prod((64, 112, 112))
     conv = cost_of("resnet26").layers["conv1"]
     assert (conv.reads, conv.writes) == (4 * (image + 64 * 3 * 49), 4 * stem)
+
+
+class Applies(nn.Module):
+    """Any function as a model."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (nn.functional.gelu, "gelu"),
+        (lambda x: torch.einsum("nchw->nc", x), "einsum"),
+        (lambda x: nn.functional.layer_norm(x, x.shape[1:]), "layer_norm"),
+        (lambda x: x.exp(), "exp"),
+    ],
+    ids=["gelu", "einsum", "layer_norm", "exp"],
+)
+def test_arithmetic_without_a_known_cost_is_not_counted_as_none(function, name):
+    with pytest.raises(ValueError, match=f"cannot count Applies: no cost is known for {name}$"):
+        count(Applies(function), (3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.flatten(1),
+        lambda x: nn.functional.pad(x, (1, 1)),
+        lambda x: torch.cat([x, x]).transpose(1, 2).contiguous(),
+        lambda x: x.masked_fill(torch.ones_like(x, dtype=torch.bool), 0.0)[:, 1:],
+    ],
+)
+def test_moving_numbers_costs_nothing(function):
+    assert count(Applies(function), (3, 8, 8)) == Cost()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 4, 3, padding="same"),
+        nn.Conv2d(3, 4, (3, 1), stride=2, padding=1, dilation=2),
+        nn.MaxPool2d(2, 2, ceil_mode=True),
+        nn.MaxPool2d(3),
+        nn.AdaptiveAvgPool2d((None, 1)),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Softmax(dim=1),
+    ],
+    ids=str,
+)
+def test_any_form_of_a_call_has_its_true_shape(layer):
+    """The shapes that are told without running are those of torch."""
+    written = count(layer, (3, 9, 9)).writes
+    assert written == 4 * layer(torch.empty(1, 3, 9, 9)).numel()
+
+
+def test_a_wrong_number_of_channels_is_no_count():
+    with pytest.raises(RuntimeError, match="channel dimensions"):
+        count("resnet26", (4, 32, 32))

@@ -18,6 +18,7 @@ ORDER = [
     ["saprof.conformance"],
     ["saprof.layers"],
     ["saprof.models"],
+    ["saprof.shapes"],
     ["saprof.counting"],
     ["saprof.measure"],
     ["saprof.results"],

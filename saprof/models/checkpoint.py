@@ -134,8 +134,7 @@ def _reason(error: Exception) -> str:
 
 def _rebuild(architecture: str, config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> SAN | ResNet:
     try:
-        with torch.device("meta"):
-            model = build(architecture, config)
+        model = build(architecture, config)
     except ValueError as error:
         raise ValueError(f"{where} has a config that does not fit this version of saprof: {error}") from None
     _check_weights(model, weights, where)
