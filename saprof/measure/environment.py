@@ -33,7 +33,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
     return {
         "versions": {name: _version(name) for name in ("saprof", "torch", "numpy", "numba")},
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),
         "driver": _driver(device),
         "cpu": cpu_name(),
