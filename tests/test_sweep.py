@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -135,11 +136,33 @@ def test_what_no_backend_computes_is_unsupported(tmp_path, monkeypatch):
     assert "unfold: it is Sunday" in row.reason
 
 
-def test_what_cannot_fit_is_not_tried():
-    workload = Workload(OPERATORS["patchwise_clique_product"], Footprint.square(11), r=1, h=4000, w=4000)
+@pytest.mark.parametrize(("side", "why"), [(90_000_000, "GB; "), (4000, "GB; "), (1000, "GB beside its inputs; ")])
+def test_what_cannot_fit_is_not_tried(monkeypatch, side, why):
+    """Nor are its inputs made, if it cannot fit with the least memory that it could take."""
+    monkeypatch.setattr(cells.psutil, "virtual_memory", lambda: SimpleNamespace(available=1e9))
+    workload = Workload(OPERATORS["pairwise_dot_product"], Footprint.square(11), r=1, h=side, w=side)
     (row,) = cells.measure([Cell(workload)], "f")
     assert row.status == "predicted_oom"
-    assert "GB are free" in row.reason
+    assert why in row.reason
+    assert "1.0 GB are free" in row.reason
+
+
+def test_a_failure_while_timing_is_a_row(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("the machine went away")
+
+    monkeypatch.setattr(cells, "interleave", fails)
+    (row,) = cells.measure([Cell(Workload(OPERATORS["aggregation"], Footprint.square(3)))], "f")
+    assert (row.status, row.reason) == ("error", "RuntimeError: the machine went away")
+
+
+def test_a_wrong_compiler_is_found_out(monkeypatch):
+    monkeypatch.setattr(cells.torch, "compile", lambda function, fullgraph: lambda *x: function(*x) * 1.01)
+    workload = Workload(OPERATORS["aggregation"], Footprint.square(3))
+    for mode in ("forward", "backward"):
+        (row,) = cells.measure([Cell(workload, mode, compiled=True)], "f")
+        assert row.status == "incorrect"
+        assert "off the eager one" in row.reason
 
 
 def test_a_group_apart_may_be_given_up_or_die(tmp_path):

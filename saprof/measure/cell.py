@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from saprof.backends import Unsupported, choose
 from saprof.cells import Cell, Network
@@ -74,21 +75,37 @@ def measure(cells: Sequence[Cell], fingerprint: str, max_seconds: float = 2.0) -
             ready[cell] = prepared, _warm(prepared, found[cell])
         except Exception as error:  # a cell that fails is a row, and the others go on
             found[cell] = _why(error)
+    try:
+        for cell, measured in _time_and_weigh(ready, max_seconds).items():
+            found[cell] |= measured
+    except Exception as error:  # what ran alone may fail beside the others
+        found |= {cell: _why(error) for cell in ready}
+    return [row(cell, fingerprint, **found[cell]) for cell in cells]
+
+
+def _time_and_weigh(
+    ready: dict[Cell, tuple[Prepared, Callable[[], object]]], max_seconds: float
+) -> dict[Cell, dict[str, Any]]:
     calls = {str(cell): call for cell, (_, call) in ready.items()}
-    latencies = interleave(calls, cells[0].device, max_seconds * len(calls)) if calls else {}
+    device = next(iter(ready)).device if ready else "cpu"
+    latencies = interleave(calls, device, max_seconds * len(calls)) if calls else {}
     first = next(iter(latencies.values()), None)
+    measured = {}
     for cell, (prepared, call) in ready.items():
         latency = latencies[str(cell)]
-        found[cell] |= _timed(latency) | _weigh(prepared, call)
+        measured[cell] = _timed(latency) | _weigh(prepared, call)
         if first is not None and latency is not first:
-            found[cell] |= _compared(latency, first)
-    return [row(cell, fingerprint, **found[cell]) for cell in cells]
+            measured[cell] |= _compared(latency, first)
+    return measured
 
 
 def _make_ready(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
     """Refuse what cannot run or fit, and check what can; also returns what was found on the way."""
+    _refuse_what_cannot_fit(cell.costs.get("compulsory_bytes", 0), "", cell.device)
     prepared, facts = prepare(cell)
-    facts["predicted_peak_bytes"] = _refuse_what_cannot_fit(prepared)
+    if cell.mode != "backward":  # whose graph is there beforehand
+        facts["predicted_peak_bytes"] = peak = predicted_peak_bytes(prepared.run, prepared.inputs)
+        _refuse_what_cannot_fit(peak, " beside its inputs", cell.device)
     if isinstance(cell.subject, Workload):
         facts["error"] = _check_operator(cell.subject, cell, facts["backend"])
     return (_compile(prepared) if cell.compiled else prepared), facts
@@ -152,18 +169,12 @@ def _backends_of(model: nn.Module, cell: Cell) -> str:
     return "+".join(dict.fromkeys(chosen)) or "torch"
 
 
-def _refuse_what_cannot_fit(prepared: Prepared) -> int | None:
-    """The predicted peak; a graph that is ready beforehand is not predicted."""
-    if prepared.cell.mode == "backward":
-        return None
-    peak = predicted_peak_bytes(prepared.run, prepared.inputs)
-    device = torch.device(prepared.cell.device)
-    free = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
-    if peak > free:
-        raise _Refused(
-            "predicted_oom", f"would take {peak / 1e9:.1f} GB beside its inputs; {free / 1e9:.1f} GB are free"
-        )
-    return peak
+def _refuse_what_cannot_fit(needed: int, beside: str, device: str) -> None:
+    cuda = torch.device(device).type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+    if needed > free:
+        reason = f"would take {needed / 1e9:.1f} GB{beside}; {free / 1e9:.1f} GB are free"
+        raise _Refused("predicted_oom", reason)
 
 
 def _check_operator(workload: Workload, cell: Cell, backend: str) -> float:
@@ -175,15 +186,19 @@ def _check_operator(workload: Workload, cell: Cell, backend: str) -> float:
 
 
 def _compile(prepared: Prepared) -> Prepared:
-    """The same cell compiled, once its output was found to be that of the eager one."""
+    """The same cell compiled, once its output, and its gradients where the mode has some, were found to be the eager
+    ones to half their digits."""
     torch._dynamo.reset()
     compiled = replace(prepared, function=torch.compile(prepared.function, fullgraph=True))
-    with torch.no_grad():
-        expected, got = prepared.function(*prepared.inputs), compiled.function(*prepared.inputs)
-    error = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
-    allowed = 1000 * torch.finfo(expected.dtype).eps
-    if not error <= allowed:
-        raise _Refused("incorrect", f"compiled output is {error:.1e} off the eager one; expected at most {allowed:.1e}")
+    mode = "forward" if prepared.cell.mode == "forward" else "train_step"
+    checked = replace(prepared.cell, mode=mode)
+    expected, got = (tree_leaves(replace(p, cell=checked).run(*prepared.inputs)) for p in (prepared, compiled))
+    for want, have in zip(expected, got, strict=True):
+        error = float((have - want).abs().max() / want.abs().max().clamp_min(1e-30))
+        allowed = torch.finfo(want.dtype).eps ** 0.5
+        if not error <= allowed:
+            reason = f"compiled {mode} is {error:.1e} off the eager one; expected at most {allowed:.1e}"
+            raise _Refused("incorrect", reason)
     return compiled
 
 
