@@ -21,12 +21,12 @@ from saprof.operators import (
 )
 
 if TYPE_CHECKING:
-    from saprof.backends import BackendUnavailable, Unsupported
+    from saprof.backends import Unsupported
     from saprof.counting import count, teach_fvcore
     from saprof.models import SAN, ResNet, ResNetConfig, SANConfig, create_model, list_models, load, load_official, save
 
 _LAZY = {
-    "saprof.backends": ["BackendUnavailable", "Unsupported"],
+    "saprof.backends": ["Unsupported"],
     "saprof.counting": ["count", "teach_fvcore"],
     "saprof.models": [
         "SAN",
@@ -43,7 +43,6 @@ _LAZY = {
 
 __all__ = [
     "SAN",
-    "BackendUnavailable",
     "Cost",
     "Footprint",
     "ResNet",

@@ -78,7 +78,7 @@ class Operator:
     def __call__(self, *inputs: Tensor, footprint: Footprint, backend: str = "auto") -> Tensor:
         """Run on `inputs`, in the order of the declaration; `backend="auto"` takes the best that can.
 
-        Raises ValueError (axes, dtype, device, unknown backend), BackendUnavailable, or Unsupported.
+        Raises ValueError (axes, dtype, device, unknown backend), or Unsupported with the backends' reasons.
         """
         from saprof.backends import call  # here: calling an operator is what loads torch
 

@@ -23,10 +23,6 @@ BACKENDS: dict[str, ModuleType] = {name: import_module(f"saprof.backends.{name}"
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-class BackendUnavailable(RuntimeError):
-    """The backend cannot run on this machine."""
-
-
 class Unsupported(ValueError):
     """The backend cannot compute this operator on these inputs."""
 

@@ -11,7 +11,7 @@ from saprof.cells import benchmark_cells
 from saprof.measure.cell import prepare
 
 
-@pytest.mark.parametrize("cell", benchmark_cells(), ids=str)
+@pytest.mark.parametrize("cell", list(benchmark_cells()), ids=str)
 def test_operator(cell, benchmark):
     workload = cell.subject
     reason = why_not(cell.backend, workload.operator, torch.float32, cell.device, workload.footprint)
