@@ -22,15 +22,12 @@ bench: $(VENV)/.dev
 clean:
 	rm -rf $(VENV)
 
-# .venv/constraints.txt is constraints.txt, less its torch where the environment sees one already
+# .venv/constraints.txt is constraints.txt, less its torch where .venv has or sees one already
 $(VENV)/constraints.txt: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saprof needs Python 3.11 or later; $(PYTHON) is " + sys.version.split()[0])'
-	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
-	  echo "keeping the torch of $(PYTHON)"; \
-	  $(PYTHON) -m venv --system-site-packages $(VENV) && grep -v '^torch==' $< > $@; \
-	else \
-	  $(PYTHON) -m venv $(VENV) && cp $< $@; \
-	fi
+	@$(PYTHON) -m venv $$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages) $(VENV)
+	@if $(BIN)/python -c 'import torch; print("keeping torch", torch.__version__)' 2>/dev/null; \
+	  then grep -v '^torch==' $< > $@; else cp $< $@; fi
 
 $(VENV)/.base: pyproject.toml $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable .
