@@ -21,8 +21,8 @@ MODES = ("forward", "train_forward", "backward", "train_step")
 
 @dataclass(frozen=True)
 class Network:
-    """A whole model at a batch of square images; its footprint, if given, replaces those of all stages but the first
-    (SAN Table 7; a footprint smaller than the first stage's replaces that too)."""
+    """A whole model at a batch of square images. A footprint replaces the model's own as in SAN Table 7: in all stages
+    of a SAN but the first, which keeps 3 × 3, and in every k × k convolution of a ResNet."""
 
     name: str
     footprint: Footprint | None = None

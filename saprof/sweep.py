@@ -188,6 +188,8 @@ def _run(groups: list[Group], arguments: argparse.Namespace) -> int:
     """Measure what is not yet measured, then print and draw it."""
     from saprof.measure import environment
 
+    if arguments.resume and arguments.output is None:
+        raise ValueError("--resume goes on with a run; expected its folder as --output")
     if arguments.seconds <= 0:
         raise ValueError(f"seconds is {arguments.seconds}; expected a positive number")
     threads = _set_up_torch(arguments, groups)

@@ -268,6 +268,11 @@ def test_bad_input_is_one_sentence(tmp_path, arguments, message):
     assert not (tmp_path / "run").exists(), "nothing half-written"
 
 
+def test_resume_needs_a_folder():
+    with pytest.raises(ValueError, match="expected its folder as --output"):
+        sweep.main([*SMALL, "--resume"])
+
+
 def test_bad_input_exits_2_without_a_traceback(tmp_path):
     done = command("--footprint", "3,x,7")
     assert done.returncode == 2
