@@ -198,15 +198,19 @@ def _run(groups: list[Group], arguments: argparse.Namespace) -> int:
     run = Run(folder, where, resume=arguments.resume)
     fingerprint = run.fingerprint
     started = time.monotonic()
-    with _progress(groups) as progress:
-        for group in groups:
-            progress.set_postfix_str(str(group[0]), refresh=sys.stderr.isatty())
-            spent = time.monotonic() - started
-            missing = [cell for cell in group if cell.key(fingerprint) not in run.done]
-            if missing and (arguments.time_budget is None or spent < arguments.time_budget):
-                rows = _measure(group, fingerprint, arguments)
-                run.append([row for cell, row in zip(group, rows, strict=True) if cell in missing])
-            progress.update()
+    try:
+        with _progress(groups) as progress:
+            for group in groups:
+                progress.set_postfix_str(str(group[0]), refresh=sys.stderr.isatty())
+                spent = time.monotonic() - started
+                missing = [cell for cell in group if cell.key(fingerprint) not in run.done]
+                if missing and (arguments.time_budget is None or spent < arguments.time_budget):
+                    rows = _measure(group, fingerprint, arguments)
+                    run.append([row for cell, row in zip(group, rows, strict=True) if cell in missing])
+                progress.update()
+    except KeyboardInterrupt:
+        print(f"\nwhat is done is kept; go on with --resume --output {folder}", file=sys.stderr)
+        raise
     rows = run.rows(cell.key(fingerprint) for group in groups for cell in group)
     print(summarise(rows, arguments.format))
     left = sum(map(len, groups)) - len(rows)

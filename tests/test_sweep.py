@@ -288,3 +288,13 @@ def test_help_and_list():
     assert "--footprint" in command("--help").stdout
     listed = command("--list", "--operator", "aggregation", "--footprint", "3,5").stdout.splitlines()
     assert len(listed) == 2
+
+
+def test_an_interrupted_sweep_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "_measure", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", "--operator", "aggregation")
+    assert f"go on with --resume --output {tmp_path / 'run'}" in capsys.readouterr().err

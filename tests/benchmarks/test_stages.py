@@ -8,6 +8,7 @@ import torch
 
 from saprof.backends import why_not
 from saprof.cells import benchmark_cells
+from saprof.conformance import check, sample_positions
 from saprof.measure.cell import prepare
 
 
@@ -17,6 +18,8 @@ def test_operator(cell, benchmark):
     reason = why_not(cell.backend, workload.operator, torch.float32, cell.device, workload.footprint)
     if reason is not None:
         pytest.skip(reason)
+    verdict = check(workload, cell.backend, cell.device, cell.mode != "forward", sample_positions(workload))
+    assert verdict.ok, verdict.message
     prepared, facts = prepare(cell)
     benchmark.group = f"{workload} {cell.mode}"
     benchmark.extra_info |= facts | cell.costs
