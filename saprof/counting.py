@@ -94,7 +94,8 @@ class _Recorder(TorchFunctionMode):
         self._running: list[str] = []
 
     def enter(self, module: nn.Module, *_: Any) -> None:
-        self._running.append(self._names[module])
+        made_on_the_way = self._running[-1] if self._running else ""
+        self._running.append(self._names.get(module, made_on_the_way))
 
     def leave(self, *_: Any) -> None:
         self._running.pop()

@@ -224,10 +224,10 @@ def _set_up_torch(arguments: argparse.Namespace, groups: list[Group]) -> int:
     """Fix the threads, and refuse a device or model that is not there; returns the number of threads."""
     import torch
 
+    from saprof.backends import check_device
     from saprof.models import list_models
 
-    if arguments.device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"device {arguments.device!r} is not here; expected cpu, as torch sees no CUDA device")
+    check_device(arguments.device)
     networks = {cell.subject.name for group in groups for cell in group if isinstance(cell.subject, Network)}
     command.choices("model", ",".join(sorted(networks)) or "all", tuple(list_models()))
     if arguments.threads is not None:

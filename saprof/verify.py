@@ -30,7 +30,6 @@ def main(argv: list[str] | None = None) -> int:
     operators = command.choices("operator", arguments.operator, tuple(OPERATORS))
     backends = command.choices("backend", arguments.backend, BACKENDS)
     dtypes = command.choices("dtype", arguments.dtype, tuple(ITEMSIZE))
-    _check_device(arguments.device)
     lines = [Line(OPERATORS[name], backend, dtype) for name, backend, dtype in product(operators, backends, dtypes)]
     _judge(lines, arguments.workloads, arguments.device)
     print(text.align(HEADER, [line.cells() for line in lines]))
@@ -91,9 +90,10 @@ def _judge(lines: Sequence[Line], which: str, device: str) -> None:
     import torch
     from tqdm import tqdm
 
-    from saprof.backends import why_not
+    from saprof.backends import check_device, why_not
     from saprof.conformance import Verdict, check, sample_positions
 
+    check_device(device)
     if which != "stages":
         torch.set_num_threads(1)  # tensors so small that threads only wait for each other
     cases = [(line, workload) for line in lines for workload in line.workloads(which)]
@@ -107,15 +107,6 @@ def _judge(lines: Sequence[Line], which: str, device: str) -> None:
         except RuntimeError as error:  # a kernel that breaks off has failed like one that is wrong
             verdict = Verdict(False, math.inf, 1.0, f"{case} on {line.backend}: {type(error).__name__}: {error}")
         line.verdicts.append(verdict)
-
-
-def _check_device(device: str) -> None:
-    import torch
-
-    count = torch.cuda.device_count()
-    here = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
-    if device not in here:
-        raise ValueError(f"device is {device!r}; expected one that torch sees here: {', '.join(here)}")
 
 
 if __name__ == "__main__":

@@ -66,6 +66,14 @@ def choose(operator: Operator, dtype: torch.dtype, device: str, footprint: Footp
     raise Unsupported(f"{operator.name}: " + "; ".join(reasons))
 
 
+def check_device(device: str) -> None:
+    """ValueError unless torch sees `device` here."""
+    count = torch.cuda.device_count()
+    here = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
+    if device not in here:
+        raise ValueError(f"device is {device!r}; expected one that torch sees here: {', '.join(here)}")
+
+
 def unknown(what: str, got: str, valid: Sequence[str]) -> str:
     """The sentence for a name nobody knows."""
     *most, last = (repr(name) for name in valid)
