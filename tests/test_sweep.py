@@ -96,6 +96,13 @@ def test_compiled_beside_eager(tmp_path):
     assert compiled.first_call_s > compiled.latency_s
 
 
+def test_a_network_whose_logits_are_no_numbers_is_not_timed(monkeypatch):
+    right = unfold.aggregation
+    monkeypatch.setattr(unfold, "aggregation", lambda *x: right(*x) / 0)
+    (row,) = cells.measure([Cell(Network("san10_pairwise", Footprint.square(3), size=32))], "f")
+    assert (row.status, row.reason) == ("incorrect", "its logits are not all finite")
+
+
 def test_an_incorrect_kernel_is_not_timed(tmp_path, monkeypatch):
     right = unfold.aggregation
     monkeypatch.setattr(unfold, "aggregation", lambda *x: right(*x) * 1.01)

@@ -108,6 +108,8 @@ def _make_ready(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
         _refuse_what_cannot_fit(peak, " beside its inputs", cell.device)
     if isinstance(cell.subject, Workload):
         facts["error"] = _check_operator(cell.subject, cell, facts["backend"])
+    else:
+        _check_network(prepared)
     return (_compile(prepared) if cell.compiled else prepared), facts
 
 
@@ -183,6 +185,13 @@ def _check_operator(workload: Workload, cell: Cell, backend: str) -> float:
     if not verdict.ok:
         raise _Refused("incorrect", verdict.message)
     return verdict.fraction
+
+
+def _check_network(prepared: Prepared) -> None:
+    """A network has no reference here, but its logits are numbers."""
+    with torch.no_grad():
+        if not prepared.function(*prepared.inputs).isfinite().all():
+            raise _Refused("incorrect", "its logits are not all finite")
 
 
 def _compile(prepared: Prepared) -> Prepared:
