@@ -51,7 +51,7 @@ def why_not(backend: str, operator: Operator, dtype: torch.dtype, device: str, f
     """The reason why `backend` cannot compute `operator` there, or None if it can."""
     module = BACKENDS[backend]
     if not hasattr(module, operator.name):
-        return f"{backend} has no kernel for {operator.name}"
+        return f"no kernel for {operator.name}"
     return module.why_not(operator.name, dtype, torch.device(device).type, footprint)
 
 
