@@ -294,7 +294,7 @@ class TestDispatcher:
 
     def test_a_backend_without_the_kernel_says_so(self, monkeypatch):
         monkeypatch.delattr(BACKENDS["unfold"], "pairwise_subtraction")
-        with pytest.raises(Unsupported, match="^pairwise_subtraction: unfold: no kernel for pairwise_subtraction"):
+        with pytest.raises(Unsupported, match=r"^pairwise_subtraction: unfold: no kernel for pairwise_subtraction"):
             run(Workload(pairwise_subtraction, Footprint.square(3)), "unfold")
 
 
