@@ -13,7 +13,7 @@ from saprof.cost import operator_cost
 from saprof.footprint import Footprint
 from saprof.operators import BACKENDS, OPERATORS
 from saprof.results import SCHEMA
-from saprof.workload import ITEMSIZE, Workload, stages
+from saprof.workload import Workload, stages
 
 MODES = ("forward", "train_forward", "backward", "train_step")
 """`forward` without gradients, `train_forward` recording them, `backward` on a graph made before, `train_step` both."""
@@ -100,7 +100,7 @@ class Cell:
         if not isinstance(self.subject, Workload):
             return {}
         workload = self.subject
-        cost = operator_cost(workload.operator, workload.sizes, ITEMSIZE[workload.dtype])
+        cost = operator_cost(workload.operator, workload.sizes, workload.itemsize)
         pairs, inside = workload.footprint.pairs(workload.h, workload.w)
         return {
             "macs": cost.macs,

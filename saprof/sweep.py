@@ -112,19 +112,28 @@ def plan(arguments: argparse.Namespace) -> list[Group]:
                     for is_compiled in compiled
                 ]
             )
-    return groups
+    return [list(group) for group in dict.fromkeys(map(tuple, groups))]  # `3,square:3` is one footprint
 
 
 def _networks(arguments: argparse.Namespace, batch: int, dtype: str) -> Iterator[Network]:
     if arguments.model is None and _chooses_operators(arguments):
         return
-    names = DEFAULT_MODELS if arguments.model is None else arguments.model.split(",")
+    names = DEFAULT_MODELS if arguments.model is None else _model_names(arguments.model)
     sizes = command.integers("size", arguments.size) if arguments.size else [224]
     footprints = _footprints(arguments) if arguments.footprint is not None else [None]
     for name, footprint, size in product(names, footprints, sizes):
         network = Network(name, footprint, batch, size, dtype)
         if arguments.model or network.has_backends or footprint is None or footprint.taps <= LARGEST_CONVOLUTION:
             yield network
+
+
+def _model_names(asked: str) -> list[str]:
+    """A comma list, whose names are checked when torch is there; `all` asks torch for them."""
+    if asked != "all":
+        return [name.strip() for name in asked.split(",")]
+    from saprof.models import list_models
+
+    return list_models()
 
 
 def _workloads(arguments: argparse.Namespace, batch: int, dtype: str) -> Iterator[Workload]:
@@ -169,11 +178,11 @@ def _shapes(arguments: argparse.Namespace) -> Iterator[tuple[int, int]]:
 
 def _footprints(arguments: argparse.Namespace) -> list[Footprint]:
     """Every footprint, dilation and boundary asked for."""
-    text = DEFAULT_FOOTPRINT if arguments.footprint is None else arguments.footprint
+    asked = DEFAULT_FOOTPRINT if arguments.footprint is None else arguments.footprint
     dilations = command.integers("dilation", arguments.dilation)
     boundaries = command.choices("boundary", arguments.boundary, BOUNDARIES)
     footprints: list[Footprint] = []
-    for part in [text] if text.startswith("offsets:") else text.split(","):
+    for part in [asked] if asked.startswith("offsets:") else asked.split(","):
         if all(bound.strip().isdigit() for bound in part.split(":")):
             sizes = command.integers("footprint", part)
             footprints += [Footprint.square(size, dilation) for size, dilation in product(sizes, dilations)]

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import saprof
 from saprof import sweep
 from saprof.backends import unfold
 from saprof.cells import Cell, Network
@@ -232,7 +233,10 @@ def test_planning_needs_no_torch():
         (["--operator", "aggregation", "--footprint", "3,5", "--dilation", "1,2", "--boundary", "zero,exclude"], 8),
         (["--operator", "aggregation", "--batch", "1,8", "--dtype", "float32,bfloat16", "--stride", "1,2"], 8),
         (["--model", "san10_pairwise,resnet26", "--footprint", "3,5"], 4),
-        (["--model", "san10_pairwise,resnet26"], 2),
+        (["--model", "san10_pairwise, resnet26"], 2),
+        (["--model", "all"], len(saprof.list_models())),
+        (["--operator", "aggregation", "--footprint", "3,square:3,3:5:2"], 2),
+        (["--operator", "aggregation", "--stage", "1:5", "--channels", "32", "--size", "8"], 1),
         ([], 6),
     ],
 )
