@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from operator import index
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -23,6 +23,18 @@ BOUNDARIES = ("reflect", "zero", "replicate", "circular", "exclude")
 `reflect` mirrors without repeating the edge, as often as the map needs (`numpy.pad` does the same); `replicate`
 repeats the edge; `circular` wraps; `zero` reads 0; `exclude` also reads 0 and is skipped by the softmax.
 """
+
+
+class Frame(NamedTuple):
+    """A map continued by the boundary, tile by tile, so that taps are shifts: lookups for kernels.
+
+    Row q of tile t is row rows[t, q] of the map, column u its column columns[u]; −1 is outside. Tap j of the centre in
+    row y, column x of a tile is element taps[j] + y · len(columns) + x of the tile's frame.
+    """
+
+    rows: Int[Tensor, "t q"]
+    columns: Int[Tensor, " u"]
+    taps: Int[Tensor, " k"]
 
 
 @dataclass(frozen=True)
@@ -150,6 +162,15 @@ class Footprint:
         """Source column of each tap at each column of centres; −1 is outside."""
         return self._table(width, 1)
 
+    def row_readers(self, height: int) -> tuple[Int[Tensor, "k {height}+1"], Int[Tensor, " m"]]:
+        """(starts, readers), the inverse of `rows`: the rows of centres whose tap j reads row y of the map are
+        readers[starts[j, y] : starts[j, y + 1]], ascending."""
+        return _readers(self.rows(height), height)
+
+    def column_readers(self, width: int) -> tuple[Int[Tensor, "k {width}+1"], Int[Tensor, " m"]]:
+        """(starts, readers), the inverse of `columns`, likewise."""
+        return _readers(self.columns(width), width)
+
     def inside(self, height: int, width: int) -> Bool[Tensor, "k p"]:
         """Which taps read the map; the others were dropped by the boundary."""
         rows, columns = self.rows(height) >= 0, self.columns(width) >= 0
@@ -166,6 +187,36 @@ class Footprint:
             return sum(0 <= centre + offset < size for centre in range(0, size, self.stride))
 
         return nominal, sum(reads(dy, height) * reads(dx, width) for dy, dx in self.offsets)
+
+    def frame(self, height: int, width: int, tile: int) -> Frame:
+        """Lookups of a kernel that goes through the map by tiles of `tile` rows of centres."""
+        import torch
+
+        oh, ow = self.output_size(height, width)
+        (rows, row_of), (columns, column_of) = self._line(0, tile), self._line(1, ow)
+        starts = torch.arange(-(-oh // tile)) * tile * self.stride
+        return Frame(
+            rows=source(starts[:, None] + torch.tensor(rows), height, self.boundary),
+            columns=source(torch.tensor(columns), width, self.boundary),
+            taps=torch.tensor([row_of[dy] * len(columns) + column_of[dx] for dy, dx in self.offsets]),
+        )
+
+    def _line(self, axis: int, count: int) -> tuple[list[int], dict[int, int]]:
+        """All coordinates that the taps of `count` centres read along an axis, each once, and by offset the place of
+        the first centre's among them; those of the other centres follow it one by one."""
+        coordinates: list[int] = []
+        place: dict[int, int] = {}
+        offsets = sorted({offset[axis] for offset in self.offsets}, key=lambda o: (o % self.stride, o))
+        for offset in offsets:
+            reached = range(offset, offset + count * self.stride, self.stride)
+            apart = not coordinates or reached.start > coordinates[-1] + self.stride
+            if apart or (offset - coordinates[-1]) % self.stride:  # a run of its own
+                place[offset] = len(coordinates)
+                coordinates += reached
+            else:
+                place[offset] = len(coordinates) - 1 - (coordinates[-1] - offset) // self.stride
+                coordinates += range(coordinates[-1] + self.stride, reached.stop, self.stride)
+        return coordinates, place
 
     def _table(self, size: int, axis: int) -> Int[Tensor, "k centres"]:
         import torch
@@ -188,6 +239,18 @@ def source(position: Tensor, size: int, boundary: str) -> Tensor:
             return position % size
         case _:
             return position.where((position >= 0) & (position < size), -1)
+
+
+def _readers(table: Int[Tensor, "k centres"], size: int) -> tuple[Int[Tensor, "k {size}+1"], Int[Tensor, " m"]]:
+    """Which centres read each element of an axis through each tap; what is outside is read by nobody."""
+    import torch
+
+    taps, centres = (table >= 0).nonzero(as_tuple=True)
+    elements = taps * size + table[taps, centres]  # of all taps' axes, one behind the other
+    readers = centres[elements.argsort(stable=True)]
+    ends = elements.bincount(minlength=len(table) * size).cumsum(0)
+    starts = torch.cat([ends.new_zeros(1), ends]).unfold(0, size + 1, size)
+    return starts.contiguous(), readers
 
 
 _SHAPES = {

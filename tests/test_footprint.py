@@ -180,6 +180,37 @@ def test_tables_read_what_a_padded_map_holds(footprint, height, width):
 
 
 @given(FOOTPRINTS, SIZES, SIZES)
+def test_readers_are_the_centres_that_read(footprint, height, width):
+    for table, size, (starts, readers) in (
+        (footprint.rows(height), height, footprint.row_readers(height)),
+        (footprint.columns(width), width, footprint.column_readers(width)),
+    ):
+        assert starts.shape == (footprint.taps, size + 1)
+        assert starts[0, 0] == 0
+        assert starts[-1, -1] == len(readers)
+        assert starts.is_contiguous()
+        for tap, sources in enumerate(table.tolist()):
+            for element in range(size):
+                read = readers[starts[tap, element] : starts[tap, element + 1]].tolist()
+                assert read == [centre for centre, source in enumerate(sources) if source == element]
+
+
+def test_readers_of_a_known_map():
+    # rows 0, 2 and 4 are centres: the tap above reads row 1 (reflected), 1 and 3
+    starts, readers = Footprint.from_offsets([(-1, 0), (0, 0)], stride=2).row_readers(5)
+    assert starts.tolist() == [[0, 0, 2, 2, 3, 3], [3, 4, 4, 5, 5, 6]]
+    assert readers.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("boundary", ["zero", "exclude"])
+def test_nobody_reads_what_is_outside(boundary):
+    far = Footprint.from_offsets([(0, -(10**12)), (0, 0)], boundary=boundary)
+    starts, readers = far.column_readers(2)
+    assert starts.tolist() == [[0, 0, 0], [0, 1, 2]]
+    assert readers.tolist() == [0, 1]
+
+
+@given(FOOTPRINTS, SIZES, SIZES)
 def test_window_is_what_all_taps_reach(footprint, height, width):
     spans = []
     for axis, size in enumerate((height, width)):
