@@ -117,7 +117,7 @@ class Cell:
 
 
 def benchmark_cells(device: str = "cpu") -> Iterator[Cell]:
-    """Every operator at SAN10's five stages, forward and training step, on every backend."""
-    for operator, mode in product(OPERATORS.values(), ("forward", "train_step")):
-        for workload, backend in product(stages(operator), BACKENDS):
+    """Every operator at SAN10's five stages, one image and eight, forward and training step, on every backend."""
+    for operator, mode, batch in product(OPERATORS.values(), ("forward", "train_step"), (1, 8)):
+        for workload, backend in product(stages(operator, batch), BACKENDS):
             yield Cell(workload, mode, device, backend)

@@ -222,6 +222,7 @@ class StandAloneAttention(nn.Module):
         self.heads = config.heads
         self.footprint = footprint
         self.backend = config.backend
+        self.relation = pairwise_dot_product
         self.query, self.key, self.value = (linear(channels, width) for _ in range(3))
         self.row_embedding = nn.Parameter(torch.randn(config.heads, row_channels, len(rows)))
         self.column_embedding = nn.Parameter(torch.randn(config.heads, row_channels, len(columns)))
@@ -234,7 +235,7 @@ class StandAloneAttention(nn.Module):
         how = {"footprint": self.footprint, "backend": self.backend}
         query, key = self.split(self.query(x)), self.split(self.key(x))
         n, heads = query.shape[:2]
-        content = pairwise_dot_product(query.flatten(0, 1), key.flatten(0, 1), **how)
+        content = self.relation(query.flatten(0, 1), key.flatten(0, 1), **how)
         position = self.relative().transpose(1, 2) @ query.flatten(3)  # n heads k p
         logits = content.view(n, heads, *content.shape[2:]) + position
         alpha = softmax(logits, self.footprint, x.shape[-2:])

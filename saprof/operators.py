@@ -18,7 +18,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from types import CodeType
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,8 @@ class Operator:
     """Additions, subtractions and multiplications outside of multiply-adds, likewise."""
     paper: str = "0"
     """What the FLOP counter of the SAN authors counts of it, likewise."""
+    degree: int | None = None
+    """1 if linear in all inputs together, 2 if in each of two: how opaque kernels are differentiated twice."""
 
     @property
     def family(self) -> str:
@@ -60,7 +62,7 @@ class Operator:
         """The relation's name within its family."""
         return self.name.partition("_")[2]
 
-    @property
+    @cached_property
     def reads(self) -> tuple[str, ...]:
         """Where the body reads each input: `i` the centre, `j` one tap, `R` all taps."""
         return tuple(parameter.rpartition("_")[2] for parameter in inspect.signature(self.body).parameters)
@@ -147,7 +149,7 @@ def _expressions(axes: str) -> tuple[CodeType, ...]:
     return tuple(compile(axis, axes, "eval") for axis in axes.split())
 
 
-BACKENDS = ("unfold",)
+BACKENDS = ("numba", "unfold")
 """Who can compute them: a module of `saprof.backends` each, the best first."""
 
 OPERATORS: dict[str, Operator] = {}
@@ -172,7 +174,9 @@ RELATIONS: dict[str, tuple[str, ...]] = {"pairwise": (), "patchwise": ()}
 """The relations of each family, as the models know them; a declaration adds its own."""
 
 
-def operator(*, axes: str, source: str, **costs: str) -> Callable[[Callable[..., Any]], Operator]:
+def operator(
+    *, axes: str, source: str, degree: int | None = None, **costs: str
+) -> Callable[[Callable[..., Any]], Operator]:
     """Declare the decorated function as an operator; `axes` reads `n r h w, n r h w -> n r k p`.
 
     Raises ValueError where the declaration does not fit the function, or its name is taken.
@@ -194,6 +198,7 @@ def operator(*, axes: str, source: str, **costs: str) -> Callable[[Callable[...,
             inputs=tuple(zip(names, shapes, strict=True)),
             output=output.strip(),
             body=body,
+            degree=degree,
             **costs,
         )
         if not set(declared.reads) <= set("ijR"):
@@ -218,6 +223,7 @@ def _describe(op: Operator) -> str:
     axes="n r h w, n r h w -> n r k p",
     elementwise="n r k p",
     paper="n r k p",
+    degree=1,
     source="SAN Sec. 3.1, summation",
 )
 def pairwise_summation(phi_i, psi_j):
@@ -229,6 +235,7 @@ def pairwise_summation(phi_i, psi_j):
     axes="n r h w, n r h w -> n r k p",
     elementwise="n r k p",
     paper="n r k p",
+    degree=1,
     source="SAN Sec. 3.1, subtraction",
 )
 def pairwise_subtraction(phi_i, psi_j):
@@ -240,6 +247,7 @@ def pairwise_subtraction(phi_i, psi_j):
     axes="n r h w, n r h w -> n r k p",
     elementwise="n r k p",
     paper="n r k p",
+    degree=2,
     source="SAN Sec. 3.1, Hadamard product",
 )
 def pairwise_hadamard_product(phi_i, psi_j):
@@ -247,37 +255,37 @@ def pairwise_hadamard_product(phi_i, psi_j):
     return phi_i * psi_j
 
 
-@operator(axes="n r h w, n r h w -> n 2*r k p", source="SAN Sec. 3.1, concatenation")
+@operator(axes="n r h w, n r h w -> n 2*r k p", degree=1, source="SAN Sec. 3.1, concatenation")
 def pairwise_concatenation(phi_i, psi_j):
     """δ_ij = [φ_i, ψ_j]"""
     return phi_i, psi_j
 
 
-@operator(axes="n r h w, n r h w -> n 1 k p", macs="n r k p", source="SAN Sec. 3.1, dot product")
+@operator(axes="n r h w, n r h w -> n 1 k p", macs="n r k p", degree=2, source="SAN Sec. 3.1, dot product")
 def pairwise_dot_product(phi_i, psi_j):
     """δ_ij = φ_iᵀ ψ_j"""
     return phi_i @ psi_j
 
 
-@operator(axes="n r h w, n r h w -> n k 1 p", macs="n r k p", source="SAN Sec. 3.2, star-product")
+@operator(axes="n r h w, n r h w -> n k 1 p", macs="n r k p", degree=2, source="SAN Sec. 3.2, star-product")
 def patchwise_star_product(phi_i, psi_R):
     """δ_i = [φ_iᵀ ψ_j] for all j in R(i)"""
     return psi_R @ phi_i
 
 
-@operator(axes="n r h w, n r h w -> n k*k 1 p", macs="n r k k p", source="SAN Sec. 3.2, clique-product")
+@operator(axes="n r h w, n r h w -> n k*k 1 p", macs="n r k k p", degree=2, source="SAN Sec. 3.2, clique-product")
 def patchwise_clique_product(phi_R, psi_R):
     """δ_i = [φ_jᵀ ψ_l] for all j, l in R(i), channel j·k + l"""
     return phi_R @ psi_R.T
 
 
-@operator(axes="n r h w, n r h w -> n r*(k+1) 1 p", source="SAN Sec. 3.2, concatenation")
+@operator(axes="n r h w, n r h w -> n r*(k+1) 1 p", degree=1, source="SAN Sec. 3.2, concatenation")
 def patchwise_concatenation(phi_i, psi_R):
     """δ_i = [φ_i, [ψ_j] for all j in R(i)], the taps of channel c at r + c·k + j"""
     return phi_i, psi_R.T
 
 
-@operator(axes="n g k p, n v h w -> n v oh ow", macs="n v k p", paper="n v k p", source="SAN Eq. 2 and 4")
+@operator(axes="n g k p, n v h w -> n v oh ow", macs="n v k p", paper="n v k p", degree=2, source="SAN Eq. 2 and 4")
 def aggregation(alpha_i, beta_R):
     """y_i[c] = Σ_j α_ij[c mod g] β_j[c]"""
     share = beta_R.shape[1] // alpha_i.shape[0]

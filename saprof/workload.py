@@ -80,7 +80,8 @@ def tiny(operator: Operator) -> Iterator[Workload]:
 
 def edge(operator: Operator) -> Iterator[Workload]:
     """Every boundary with what tends to break: even, dilated and irregular footprints, stride, a tap beyond the map, a
-    map smaller than the footprint, a map of one position, a single channel per group, an empty batch."""
+    map smaller than the footprint, a map of one position, a single channel per group, more channels and wider rows than
+    a kernel takes at a time, an empty batch."""
     footprints = [
         Footprint.square(1),
         Footprint.square(4),
@@ -100,6 +101,7 @@ def edge(operator: Operator) -> Iterator[Workload]:
         yield Workload(operator, Footprint.square(7, boundary=boundary), h=2, w=3)
         yield Workload(operator, Footprint.square(5, boundary=boundary), h=1, w=1)
         yield Workload(operator, Footprint.square(3, boundary=boundary), r=1, v=3, g=3, h=3, w=7)
+        yield Workload(operator, Footprint.square(3, boundary=boundary), r=9, v=18, h=3, w=19)
         yield Workload(operator, Footprint.square(3, boundary=boundary), n=0)
 
 

@@ -1,5 +1,7 @@
 """What all tests share. The hook must stand before the first import of saprof."""
 
+import os
+
 import jaxtyping
 import pytest
 import torch
@@ -8,6 +10,9 @@ from hypothesis import settings
 # Shape annotations of the kernels are checked. Those of saprof.layers cannot be here, since the checks break
 # torch.compile(fullgraph=True); a process of its own does it in test_operators.py.
 jaxtyping.install_import_hook("saprof.backends.unfold", "beartype.beartype")
+
+if not torch.cuda.is_available():
+    os.environ["NUMBA_ENABLE_CUDASIM"] = "1"  # which Numba reads when it is first imported
 
 torch.set_num_threads(1)  # the tensors are so small that threads only wait for each other
 
@@ -25,7 +30,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def compiler():
-    """torch.compile from a clean slate, which it leaves behind."""
+    """torch.compile from a clean slate, which it leaves behind; torch's cache on disk does not see that a backend has
+    changed."""
     torch._dynamo.reset()
-    yield torch.compile
+    with torch._functorch.config.patch(enable_autograd_cache=False):
+        yield torch.compile
     torch._dynamo.reset()

@@ -172,12 +172,16 @@ def test_autocast_stays_close(family):
     torch.testing.assert_close(cast.float(), model(x), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", ["pairwise", "patchwise"])
-def test_compiled_is_eager(family, compiler):
-    model = tiny(family)
+def test_compiled_is_eager(family, backend, compiler):
+    model = tiny(family, backend=backend)
     other = copy.deepcopy(model)
     x = image(2, 3, 16, 16)
-    loss, expected = learn(model, x)
+    try:
+        loss, expected = learn(model, x)
+    except Unsupported as reason:
+        pytest.skip(str(reason))
     got_loss, got = learn(other, x, compiler(other, fullgraph=True, backend="aot_eager"))
     torch.testing.assert_close(got_loss, loss)
     for name, gradient in expected.items():
@@ -197,6 +201,19 @@ def test_a_backend_can_be_named(family, backend):
     torch.testing.assert_close(loss, expected_loss)
     for name, gradient in expected.items():
         torch.testing.assert_close(got[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_backends_give_the_same_logits(family, backend):
+    model = tiny(family, backend=backend).eval()
+    x = image(2, 3, 19, 16)
+    try:
+        logits = model(x)
+    except Unsupported as reason:
+        pytest.skip(str(reason))
+    expected = tiny(family, backend="unfold").eval()(x)
+    assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize(
@@ -233,7 +250,10 @@ BAD = {
         {"family": "patchwise", "position": "relative"},
         "unknown patchwise position 'relative'; expected 'none'",
     ),
-    "backend": ({"backend": "triton"}, "unknown backend 'triton'; expected 'unfold'"),
+    "backend": (
+        {"backend": "triton"},
+        f"unknown backend 'triton'; expected {', '.join(map(repr, BACKENDS))} or 'auto'",
+    ),
     "boundary": ({"boundary": "mirror"}, "unknown boundary 'mirror'; expected 'reflect', 'zero', "),
     "option": ({"depth": 10}, "unknown option of SAN 'depth'; expected 'family', 'relation', "),
     "share of 0": ({"share": 0}, "share is 0; expected a positive integer"),

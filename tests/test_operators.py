@@ -16,6 +16,7 @@ from saprof.backends import BACKENDS, Unsupported, why_not
 from saprof.conformance import check
 from saprof.footprint import Footprint
 from saprof.operators import OPERATORS, Operator, aggregation, operator, pairwise_subtraction, patchwise_star_product
+from saprof.reference import reference
 from saprof.workload import ITEMSIZE, Workload, edge, tiny
 
 DISK = Footprint.disk(3, stride=2, boundary="exclude")
@@ -205,6 +206,36 @@ class TestGradients:
 
     @each_operator
     @each_backend
+    @pytest.mark.parametrize("footprint", [Footprint.square(3), DISK], ids=str)
+    def test_second_derivatives_of_one_input_alone(self, op, backend, footprint):
+        workload = Workload(op, footprint, r=2, h=3, w=1, dtype="float64")
+        need(backend, workload)
+        inputs = workload.tensors()
+        for chosen, x in enumerate(inputs):
+
+            def function(x, chosen=chosen):
+                return op(*inputs[:chosen], x, *inputs[chosen + 1 :], footprint=footprint, backend=backend)
+
+            assert torch.autograd.gradgradcheck(function, [x.clone().requires_grad_()])
+
+    @each_operator
+    @each_backend
+    def test_derivatives_of_one_gradient(self, op, backend):
+        """By everything it depends on, while the other gradient is not asked for."""
+        workload = Workload(op, DISK, r=2, h=3, w=1, dtype="float64")
+        need(backend, workload)
+        inputs = [x.requires_grad_() for x in workload.tensors()]
+        cotangent = torch.randn(op.output_shape(workload.sizes), dtype=torch.float64, requires_grad=True)
+        for chosen in range(len(inputs)):
+
+            def gradient(cotangent, *inputs, chosen=chosen):
+                output = op(*inputs, footprint=DISK, backend=backend)
+                return torch.autograd.grad(output, inputs[chosen], cotangent, create_graph=True)
+
+            assert torch.autograd.gradcheck(gradient, [cotangent, *inputs])
+
+    @each_operator
+    @each_backend
     def test_of_one_input_alone(self, op, backend):
         workload = Workload(op, Footprint.square(3))
         need(backend, workload)
@@ -212,7 +243,8 @@ class TestGradients:
         expected = torch.autograd.grad(output.sum(), inputs)
         for chosen, want in enumerate(expected):
             some = [x.detach().requires_grad_(i == chosen) for i, x in enumerate(inputs)]
-            (got,) = torch.autograd.grad(op(*some, footprint=workload.footprint).sum(), some[chosen])
+            output = op(*some, footprint=workload.footprint, backend=backend)
+            (got,) = torch.autograd.grad(output.sum(), some[chosen])
             torch.testing.assert_close(got, want)
 
     def test_of_one_tensor_in_both_places(self):
@@ -401,9 +433,10 @@ class TestBadInput:
             ),
         ],
     )  # fmt: skip
-    def test_is_named_with_what_was_expected(self, op, inputs, how, message):
+    @pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
+    def test_is_named_with_what_was_expected(self, op, inputs, how, message, backend):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            op(*inputs, **how)
+            op(*inputs, **how, backend=backend)
 
     def test_unknown_backend(self):
         *most, last = (repr(name) for name in [*BACKENDS, "auto"])
@@ -429,6 +462,22 @@ class TestDeclarations:
     def test_is_public_under_its_name(self, op: Operator):
         assert getattr(saprof, op.name) is op
         assert op.name in (op.family, f"{op.family}_{op.relation}")
+
+    @each_operator
+    def test_degree_is_how_it_scales(self, op: Operator):
+        """And whether the inputs add up, or meet in products: what second derivatives of opaque kernels rest on."""
+        workload = Workload(op, DISK, n=2, dtype="float64")
+        a, b = workload.tensors()
+        function = lambda *inputs: reference(op, inputs, DISK)  # noqa: E731
+        torch.testing.assert_close(function(2 * a, 2 * b), 2**op.degree * function(a, b))
+        first, second = function(a, 0 * b), function(0 * a, b)
+        if op.degree == 1:
+            torch.testing.assert_close(first + second, function(a, b))
+        else:
+            assert op.degree == 2
+            assert not first.any()
+            assert not second.any()
+            torch.testing.assert_close(function(2 * a, b), 2 * function(a, b))
 
     def test_a_taken_name_is_refused(self):
         with pytest.raises(ValueError, match=r"^aggregation: already declared, as y_i.*; expected a new name$"):

@@ -8,7 +8,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from saprof import backends, sweep, teach_fvcore, verify
-from saprof.backends import unfold
+from saprof.backends import BACKENDS, Unsupported, unfold
 from saprof.cells import benchmark_cells
 from saprof.conformance import check
 from saprof.cost import operator_cost
@@ -16,7 +16,7 @@ from saprof.footprint import Footprint
 from saprof.layers import AttentionConfig, PairwiseAttention
 from saprof.operators import OPERATORS, RELATIONS, operator
 from saprof.results import read
-from saprof.workload import Workload, edge
+from saprof.workload import ITEMSIZE, Workload, edge
 
 FOOTPRINT = Footprint.square(3)
 
@@ -93,11 +93,24 @@ def test_is_judged_like_any_other(squared_difference, monkeypatch):
 
 def test_has_a_line_in_verify(squared_difference, capsys):
     assert verify.main(["--operator", "pairwise_squared_difference", "--dtype", "all"]) == 0
-    body = capsys.readouterr().out.splitlines()[2:6]
-    assert [line.split()[:4] for line in body] == [
-        ["pairwise_squared_difference", "unfold", dtype, "75/75"]
-        for dtype in ("float64", "float32", "float16", "bfloat16")
+    count = len(list(edge(squared_difference)))
+    table = [line.split(maxsplit=6) for line in capsys.readouterr().out.splitlines()]
+    assert [line[2:4] for line in table if line[1:2] == ["unfold"]] == [
+        [dtype, f"{count}/{count}"] for dtype in ITEMSIZE
     ]
+    assert [line[2:] for line in table if line[1:2] == ["numba"]] == [
+        [dtype, "-", "-", "-", "no kernel for pairwise_squared_difference"] for dtype in ITEMSIZE
+    ]
+
+
+def test_has_no_opaque_kernel(squared_difference, inputs):
+    """Nobody compiled one; `auto` goes on to who has it."""
+    how = squared_difference, torch.float32, "cpu", FOOTPRINT
+    assert backends.why_not("numba", *how) == "no kernel for pairwise_squared_difference"
+    assert not hasattr(torch.ops.saprof_numba, "pairwise_squared_difference")
+    assert backends.choose(*how) == "unfold"
+    with pytest.raises(Unsupported, match=r"^pairwise_squared_difference: numba: no kernel for pairwise_squared_diff"):
+        squared_difference(*inputs, footprint=FOOTPRINT, backend="numba")
 
 
 def test_is_counted_by_fvcore(squared_difference, inputs):
@@ -138,7 +151,8 @@ def test_leaves_nothing_behind():
 
 def test_has_a_row_in_the_sweep(squared_difference, tmp_path):
     cell = ["--relation", "squared_difference", "--channels", "32", "--size", "6", "--footprint", "3"]
-    assert sweep.main([*cell, "--mode", "train_step", "--seconds", "0.02", "--output", str(tmp_path)]) == 0
+    how = ["--backend", "unfold", "--mode", "train_step", "--seconds", "0.02"]
+    assert sweep.main([*cell, *how, "--output", str(tmp_path)]) == 0
     (row,) = read(tmp_path)
     assert (row.name, row.backend) == ("pairwise_squared_difference", "unfold")
     assert row.flops_hardware == 2 * 2 * 9 * 36
@@ -148,4 +162,4 @@ def test_has_a_row_in_the_sweep(squared_difference, tmp_path):
 
 def test_has_benchmarks(squared_difference):
     names = [cell.subject.operator.name for cell in benchmark_cells()]
-    assert names.count("pairwise_squared_difference") == 2 * 5
+    assert names.count("pairwise_squared_difference") == 2 * 2 * 5 * len(BACKENDS)  # modes, batches, stages

@@ -12,16 +12,17 @@ import pytest
 import torch
 
 import saprof
-from saprof import sweep
+from saprof import backends, sweep
 from saprof.backends import unfold
 from saprof.cells import Cell, Network
 from saprof.footprint import Footprint
 from saprof.measure import cell as cells
-from saprof.operators import OPERATORS
+from saprof.operators import BACKENDS, OPERATORS
 from saprof.results import MEASURED, read
 from saprof.workload import Workload
 
-SMALL = ["--channels", "32", "--size", "6", "--footprint", "3", "--seconds", "0.02"]
+SMALL = ["--channels", "32", "--size", "6", "--footprint", "3", "--seconds", "0.02", "--backend", "unfold"]
+"""One backend, where the sweep is tried and not the backends; a later --backend overrides it."""
 
 
 def run(folder, *arguments):
@@ -34,9 +35,8 @@ def command(*arguments):
     )
 
 
-def planned(*arguments):
-    groups = sweep.plan(sweep._parser().parse_args(arguments))
-    return [cell for group in groups for cell in group]
+def plan(*arguments):
+    return sweep.plan(sweep._parser().parse_args(arguments))
 
 
 def test_one_row_per_cell_with_figure_and_provenance(tmp_path, capsys):
@@ -73,10 +73,13 @@ def test_formats(tmp_path, capsys, form):
 
 def test_networks_beside_table_7(tmp_path, capsys):
     arguments = ["--model", "san10_patchwise,resnet26", "--footprint", "3", "--size", "32", "--seconds", "0.02"]
-    assert sweep.main([*arguments, "--output", str(tmp_path)]) == 0
-    rows = {row.name: row for row in read(tmp_path)}
-    assert (rows["san10_patchwise"].backend, rows["resnet26"].backend) == ("unfold", "torch")
-    assert rows["san10_patchwise"].params == 10_742_564
+    assert sweep.main([*arguments, "--backend", "numba,unfold", "--output", str(tmp_path)]) == 0
+    rows = read(tmp_path)
+    assert [(row.name, row.backend, row.params) for row in rows] == [
+        ("san10_patchwise", "numba", 10_742_564),
+        ("san10_patchwise", "unfold", 10_742_564),
+        ("resnet26", "torch", 13_696_552),
+    ]
     assert "10.7" in capsys.readouterr().out
 
 
@@ -86,6 +89,17 @@ def test_networks_train(tmp_path, mode):
     (row,) = cells.measure([Cell(network, mode)], "f", max_seconds=0.02)
     assert row.status in MEASURED, row.reason
     assert row.peak_bytes > 4 * row.params if mode != "train_forward" else row.saved_bytes > 0
+
+
+def test_backends_beside_each_other(tmp_path, capsys):
+    """The first is what the others are compared with; `auto` is a cell of its own that says what it chose."""
+    assert run(tmp_path, "--operator", "aggregation", "--backend", "unfold,numba,auto") == 0
+    first, *others = read(tmp_path)
+    assert [row.backend for row in (first, *others)] == ["unfold", "numba", "numba"]
+    assert first.ratio is None
+    assert all(row.ratio_low <= row.ratio <= row.ratio_high for row in others)
+    assert len({len(row.samples_s) for row in (first, *others)}) == 1, "they should have been timed in the same rounds"
+    assert all(row.peak_bytes < first.peak_bytes for row in others)
 
 
 def test_compiled_beside_eager(tmp_path):
@@ -100,7 +114,7 @@ def test_compiled_beside_eager(tmp_path):
 def test_a_network_whose_logits_are_no_numbers_is_not_timed(monkeypatch):
     right = unfold.aggregation
     monkeypatch.setattr(unfold, "aggregation", lambda *x: right(*x) / 0)
-    (row,) = cells.measure([Cell(Network("san10_pairwise", Footprint.square(3), size=32))], "f")
+    (row,) = cells.measure([Cell(Network("san10_pairwise", Footprint.square(3), size=32), backend="unfold")], "f")
     assert (row.status, row.reason) == ("incorrect", "its logits are not all finite")
 
 
@@ -137,11 +151,12 @@ def test_a_cell_that_fails_is_a_row_and_the_sweep_goes_on(tmp_path, monkeypatch,
 
 
 def test_what_no_backend_computes_is_unsupported(tmp_path, monkeypatch):
-    monkeypatch.setattr(unfold, "why_not", lambda *_: "it is Sunday")
-    assert run(tmp_path, "--operator", "aggregation") == 1
+    for module in backends.BACKENDS.values():
+        monkeypatch.setattr(module, "why_not", lambda *_: "it is Sunday")
+    assert run(tmp_path, "--operator", "aggregation", "--backend", "auto") == 1
     (row,) = read(tmp_path)
     assert row.status == "unsupported"
-    assert "unfold: it is Sunday" in row.reason
+    assert row.reason == "aggregation: " + "; ".join(f"{name}: it is Sunday" for name in BACKENDS)
 
 
 @pytest.mark.parametrize(("side", "why"), [(90_000_000, "GB; "), (4000, "GB; "), (1000, "GB beside its inputs; ")])
@@ -149,7 +164,7 @@ def test_what_cannot_fit_is_not_tried(monkeypatch, side, why):
     """Nor are its inputs made, if it cannot fit with the least memory that it could take."""
     monkeypatch.setattr(cells.psutil, "virtual_memory", lambda: SimpleNamespace(available=1e9))
     workload = Workload(OPERATORS["pairwise_dot_product"], Footprint.square(11), r=1, h=side, w=side)
-    (row,) = cells.measure([Cell(workload)], "f")
+    (row,) = cells.measure([Cell(workload, backend="unfold")], "f")
     assert row.status == "predicted_oom"
     assert why in row.reason
     assert "1.0 GB are free" in row.reason
@@ -218,7 +233,8 @@ def test_planning_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "28 cells in 28 groups; nothing was measured" in done.stdout
+    resnets, others = 3, 2 * 5 + 3 * 5  # which alone have backends
+    assert f"{resnets + others * len(BACKENDS)} cells in 28 groups; nothing was measured" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -241,9 +257,27 @@ def test_planning_needs_no_torch():
     ],
 )
 def test_axes(arguments, names):
-    found = planned(*arguments)
-    assert len(found) == names
-    assert len({cell.key("f") for cell in found}) == names, "every cell needs a key of its own"
+    groups = plan(*arguments)
+    assert len(groups) == names
+    for group in groups:
+        choosable = not str(group[0].subject).startswith("resnet")
+        assert [cell.backend for cell in group] == (list(BACKENDS) if choosable else ["auto"])
+    keys = [cell.key("f") for group in groups for cell in group]
+    assert len(set(keys)) == len(keys), "every cell needs a key of its own"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--backend", "unfold"], ["unfold"]),
+        (["--backend", "unfold,auto,numba"], ["unfold", "auto", "numba"]),
+        (["--backend", "all"], list(BACKENDS)),
+        ([], list(BACKENDS)),
+    ],
+)
+def test_backends_of_a_group(arguments, names):
+    (group,) = plan("--operator", "aggregation", *arguments)
+    assert [cell.backend for cell in group] == names
 
 
 @pytest.mark.parametrize(
@@ -257,7 +291,7 @@ def test_axes(arguments, names):
         (["--operator", "agregation"], "unknown operator 'agregation'; expected pairwise_summation"),
         (["--relation", "add"], "unknown relation 'add'; expected summation"),
         (["--family", "triple"], "unknown family 'triple'; expected pairwise, patchwise"),
-        (["--backend", "triton"], "unknown backend 'triton'; expected unfold, auto or all"),
+        (["--backend", "triton"], f"unknown backend 'triton'; expected {', '.join(BACKENDS)}, auto or all"),
         (["--mode", "inference"], "unknown mode 'inference'; expected forward"),
         (["--dtype", "int8"], "unknown dtype 'int8'; expected float64"),
         (["--stage", "6"], "stage is 6; expected 1 to 5"),
@@ -298,7 +332,11 @@ def test_bad_input_exits_2_without_a_traceback(tmp_path):
 def test_help_and_list():
     assert "--footprint" in command("--help").stdout
     listed = command("--list", "--operator", "aggregation", "--footprint", "3,5").stdout.splitlines()
-    assert len(listed) == 2
+    assert listed == [
+        f"aggregation-n1-v64-g8-56x56-square:{size}-float32 forward {backend} on cpu"
+        for size in (3, 5)
+        for backend in BACKENDS
+    ]
 
 
 def test_an_interrupted_sweep_says_how_to_go_on(tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from itertools import product
 
 import pytest
 import torch
@@ -264,9 +265,16 @@ def lines(capsys) -> list[list[str]]:
     return [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
 
 
+def line_of(backend: str, capsys) -> list[str]:
+    """The one line of a backend in the table of the last command."""
+    (line,) = (line for line in lines(capsys) if line[1:2] == [backend])
+    return line
+
+
 class TestCommand:
     def test_a_line_per_operator_backend_and_dtype(self, capsys):
-        assert verify.main(["--workloads", "tiny", "--dtype", "float32,bfloat16", "--backend", "unfold"]) == 0
+        backends = ("numba", "unfold")
+        assert verify.main(["--workloads", "tiny", "--dtype", "float32,bfloat16", "--backend", ",".join(backends)]) == 0
         head, rule, *body = lines(capsys)
         assert head == [
             "operator",
@@ -279,8 +287,8 @@ class TestCommand:
         ]
         assert set("".join(rule)) == {"-"}
         table = [line for line in body if len(line) == 6]
-        expected = [[name, "unfold", dtype, "5/5"] for name in OPERATORS for dtype in ("float32", "bfloat16")]
-        assert [line[:4] for line in table] == expected
+        asked = product(OPERATORS, backends, ("float32", "bfloat16"))
+        assert [line[:4] for line in table] == [[*names, "5/5"] for names in asked]
         assert all(0 <= float(line[4]) < 0.5 and line[5] == "yes" for line in table)
         assert body[-1] == ["all that ran passed"]
 
@@ -299,7 +307,7 @@ class TestCommand:
     def test_a_wrong_gradient_shows(self, capsys, monkeypatch):
         monkeypatch.setattr(unfold, "gather", gradient_halved)
         assert verify.main(["--workloads", "tiny", "--operator", "aggregation", "--dtype", "float32"]) == 1
-        assert lines(capsys)[2][3:6:2] == ["0/5", "no"]
+        assert line_of("unfold", capsys)[3:6:2] == ["0/5", "no"]
 
     def test_a_kernel_that_breaks_off_fails(self, capsys, monkeypatch):
         def broken(*_):
@@ -318,7 +326,7 @@ class TestCommand:
     def test_a_backend_that_cannot_run_is_listed_with_its_reason(self, capsys, monkeypatch):
         monkeypatch.setattr(unfold, "why_not", lambda *_: "no GPU")
         assert verify.main(["--workloads", "tiny", "--operator", "aggregation", "--dtype", "float32"]) == 0
-        assert lines(capsys)[2] == ["aggregation", "unfold", "float32", "-", "-", "-", "no GPU"]
+        assert line_of("unfold", capsys) == ["aggregation", "unfold", "float32", "-", "-", "-", "no GPU"]
         arguments = ["--workloads", "tiny", "--operator", "aggregation", "--dtype", "float32", "--backend", "unfold"]
         assert verify.main(arguments) == 1
         assert "\nFAILED aggregation did not run: no GPU\n" in capsys.readouterr().out
@@ -327,7 +335,7 @@ class TestCommand:
         only = lambda operator, dtype, device, footprint: None if footprint.boundary == "zero" else "zero alone"  # noqa: E731
         monkeypatch.setattr(unfold, "why_not", only)
         assert verify.main(["--workloads", "tiny", "--operator", "aggregation", "--dtype", "float32"]) == 0
-        assert lines(capsys)[2][3::3] == ["1/1", "zero alone"]
+        assert line_of("unfold", capsys)[3::3] == ["1/1", "zero alone"]
 
     def test_list(self, capsys):
         assert verify.main(["--list"]) == 0

@@ -1,7 +1,8 @@
 """The backends: who computes an operator, and the one adapter to torch.library.
 
-A backend is a module with a function per operator, of the operator's name, and `why_not`. It computes or it raises;
-only `backend="auto"` may choose.
+A backend is a module with `kernel(name)`, the function that computes the operator of that name from its inputs and a
+footprint, or None, and `why_not`, which says what it cannot compute. It computes or it raises; only `backend="auto"`
+may choose.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ def call(operator: Operator, inputs: Sequence[Tensor], footprint: Footprint, bac
 def why_not(backend: str, operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     """The reason why `backend` cannot compute `operator` there, or None if it can."""
     module = BACKENDS[backend]
-    if not hasattr(module, operator.name):
+    reason = module.why_not(operator.name, dtype, torch.device(device).type, footprint)
+    if reason is None and module.kernel(operator.name) is None:
         return f"no kernel for {operator.name}"
-    return module.why_not(operator.name, dtype, torch.device(device).type, footprint)
+    return reason
 
 
 def choose(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint, backend: str = "auto") -> str:
@@ -117,7 +119,7 @@ def register(operator: Operator) -> None:
         *inputs, text, backend = arguments
         footprint = Footprint.parse(text)
         chosen = choose(operator, inputs[0].dtype, inputs[0].device.type, footprint, backend)
-        return getattr(BACKENDS[chosen], operator.name)(*inputs, footprint)
+        return BACKENDS[chosen].kernel(operator.name)(*inputs, footprint)
 
     _libraries[operator.name] = library = torch.library.Library("saprof", "FRAGMENT")
     library.define(operator.schema)

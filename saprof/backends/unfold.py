@@ -7,6 +7,8 @@ or β in memory, and k more in the saved tensors of a product.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 import torch.utils.flop_counter
@@ -18,6 +20,10 @@ from saprof.footprint import Footprint, source
 
 def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     return None
+
+
+def kernel(name: str) -> Callable[..., Tensor] | None:
+    return globals().get(name)
 
 
 def gather(x: Float[Tensor, "n c h w"], footprint: Footprint) -> Float[Tensor, "n c k p"]:

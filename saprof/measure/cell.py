@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.utils._pytree import tree_leaves
 
 from saprof.backends import Unsupported, choose
@@ -161,12 +162,13 @@ def _prepare_network(cell: Cell, subject: Network, training: bool) -> tuple[Prep
 
 
 def _backends_of(model: nn.Module, cell: Cell) -> str:
-    """What a model's attention layers run on, joined by `+`; `torch` for a model without any."""
+    """What the operators of a model's attention layers run on, joined by `+`; `torch` for a model without any."""
     dtype = getattr(torch, cell.subject.dtype)
+    layers = [layer for layer in model.modules() if isinstance(layer, VectorAttention | StandAloneAttention)]
     chosen = [
-        choose(aggregation, dtype, cell.device, layer.footprint, layer.backend)
-        for layer in model.modules()
-        if isinstance(layer, VectorAttention | StandAloneAttention)
+        choose(operator, dtype, cell.device, layer.footprint, layer.backend)
+        for layer in layers
+        for operator in (layer.relation, aggregation)
     ]
     return "+".join(dict.fromkeys(chosen)) or "torch"
 
@@ -198,6 +200,7 @@ def _compile(prepared: Prepared) -> Prepared:
     """The same cell compiled, once its output, and its gradients where the mode has some, were found to be the eager
     ones to half their digits."""
     torch._dynamo.reset()
+    functorch_config.enable_autograd_cache = False  # it is on disk, and does not see that a backend has changed
     compiled = replace(prepared, function=torch.compile(prepared.function, fullgraph=True))
     mode = "forward" if prepared.cell.mode == "forward" else "train_step"
     checked = replace(prepared.cell, mode=mode)

@@ -1,0 +1,25 @@
+"""Compilation for the CPU, kept on disk: a second process finds the machine code of the first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+
+# Numba recompiles a function when the file it is in changes. Kernels inline functions of other files of this folder, so
+# the stamp that it compares covers them all.
+_STAMP = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+
+
+def compiled(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """`numba.njit` with a cache on disk; `parallel` shares the iterations of `prange` among threads."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        dispatcher: Any = njit(cache=True, nogil=True, error_model="numpy", parallel=parallel)(function)
+        dispatcher._cache._cache_file._source_stamp = _STAMP
+        return dispatcher
+
+    return decorate

@@ -1,0 +1,304 @@
+"""The Numba backend: the kernels of kernels_numba on torch's tensors.
+
+On a CPU they run in torch's own threads, as many as torch uses, and compute float16 and bfloat16 in float32, at the
+cost of the conversions; on a GPU, in torch's current stream, only bfloat16 is converted. Inputs that are not contiguous
+are copied first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, lru_cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saprof.backends import opaque
+from saprof.footprint import Footprint
+from saprof.operators import OPERATORS, Operator
+
+if TYPE_CHECKING:
+    from kernels_numba.cpu import Frame
+
+FRAME_BYTES = 128 << 10
+"""What a thread's frames may take of its second-level cache."""
+HUGE_BYTES = 32 << 20
+"""From here on glibc maps every allocation afresh, and an output asks Linux for huge pages: 500 times fewer of them are
+touched for the first time."""
+SLACK = 16
+"""Elements behind a frame's last, since whole vectors are read."""
+
+
+def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
+    if device not in _RUN:
+        return f"no kernels for {device} tensors"
+    return _why_no_gpu() if device == "cuda" else None
+
+
+def kernel(name: str) -> Callable[..., Tensor] | None:
+    return opaque.entry("numba", name) if hasattr(_cpu(), f"{name}_backward") else None
+
+
+def forward(operator: Operator, inputs: Sequence[Tensor], footprint: Footprint) -> Tensor:
+    """The operator's output."""
+    sizes, shape = _plan(operator, tuple(x.shape for x in inputs), footprint)
+    arrays = _prepare(operator, inputs, footprint)
+    output = _empty(shape, arrays[0])
+    _run(operator.name, [*arrays, _flatten(output, operator.output)], footprint, sizes)
+    return output.to(inputs[0].dtype)
+
+
+def backward(
+    operator: Operator, gradient: Tensor, inputs: Sequence[Tensor], footprint: Footprint, needs: Sequence[bool]
+) -> list[Tensor]:
+    """The gradients of the inputs in need of one, given the output's; an empty tensor for the others."""
+    sizes, shape = _plan(operator, tuple(x.shape for x in inputs), footprint)
+    if gradient.shape != shape:
+        raise ValueError(f"{operator.name}: the gradient of the output is {tuple(gradient.shape)}; expected {shape}")
+    arrays = _prepare(operator, inputs, footprint)
+    gradients = [_empty(x.shape, x) if need else None for x, need in zip(arrays, needs, strict=True)]
+    arriving = _flatten(gradient.to(arrays[0].dtype).contiguous(), operator.output)
+    _run(f"{operator.name}_backward", [arriving, *arrays, *gradients], footprint, sizes)
+    return [
+        x.new_empty(0) if got is None else _uncentre(got, x.shape, footprint.stride).to(x.dtype)
+        for got, x in zip(gradients, inputs, strict=True)
+    ]
+
+
+for _operator in OPERATORS.values():
+    opaque.register("numba", _operator, forward, backward)
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    operator: Operator, shapes: tuple[torch.Size, ...], footprint: Footprint
+) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Sizes of all axes, and the output's shape."""
+    sizes = operator.bind(shapes, footprint)
+    return sizes, operator.output_shape(sizes)
+
+
+def _prepare(operator: Operator, inputs: Sequence[Tensor], footprint: Footprint) -> list[Tensor]:
+    """What the kernels read: contiguous, of a type that they compute in; of a map read at the centres only these."""
+    prepared = []
+    for x, read, (_, axes) in zip(inputs, operator.reads, operator.inputs, strict=True):
+        if read == "i" and axes.endswith("h w"):
+            x = x[:, :, :: footprint.stride, :: footprint.stride].flatten(2)
+        prepared.append(x.to(_working(x)).contiguous().detach())
+    return prepared
+
+
+def _working(x: Tensor) -> torch.dtype:
+    """The type that kernels read."""
+    half = x.dtype == torch.bfloat16 or (x.dtype == torch.float16 and x.device.type == "cpu")
+    return torch.float32 if half else x.dtype
+
+
+def _flatten(output: Tensor, axes: str) -> Tensor:
+    """Centres along one axis."""
+    return output.flatten(2) if axes.endswith("oh ow") else output
+
+
+def _uncentre(gradient: Tensor, shape: torch.Size, stride: int) -> Tensor:
+    """The gradient of an input, of which the kernel may have seen only the centres: 0 elsewhere."""
+    if gradient.numel() == shape.numel():
+        return gradient.view(shape)
+    map_ = gradient.new_zeros(shape)
+    centres = map_[:, :, ::stride, ::stride]
+    centres.copy_(gradient.view_as(centres))
+    return map_
+
+
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    output = like.new_empty(shape)
+    if output.nbytes >= HUGE_BYTES and (advise := _madvise()):
+        start = -(-output.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        advise(start, output.data_ptr() + output.nbytes - start, mmap.MADV_HUGEPAGE)
+    return output
+
+
+@cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    if sys.platform != "linux":
+        return None
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return madvise
+
+
+def _run(name: str, tensors: Sequence[Tensor | None], footprint: Footprint, sizes: dict[str, int]) -> None:
+    """Call the kernel of that name on inputs and outputs; it leaves out an output that is None."""
+    if sizes["n"]:
+        first = next(x for x in tensors if x is not None)
+        _RUN[first.device.type](name, tensors, first, footprint, sizes)
+
+
+def _run_on_cpu(
+    name: str, tensors: Sequence[Tensor | None], first: Tensor, footprint: Footprint, sizes: dict[str, int]
+) -> None:
+    arrays = [None if x is None else x.numpy() for x in tensors]
+    threads = torch.get_num_threads()
+
+    def frame(planes: int, items: int = 0) -> Frame:
+        tiles = -(-2 * threads // items) if items else 1
+        lookups = _lookups(footprint, sizes["h"], sizes["w"], planes * first.itemsize, tiles)
+        elements = lookups.rows.shape[1] * len(lookups.columns)
+        memory = first.new_empty(threads, planes * elements + SLACK)
+        return _cpu().Frame(*lookups, sizes["ow"], memory.numpy())
+
+    numba = _numba()
+    with _turn():
+        before = numba.get_num_threads()
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        try:
+            getattr(_cpu(), name)(*arrays, frame)
+        finally:
+            numba.set_num_threads(before)
+
+
+def _run_on_gpu(
+    name: str, tensors: Sequence[Tensor | None], first: Tensor, footprint: Footprint, sizes: dict[str, int]
+) -> None:
+    with _on(first.device) as stream:
+        arrays = [None if x is None else _device_array(x) for x in tensors]
+        tables = [_device_array(x) for x in _tables(footprint, sizes["h"], sizes["w"], first.device)]
+        getattr(_gpu(), name)(*arrays, _gpu().Lookups(*tables, stream))
+
+
+_RUN = {"cpu": _run_on_cpu, "cuda": _run_on_gpu}
+
+
+@cache
+def _why_no_gpu() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if find_spec("numba_cuda") is None:
+        return "numba-cuda is not installed; pip install 'saprof[cuda]'"
+    return None if _numba_cuda().is_available() else "numba-cuda finds no CUDA driver that it can use"
+
+
+@contextmanager
+def _on(device: torch.device) -> Iterator[Any]:
+    """With `device` as both libraries' current one, torch's current stream as Numba knows it."""
+    if device.type == "cpu":  # where Numba simulates a GPU
+        yield 0
+        return
+    with torch.cuda.device(device), _numba_cuda().gpus[device.index]:
+        yield _numba_cuda().external_stream(torch.cuda.current_stream(device).cuda_stream)
+
+
+def _device_array(x: Tensor) -> Any:
+    return x.numpy() if x.device.type == "cpu" else _numba_cuda().as_cuda_array(x, sync=False)
+
+
+@lru_cache(maxsize=1024)
+def _tables(footprint: Footprint, h: int, w: int, device: torch.device) -> list[Tensor]:
+    """The tables of `kernels_numba.gpu.Lookups`."""
+    tables = footprint.rows(h), footprint.columns(w), *footprint.row_readers(h), *footprint.column_readers(w)
+    return [table.to(device, torch.int32).contiguous() for table in tables]
+
+
+class _Lookups(NamedTuple):
+    """The fields of a Frame that follow from sizes."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    begin: int
+    end: int
+    taps: np.ndarray
+    order: np.ndarray
+    height: int
+
+
+@lru_cache(maxsize=1024)
+def _lookups(footprint: Footprint, h: int, w: int, element_bytes: int, tiles: int) -> _Lookups:
+    """In at least so many tiles, and in so many that a frame of elements of that size fits FRAME_BYTES."""
+    height = -(-footprint.output_size(h, w)[0] // tiles)
+    frame = footprint.frame(h, w, height)
+    while height > 1 and frame.rows.shape[1] * len(frame.columns) * element_bytes > FRAME_BYTES:
+        height = -(-height // 2)
+        frame = footprint.frame(h, w, height)
+    rows, columns, taps = (x.numpy() for x in frame)
+    order = np.lexsort((taps // len(columns), taps % len(columns)))
+    return _Lookups(rows, columns, *_longest_run(columns), taps, order, height)
+
+
+def _longest_run(columns: np.ndarray) -> tuple[int, int]:
+    """Where most columns follow each other without a gap: the first, and the one behind the last."""
+    outside = -2 * np.arange(len(columns)) - 2  # never one more than its neighbour
+    steps = np.diff(np.where(columns < 0, outside, columns))
+    bounds = np.array([0, *np.flatnonzero(steps != 1) + 1, len(columns)])
+    longest = np.diff(bounds).argmax()
+    begin, end = int(bounds[longest]), int(bounds[longest + 1])
+    return (begin, end) if columns[begin] >= 0 else (begin, begin)
+
+
+@cache
+def _numba() -> Any:
+    return import_module("numba")
+
+
+@cache
+def _cpu() -> ModuleType:
+    return import_module("kernels_numba.cpu")
+
+
+@cache
+def _numba_cuda() -> Any:
+    return import_module("numba.cuda")
+
+
+@cache
+def _gpu() -> ModuleType:
+    return import_module("kernels_numba.gpu")
+
+
+_starting = threading.Lock()
+
+
+def _turn() -> AbstractContextManager[Any]:
+    """What a thread holds while it runs a kernel."""
+    with _starting:
+        return _start_threads()
+
+
+@cache
+def _start_threads() -> AbstractContextManager[Any]:
+    """Start Numba's threads, and return what keeps kernels apart that must not run at once.
+
+    Numba's OpenMP layer finds the functions of the OpenMP library that torch has loaded, if their names are global, and
+    then shares its threads. Threads of its own would take turns on the cores with those of torch, which wait for work
+    in a loop (measured: 4 to 30 times slower).
+    """
+    numba = _numba()
+    if numba.config.THREADING_LAYER == "default":
+        numba.config.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
+    for library in Path(torch.__file__).parent.glob("lib/lib*"):
+        if library.name.startswith(("libgomp", "libiomp", "libomp")):
+            ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+    threads = torch.get_num_threads()
+    numba.get_num_threads()  # starts them, and tells OpenMP, so torch as well, to use all cores
+    torch.set_num_threads(threads)
+    layer = numba.threading_layer()
+    if layer != "omp" and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
+        warnings.warn(
+            f"Numba's kernels run in threads of its layer {layer!r}, beside the OpenMP threads of torch, which keep "
+            "cores busy while they wait: expect them to be several times slower. Install OpenMP where Numba finds it "
+            "(libgomp1 on Debian), or set OMP_WAIT_POLICY=passive before Python starts",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return threading.Lock() if layer == "workqueue" else nullcontext()  # which ends the process if entered twice

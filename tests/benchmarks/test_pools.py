@@ -1,0 +1,26 @@
+"""Whether the threads of torch and of Numba fight: done in turns, their work should take as long as both parts alone.
+
+Where each library waits for work in threads of its own, it takes several times as long.
+"""
+
+import pytest
+import torch
+
+from saprof.footprint import Footprint
+from saprof.operators import aggregation
+from saprof.workload import Workload
+
+
+@pytest.mark.benchmark(group="thread pools")
+@pytest.mark.parametrize("what", ["torch", "numba", "in turns"])
+def test_pools(what, benchmark):
+    workload = Workload.stage(aggregation, Footprint.square(7), 256, 56)
+    inputs, matrix = workload.tensors(), torch.randn(384, 384)
+
+    def work():
+        if what != "numba":
+            torch.mm(matrix, matrix)
+        if what != "torch":
+            aggregation(*inputs, footprint=workload.footprint, backend="numba")
+
+    benchmark.pedantic(work, rounds=50, warmup_rounds=5)
