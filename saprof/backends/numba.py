@@ -280,8 +280,8 @@ def _start_threads() -> AbstractContextManager[Any]:
     """Start Numba's threads, and return what keeps kernels apart that must not run at once.
 
     Numba's OpenMP layer finds the functions of the OpenMP library that torch has loaded, if their names are global, and
-    then shares its threads. Threads of its own would take turns on the cores with those of torch, which wait for work
-    in a loop (measured: 4 to 30 times slower).
+    then shares its threads. Threads of its own would contend for the cores with those of torch, which wait for work in
+    a loop; tests/benchmarks/test_pools.py shows it.
     """
     numba = _numba()
     if numba.config.THREADING_LAYER == "default":
@@ -296,7 +296,7 @@ def _start_threads() -> AbstractContextManager[Any]:
     if layer != "omp" and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
         warnings.warn(
             f"Numba's kernels run in threads of its layer {layer!r}, beside the OpenMP threads of torch, which keep "
-            "cores busy while they wait: expect them to be several times slower. Install OpenMP where Numba finds it "
+            "cores busy while they wait: they may be several times slower. Install OpenMP where Numba finds it "
             "(libgomp1 on Debian), or set OMP_WAIT_POLICY=passive before Python starts",
             RuntimeWarning,
             stacklevel=2,
