@@ -20,7 +20,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -155,9 +155,9 @@ def _run_on_cpu(
     def frame(planes: int, items: int = 0) -> Frame:
         tiles = -(-2 * threads // items) if items else 1
         lookups = _lookups(footprint, sizes["h"], sizes["w"], planes * first.itemsize, tiles)
-        elements = lookups.rows.shape[1] * len(lookups.columns)
-        memory = first.new_empty(threads, planes * elements + SLACK)
-        return _cpu().Frame(*lookups, sizes["ow"], memory.numpy())
+        rows, columns = lookups[:2]
+        memory = first.new_empty(threads, planes * rows.shape[1] * len(columns) + SLACK)
+        return _cpu().Frame(*lookups, memory.numpy())
 
     numba = _numba()
     with _turn():
@@ -211,21 +211,10 @@ def _tables(footprint: Footprint, h: int, w: int, device: torch.device) -> list[
     return [table.to(device, torch.int32).contiguous() for table in tables]
 
 
-class _Lookups(NamedTuple):
-    """The fields of a Frame that follow from sizes."""
-
-    rows: np.ndarray
-    columns: np.ndarray
-    begin: int
-    end: int
-    taps: np.ndarray
-    order: np.ndarray
-    height: int
-
-
 @lru_cache(maxsize=1024)
-def _lookups(footprint: Footprint, h: int, w: int, element_bytes: int, tiles: int) -> _Lookups:
-    """In at least so many tiles, and in so many that a frame of elements of that size fits FRAME_BYTES."""
+def _lookups(footprint: Footprint, h: int, w: int, element_bytes: int, tiles: int) -> tuple[Any, ...]:
+    """The fields of a Frame up to its width, in at least so many tiles, and in so many that a frame of elements of that
+    size fits FRAME_BYTES."""
     height = -(-footprint.output_size(h, w)[0] // tiles)
     frame = footprint.frame(h, w, height)
     while height > 1 and frame.rows.shape[1] * len(frame.columns) * element_bytes > FRAME_BYTES:
@@ -233,7 +222,7 @@ def _lookups(footprint: Footprint, h: int, w: int, element_bytes: int, tiles: in
         frame = footprint.frame(h, w, height)
     rows, columns, taps = (x.numpy() for x in frame)
     order = np.lexsort((taps // len(columns), taps % len(columns)))
-    return _Lookups(rows, columns, *_longest_run(columns), taps, order, height)
+    return rows, columns, *_longest_run(columns), taps, order, height, footprint.output_size(h, w)[1]
 
 
 def _longest_run(columns: np.ndarray) -> tuple[int, int]:

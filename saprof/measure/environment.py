@@ -20,6 +20,8 @@ FLAGS = (
     "KMP_BLOCKTIME",
     "MKL_NUM_THREADS",
     "NUMBA_NUM_THREADS",
+    "NUMBA_THREADING_LAYER",
+    "NUMBA_THREADING_LAYER_PRIORITY",
     "CUDA_VISIBLE_DEVICES",
 )
 """Environment variables that move CPU and GPU timings."""
@@ -31,7 +33,7 @@ MAY_CHANGE = ("argv", "memory_bytes", "commit", "dirty")
 def provenance(device: str, threads: int) -> dict[str, Any]:
     """Versions, commit, machine and settings of a run on `device`."""
     return {
-        "versions": {name: _version(name) for name in ("saprof", "torch", "numpy", "numba")},
+        "versions": {name: _version(name) for name in ("saprof", "torch", "numpy", "numba", "numba-cuda")},
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),
