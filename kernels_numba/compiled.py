@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,23 @@ def compiled(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher: Any = njit(cache=True, nogil=True, error_model="numpy", parallel=parallel)(function)
         dispatcher._cache._cache_file._source_stamp = _STAMP
+        dispatcher._cache.load_overload = _mending(dispatcher._cache)
         return dispatcher
 
     return decorate
+
+
+def _mending(cache: Any) -> Callable[..., Any]:
+    """The cache's `load_overload`, for which a damaged file is one that is not there."""
+    load = cache.load_overload
+
+    def load_overload(*arguments: Any) -> Any:
+        try:
+            return load(*arguments)
+        except (pickle.UnpicklingError, EOFError) as error:
+            message = f"a compiled kernel in {cache.cache_path} is damaged ({error}), and compiled again"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            cache.flush()
+            return None
+
+    return load_overload

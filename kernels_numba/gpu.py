@@ -3,6 +3,9 @@
 Arrays, all contiguous: a map is (n, c, h, w); `centres` are what is read at i, (n, c, p); `taps` are one value per tap,
 (n, c, k, p). float16 is summed in float32 and rounded once, when it is written.
 
+The twins part where `cpu` has one `_combine` with an offset and a scale: here it adds or subtracts, `_gather` copies,
+and a Hadamard product is a correlation of groups of one channel.
+
     lookups    Where a tap reads is data: a small table per axis, −1 for what the boundary drops, and its inverse
                (`Lookups`). Tables and neighbouring rows of a map are left to the caches; nothing is staged in shared
                memory, so no footprint is too large for it.

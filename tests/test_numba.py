@@ -374,6 +374,21 @@ class TestCache:
         assert changed == "0 1"
         assert compile_()[0] == "1 0"
 
+    @pytest.mark.parametrize("what", ["nbi", "nbc"])
+    @pytest.mark.parametrize("kept", [0, 30])
+    def test_what_is_damaged_is_compiled_again(self, what, kept, tmp_path):
+        """After a full disk, say."""
+        package, cache = str(Path(cpu.__file__).parents[1]), {"NUMBA_CACHE_DIR": str(tmp_path)}
+        assert alone(COMPILE, package, **cache) == ["0 1"]
+        for path in tmp_path.rglob(f"*.{what}"):
+            path.write_bytes(path.read_bytes()[:kept])
+        printing = "import warnings; warnings.simplefilter('always'); warnings.showwarning = lambda *a: print(a[0])"
+        *warned, last = alone(printing + COMPILE, package, **cache)
+        assert last == "0 1"
+        assert warned
+        assert all("is damaged" in line and str(tmp_path) in line for line in warned)
+        assert alone(COMPILE, package, **cache) == ["1 0"]
+
 
 class TestTiles:
     """Frames of a few rows only, as on large maps."""

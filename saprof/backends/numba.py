@@ -48,6 +48,7 @@ def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint
     return _why_no_gpu() if device == "cuda" else None
 
 
+@cache
 def kernel(name: str) -> Callable[..., Tensor] | None:
     return opaque.entry("numba", name) if hasattr(_cpu(), f"{name}_backward") else None
 

@@ -1,6 +1,7 @@
 """Whether the threads of torch and of Numba fight: done in turns, their work should take as long as both parts alone.
 
-Where each library waits for work in threads of its own, it takes several times as long.
+Where each library has threads of its own (`NUMBA_THREADING_LAYER=workqueue`), it takes longer, and the kernel alone
+several times as long.
 """
 
 import pytest
