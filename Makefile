@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test lint bench clean
+.PHONY: sweep test lint bench gpu clean
 
 sweep: $(VENV)/.base
 	$(BIN)/python -m saprof.sweep --footprint 3,5,7,9,11
@@ -18,6 +18,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest --benchmark-only
+
+gpu: $(VENV)/.dev
+	$(BIN)/python tests/on_gpu.py
 
 clean:
 	rm -rf $(VENV)

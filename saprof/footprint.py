@@ -165,11 +165,11 @@ class Footprint:
     def row_readers(self, height: int) -> tuple[Int[Tensor, "k {height}+1"], Int[Tensor, " m"]]:
         """(starts, readers), the inverse of `rows`: the rows of centres whose tap j reads row y of the map are
         readers[starts[j, y] : starts[j, y + 1]], ascending."""
-        return _readers(self.rows(height), height)
+        return readers(self.rows(height), height)
 
     def column_readers(self, width: int) -> tuple[Int[Tensor, "k {width}+1"], Int[Tensor, " m"]]:
         """(starts, readers), the inverse of `columns`, likewise."""
-        return _readers(self.columns(width), width)
+        return readers(self.columns(width), width)
 
     def inside(self, height: int, width: int) -> Bool[Tensor, "k p"]:
         """Which taps read the map; the others were dropped by the boundary."""
@@ -241,7 +241,7 @@ def source(position: Tensor, size: int, boundary: str) -> Tensor:
             return position.where((position >= 0) & (position < size), -1)
 
 
-def _readers(table: Int[Tensor, "k centres"], size: int) -> tuple[Int[Tensor, "k {size}+1"], Int[Tensor, " m"]]:
+def readers(table: Int[Tensor, "k centres"], size: int) -> tuple[Int[Tensor, "k {size}+1"], Int[Tensor, " m"]]:
     """Which centres read each element of an axis through each tap; what is outside is read by nobody."""
     import torch
 

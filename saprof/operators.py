@@ -149,7 +149,7 @@ def _expressions(axes: str) -> tuple[CodeType, ...]:
     return tuple(compile(axis, axes, "eval") for axis in axes.split())
 
 
-BACKENDS = ("numba", "unfold")
+BACKENDS = ("cuda", "numba", "unfold")
 """Who can compute them: a module of `saprof.backends` each, the best first."""
 
 OPERATORS: dict[str, Operator] = {}

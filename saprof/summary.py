@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from decimal import Decimal
@@ -22,10 +23,11 @@ OPERATOR_COLUMNS = (
 
 
 def summarise(rows: Sequence[Row], form: str) -> str:
-    """The rows as text: networks beside Table 7, then operators; `csv` and `json` hold every field."""
+    """The rows as text: networks beside Table 7, operators, and why some were not run; `csv` and `json` hold all."""
     if form in ("csv", "json"):
         return text.records([asdict(row) for row in rows], form)
-    networks, operators = ([row for row in rows if row.kind == kind] for kind in ("model", "operator"))
+    ran = [row for row in rows if row.status != "unsupported"]
+    networks, operators = ([row for row in ran if row.kind == kind] for kind in ("model", "operator"))
     parts = []
     if networks:
         parts += ["Networks, beside SAN Table 7 (accuracy as the paper prints it, ImageNet val-split)"]
@@ -33,6 +35,9 @@ def summarise(rows: Sequence[Row], form: str) -> str:
     if operators:
         parts += ["Operators"]
         parts += [text.align(OPERATOR_COLUMNS, [_operator_line(row) for row in operators], form)]
+    left = Counter((row.reason or "").partition(": ")[2] for row in rows if row.status == "unsupported")
+    if left:
+        parts += ["\n".join(f"not run, {count} of {len(rows)} cells: {reason}" for reason, count in left.items())]
     return "\n\n".join(parts) + "\n"
 
 

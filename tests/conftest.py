@@ -28,6 +28,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch sees none"))
 
 
+@pytest.fixture(scope="session")
+def cuda_on_host(request):
+    """The CUDA kernels, compiled for the CPU, in a process of their own."""
+    from cuda_on_host.host import Host, build
+
+    with Host(build("", request.config.cache.mkdir("cuda_on_host"))) as host:
+        yield host
+
+
+@pytest.fixture(autouse=True)
+def _cuda_without_a_gpu(request, monkeypatch):
+    """A test that is given the backend `cuda` gets it on the CPU too."""
+    from saprof.backends import cuda
+
+    call = getattr(request.node, "callspec", None)
+    if call and call.params.get("backend") == "cuda":
+        monkeypatch.setitem(cuda._LAUNCH, "cpu", request.getfixturevalue("cuda_on_host").run)
+
+
 @pytest.fixture
 def compiler():
     """torch.compile from a clean slate, which it leaves behind; torch's cache on disk does not see that a backend has

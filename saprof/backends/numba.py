@@ -1,8 +1,7 @@
 """The Numba backend: the kernels of kernels_numba on torch's tensors.
 
 On a CPU they run in torch's own threads, as many as torch uses, and compute float16 and bfloat16 in float32, at the
-cost of the conversions; on a GPU, in torch's current stream, only bfloat16 is converted. Inputs that are not contiguous
-are copied first.
+cost of the conversions; on a GPU, in torch's current stream, only bfloat16 is converted.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache, lru_cache
 from importlib import import_module
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from saprof.backends import opaque
 from saprof.footprint import Footprint
-from saprof.operators import OPERATORS, Operator
+from saprof.operators import OPERATORS
 
 if TYPE_CHECKING:
     from kernels_numba.cpu import Frame
@@ -53,74 +52,12 @@ def kernel(name: str) -> Callable[..., Tensor] | None:
     return opaque.entry("numba", name) if hasattr(_cpu(), f"{name}_backward") else None
 
 
-def forward(operator: Operator, inputs: Sequence[Tensor], footprint: Footprint) -> Tensor:
-    """The operator's output."""
-    sizes, shape = _plan(operator, tuple(x.shape for x in inputs), footprint)
-    arrays = _prepare(operator, inputs, footprint)
-    output = _empty(shape, arrays[0])
-    _run(operator.name, [*arrays, _flatten(output, operator.output)], footprint, sizes)
-    return output.to(inputs[0].dtype)
-
-
-def backward(
-    operator: Operator, gradient: Tensor, inputs: Sequence[Tensor], footprint: Footprint, needs: Sequence[bool]
-) -> list[Tensor]:
-    """The gradients of the inputs in need of one, given the output's; an empty tensor for the others."""
-    sizes, shape = _plan(operator, tuple(x.shape for x in inputs), footprint)
-    if gradient.shape != shape:
-        raise ValueError(f"{operator.name}: the gradient of the output is {tuple(gradient.shape)}; expected {shape}")
-    arrays = _prepare(operator, inputs, footprint)
-    gradients = [_empty(x.shape, x) if need else None for x, need in zip(arrays, needs, strict=True)]
-    arriving = _flatten(gradient.to(arrays[0].dtype).contiguous(), operator.output)
-    _run(f"{operator.name}_backward", [arriving, *arrays, *gradients], footprint, sizes)
-    return [
-        x.new_empty(0) if got is None else _uncentre(got, x.shape, footprint.stride).to(x.dtype)
-        for got, x in zip(gradients, inputs, strict=True)
-    ]
-
-
-for _operator in OPERATORS.values():
-    opaque.register("numba", _operator, forward, backward)
-
-
-@lru_cache(maxsize=1024)
-def _plan(
-    operator: Operator, shapes: tuple[torch.Size, ...], footprint: Footprint
-) -> tuple[dict[str, int], tuple[int, ...]]:
-    """Sizes of all axes, and the output's shape."""
-    sizes = operator.bind(shapes, footprint)
-    return sizes, operator.output_shape(sizes)
-
-
-def _prepare(operator: Operator, inputs: Sequence[Tensor], footprint: Footprint) -> list[Tensor]:
-    """What the kernels read: contiguous, of a type that they compute in; of a map read at the centres only these."""
-    prepared = []
-    for x, read, (_, axes) in zip(inputs, operator.reads, operator.inputs, strict=True):
-        if read == "i" and axes.endswith("h w"):
-            x = x[:, :, :: footprint.stride, :: footprint.stride].flatten(2)
-        prepared.append(x.to(_working(x)).contiguous().detach())
-    return prepared
+_CONVERTED = {"cpu": (torch.float16, torch.bfloat16), "cuda": (torch.bfloat16,)}
+"""What the kernels cannot read."""
 
 
 def _working(x: Tensor) -> torch.dtype:
-    """The type that kernels read."""
-    half = x.dtype == torch.bfloat16 or (x.dtype == torch.float16 and x.device.type == "cpu")
-    return torch.float32 if half else x.dtype
-
-
-def _flatten(output: Tensor, axes: str) -> Tensor:
-    """Centres along one axis."""
-    return output.flatten(2) if axes.endswith("oh ow") else output
-
-
-def _uncentre(gradient: Tensor, shape: torch.Size, stride: int) -> Tensor:
-    """The gradient of an input, of which the kernel may have seen only the centres: 0 elsewhere."""
-    if gradient.numel() == shape.numel():
-        return gradient.view(shape)
-    map_ = gradient.new_zeros(shape)
-    centres = map_[:, :, ::stride, ::stride]
-    centres.copy_(gradient.view_as(centres))
-    return map_
+    return torch.float32 if x.dtype in _CONVERTED[x.device.type] else x.dtype
 
 
 def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -140,15 +77,17 @@ def _madvise() -> Callable[[int, int, int], int] | None:
     return madvise
 
 
-def _run(name: str, tensors: Sequence[Tensor | None], footprint: Footprint, sizes: dict[str, int]) -> None:
-    """Call the kernel of that name on inputs and outputs; it leaves out an output that is None."""
-    if sizes["n"]:
-        first = next(x for x in tensors if x is not None)
-        _RUN[first.device.type](name, tensors, first, footprint, sizes)
+def _run(name: str, tensors: Sequence[Tensor | None], footprint: Footprint, sizes: Mapping[str, int]) -> None:
+    first = next(x for x in tensors if x is not None)
+    _RUN[first.device.type](name, tensors, first, footprint, sizes)
+
+
+for _operator in OPERATORS.values():
+    opaque.register(opaque.Kernels("numba", _run, _working, _empty), _operator)
 
 
 def _run_on_cpu(
-    name: str, tensors: Sequence[Tensor | None], first: Tensor, footprint: Footprint, sizes: dict[str, int]
+    name: str, tensors: Sequence[Tensor | None], first: Tensor, footprint: Footprint, sizes: Mapping[str, int]
 ) -> None:
     arrays = [None if x is None else x.numpy() for x in tensors]
     threads = torch.get_num_threads()
@@ -171,7 +110,7 @@ def _run_on_cpu(
 
 
 def _run_on_gpu(
-    name: str, tensors: Sequence[Tensor | None], first: Tensor, footprint: Footprint, sizes: dict[str, int]
+    name: str, tensors: Sequence[Tensor | None], first: Tensor, footprint: Footprint, sizes: Mapping[str, int]
 ) -> None:
     with _on(first.device) as stream:
         arrays = [None if x is None else _device_array(x) for x in tensors]

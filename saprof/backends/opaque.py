@@ -1,11 +1,14 @@
-"""The adapter of kernels that torch cannot look into. Each becomes an operator of torch.library, with a fake, a
-backward that is an operator too, derivatives of any order and a FLOP formula: torch.compile, autograd and
-FlopCounterMode treat it like one of torch's own.
+"""The adapter of kernels that torch cannot look into: they know contiguous arrays, read and written once.
+
+Each operator becomes one of torch.library, with a fake, a backward that is an operator too, derivatives of any order
+and a FLOP formula: torch.compile, autograd and FlopCounterMode treat it like one of torch's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,27 +18,40 @@ from torch.utils.flop_counter import register_flop_formula
 from saprof.footprint import Footprint
 from saprof.operators import Operator
 
-Forward = Callable[[Operator, Sequence[Tensor], Footprint], Tensor]
-Backward = Callable[[Operator, Tensor, Sequence[Tensor], Footprint, Sequence[bool]], Sequence[Tensor]]
+
+@dataclass(frozen=True)
+class Kernels:
+    """What a backend has to give."""
+
+    backend: str
+    run: Callable[[str, Sequence[Tensor | None], Footprint, Mapping[str, int]], None]
+    """Call the kernel of that name on inputs and outputs, contiguous, centres along one axis; sizes are those of all
+    named axes. Of `<operator>_backward` the inputs are the output's gradient and the operator's own, the outputs their
+    gradients, None for one that nobody needs."""
+    working: Callable[[Tensor], torch.dtype]
+    """The type in which the kernels read such a tensor."""
+    empty: Callable[[Sequence[int], Tensor], Tensor] = lambda shape, like: like.new_empty(shape)
+    """Memory for an output of that shape, of such a type and on such a device."""
+
 
 _libraries: list[torch.library.Library] = []
 
 
-def register(backend: str, operator: Operator, forward: Forward, backward: Backward) -> None:
+def register(kernels: Kernels, operator: Operator) -> None:
     """Define `saprof_<backend>::<operator>` and its `_backward`, which returns the gradients of the inputs in need of
     one, and an empty tensor for the others."""
     name, count = operator.name, len(operator.inputs)
-    library = torch.library.Library(f"saprof_{backend}", "FRAGMENT")
+    library = torch.library.Library(f"saprof_{kernels.backend}", "FRAGMENT")
     _libraries.append(library)
     tensors = ", ".join(f"Tensor {name}" for name, _ in operator.inputs)
     library.define(f"{name}({tensors}, str footprint) -> Tensor")
     gradients = ", ".join(["Tensor"] * count)
     library.define(f"{name}_backward(Tensor gradient, {tensors}, str footprint, bool[{count}] needs) -> ({gradients})")
     for device in ("CPU", "CUDA"):
-        library.impl(name, lambda *a: forward(operator, a[:-1], Footprint.parse(a[-1])), device)
+        library.impl(name, lambda *a: _forward(kernels, operator, a[:-1], Footprint.parse(a[-1])), device)
         library.impl(
             f"{name}_backward",
-            lambda gradient, *a: tuple(backward(operator, gradient, a[:-2], Footprint.parse(a[-2]), a[-1])),
+            lambda gradient, *a: tuple(_backward(kernels, operator, gradient, a[:-2], Footprint.parse(a[-2]), a[-1])),
             device,
         )
     _fake(library, operator)
@@ -47,6 +63,73 @@ def entry(backend: str, name: str) -> Callable[..., Tensor] | None:
     """The registered operator, as a function of tensors and a footprint; None if there is none of that name."""
     function = getattr(getattr(torch.ops, f"saprof_{backend}"), name, None)
     return function and (lambda *arguments: function(*arguments[:-1], str(arguments[-1])))
+
+
+def _forward(kernels: Kernels, operator: Operator, inputs: Sequence[Tensor], footprint: Footprint) -> Tensor:
+    """The operator's output."""
+    sizes, shape = _plan(operator, tuple(x.shape for x in inputs), footprint)
+    arrays = _prepare(kernels, operator, inputs, footprint)
+    output = kernels.empty(shape, arrays[0])
+    if sizes["n"]:
+        kernels.run(operator.name, [*arrays, _flatten(output, operator.output)], footprint, sizes)
+    return output.to(inputs[0].dtype)
+
+
+def _backward(
+    kernels: Kernels,
+    operator: Operator,
+    gradient: Tensor,
+    inputs: Sequence[Tensor],
+    footprint: Footprint,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """The gradients of the inputs in need of one, given the output's; an empty tensor for the others."""
+    sizes, shape = _plan(operator, tuple(x.shape for x in inputs), footprint)
+    if gradient.shape != shape:
+        raise ValueError(f"{operator.name}: the gradient of the output is {tuple(gradient.shape)}; expected {shape}")
+    arrays = _prepare(kernels, operator, inputs, footprint)
+    gradients = [kernels.empty(x.shape, x) if need else None for x, need in zip(arrays, needs, strict=True)]
+    arriving = _flatten(gradient.to(arrays[0].dtype).contiguous(), operator.output)
+    if sizes["n"]:
+        kernels.run(f"{operator.name}_backward", [arriving, *arrays, *gradients], footprint, sizes)
+    return [
+        x.new_empty(0) if got is None else _uncentre(got, x.shape, footprint.stride).to(x.dtype)
+        for got, x in zip(gradients, inputs, strict=True)
+    ]
+
+
+@lru_cache(maxsize=1024)
+def _plan(
+    operator: Operator, shapes: tuple[torch.Size, ...], footprint: Footprint
+) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Sizes of all axes, and the output's shape."""
+    sizes = operator.bind(shapes, footprint)
+    return sizes, operator.output_shape(sizes)
+
+
+def _prepare(kernels: Kernels, operator: Operator, inputs: Sequence[Tensor], footprint: Footprint) -> list[Tensor]:
+    """What the kernels read: contiguous, of a type that they compute in; of a map read at the centres only these."""
+    prepared = []
+    for x, read, (_, axes) in zip(inputs, operator.reads, operator.inputs, strict=True):
+        if read == "i" and axes.endswith("h w"):
+            x = x[:, :, :: footprint.stride, :: footprint.stride].flatten(2)
+        prepared.append(x.to(kernels.working(x)).contiguous().detach())
+    return prepared
+
+
+def _flatten(output: Tensor, axes: str) -> Tensor:
+    """Centres along one axis."""
+    return output.flatten(2) if axes.endswith("oh ow") else output
+
+
+def _uncentre(gradient: Tensor, shape: torch.Size, stride: int) -> Tensor:
+    """The gradient of an input, of which the kernel may have seen only the centres: 0 elsewhere."""
+    if gradient.numel() == shape.numel():
+        return gradient.view(shape)
+    map_ = gradient.new_zeros(shape)
+    centres = map_[:, :, ::stride, ::stride]
+    centres.copy_(gradient.view_as(centres))
+    return map_
 
 
 def _fake(library: torch.library.Library, operator: Operator) -> None:

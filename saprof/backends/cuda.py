@@ -1,0 +1,118 @@
+"""The CUDA backend: the handwritten kernels of kernels_cuda on torch's tensors, in torch's current stream.
+
+Whoever calls it first builds the kernels, unless `python -m kernels_cuda.build` has. They read every type as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+import kernels_cuda
+from saprof.backends import opaque
+from saprof.footprint import Footprint, readers
+from saprof.operators import OPERATORS
+
+SHARED_BYTES = 48 << 10
+"""What any GPU gives a block of threads of its shared memory."""
+FRAME_BYTES = 6 << 10
+"""What a channel's frame may take of it, so that a block can hold 8."""
+LONGEST = 8
+"""Taps in a piece: the BLOCK of kernels_cuda/csrc/frame.h."""
+
+
+def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
+    if device not in _LAUNCH:
+        return f"no kernels for {device} tensors"
+    return _why_no_library() if device == "cuda" else None
+
+
+@cache
+def kernel(name: str) -> Callable[..., Tensor] | None:
+    return opaque.entry("cuda", name) if name in kernels_cuda.operators() else None
+
+
+def _run(name: str, tensors: Sequence[Tensor | None], footprint: Footprint, sizes: Mapping[str, int]) -> None:
+    first = next(x for x in tensors if x is not None)
+    tables, numbers = _lookups(footprint, sizes["h"], sizes["w"], first.device)
+    arrays = [first.new_empty(0) if x is None else x for x in tensors]
+    _LAUNCH[first.device.type](name, arrays, tables, [*numbers, SHARED_BYTES])
+
+
+for _operator in OPERATORS.values():
+    opaque.register(opaque.Kernels("cuda", _run, working=lambda x: x.dtype), _operator)
+
+
+def _launch(name: str, arrays: Sequence[Tensor], tables: Sequence[Tensor], numbers: Sequence[int]) -> None:
+    _library()(name, arrays, tables, numbers)
+
+
+_LAUNCH = {"cuda": _launch}
+
+
+@cache
+def _library() -> Callable[..., None]:
+    from kernels_cuda.build import load
+
+    return load()
+
+
+@cache
+def _why_no_library() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    from kernels_cuda import build
+
+    return build.why_not()
+
+
+@lru_cache(maxsize=1024)
+def _lookups(footprint: Footprint, h: int, w: int, device: torch.device) -> tuple[list[Tensor], list[int]]:
+    """The tables of Lookups in kernels_cuda/csrc/frame.h, and its numbers but for the shared memory."""
+    oh, ow = footprint.output_size(h, w)
+    (rows,), columns, taps = footprint.frame(h, w, oh)
+    first_rows, first_columns = taps // len(columns), taps % len(columns)
+    height, picks = _tile(first_rows, oh, 4 * (len(columns) + 32))
+    pieces = _pieces(first_rows.tolist(), first_columns.tolist(), picks.tolist())
+    lengths = {length for _, _, length, *_ in pieces}
+    copies = *readers(rows[None], h), *readers(columns[None], w)
+    tables = [rows, columns, picks, torch.tensor(pieces), *(x.flatten() for x in copies)]
+    numbers = [height, oh, ow, footprint.taps, lengths.pop() if len(lengths) == 1 else 0]
+    return [table.to(device, torch.int32).contiguous() for table in tables], numbers
+
+
+def _tile(first_rows: Tensor, oh: int, row_bytes: int) -> tuple[int, Tensor]:
+    """How many rows of centres a tile has, and which rows of the continued map they read; tiles are of one size, as
+    few as fit FRAME_BYTES."""
+    tiles, height = 1, oh
+    while len(picks := (first_rows[:, None] + torch.arange(height)).unique()) * row_bytes > FRAME_BYTES and height > 1:
+        tiles += 1
+        height = -(-oh // tiles)
+    return height, picks
+
+
+def _pieces(first_rows: list[int], first_columns: list[int], picks: list[int]) -> list[tuple[int, ...]]:
+    """The fields of every Piece: the taps by row and column, cut where the next is not one column further, or not as
+    many taps as the one before, and where there are more than LONGEST, evenly."""
+    places = sorted((row, column, tap) for tap, (row, column) in enumerate(zip(first_rows, first_columns, strict=True)))
+    runs = [[places[0]]]
+    for (row, column, tap), place in pairwise(places):
+        run = runs[-1]
+        step = place[2] - tap
+        same = len(run) == 1 or step == tap - run[-2][2]
+        if place[:2] == (row, column + 1) and same:
+            run.append(place)
+        else:
+            runs.append([place])
+    pieces = []
+    for run in runs:
+        count = -(-len(run) // LONGEST)
+        for n in range(count):
+            piece = run[n * len(run) // count : (n + 1) * len(run) // count]
+            (row, column, tap), step = piece[0], run[-1][2] - run[-2][2] if len(run) > 1 else 1
+            pieces.append((tap, step, len(piece), picks.index(row), row, column))
+    return pieces

@@ -1,0 +1,237 @@
+// The part of the CUDA runtime that kernels_cuda uses, on a CPU: the compiler finds this header first.
+//
+// A CUDA thread is a fiber: a stack of its own, and it runs until __syncthreads(), or to its end, when the next one's
+// turn has come. Blocks run from the last to the first, so that what a kernel computes is always the same, and wrong if
+// it counts on another block or on warps. To ThreadSanitizer each fiber is a thread, ordered with others by
+// __syncthreads() and by the launch alone: it sees races whatever the order of turns was. (It does not with std::thread
+// and std::barrier: who wakes up late from one barrier there comes after everybody who has arrived at the next.)
+// AddressSanitizer sees accesses beyond the shared memory, which is exactly as large as asked for, and whose bits are
+// set before a block begins: a float that nobody wrote is NaN. A barrier that only some threads of a block pass ends
+// the process.
+//
+// What it cannot show: some races between blocks of the same parity, which share their fibers; barriers in different
+// places that all threads pass equally often; anything about warps; the order of kernels in a stream (a launch returns
+// when the kernel has ended); host memory used on the GPU or the reverse; limits on registers; contraction to FMA and
+// the GPU's own functions. One dimension, no __shared__ variables.
+
+#pragma once
+
+#include <cxxabi.h>
+#include <dlfcn.h>
+#include <ucontext.h>
+
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#endif
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+
+using std::max;
+using std::min;
+
+template <typename T>
+T __ldg(const T* address) {
+  return *address;
+}
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+using cudaStream_t = struct CUstream_st*;
+
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+};
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+
+inline const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess: return "no error";
+    case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
+  }
+  return "unrecognized error code";
+}
+
+inline dim3 blockDim, gridDim;
+
+namespace cuda_on_host {
+
+constexpr unsigned MOST_THREADS = 1024;
+constexpr size_t MOST_SHARED_BYTES = 48 << 10;  // unless a kernel's attribute asks for more
+constexpr size_t STACK_BYTES = 256 << 10;
+
+// What happens before `release` of an address happens before what follows `acquire` of it.
+#ifdef __SANITIZE_THREAD__
+inline void release(const void* address) { __tsan_release(const_cast<void*>(address)); }
+inline void acquire(const void* address) { __tsan_acquire(const_cast<void*>(address)); }
+#else
+inline void release(const void*) {}
+inline void acquire(const void*) {}
+#endif
+
+// A block, kept until the launch ends, since nothing orders its threads before the next block's.
+struct Block {
+  const dim3 index;
+  const std::function<void()>& kernel;
+  std::unique_ptr<unsigned char[]> shared;
+  // Addresses to release and acquire. Barriers take turns: nobody leaves one after those who arrive at the next.
+  const int64_t begin = 0, barriers[2] = {}, end = 0;
+
+  Block(unsigned x, size_t shared_bytes, const std::function<void()>& kernel) : index(x, 0, 0), kernel(kernel) {
+    if (shared_bytes) {
+      shared = std::make_unique_for_overwrite<unsigned char[]>(shared_bytes);
+      std::memset(shared.get(), 0xFF, shared_bytes);
+    }
+    release(&begin);
+  }
+};
+
+// A fiber, for one thread of a block after the other. What two fibers share without an order between them is atomic.
+class Thread {
+ public:
+  dim3 index{0, 0, 0};
+  Block* block = nullptr;
+
+  Thread() {
+    getcontext(&context_);
+    context_.uc_stack.ss_sp = stack_.get();
+    context_.uc_stack.ss_size = STACK_BYTES;
+    makecontext(&context_, live, 0);
+    context_.uc_stack.ss_size = 0;  // or AddressSanitizer forgets at every change what it knows of the stack
+    release(this);
+  }
+
+  static Thread& current() { return *current_.load(std::memory_order_relaxed); }
+
+  // Run the thread until it waits at a barrier, or has ended. Does it wait?
+  bool run(Block& block, unsigned index) {
+    next_block_.store(&block, std::memory_order_relaxed);
+    next_index_.store(index, std::memory_order_relaxed);
+    current_.store(this, std::memory_order_relaxed);
+    change(fiber_, &launcher, &context_);
+    return waits_.load(std::memory_order_relaxed);
+  }
+
+  void synchronize() {
+    const int64_t& barrier = block->barriers[passed_++ % 2];
+    release(&barrier);
+    pause(true);
+    acquire(&barrier);
+  }
+
+ private:
+  static void live() {
+    Thread& self = current();
+    acquire(&self);
+    for (;;) {
+      self.block = self.next_block_.load(std::memory_order_relaxed);
+      self.index.x = self.next_index_.load(std::memory_order_relaxed);
+      self.passed_ = 0;
+      acquire(&self.block->begin);
+      self.block->kernel();
+      release(&self.block->end);
+      self.pause(false);
+    }
+  }
+
+  void pause(bool waits) {
+    waits_.store(waits, std::memory_order_relaxed);
+    change(launcher_fiber_, &context_, &launcher);
+  }
+
+  static void change([[maybe_unused]] void* fiber, ucontext_t* from, const ucontext_t* to) {
+#ifdef __SANITIZE_THREAD__
+    __tsan_switch_to_fiber(fiber, __tsan_switch_to_fiber_no_sync);
+#endif
+    swapcontext(from, to);
+  }
+
+#ifdef __SANITIZE_THREAD__
+  void* const launcher_fiber_ = __tsan_get_current_fiber();
+  void* const fiber_ = __tsan_create_fiber(0);
+#else
+  static constexpr void *launcher_fiber_ = nullptr, *fiber_ = nullptr;
+#endif
+  static inline ucontext_t launcher;
+  static inline std::atomic<Thread*> current_ = nullptr;
+  const std::unique_ptr<unsigned char[]> stack_ = std::make_unique_for_overwrite<unsigned char[]>(STACK_BYTES);
+  ucontext_t context_ = {};
+  unsigned passed_ = 0;
+  std::atomic<Block*> next_block_ = nullptr;
+  std::atomic<unsigned> next_index_ = 0;
+  std::atomic<bool> waits_ = false;
+};
+
+inline void* shared_memory() { return Thread::current().block->shared.get(); }
+
+[[noreturn]] inline void abort_divergent(const void* kernel, int passed) {
+  Dl_info info = {};
+  const char* name = dladdr(kernel, &info) && info.dli_sname ? info.dli_sname : "without an external name";
+  char* demangled = abi::__cxa_demangle(name, nullptr, nullptr, nullptr);
+  std::fprintf(stderr, "kernel %s: threads of a block passed %d and %d barriers\n", demangled ? demangled : name,
+               passed, passed + 1);
+  std::abort();
+}
+
+inline cudaError_t launch(const cudaLaunchConfig_t& config, const void* address, const std::function<void()>& kernel) {
+  const dim3 grid = config.gridDim, size = config.blockDim;
+  if (!grid.x || grid.y != 1 || grid.z != 1 || !size.x || size.x > MOST_THREADS || size.y != 1 || size.z != 1)
+    return cudaErrorInvalidConfiguration;
+  if (config.dynamicSmemBytes > MOST_SHARED_BYTES) return cudaErrorInvalidValue;
+  gridDim = grid, blockDim = size;
+  static std::vector<Thread*> fibers[2];  // never deleted: they wait for the next launch
+  std::vector<std::unique_ptr<Block>> blocks;
+  for (unsigned index = grid.x; index-- > 0;) {
+    Block& block = *blocks.emplace_back(std::make_unique<Block>(index, config.dynamicSmemBytes, kernel));
+    auto& threads = fibers[index % 2];
+    while (threads.size() < size.x) threads.push_back(new Thread);
+    unsigned waiting = size.x;
+    for (int passed = 0; waiting; ++passed) {
+      waiting = 0;
+      for (unsigned i = 0; i < size.x; ++i) waiting += threads[i]->run(block, i);
+      if (waiting && waiting < size.x) abort_divergent(address, passed);
+    }
+  }
+  for (const auto& block : blocks) acquire(&block->end);
+  return cudaSuccess;
+}
+
+}  // namespace cuda_on_host
+
+#define threadIdx (cuda_on_host::Thread::current().index)
+#define blockIdx (cuda_on_host::Thread::current().block->index)
+
+inline void __syncthreads() { cuda_on_host::Thread::current().synchronize(); }
+
+// Every thread has its own copy of the arguments.
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  static_assert((std::is_trivially_copyable_v<Parameters> && ...), "arguments are copied to the GPU as bytes");
+  static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a kernel takes at most 4 KB of arguments");
+  const std::tuple<Parameters...> copies(std::forward<Arguments>(arguments)...);
+  return cuda_on_host::launch(*config, reinterpret_cast<const void*>(kernel), [&] { std::apply(kernel, copies); });
+}

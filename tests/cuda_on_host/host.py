@@ -1,0 +1,275 @@
+"""Builds the CUDA kernels for this machine's CPU, and calls them in a process of their own, which a sanitizer may end.
+
+with Host(build("thread", folder)) as host:
+    host.run("aggregation", [alpha, beta, output], tables, numbers)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import select
+import shutil
+import struct
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kernels_cuda import CSRC
+from kernels_cuda.build import FLAGS
+
+HERE = Path(__file__).parent
+
+SANITIZERS = {
+    "": ["-O2"],
+    "address": ["-g1", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-g1", "-O1", "-fsanitize=thread"],
+}
+_DEFINED = [flag for flag in FLAGS if flag.startswith("-D")]
+_FLAGS = ["-std=c++20", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", *_DEFINED]
+_FLAGS += ["-DSAPROF_THREADS=32"]
+_EXPORTED = ["-rdynamic"]  # names, for the report of a kernel
+_OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=0:redzone=2048",
+    "TSAN_OPTIONS": "halt_on_error=1:exitcode=66:atexit_sleep_ms=0",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+}
+
+_TYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3, torch.int32: 4}
+"""The values of Type (operators.h)."""
+
+Array = np.ndarray | Tensor | None
+
+
+class Host:
+    """The process behind `build`; it starts on the first call, and after one that ended it."""
+
+    def __init__(self, command: Sequence[str | Path], timeout: float = 300) -> None:
+        self.command, self.timeout = [str(x) for x in command], timeout
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._process:
+            self._process.communicate()
+            self._process = None
+            self._errors.close()
+
+    def run(
+        self,
+        name: str,
+        arrays: Sequence[Array],
+        tables: Sequence[Array],
+        numbers: Sequence[int],
+        inputs: int | None = None,
+    ) -> None:
+        """`launch` (operators.h) writes to those arrays that are outputs; None is one that nobody asks for.
+
+        The first `inputs` of them and the tables must come back as they were. By default these are all arrays but the
+        last, or, for the gradients of m inputs, the first 1 + m. RuntimeError tells what `launch` threw, or what ended
+        the process.
+        """
+        if inputs is None:
+            inputs = (len(arrays) + 1) // 2 if name.endswith("_backward") else len(arrays) - 1
+        sent = [_bytes(x) for x in [*arrays, *tables]]
+        request = [_words(len(name.encode()), len(arrays), len(tables), len(numbers)), name.encode(), _words(*numbers)]
+        for x, content in zip([*arrays, *tables], sent, strict=True):
+            request += [_head(x), content]
+        for i, (content, answer) in enumerate(zip(sent, self._ask(name, request, sent), strict=True)):
+            if inputs <= i < len(arrays):
+                content[:] = answer
+            elif not np.array_equal(content, answer):
+                what = f"array {i}" if i < len(arrays) else f"table {i - len(arrays)}"
+                raise AssertionError(f"{name} wrote to {what}, an input")
+
+    def _ask(self, name: str, request: list, sent: list[np.ndarray]) -> list[np.ndarray]:
+        process = self._process or self._start()
+        assert process.stdin
+        assert process.stdout
+        try:
+            process.stdin.write(b"".join(request))
+            process.stdin.flush()
+            if not select.select([process.stdout], [], [], self.timeout)[0]:
+                process.kill()
+                raise TimeoutError(f"{name}: no answer after {self.timeout} s; {self._end()}")
+            (length,) = struct.unpack("=q", self._read(8))
+            if length >= 0:
+                raise RuntimeError(f"{name}: {self._read(length).decode()}")
+            return [np.frombuffer(self._read(x.nbytes), np.uint8) for x in sent]
+        except (BrokenPipeError, EOFError):
+            raise RuntimeError(f"{name}: {self._end()}") from None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 — not a pipe, which could fill up
+        self._process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=os.environ | _OPTIONS,
+        )
+        return self._process
+
+    def _read(self, size: int) -> bytes:
+        assert self._process
+        assert self._process.stdout
+        data = self._process.stdout.read(size)
+        if len(data) < size:
+            raise EOFError
+        return data
+
+    def _end(self) -> str:
+        """How the process ended, and what it said."""
+        process, errors = self._process, self._errors
+        assert process
+        self._process = None
+        process.communicate()
+        with errors:
+            errors.seek(0)
+            text = errors.read().decode(errors="replace")
+        return f"the process ended with {process.returncode}\n{_essential(text)}"
+
+
+def build(sanitizer: str, folder: Path, csrc: Path = CSRC) -> list[str]:
+    """The command that serves the kernels of `csrc`; what it needs is compiled into `folder`, unless it is there.
+
+    Skips the test where there is no compiler, or it has no such sanitizer that runs.
+    """
+    prefix = _prefix(sanitizer)
+    sources = {*csrc.glob("*.cu"), *csrc.glob("*.cpp"), HERE / "server.cpp"} - {csrc / "binding.cpp"}
+    return [*prefix, str(_link("server", sources, sanitizer, folder, csrc, _EXPORTED))]
+
+
+def build_library(folder: Path) -> Path:
+    """The kernels and their binding, for a torch without CUDA: it is told that there is a device and a stream."""
+    _prefix("")
+    home = Path(torch.__file__).parent / "lib"
+    libraries = ["-shared", "-Wl,-Bsymbolic", f"-L{home}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    return _link("library", {*CSRC.glob("*.cu"), *CSRC.glob("*.cpp"), HERE / "torch.cpp"}, "", folder, CSRC, libraries)
+
+
+def _link(name: str, sources: set[Path], sanitizer: str, folder: Path, csrc: Path, how: Sequence[str]) -> Path:
+    """What becomes of the sources."""
+    flags, kind = [*_FLAGS, *SANITIZERS[sanitizer]], sanitizer or "plain"
+    common = _hash(_version(), torch.__version__, *flags, *(x.read_bytes() for x in _headers(csrc)))
+    flags += [f"-I{HERE}", f"-I{csrc}", "-isystem", str(_torch_headers())]
+
+    def compile_one(source: Path) -> Path:
+        target = folder / f"{source.stem}-{kind}-{_hash(common, source.read_bytes())}.o"
+        return _make(target, [*flags, "-c", "-x", "c++", str(source)])
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sorted(sources, key=lambda x: (-x.stat().st_size, x.name))))
+    target = folder / f"{name}-{kind}-{_hash(*(x.name for x in objects))}"
+    return _make(target, [*flags, *map(str, objects), *how])
+
+
+def _headers(csrc: Path) -> list[Path]:
+    return sorted([*csrc.glob("*.h"), *HERE.glob("*.h")])
+
+
+def _torch_headers() -> Path:
+    return Path(torch.__file__).parent / "include"
+
+
+def _make(target: Path, arguments: list[str]) -> Path:
+    """Compile or link, unless it has been done; what was made of earlier sources goes."""
+    if target.exists():
+        return target
+    for old in target.parent.glob(target.stem[:-16] + "[0-9a-f]" * 16 + target.suffix):
+        old.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        made = Path(scratch) / target.name
+        done = subprocess.run([_compiler(), *arguments, "-o", str(made)], capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"g++ failed:\n{done.stderr[:8000]}")
+        made.replace(target)
+    return target
+
+
+def _hash(*parts: str | bytes) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        whole.update(struct.pack("=q", len(data)) + data)
+    return whole.hexdigest()[:16]
+
+
+def _compiler() -> str:
+    return shutil.which("g++") or pytest.skip("there is no g++")
+
+
+@cache
+def _version() -> str:
+    return subprocess.run([_compiler(), "--version"], capture_output=True, text=True, check=True).stdout
+
+
+@cache
+def _why_not(sanitizer: str) -> tuple[list[str], str]:
+    """How to run a program with that sanitizer, and if it cannot be, why."""
+    with tempfile.TemporaryDirectory() as scratch:
+        program = Path(scratch) / "program"
+        command = [_compiler(), *_FLAGS, *SANITIZERS[sanitizer], "-x", "c++", "-", "-o", str(program)]
+        source = "#include <ucontext.h>\n#include <barrier>\nint main() {}\n"
+        done = subprocess.run(command, input=source, capture_output=True, text=True)
+        if done.returncode:
+            return [], done.stderr
+        # where addresses are too random for ThreadSanitizer, it fails now and then
+        fixed = ["setarch", platform.machine(), "-R"]
+        for prefix in [fixed, []] if sanitizer == "thread" and shutil.which("setarch") else [[]]:
+            done = subprocess.run([*prefix, program], capture_output=True, text=True, env=os.environ | _OPTIONS)
+            if not done.returncode:
+                return prefix, ""
+        return [], done.stderr
+
+
+def _prefix(sanitizer: str) -> list[str]:
+    prefix, reason = _why_not(sanitizer)
+    if reason:
+        pytest.skip(f"g++ {' '.join(SANITIZERS[sanitizer])} does not work here: {reason.strip()[-300:]}")
+    return prefix
+
+
+def _bytes(x: Array) -> np.ndarray:
+    """The memory of an array."""
+    if x is None:
+        return np.empty(0, np.uint8)
+    if not (x.is_contiguous() if isinstance(x, Tensor) else x.flags.c_contiguous):
+        raise ValueError("expected contiguous arrays")
+    if isinstance(x, Tensor):
+        return x.detach().as_strided((x.numel(),), (1,)).view(torch.uint8).numpy()  # strides of one element may be any
+    return x.reshape(-1).view(np.uint8)
+
+
+def _head(x: Array) -> bytes:
+    if x is None:
+        return _words(_TYPES[torch.float32], 1, 0)
+    dtype = x.dtype if isinstance(x, Tensor) else getattr(torch, x.dtype.name)
+    return _words(_TYPES[dtype], x.ndim, *x.shape)
+
+
+def _words(*values: int) -> bytes:
+    return struct.pack(f"={len(values)}q", *values)
+
+
+def _essential(text: str) -> str:
+    """The report in what a process wrote."""
+    begin = re.search(r"^(kernel .* barriers$|.*(Sanitizer:|runtime error:|terminate called))", text, re.MULTILINE)
+    lines = text[begin.start() if begin else 0 :].splitlines()
+    machinery = re.compile(r" *#\d+ .*(/c\+\+/|std::function|cuda_runtime\.h|<null>)")
+    return "\n".join([line[:200] for line in lines if not machinery.match(line)][:40])

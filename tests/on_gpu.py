@@ -1,0 +1,362 @@
+"""`make gpu`: all that a machine with a GPU is wanted for, in one command that may be called again.
+
+What matters most comes first. Every step is a process with a log of its own; what is done at this state of the code,
+with these versions and on this device, is not done again, and a sweep goes on where it was stopped. The commit is
+noted, but the files are what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from saprof import command, sweep, text
+
+ROOT = Path(__file__).parents[1]
+PYTHON = sys.executable
+BUDGET = "{seconds}"
+"""Stands in a command for the seconds that it may take; such a command goes on where it was stopped."""
+SPARE_S = 20.0
+"""Of these, what a sweep keeps for the group that it has begun, and for its summary."""
+LEEWAY_S = 60.0
+GRACE_S = 5.0
+"""From the request to end until the order."""
+
+OK, SKIPPED, FAILED, UNFINISHED, NOT_RUN = "ok", "skipped", "failed", "unfinished", "not run"
+SAYINGS = {
+    "left when the time budget ran out": (UNFINISHED, "a sweep's time was up"),
+    "Device not supported": (SKIPPED, "compute-sanitizer does not support this device"),
+}
+"""What a command that did not exit with 0 may have written, and what came of it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Commands to run in this order, whatever comes of each."""
+
+    name: str
+    seconds: float
+    """Predicted; a step that takes twice as long, and `LEEWAY_S`, is given up."""
+    commands: tuple[tuple[str, ...], ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    lacks: str = ""
+    """Why it cannot run here."""
+    vital: bool = False
+    """Without it, no later step makes sense; done every time, since what it made may be gone."""
+
+    @property
+    def least(self) -> float:
+        """The seconds with which it is worth beginning."""
+        return 2 * SPARE_S if any(BUDGET in argv for argv in self.commands) else self.seconds
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: str
+    note: str = ""
+    seconds: float = 0.0
+    codes: tuple[int | None, ...] = ()
+    """Exit codes; None where the command was ended."""
+
+
+def steps(output: Path, fingerprint: str) -> list[Step]:
+    """All steps, the most needed first; `fingerprint` is that of the rows that the sweeps here will write."""
+
+    def python(module: str, arguments: str) -> tuple[str, ...]:
+        return PYTHON, "-m", module, *arguments.split()
+
+    def benchmark(name: str, path: str, seconds: float) -> Step:
+        asked = python("pytest", f"{path} -m gpu --benchmark-only -q -s -p no:cacheprovider")
+        return Step(name, seconds, ((*asked, f"--benchmark-json={output / name}.json"),))
+
+    def sweeps(name: str, per_cell: float, *variants: str) -> Step:
+        cells, folder = 0, str(output / f"{name}-{fingerprint}")
+        commands = []
+        for variant in variants:
+            asked = ("--device", "cuda", "--batch", "32", *variant.split())
+            cells += _count_cells(asked)
+            rest = ("--resume", "--output", folder, "--time-budget", BUDGET)
+            commands.append((PYTHON, "-m", "saprof.sweep", *asked, *rest))
+        return Step(name, 15 * len(variants) + per_cell * cells, tuple(commands))
+
+    def sanitizer(tool: str, seconds: float) -> Step:
+        found = _compute_sanitizer()
+        checked = python("saprof.verify", "--device cuda --backend cuda --workloads tiny --dtype float32,bfloat16")
+        return Step(
+            tool,
+            seconds,
+            ((found or "compute-sanitizer", "--tool", tool, "--error-exitcode", "99", *checked),),
+            {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # tensors in one block of the cache would hide an overrun
+            lacks="" if found else "compute-sanitizer is not installed",
+        )
+
+    def at_all_stages(options: str) -> tuple[str, str]:
+        everything = f"--operator all --dtype float32,bfloat16 --seconds 0.3 {options}"
+        return f"{everything} --stage 2:5 --footprint 7", f"{everything} --stage 1 --footprint 3"
+
+    networks = "--model san10_pairwise,san10_patchwise,resnet26 --dtype float32,bfloat16 --seconds 0.5"
+    peers = "--backend cuda,unfold --compile both --mode forward,train_step"
+    gpu_tests = python("pytest", "-m gpu -q -p no:cacheprovider --durations=10")
+    return [
+        Step("build", 120, (python("kernels_cuda.build", "--report"),), vital=True),
+        Step("verify", 60, (python("saprof.verify", "--device cuda --backend cuda --dtype all --workloads edge"),)),
+        sweeps("operators", 0.8, *at_all_stages("--mode forward")),
+        sweeps("networks", 4.0, f"{networks} --mode forward,train_step"),
+        sanitizer("memcheck", 90),
+        benchmark("flex", "tests/benchmarks/test_flex_attention.py", 90),
+        benchmark("bandwidth", "tests/benchmarks/test_bandwidth.py", 30),
+        sanitizer("racecheck", 90),
+        sweeps("gradients", 1.2, *at_all_stages("--mode backward")),
+        sweeps(
+            "compiled", 2.0, f"--operator all --dtype float32,bfloat16 --seconds 0.3 {peers} --stage 3 --footprint 7"
+        ),
+        Step("tests", 180, ((*gpu_tests, f"--junitxml={output / 'tests.xml'}"),)),
+        sanitizer("synccheck", 90),
+        sanitizer("initcheck", 90),
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if not arguments.minutes > 0:
+        raise ValueError(f"minutes is {arguments.minutes:g}; expected a positive number")
+    deadline = time.monotonic() + 60 * arguments.minutes
+    output = arguments.output.resolve()
+    where = provenance()
+    plan = steps(output, where["fingerprint"])
+    chosen = command.choices("step", arguments.only, [step.name for step in plan])
+    plan = [step for step in plan if step.name in chosen]
+    done = _done(output / "steps.jsonl")
+    if arguments.dry_run:
+        print(_planned(plan, [_key(step, where) in done and not step.vital for step in plan]))
+        return command.OK
+    if not where["cuda"]:
+        print(f"torch {where['versions']['torch']} sees no CUDA device here, and nothing was run", file=sys.stderr)
+        return command.FAILED
+    output.mkdir(parents=True, exist_ok=True)
+    again = f"go on with {shlex.join(['python', 'tests/on_gpu.py', *(sys.argv[1:] if argv is None else argv)])}"
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        outcomes = _run_all(plan, where, done, output, deadline)
+    except KeyboardInterrupt:
+        print(f"\nwhat is done is kept in {output}; {again}", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    lines = [
+        (step.name, outcome.status, f"{outcome.seconds:.0f}", f"{step.seconds:.0f}", outcome.note)
+        for step, outcome in zip(plan, outcomes, strict=True)
+    ]
+    print(text.align(("step", "came to", "seconds", "predicted", "note"), lines))
+    fine = all(outcome.status in (OK, SKIPPED) for outcome in outcomes)
+    print(f"logs and results in {output}" + ("" if fine else f"; {again}"), file=sys.stderr)
+    return command.OK if fine else command.FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python tests/on_gpu.py",
+        description="Build, check and measure on a GPU, step by step; what is done is not done again.",
+        epilog="Exit code 0: all is done, or was; 1: a step failed or is left, or there is no GPU; 2: usage.",
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="logs and results (default runs/gpu)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="end by then, whatever is left (default 10)")
+    parser.add_argument("--only", default="all", metavar="STEP,…", help="steps by name, or all (default)")
+    parser.add_argument("--dry-run", action="store_true", help="print the steps and the seconds predicted, and stop")
+    return parser
+
+
+def provenance() -> dict[str, Any]:
+    """Where we are, as a run folder records it, with its fingerprint, whether there is a GPU, and the state of the
+    tests. Asked for in a process of its own, so that none of the GPU's memory is held here."""
+    program = (
+        "import json, torch\n"
+        "from saprof.measure.environment import fingerprint, provenance\n"
+        "cuda = torch.cuda.is_available()\n"
+        "where = provenance('cuda' if cuda else 'cpu', torch.get_num_threads())\n"
+        "print(json.dumps(where | {'fingerprint': fingerprint(where), 'cuda': cuda}))"
+    )
+    asked = subprocess.run([PYTHON, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    if asked.returncode:
+        raise ValueError(f"torch could not be asked for a device: {(asked.stderr.splitlines() or ['no answer'])[-1]}")
+    return json.loads(asked.stdout.splitlines()[-1]) | {"tests": _hash_of_tests()}
+
+
+def _hash_of_tests() -> str:
+    """Less this script and its test: its commands are compared one by one."""
+    own = {Path(__file__).name, f"test_{Path(__file__).name}"}
+    files = (path for path in sorted((ROOT / "tests").rglob("*.*")) if path.suffix in (".py", ".cpp", ".h", ".cu"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.name not in own)).hexdigest()[:12]
+
+
+def _count_cells(arguments: Sequence[str]) -> int:
+    listed = io.StringIO()
+    with redirect_stdout(listed):
+        sweep.main([*arguments, "--list"])
+    return len(listed.getvalue().splitlines())
+
+
+def _compute_sanitizer() -> str | None:
+    places = [os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    if "CUDA_HOME" in os.environ:
+        places.insert(1, str(Path(os.environ["CUDA_HOME"]) / "bin"))
+    return shutil.which("compute-sanitizer", path=os.pathsep.join(places))
+
+
+def _key(step: Step, where: dict[str, Any]) -> str:
+    """What a step that is done was."""
+    content = json.dumps([step.name, step.commands, where["fingerprint"], where["tests"]])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _done(path: Path) -> set[str]:
+    """Keys of the steps that came out well; a line cut short is one that did not."""
+    keys = set()
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with suppress(ValueError):
+            record = json.loads(line)
+            if record["status"] == OK:
+                keys.add(record["key"])
+    return keys
+
+
+def _planned(plan: Sequence[Step], done: Sequence[bool]) -> str:
+    lines = []
+    for step, is_done in zip(plan, done, strict=True):
+        note = "  done" if is_done else f"  skipped: {step.lacks}" if step.lacks else ""
+        lines.append(f"{step.name:<10} about {step.seconds:4.0f} s{note}")
+        lines += [f"    {shlex.join(argv)}" for argv in step.commands]
+    left = sum(step.seconds for step, is_done in zip(plan, done, strict=True) if not is_done and not step.lacks)
+    return "\n".join([*lines, f"about {left:.0f} s are left to do; nothing was run"])
+
+
+def _run_all(
+    plan: Sequence[Step], where: dict[str, Any], done: set[str], output: Path, deadline: float
+) -> list[Outcome]:
+    """What came of every step; each is told and recorded as it ends."""
+    outcomes, broken = [], ""
+    for step in plan:
+        print(f"{step.name:<10} ", end="", file=sys.stderr, flush=True)
+        log, key, left = output / f"{step.name}.log", _key(step, where), deadline - time.monotonic()
+        if key in done and not step.vital:
+            outcome = Outcome(OK, "done before")
+        elif broken:
+            outcome = Outcome(NOT_RUN, f"since {broken} failed")
+        elif step.lacks:
+            outcome = Outcome(SKIPPED, step.lacks)
+        elif left < step.least:
+            outcome = Outcome(NOT_RUN, f"needs about {step.least:.0f} s; {max(left, 0):.0f} s were left")
+        else:
+            outcome = _run(step, log, deadline)
+            _record(output / "steps.jsonl", step, key, outcome, where)
+        note = f": {outcome.note}" if outcome.note else ""
+        print(f"{outcome.seconds:6.1f} s  {outcome.status}{note}", file=sys.stderr, flush=True)
+        if outcome.status == FAILED:
+            broken = step.name if step.vital else broken
+            end = log.read_text(encoding="utf-8", errors="replace").splitlines()[-12:]
+            print("".join(f"    {line}\n" for line in end), end="", file=sys.stderr, flush=True)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _run(step: Step, path: Path, deadline: float) -> Outcome:
+    start = time.monotonic()
+    patience = 2 * step.seconds + LEEWAY_S
+    end = min(deadline, start + patience)
+    codes: list[int | None] = []
+    with path.open("w", encoding="utf-8") as log:
+        for argv in step.commands:
+            left = max(end - time.monotonic(), 0.1)
+            argv = [part.replace(BUDGET, f"{max(left - SPARE_S, 1):.0f}") for part in argv]
+            print("$", shlex.join(argv), file=log, flush=True)
+            codes.append(_call(argv, step.environment, log, left))
+            if codes[-1] is None:
+                break
+    if codes[-1] is None:
+        stopped = (UNFINISHED, "stopped when the time was up"), (FAILED, f"not done after {patience:.0f} s")
+        status, note = stopped[end < deadline]
+    else:
+        status, note = _judge(codes, path.read_text(encoding="utf-8", errors="replace"))
+    return Outcome(status, note, time.monotonic() - start, tuple(codes))
+
+
+def _judge(codes: Sequence[int | None], log: str) -> tuple[str, str]:
+    """Status and note of commands that came to their ends."""
+    if not any(codes):
+        return OK, ""
+    for saying, meaning in SAYINGS.items():
+        if saying in log:
+            return meaning
+    return FAILED, f"exit code {next(filter(None, codes))}"
+
+
+def _call(argv: Sequence[str], environment: dict[str, str], log: IO[str], seconds: float) -> int | None:
+    """The exit code, or None after so many seconds; nothing that the command started outlives it."""
+    around = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=around,
+            start_new_session=True,
+        )
+    except OSError as error:
+        print(error, file=log, flush=True)
+        return 127
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ask the whole process group to end, then see to it."""
+    try:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _record(path: Path, step: Step, key: str, outcome: Outcome, where: dict[str, Any]) -> None:
+    content = {
+        "step": step.name,
+        "key": key,
+        "status": outcome.status,
+        "note": outcome.note,
+        "exit_codes": outcome.codes,
+        "seconds": round(outcome.seconds, 1),
+        "commands": step.commands,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        **{name: where[name] for name in ("fingerprint", "tests", "commit", "dirty", "device", "driver", "versions")},
+    }
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(content, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    command.run(main)

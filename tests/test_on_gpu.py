@@ -1,0 +1,324 @@
+"""`make gpu` on a machine that has no GPU: other steps take the places of its own, whose commands are only read."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import on_gpu
+import pytest
+from on_gpu import BUDGET, PYTHON, Step
+
+from kernels_cuda import build
+from saprof import command, sweep, verify
+from saprof.measure import environment
+from saprof.operators import BACKENDS
+from saprof.workload import ITEMSIZE
+
+WHERE = {
+    "cuda": True,
+    "device": "a GPU",
+    "driver": "1",
+    "commit": "c0",
+    "dirty": False,
+    "versions": {"torch": "9"},
+    "fingerprint": "f0",
+    "tests": "t0",
+}
+
+
+class Machine:
+    """A machine with a GPU, on which `plan` are the steps; `trace` says which ran."""
+
+    def __init__(self, folder):
+        self.output, self.trace = folder / "out", folder / "trace"
+        self.where = dict(WHERE)
+        self.plan = []
+
+    def step(self, name, after="", seconds=0.1, **kind):
+        """A step that leaves its name, then does `after`."""
+        return Step(name, seconds, (self.command(name, after),), **kind)
+
+    def command(self, name, after="", *arguments):
+        program = (
+            f"import os, sys, time; print('about', {name!r}); open({str(self.trace)!r}, 'a').write({name!r} + ' ')"
+        )
+        return (PYTHON, "-S", "-c", f"{program}\n{after}", *arguments)
+
+    def run(self, *arguments):
+        """Exit code, and the steps that ran."""
+        self.trace.write_text("")
+        code = on_gpu.main(["--output", str(self.output), *arguments])
+        return code, self.trace.read_text().split()
+
+    def records(self):
+        return [json.loads(line) for line in (self.output / "steps.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    machine = Machine(tmp_path)
+    monkeypatch.setattr(on_gpu, "steps", lambda output, fingerprint: machine.plan)
+    monkeypatch.setattr(on_gpu, "provenance", lambda: machine.where)
+    return machine
+
+
+def notes(printed):
+    """What the final table says of each step."""
+    lines = (re.split(r"\s{2,}", line, maxsplit=4) for line in printed.splitlines()[2:])
+    return {name: (status, *note) for name, status, _, _, *note in lines}
+
+
+def test_steps_in_order_each_with_a_log_and_a_record(machine, capsys):
+    machine.plan = [machine.step(name) for name in ("one", "two", "three")]
+    assert machine.run() == (0, ["one", "two", "three"])
+    printed = capsys.readouterr()
+    assert notes(printed.out) == dict.fromkeys(("one", "two", "three"), ("ok",))
+    assert re.findall(r"^(\w+) +[\d.]+ s  ok$", printed.err, re.MULTILINE) == ["one", "two", "three"]
+    log = (machine.output / "two.log").read_text()
+    assert log.startswith(f"$ {PYTHON}")
+    assert log.endswith("about two\n")
+    assert [(r["step"], r["status"], r["exit_codes"], r["commit"], r["device"]) for r in machine.records()] == [
+        (name, "ok", [0], "c0", "a GPU") for name in ("one", "two", "three")
+    ]
+
+
+def test_what_failed_runs_again_and_what_is_done_does_not(machine, capsys):
+    machine.plan = [machine.step("one"), machine.step("two", "print('the reason'); sys.exit(3)"), machine.step("three")]
+    assert machine.run() == (1, ["one", "two", "three"])
+    printed = capsys.readouterr()
+    assert notes(printed.out)["two"] == ("failed", "exit code 3")
+    assert "    the reason\n" in printed.err
+    assert "go on with python tests/on_gpu.py --output" in printed.err
+    assert machine.run() == (1, ["two"])
+    assert notes(capsys.readouterr().out)["one"] == ("ok", "done before")
+
+
+@pytest.mark.parametrize("changed", ["fingerprint", "tests"])
+def test_another_state_runs_everything_again(machine, changed):
+    machine.plan = [machine.step("one"), machine.step("two")]
+    assert machine.run()[0] == 0
+    machine.where["commit"] = "c1"  # with the same files
+    assert machine.run() == (0, [])
+    machine.where[changed] = "another"
+    assert machine.run() == (0, ["one", "two"])
+
+
+def test_another_command_runs_again(machine):
+    machine.plan = [machine.step("one"), machine.step("two")]
+    assert machine.run()[0] == 0
+    machine.plan[1] = machine.step("two", "pass")
+    assert machine.run() == (0, ["two"])
+
+
+def test_a_record_that_was_cut_short_is_no_record(machine):
+    machine.plan = [machine.step("one"), machine.step("two")]
+    assert machine.run()[0] == 0
+    path = machine.output / "steps.jsonl"
+    path.write_text(path.read_text()[:-40])
+    assert machine.run() == (0, ["two"])
+
+
+def test_nothing_follows_a_vital_step_that_failed(machine, capsys):
+    machine.plan = [machine.step("build", "sys.exit(1)", vital=True), machine.step("one")]
+    assert machine.run() == (1, ["build"])
+    assert notes(capsys.readouterr().out)["one"] == ("not run", "since build failed")
+    machine.plan[0] = machine.step("build", vital=True)
+    assert machine.run() == (0, ["build", "one"])
+    assert machine.run() == (0, ["build"])
+
+
+def test_what_the_machine_lacks_is_skipped(machine, capsys):
+    machine.plan = [machine.step("one", lacks="a tool is not installed"), machine.step("two")]
+    assert machine.run() == (0, ["two"])
+    assert notes(capsys.readouterr().out)["one"] == ("skipped", "a tool is not installed")
+
+
+def test_a_command_that_is_not_there_has_failed(machine):
+    machine.plan = [Step("one", 0.1, (("/no/such/tool",),)), machine.step("two")]
+    assert machine.run() == (1, ["two"])
+    assert "/no/such/tool" in (machine.output / "one.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("saying", "status", "code"), [(s, m[0], m[0] != "skipped") for s, m in on_gpu.SAYINGS.items()]
+)
+def test_what_a_command_says_of_its_failure(machine, capsys, saying, status, code):
+    machine.plan = [machine.step("one", f"sys.exit('Error: {saying}')")]
+    assert machine.run() == (code, ["one"])
+    assert notes(capsys.readouterr().out)["one"][0] == status
+    assert machine.run() == (code, ["one"])
+
+
+def test_a_sweep_that_ran_out_of_time_says_so_in_these_words():
+    [saying, *_] = on_gpu.SAYINGS
+    assert saying in Path(sweep.__file__).read_text()
+
+
+def test_all_commands_of_a_step_run(machine, capsys):
+    machine.plan = [Step("one", 0.1, (machine.command("a", "sys.exit(1)"), machine.command("b")))]
+    assert machine.run() == (1, ["a", "b"])
+    assert notes(capsys.readouterr().out)["one"] == ("failed", "exit code 1")
+    assert machine.records()[0]["exit_codes"] == [1, 0]
+
+
+def test_a_budget_is_what_is_left_less_a_reserve(machine):
+    said = machine.command("a", "print(sys.argv[1])", BUDGET)
+    machine.plan = [Step("one", 100, (said,))]
+    assert machine.run("--minutes", "1")[0] == 0
+    budget = float((machine.output / "one.log").read_text().splitlines()[-1])
+    assert 30 < budget <= 60 - on_gpu.SPARE_S
+
+
+def test_a_step_for_which_too_little_time_is_left_is_not_begun(machine, capsys):
+    machine.plan = [machine.step("one"), machine.step("two", seconds=100), machine.step("three")]
+    assert machine.run("--minutes", "1") == (1, ["one", "three"])
+    printed = capsys.readouterr()
+    status, note = notes(printed.out)["two"]
+    assert status == "not run"
+    assert re.fullmatch(r"needs about 100 s; (60|59) s were left", note)
+    assert "--minutes 1" in printed.err.splitlines()[-1]
+    assert machine.run("--minutes", "2") == (0, ["two"])
+
+
+def test_a_step_is_ended_when_the_time_is_up(machine, capsys):
+    machine.plan = [machine.step("one", "time.sleep(60)"), machine.step("two")]
+    assert machine.run("--minutes", "0.01") == (1, ["one"])
+    found = notes(capsys.readouterr().out)
+    assert found["one"] == ("unfinished", "stopped when the time was up")
+    assert found["two"] == ("not run", "needs about 0 s; 0 s were left")
+    machine.plan[0] = machine.step("one")
+    assert machine.run() == (0, ["one", "two"])
+
+
+CHILD = "pid = os.fork()\nif pid: print(pid, flush=True)\ntime.sleep(60)"
+
+
+def gone(pid):
+    """Whether the process has ended; a zombie, whom nobody here can bury, has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def test_a_step_that_hangs_is_ended_with_all_that_it_started(machine, capsys, monkeypatch):
+    monkeypatch.setattr(on_gpu, "LEEWAY_S", 0.3)
+    machine.plan = [machine.step("one", CHILD), machine.step("two")]
+    assert machine.run() == (1, ["one", "two"])
+    assert notes(capsys.readouterr().out)["one"] == ("failed", "not done after 0 s")
+    assert gone(int((machine.output / "one.log").read_text().split()[-1]))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_the_step_and_says_how_to_go_on(machine, sent):
+    program = (
+        "import json, signal, on_gpu\n"
+        "from saprof import command\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores\n"
+        f"on_gpu.provenance = lambda: json.loads({json.dumps(json.dumps(machine.where))})\n"
+        f"on_gpu.steps = lambda *_: [on_gpu.Step('one', 1, ({machine.command('one', CHILD)!r},))]\n"
+        "command.run(on_gpu.main)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "--output", str(machine.output)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(on_gpu.__file__).parent)},
+    )
+    log, deadline = machine.output / "one.log", time.monotonic() + 30
+    while not (log.exists() and re.search(r"^\d+$", log.read_text(), re.MULTILINE)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(sent)
+    _, told = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"go on with python tests/on_gpu.py --output {shlex.quote(str(machine.output))}" in told
+    assert gone(int(log.read_text().split()[-1]))
+    assert not (machine.output / "steps.jsonl").exists()
+
+
+def test_only_some(machine):
+    machine.plan = [machine.step(name) for name in ("one", "two", "three")]
+    assert machine.run("--only", "three,one") == (0, ["one", "three"])
+    assert machine.run() == (0, ["two"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--only", "four"], "unknown step 'four'; expected one or all"), (["--minutes", "0"], "minutes is 0; expected")],
+)
+def test_mistakes(machine, arguments, message):
+    machine.plan = [machine.step("one")]
+    with pytest.raises(ValueError, match=message):
+        machine.run(*arguments)
+
+
+def test_without_a_gpu_nothing_runs(machine, capsys):
+    machine.plan = [machine.step("one")]
+    machine.where["cuda"] = False
+    assert machine.run() == (1, [])
+    assert capsys.readouterr().err == "torch 9 sees no CUDA device here, and nothing was run\n"
+    assert not machine.output.exists()
+
+
+def test_a_dry_run_prints_the_plan(machine, capsys):
+    machine.plan = [machine.step("one", seconds=70), machine.step("two", seconds=110, lacks="a tool is missing")]
+    assert machine.run("--only", "one")[0] == 0
+    machine.plan.append(machine.step("three", seconds=50))
+    capsys.readouterr()
+    machine.where["cuda"] = False
+    assert machine.run("--dry-run") == (0, [])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if re.match(r"(\w+ +)?about +\d", line)] == [
+        "one        about   70 s  done",
+        "two        about  110 s  skipped: a tool is missing",
+        "three      about   50 s",
+        "about 50 s are left to do; nothing was run",
+    ]
+
+
+def test_provenance_is_that_of_a_sweep():
+    found = on_gpu.provenance()
+    assert found["cuda"] in (True, False)
+    assert found["fingerprint"] == environment.fingerprint(
+        {name: value for name, value in found.items() if name not in ("fingerprint", "cuda", "tests")}
+    )
+    assert on_gpu._hash_of_tests() == found["tests"]
+
+
+def test_every_command_is_understood(capsys):
+    """By its own parser; files that pytest is given have tests of a GPU."""
+    for step in on_gpu.steps(Path("out"), "f0"):
+        for argv in step.commands:
+            _, _, module, *arguments = argv[argv.index(PYTHON) :]
+            arguments = [argument.replace(BUDGET, "9") for argument in arguments]
+            match module:
+                case "saprof.sweep":
+                    assert sweep.main([*arguments, "--dry-run"]) == 0, step
+                    assert " cells in " in capsys.readouterr().out, step
+                case "saprof.verify":
+                    asked = verify._parser().parse_args(arguments)
+                    command.choices("backend", asked.backend, BACKENDS)
+                    command.choices("dtype", asked.dtype, tuple(ITEMSIZE))
+                case "kernels_cuda.build":
+                    assert build._parser().parse_args(arguments).report, step
+                case "pytest":
+                    for path in (on_gpu.ROOT / argument for argument in arguments if argument.endswith(".py")):
+                        assert "@pytest.mark.gpu" in path.read_text(), path
+                case _:
+                    pytest.fail(f"{step}: nobody knows {module}")
+
+
+def test_what_matters_most_fits_into_one_call():
+    """In ten minutes, the default, kernels are built and checked, and operators and networks measured."""
+    names = ["build", "verify", "operators", "networks"]
+    plan = on_gpu.steps(Path("out"), "f0")
+    assert [step.name for step in plan[:4]] == names
+    assert sum(step.seconds for step in plan[:4]) <= 600
