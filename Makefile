@@ -15,6 +15,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
+	$(BIN)/clang-format --dry-run --Werror kernels_cuda/csrc/* tests/cuda_on_host/*.cpp tests/cuda_on_host/*.h
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest --benchmark-only

@@ -116,6 +116,12 @@ def architectures(text: str | None = None) -> list[str]:
     return sorted(set(names), key=lambda name: (int(name.partition(".")[0]), name))
 
 
+def nvcc_version() -> str | None:
+    """That of the nvcc that compiles here, if there is one."""
+    nvcc = _nvcc()
+    return nvcc and _version(nvcc)
+
+
 def report(library: Path) -> list[Kernel]:
     """What the kernels of a library take, by name."""
     kernels = [Kernel(*fields) for fields in json.loads(_stamp(library).read_text())["kernels"]]

@@ -156,11 +156,11 @@ for operator in OPERATORS.values():
 
 table = torch.ones(2, dtype=torch.int32)
 for arguments in (
-    ("aggregation", [torch.ones(2, 2).T], [table] * 8, [1] * 6),
-    ("aggregation", [table.long()], [table] * 8, [1] * 6),
-    ("aggregation", [table.float()] * 3, [table] * 7, [1] * 6),
+    ("aggregation", [torch.ones(2, 2).T], [table] * 8, [1] * 8),
+    ("aggregation", [table.long()], [table] * 8, [1] * 8),
+    ("aggregation", [table.float()] * 3, [table] * 7, [1] * 8),
     ("aggregation", [], [], []),
-    ("nonsense", [table.float()], [table] * 8, [1] * 6),
+    ("nonsense", [table.float()], [table] * 8, [1] * 8),
 ):
     try:
         cuda._LAUNCH["cpu"](*arguments)
@@ -177,7 +177,7 @@ def test_through_torch(cache_folder):
     assert done.stdout.splitlines() == [
         "expected contiguous tensors",
         "expected float64, float32, float16, bfloat16 or int32",
-        "a footprint has 8 tables and 6 numbers; got 7 and 6",
+        "a footprint has 8 tables and 8 numbers; got 7 and 8",
         "expected the lookups of a footprint",
         "there are no kernels of nonsense",
     ]
@@ -278,8 +278,8 @@ class TestLookups:
 
     @staticmethod
     def pieces(text):
-        (*_, pieces, _, _, _, _), (*_, run) = backend._lookups(Footprint.parse(text), 9, 9, torch.device("cpu"))
-        return [tuple(piece) for piece in pieces[:, :3].tolist()], run
+        tables, numbers = backend._lookups(Footprint.parse(text), 9, 9, torch.device("cpu"))
+        return [tuple(piece) for piece in tables[3][:, :3].tolist()], numbers[4]
 
     def test_of_squares(self):
         assert self.pieces(3) == ([(0, 1, 3), (3, 1, 3), (6, 1, 3)], 3)
@@ -293,6 +293,23 @@ class TestLookups:
     def test_of_a_stride(self):
         """Columns of one phase follow each other."""
         assert self.pieces("rectangle:1x5 stride=2") == ([(0, 2, 3), (1, 2, 2)], 0)
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("7", (1, 3)),
+            ("11", (2, 5)),
+            ("rectangle:3x9", (2, 1)),
+            ("offsets:0,0;1,0", (1, 0)),
+            ("offsets:1,0;2,0", (0, 0)),  # the centre's row is not among them
+            ("3 stride=2", (0, 0)),
+            ("dilated:3x2", (0, 0)),
+            ("disk:9", (0, 0)),
+        ],
+    )
+    def test_of_rectangles(self, text, expected):
+        _, (*_, in_rows, shift) = backend._lookups(Footprint.parse(text), 9, 9, torch.device("cpu"))
+        assert (in_rows, shift) == expected
 
     @pytest.mark.parametrize("text", ["7", "disk:9", "dilated:5x3", "square:5 stride=2", "offsets:3,1;-2,0;3,2;0,0"])
     def test_every_tap_is_in_one(self, text):

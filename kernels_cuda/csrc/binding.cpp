@@ -16,12 +16,18 @@ using torch::stable::Tensor;
 Type type_of(const Tensor& tensor) {
   using torch::headeronly::ScalarType;
   switch (tensor.scalar_type()) {
-    case ScalarType::Double: return Type::float64;
-    case ScalarType::Float: return Type::float32;
-    case ScalarType::Half: return Type::float16;
-    case ScalarType::BFloat16: return Type::bfloat16;
-    case ScalarType::Int: return Type::int32;
-    default: STD_TORCH_CHECK(false, "saprof_kernels: expected float64, float32, float16, bfloat16 or int32");
+    case ScalarType::Double:
+      return Type::float64;
+    case ScalarType::Float:
+      return Type::float32;
+    case ScalarType::Half:
+      return Type::float16;
+    case ScalarType::BFloat16:
+      return Type::bfloat16;
+    case ScalarType::Int:
+      return Type::int32;
+    default:
+      STD_TORCH_CHECK(false, "saprof_kernels: expected float64, float32, float16, bfloat16 or int32");
   }
 }
 

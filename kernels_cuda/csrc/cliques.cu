@@ -96,7 +96,8 @@ __global__ void __launch_bounds__(THREADS, 2)
     spread_cliques_kernel(const T* __restrict__ taps, const T* __restrict__ other, T* __restrict__ map, int channels,
                           int64_t step_j, int64_t step_l, int depth, int height, Lookups at) {
   int64_t block = blockIdx.x;
-  const int top = digit(block, ceil_div(at.h, height)) * height, first = digit(block, ceil_div(channels, depth)) * depth;
+  const int top = digit(block, ceil_div(at.h, height)) * height;
+  const int first = digit(block, ceil_div(channels, depth)) * depth;
   const int64_t image = block;
   const int64_t p = int64_t(at.oh) * at.ow, area = int64_t(at.h) * at.w;
   const int count = min(depth, channels - first), rows = min(height, at.h - top);
@@ -108,11 +109,11 @@ __global__ void __launch_bounds__(THREADS, 2)
   for (int item = threadIdx.x; item < rows * at.all_columns; item += blockDim.x) {
     int y = item;
     const int u = digit(y, at.all_columns);
-    const T* channel[BLOCK];  // those that nobody asked for are read as the last one, so that no load waits for a branch
+    const T* channel[BLOCK];  // beyond `count` the last one again, so that no load waits for a branch
 #pragma unroll
     for (int d = 0; d < BLOCK; ++d) channel[d] = other + min(d, count - 1) * area;
     Real<T> values[BLOCK] = {};
-    for_readers(at, top + y, u, [&](const Piece& left, int column, int64_t position) {
+    for_readers(at, top + y, u, -1, [&](const Piece& left, int column, int64_t position) {
       for (int j = 0; j < left.length; ++j) {
         if (!reads(at, left, column, j)) continue;
         const int cy = static_cast<int>((position - column) / at.ow), cx = column - j;
@@ -156,8 +157,8 @@ void cliques(const Array& phi, const Array& psi, const Array& taps, const Lookup
         const int stretches = EXACT ? at.m : at.m * (BLOCK / N);
         const int parts = ceil_div(int64_t(stretches) * stretches * at.height * at.ow, THREADS);
         start(cliques_kernel<T, STAGED, N, EXACT>, images * at.tiles() * parts, THREADS,
-              2 * depth * layout.frame * sizeof(Pack<T, 1>), at.stream, static_cast<const T*>(phi.data),
-              static_cast<const T*>(psi.data), static_cast<T*>(taps.data), channels, depth, stretches, parts, at, layout);
+              2 * depth * layout.frame * sizeof(Pack<T, 1>), at.stream, phi.as<const T>(), psi.as<const T>(),
+              taps.as<T>(), channels, depth, stretches, parts, at, layout);
       });
     });
   });
@@ -171,7 +172,7 @@ void spread_cliques(const Array& taps, int64_t step_j, int64_t step_l, const Arr
     const int depth = std::min({channels, BLOCK, rows_that_fit<T>(at)});
     const int height = std::clamp(ceil_div(THREADS, at.all_columns), 1, std::min(at.h, rows_that_fit<T>(at) / depth));
     start(spread_cliques_kernel<T>, images * ceil_div(channels, depth) * ceil_div(at.h, height), THREADS,
-          depth * height * at.all_columns * sizeof(Real<T>), at.stream, static_cast<const T*>(taps.data),
-          static_cast<const T*>(other.data), static_cast<T*>(map.data), channels, step_j, step_l, depth, height, at);
+          depth * height * at.all_columns * sizeof(Real<T>), at.stream, taps.as<const T>(), other.as<const T>(),
+          map.as<T>(), channels, step_j, step_l, depth, height, at);
   });
 }

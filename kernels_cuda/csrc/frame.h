@@ -83,6 +83,9 @@ struct Lookups {
   int all_rows, all_columns, picked, m, h, w, height, oh, ow, k;
   // The length of all pieces, or 0 if they differ.
   int run;
+  // Of a rectangle without gaps, the pieces in each of its rows, and where row 0 of the map lies in the continued map;
+  // otherwise 0.
+  int in_rows, shift;
   // What a block may have of shared memory.
   int shared_bytes;
   cudaStream_t stream;
@@ -99,20 +102,20 @@ inline int64_t per_image(const Array& array) {
 }
 
 inline Lookups lookups_of(const std::vector<Array>& tables, const std::vector<int64_t>& numbers, cudaStream_t stream) {
-  if (tables.size() != 8 || numbers.size() != 6)
-    throw std::invalid_argument("a footprint has 8 tables and 6 numbers; got " + std::to_string(tables.size()) +
+  if (tables.size() != 8 || numbers.size() != 8)
+    throw std::invalid_argument("a footprint has 8 tables and 8 numbers; got " + std::to_string(tables.size()) +
                                 " and " + std::to_string(numbers.size()));
-  const auto ints = [&](int i) { return static_cast<const int*>(tables[i].data); };
+  const auto ints = [&](int i) { return tables[i].as<const int>(); };
   const auto size = [&](int i) { return static_cast<int>(tables[i].sizes[0]); };
   const auto number = [&](int i) { return static_cast<int>(numbers[i]); };
   Lookups at = {};
   at.rows = ints(0), at.columns = ints(1), at.picks = ints(2);
-  at.pieces = static_cast<const Piece*>(tables[3].data);
+  at.pieces = tables[3].as<const Piece>();
   at.row_starts = ints(4), at.row_copies = ints(5), at.column_starts = ints(6), at.column_copies = ints(7);
   at.all_rows = size(0), at.all_columns = size(1), at.picked = size(2), at.m = size(3);
   at.h = size(4) - 1, at.w = size(6) - 1;
   at.height = number(0), at.oh = number(1), at.ow = number(2), at.k = number(3), at.run = number(4);
-  at.shared_bytes = number(5), at.stream = stream;
+  at.in_rows = number(5), at.shift = number(6), at.shared_bytes = number(7), at.stream = stream;
   return at;
 }
 
@@ -238,11 +241,16 @@ int vector_width(int64_t size, std::initializer_list<const void*> addresses) {
 template <typename F>
 void with_type(Type type, F f) {
   switch (type) {
-    case Type::float64: return f.template operator()<double>();
-    case Type::float32: return f.template operator()<float>();
-    case Type::float16: return f.template operator()<c10::Half>();
-    case Type::bfloat16: return f.template operator()<c10::BFloat16>();
-    default: throw std::invalid_argument("kernels expect float64, float32, float16 or bfloat16");
+    case Type::float64:
+      return f.template operator()<double>();
+    case Type::float32:
+      return f.template operator()<float>();
+    case Type::float16:
+      return f.template operator()<c10::Half>();
+    case Type::bfloat16:
+      return f.template operator()<c10::BFloat16>();
+    default:
+      throw std::invalid_argument("kernels expect float64, float32, float16 or bfloat16");
   }
 }
 

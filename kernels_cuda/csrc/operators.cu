@@ -1,16 +1,17 @@
 // The operators: inputs, outputs, and lookups, composed as at the end of kernels_numba/gpu.py. A gradient that nobody
 // needs has no data.
 
-#include "operators.h"
-
 #include <map>
 
+#include "operators.h"
 #include "primitives.h"
 
 namespace {
 
 // (n, -, -, p) as (n, -, p).
-Array flat(const Array& taps) { return {taps.data, taps.type, {taps.sizes[0], taps.sizes[1] * taps.sizes[2], taps.sizes[3]}}; }
+Array flat(const Array& taps) {
+  return {taps.data, taps.type, {taps.sizes[0], taps.sizes[1] * taps.sizes[2], taps.sizes[3]}};
+}
 
 // (n, k, 1, p) as (n, 1, k, p).
 Array single(const Array& taps) { return {taps.data, taps.type, {taps.sizes[0], 1, taps.sizes[1], taps.sizes[3]}}; }
@@ -25,7 +26,9 @@ void pairwise_summation_backward(const Arrays& a, const Lookups& at) {
   if (psi_gradient.data) scatter(flat(gradient), 0, 1, psi_gradient, at);
 }
 
-void pairwise_subtraction(const Arrays& a, const Lookups& at) { combine(Combination::difference, a[0], a[1], a[2], at); }
+void pairwise_subtraction(const Arrays& a, const Lookups& at) {
+  combine(Combination::difference, a[0], a[1], a[2], at);
+}
 
 void pairwise_subtraction_backward(const Arrays& a, const Lookups& at) {
   const auto &gradient = a[0], &phi_gradient = a[3], &psi_gradient = a[4];
@@ -33,7 +36,9 @@ void pairwise_subtraction_backward(const Arrays& a, const Lookups& at) {
   if (psi_gradient.data) scatter(flat(gradient), 0, -1, psi_gradient, at);
 }
 
-void pairwise_hadamard_product(const Arrays& a, const Lookups& at) { combine(Combination::product, a[0], a[1], a[2], at); }
+void pairwise_hadamard_product(const Arrays& a, const Lookups& at) {
+  combine(Combination::product, a[0], a[1], a[2], at);
+}
 
 // Of the Hadamard product too, whose groups are single channels.
 void pairwise_dot_product_backward(const Arrays& a, const Lookups& at) {

@@ -15,6 +15,11 @@ struct Array {
   void* data = nullptr;
   Type type = Type::float32;
   std::vector<int64_t> sizes;
+
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
 };
 
 // Start the kernels of `name`, such as `aggregation` or `aggregation_backward`, on its inputs and outputs, in this

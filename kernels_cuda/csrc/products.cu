@@ -20,8 +20,8 @@ namespace {
 // centres; frames hold `depth` channels of a group at a time, packed by W.
 template <typename T, int V, int W, bool STAGED, int N, bool EXACT>
 __global__ void __launch_bounds__(THREADS, 4)
-    correlate_kernel(const T* __restrict__ centres, const T* __restrict__ map, T* __restrict__ taps, int channels, int g,
-                     int planes, int depth, int parts, Lookups at, Layout layout) {
+    correlate_kernel(const T* __restrict__ centres, const T* __restrict__ map, T* __restrict__ taps, int channels,
+                     int g, int planes, int depth, int parts, Lookups at, Layout layout) {
   int64_t block = blockIdx.x;
   const int part = digit(block, parts), tile = digit(block, at.tiles());
   const int first = digit(block, ceil_div(g, planes)) * planes;
@@ -73,8 +73,8 @@ __global__ void __launch_bounds__(THREADS, 4)
 // centres[c] = Σ_j taps[j, c mod g] · map[c] at j. A thread has C of the channels that share taps, at V centres.
 template <typename T, int V, int W, bool STAGED, int N, bool EXACT, int C>
 __global__ void __launch_bounds__(THREADS, 4)
-    aggregate_kernel(const T* __restrict__ taps, const T* __restrict__ map, T* __restrict__ centres, int channels, int g,
-                     int planes, int depth, Lookups at, Layout layout) {
+    aggregate_kernel(const T* __restrict__ taps, const T* __restrict__ map, T* __restrict__ centres, int channels,
+                     int g, int planes, int depth, Lookups at, Layout layout) {
   int64_t block = blockIdx.x;
   const int share = channels / g;
   const int tile = digit(block, at.tiles()), s = digit(block, ceil_div(share, depth)) * depth;
@@ -133,8 +133,8 @@ template <typename T, int C, int MOST_W>
 void start_aggregate(const Array& taps, const Array& map, const Array& centres, const Lookups& at) {
   const int64_t images = map.sizes[0];
   const int channels = static_cast<int>(map.sizes[1]), g = static_cast<int>(taps.sizes[1]), share = channels / g;
-  const T* from = static_cast<const T*>(taps.data);
-  T* to = static_cast<T*>(centres.data);
+  const T* from = taps.as<const T>();
+  T* to = centres.as<T>();
   const int width = std::min(vector_width<T>(at.ow, {from, to}), WIDE<T>);
   with_frames<T, WIDE<T>, MOST_W>(at, width, 1, [&]<int V, int W, bool STAGED>(Layout layout, int fitting) {
     const int depth = std::min({share, C, fitting > C ? C : fitting * W}), packs = ceil_div(depth, W);
@@ -142,8 +142,8 @@ void start_aggregate(const Array& taps, const Array& map, const Array& centres, 
     with_run<STAGED && V == 4, BLOCK>(at.run, [&]<int N, bool EXACT>() {
       start(aggregate_kernel<T, V, W, STAGED, N, EXACT, C>,
             images * ceil_div(g, planes) * ceil_div(share, depth) * at.tiles(), THREADS,
-            planes * packs * layout.frame * sizeof(Pack<T, W>), at.stream, from, static_cast<const T*>(map.data), to,
-            channels, g, planes, depth, at, layout);
+            planes * packs * layout.frame * sizeof(Pack<T, W>), at.stream, from, map.as<const T>(), to, channels, g,
+            planes, depth, at, layout);
     });
   });
 }
@@ -154,8 +154,8 @@ void correlate(const Array& centres, const Array& map, const Array& taps, const 
   const int64_t images = map.sizes[0];
   const int channels = static_cast<int>(map.sizes[1]), g = static_cast<int>(taps.sizes[1]), share = channels / g;
   with_type(map.type, [&]<typename T>() {
-    const T* from = static_cast<const T*>(centres.data);
-    T* to = static_cast<T*>(taps.data);
+    const T* from = centres.as<const T>();
+    T* to = taps.as<T>();
     const int width = std::min(vector_width<T>(at.ow, {from, to}), WIDE<T>);
     with_frames<T, WIDE<T>, PACKED<T>>(at, width, 1, [&]<int V, int W, bool STAGED>(Layout layout, int fitting) {
       const int items = at.m * at.height * (at.ow / V);
@@ -164,8 +164,8 @@ void correlate(const Array& centres, const Array& map, const Array& taps, const 
       const int parts = ceil_div(int64_t(planes) * items, THREADS);
       with_run<STAGED && V == 4, BLOCK>(at.run, [&]<int N, bool EXACT>() {
         start(correlate_kernel<T, V, W, STAGED, N, EXACT>, images * ceil_div(g, planes) * at.tiles() * parts, THREADS,
-              planes * packs * layout.frame * sizeof(Pack<T, W>), at.stream, from, static_cast<const T*>(map.data), to,
-              channels, g, planes, depth, parts, at, layout);
+              planes * packs * layout.frame * sizeof(Pack<T, W>), at.stream, from, map.as<const T>(), to, channels, g,
+              planes, depth, parts, at, layout);
       });
     });
   });

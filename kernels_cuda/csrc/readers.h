@@ -5,12 +5,13 @@
 #include "frame.h"
 
 // use(piece, column, position) for every piece of the footprint through which some centre may read column u of the
-// continued map in row y of the map, or in a copy of it: tap i at the centre `column` − i, if that is one, which is
-// `position` − i of all.
+// continued map in row y of the map, or in a copy of it other than `known`: tap i at the centre `column` − i, if that is
+// one, which is `position` − i of all.
 template <typename Use>
-__device__ void for_readers(const Lookups& at, int y, int u, Use use) {
+__device__ void for_readers(const Lookups& at, int y, int u, int known, Use use) {
   for (int copy = at.row_starts[y]; copy < at.row_starts[y + 1]; ++copy) {
     const int q = at.row_copies[copy];
+    if (q == known) continue;
     for (int m = 0; m < at.m; ++m) {
       const Piece piece = at.pieces[m];
       const int row = q - piece.whole, column = u - piece.column;

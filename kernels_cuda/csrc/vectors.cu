@@ -56,22 +56,30 @@ __global__ void total_kernel(const T* __restrict__ taps, T* __restrict__ centres
 
 struct Sum {
   template <typename R>
-  __device__ R operator()(R centre, R value) const { return centre + value; }
+  __device__ R operator()(R centre, R value) const {
+    return centre + value;
+  }
 };
 
 struct Difference {
   template <typename R>
-  __device__ R operator()(R centre, R value) const { return centre - value; }
+  __device__ R operator()(R centre, R value) const {
+    return centre - value;
+  }
 };
 
 struct Product {
   template <typename R>
-  __device__ R operator()(R centre, R value) const { return centre * value; }
+  __device__ R operator()(R centre, R value) const {
+    return centre * value;
+  }
 };
 
 struct Value {
   template <typename R>
-  __device__ R operator()(R, R value) const { return value; }
+  __device__ R operator()(R, R value) const {
+    return value;
+  }
 };
 
 // taps[c·k + j] = combination of centres[c] and map[c] at j. A block has a tile of `planes` channels; the pieces of the
@@ -121,8 +129,8 @@ template <typename F>
 void for_positions(const Array& centres, const Array& taps, int64_t first, F f) {
   const int64_t channels = centres.sizes[1], p = centres.sizes[2];
   with_type(centres.type, [&]<typename T>() {
-    T* narrow = static_cast<T*>(centres.data);
-    T* wide = static_cast<T*>(taps.data) + first * p;
+    T* narrow = centres.as<T>();
+    T* wide = taps.as<T>() + first * p;
     with_width<16 / sizeof(T)>(vector_width<T>(p, {narrow, wide}), [&]<int V>() {
       const int64_t items = centres.sizes[0] * channels * p / V;
       f.template operator()<T, V>(narrow, wide, items, static_cast<int>(channels), per_image(taps), p);
@@ -136,27 +144,28 @@ void start_combine(const Array& centres, const Array& map, const Array& taps, in
   const int64_t images = map.sizes[0], p = int64_t(at.oh) * at.ow;
   const int channels = static_cast<int>(map.sizes[1]);
   with_type(map.type, [&]<typename T>() {
-    const T* from = static_cast<const T*>(centres.data);
-    T* to = static_cast<T*>(taps.data) + first * p;
-    with_frames<T, 16 / sizeof(T), 1>(at, vector_width<T>(at.ow, {from, to}), 1, [&]<int V, int, bool STAGED>(Layout layout,
-                                                                                               int fitting) {
-      const int planes = std::clamp(ceil_div(THREADS, at.height * (at.ow / V)), 1, std::min(channels, fitting));
-      const int parts = images * channels * p / V < FEW_THREADS ? at.m : 1;
-      start(combine_kernel<T, V, STAGED, Combine>, images * ceil_div(channels, planes) * at.tiles(), THREADS,
-            planes * layout.frame * sizeof(Real<T>), at.stream, from, static_cast<const T*>(map.data), to, channels,
-            per_image(taps), planes, parts, at, layout, combine);
-    });
+    const T* from = centres.as<const T>();
+    T* to = taps.as<T>() + first * p;
+    with_frames<T, 16 / sizeof(T), 1>(
+        at, vector_width<T>(at.ow, {from, to}), 1, [&]<int V, int, bool STAGED>(Layout layout, int fitting) {
+          const int planes = std::clamp(ceil_div(THREADS, at.height * (at.ow / V)), 1, std::min(channels, fitting));
+          const int parts = images * channels * p / V < FEW_THREADS ? at.m : 1;
+          start(combine_kernel<T, V, STAGED, Combine>, images * ceil_div(channels, planes) * at.tiles(), THREADS,
+                planes * layout.frame * sizeof(Real<T>), at.stream, from, map.as<const T>(), to, channels,
+                per_image(taps), planes, parts, at, layout, combine);
+        });
   });
 }
 
 }  // namespace
 
 void repeat(const Array& centres, const Array& taps, int64_t first, int64_t k, const Lookups& at) {
-  for_positions(centres, taps, first, [&]<typename T, int V>(const T* from, T* to, int64_t items, int channels,
-                                                             int64_t image_step, int64_t p) {
-    start(repeat_kernel<T, V>, ceil_div(items, THREADS), THREADS, 0, at.stream, from, to, items, channels, image_step, k,
-          p);
-  });
+  for_positions(
+      centres, taps, first,
+      [&]<typename T, int V>(const T* from, T* to, int64_t items, int channels, int64_t image_step, int64_t p) {
+        start(repeat_kernel<T, V>, ceil_div(items, THREADS), THREADS, 0, at.stream, from, to, items, channels,
+              image_step, k, p);
+      });
 }
 
 void gather(const Array& map, const Array& taps, int64_t first, const Lookups& at) {
@@ -165,16 +174,20 @@ void gather(const Array& map, const Array& taps, int64_t first, const Lookups& a
 
 void combine(Combination how, const Array& centres, const Array& map, const Array& taps, const Lookups& at) {
   switch (how) {
-    case Combination::sum: return start_combine(centres, map, taps, 0, at, Sum{});
-    case Combination::difference: return start_combine(centres, map, taps, 0, at, Difference{});
-    case Combination::product: return start_combine(centres, map, taps, 0, at, Product{});
+    case Combination::sum:
+      return start_combine(centres, map, taps, 0, at, Sum{});
+    case Combination::difference:
+      return start_combine(centres, map, taps, 0, at, Difference{});
+    case Combination::product:
+      return start_combine(centres, map, taps, 0, at, Product{});
   }
 }
 
 void total(const Array& taps, int64_t first, int64_t k, const Array& centres, const Lookups& at) {
-  for_positions(centres, taps, first, [&]<typename T, int V>(T* to, const T* from, int64_t items, int channels,
-                                                             int64_t image_step, int64_t p) {
-    start(total_kernel<T, V>, ceil_div(items, THREADS), THREADS, 0, at.stream, from, to, items, channels, image_step, k,
-          p);
-  });
+  for_positions(
+      centres, taps, first,
+      [&]<typename T, int V>(T* to, const T* from, int64_t items, int channels, int64_t image_step, int64_t p) {
+        start(total_kernel<T, V>, ceil_div(items, THREADS), THREADS, 0, at.stream, from, to, items, channels,
+              image_step, k, p);
+      });
 }

@@ -81,8 +81,17 @@ def _lookups(footprint: Footprint, h: int, w: int, device: torch.device) -> tupl
     lengths = {length for _, _, length, *_ in pieces}
     copies = *readers(rows[None], h), *readers(columns[None], w)
     tables = [rows, columns, picks, torch.tensor(pieces), *(x.flatten() for x in copies)]
-    numbers = [height, oh, ow, footprint.taps, lengths.pop() if len(lengths) == 1 else 0]
+    run = lengths.pop() if len(lengths) == 1 else 0
+    numbers = [height, oh, ow, footprint.taps, run, *_rectangle(footprint, len(pieces))]
     return [table.to(device, torch.int32).contiguous() for table in tables], numbers
+
+
+def _rectangle(footprint: Footprint, pieces: int) -> tuple[int, int]:
+    """The pieces in each row of a rectangle without gaps around the centre, and its rows above the centre's."""
+    (top, bottom), _ = footprint.reach
+    if footprint.stride > 1 or not footprint.lattice or footprint.lattice[1] != (1, 1) or not top <= 0 <= bottom:
+        return 0, 0
+    return pieces // footprint.lattice[0][0], -top
 
 
 def _tile(first_rows: Tensor, oh: int, row_bytes: int) -> tuple[int, Tensor]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import psutil
 
+from kernels_cuda.build import nvcc_version
+
 FLAGS = (
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
@@ -23,6 +25,7 @@ FLAGS = (
     "NUMBA_THREADING_LAYER",
     "NUMBA_THREADING_LAYER_PRIORITY",
     "CUDA_VISIBLE_DEVICES",
+    "TORCH_CUDA_ARCH_LIST",
 )
 """Environment variables that move CPU and GPU timings."""
 
@@ -38,6 +41,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),
         "driver": _driver(device),
+        "nvcc": None if device == "cpu" else nvcc_version(),
         "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "threads": threads,

@@ -25,11 +25,16 @@ struct Stored {
 
 size_t size_of(Type type) {
   switch (type) {
-    case Type::float64: return 8;
-    case Type::float32: return 4;
-    case Type::float16: return 2;
-    case Type::bfloat16: return 2;
-    case Type::int32: return 4;
+    case Type::float64:
+      return 8;
+    case Type::float32:
+      return 4;
+    case Type::float16:
+      return 2;
+    case Type::bfloat16:
+      return 2;
+    case Type::int32:
+      return 4;
   }
   throw std::runtime_error("no such type");
 }
