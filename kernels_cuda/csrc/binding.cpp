@@ -49,7 +49,7 @@ void launch_tensors(std::string name, std::vector<Tensor> arrays, std::vector<Te
   const int device = tables[0].get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   launch(name, arrays_of(arrays, device), arrays_of(tables, device), numbers, static_cast<cudaStream_t>(stream));
 }
 
