@@ -39,11 +39,11 @@ def cuda_on_host(request):
 
 @pytest.fixture(autouse=True)
 def _cuda_without_a_gpu(request, monkeypatch):
-    """A test that is given the backend `cuda` gets it on the CPU too."""
+    """A test that is given the backend `cuda`, and no GPU, gets it on the CPU."""
     from saprof.backends import cuda
 
     call = getattr(request.node, "callspec", None)
-    if call and call.params.get("backend") == "cuda":
+    if call and call.params.get("backend") == "cuda" and not request.node.get_closest_marker("gpu"):
         monkeypatch.setitem(cuda._LAUNCH, "cpu", request.getfixturevalue("cuda_on_host").run)
 
 

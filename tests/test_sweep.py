@@ -159,6 +159,13 @@ def test_what_no_backend_computes_is_unsupported(tmp_path, monkeypatch):
     assert row.reason == "aggregation: " + "; ".join(f"{name}: it is Sunday" for name in BACKENDS)
 
 
+def test_what_cannot_run_is_counted_below_the_tables(tmp_path, capsys):
+    assert run(tmp_path, "--operator", "aggregation,patchwise_star_product", "--backend", "cuda,unfold") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if "unsupported" in line]
+    assert "not run, 2 of 4 cells: cuda: no kernels for cpu tensors" in lines
+
+
 @pytest.mark.parametrize(("side", "why"), [(90_000_000, "GB; "), (4000, "GB; "), (1000, "GB beside its inputs; ")])
 def test_what_cannot_fit_is_not_tried(monkeypatch, side, why):
     """Nor are its inputs made, if it cannot fit with the least memory that it could take."""
