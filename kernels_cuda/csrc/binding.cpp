@@ -1,4 +1,4 @@
-// The kernels as an operator of torch, through its stable ABI: one library serves every torch from 2.11 on.
+// The kernels as an operator of torch, through its stable ABI, as of torch 2.11.
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>

@@ -112,11 +112,11 @@ __global__ void __launch_bounds__(THREADS, 2)
 #pragma unroll
     for (int d = 0; d < BLOCK; ++d) channel[d] = other + min(d, count - 1) * area;
     Real<T> values[BLOCK] = {};
-    for_readers(at, top + y, u, -1, [&](const Piece& left, int column, int64_t position) {
+    for_readers(at, top + y, u, -1, [&](const Piece& left, int cy, int column) {
       for (int j = 0; j < left.length; ++j) {
         if (!reads(at, left, column, j)) continue;
-        const int cy = static_cast<int>((position - column) / at.ow), cx = column - j;
-        const T* from = taps + (left.tap + j * left.step) * step_j * p + position - j;
+        const int cx = column - j;
+        const T* from = taps + (left.tap + j * left.step) * step_j * p + int64_t(cy) * at.ow + cx;
         for (int m = 0; m < at.m; ++m) {
           const Piece right = at.pieces[m];
           const int row = at.rows[right.whole + cy];

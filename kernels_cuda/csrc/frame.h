@@ -18,9 +18,6 @@
 // Taps, or channels, whose sums a thread holds in registers.
 constexpr int BLOCK = 8;
 
-// So few threads do not fill a GPU, and may do with less work each.
-constexpr int64_t FEW_THREADS = 1 << 17;
-
 // The type to sum in.
 template <typename T>
 using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;

@@ -4,9 +4,9 @@
 
 #include "frame.h"
 
-// use(piece, column, position) for every piece of the footprint through which some centre may read column u of the
+// use(piece, row, column) for every piece of the footprint through which some centre of that row may read column u of the
 // continued map in row y of the map, or in a copy of it other than `known`: tap i at the centre `column` − i, if that is
-// one, which is `position` − i of all.
+// one.
 template <typename Use>
 __device__ void for_readers(const Lookups& at, int y, int u, int known, Use use) {
   for (int copy = at.row_starts[y]; copy < at.row_starts[y + 1]; ++copy) {
@@ -15,7 +15,7 @@ __device__ void for_readers(const Lookups& at, int y, int u, int known, Use use)
     for (int m = 0; m < at.m; ++m) {
       const Piece piece = at.pieces[m];
       const int row = q - piece.whole, column = u - piece.column;
-      if (0 <= row && row < at.oh) use(piece, column, int64_t(row) * at.ow + column);
+      if (0 <= row && row < at.oh) use(piece, row, column);
     }
   }
 }

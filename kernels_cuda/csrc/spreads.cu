@@ -105,7 +105,8 @@ __global__ void __launch_bounds__(THREADS, (R > 1 && C > 1) ? 3 : 4)
     const int u = digit(rest, at.all_columns), y = digit(rest, rows), plane = rest;
     if (R > 1 && at.row_starts[top + y + 1] - at.row_starts[top + y] == 1) continue;
     Real<T> values[C] = {};
-    for_readers(at, top + y, u, R > 1 ? top + y + at.shift : -1, [&](const Piece& piece, int column, int64_t position) {
+    for_readers(at, top + y, u, R > 1 ? top + y + at.shift : -1, [&](const Piece& piece, int row, int column) {
+      const int64_t position = int64_t(row) * at.ow + column;
       Real<T> weights[BLOCK];
       const T* tap = taps + (int64_t(plane) * at.k + piece.tap) * p + position;
 #pragma unroll

@@ -15,6 +15,9 @@
 
 namespace {
 
+// So few threads do not fill a GPU, and may do with less work each.
+constexpr int64_t FEW_THREADS = 1 << 17;
+
 // A vector of positions of a channel, and where its taps are.
 template <int V>
 struct Position {

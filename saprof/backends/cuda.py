@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import kernels_cuda
+from kernels_cuda import build
 from saprof.backends import opaque
 from saprof.footprint import Footprint, readers
 from saprof.operators import OPERATORS
@@ -48,26 +49,15 @@ for _operator in OPERATORS.values():
 
 
 def _launch(name: str, arrays: Sequence[Tensor], tables: Sequence[Tensor], numbers: Sequence[int]) -> None:
-    _library()(name, arrays, tables, numbers)
+    build.load()(name, arrays, tables, numbers)
 
 
 _LAUNCH = {"cuda": _launch}
 
 
 @cache
-def _library() -> Callable[..., None]:
-    from kernels_cuda.build import load
-
-    return load()
-
-
-@cache
 def _why_no_library() -> str | None:
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    from kernels_cuda import build
-
-    return build.why_not()
+    return build.why_not() if torch.cuda.is_available() else "torch sees no CUDA device"
 
 
 @lru_cache(maxsize=1024)

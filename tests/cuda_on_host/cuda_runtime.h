@@ -40,16 +40,10 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 
 using std::max;
 using std::min;
-
-template <typename T>
-T __ldg(const T* address) {
-  return *address;
-}
 
 struct dim3 {
   unsigned x, y, z;
