@@ -28,7 +28,10 @@ from typing import Any, NamedTuple
 
 from kernels_cuda import CSRC
 
-SOURCES = ("products.cu", "vectors.cu", "cliques.cu", "spreads.cu", "operators.cu", "binding.cpp")
+SOURCES = (
+    *("products.cu", "pairwise.cu", "patchwise.cu", "vectors.cu", "cliques.cu", "spreads.cu"),
+    *("mapping.cu", "operators.cu", "cores.cu", "binding.cpp"),
+)
 """Those that take longest come first."""
 FLAGS = (
     *("-std=c++20", "-O3", "-lineinfo", "--expt-relaxed-constexpr"),

@@ -16,16 +16,17 @@ from numba import njit
 _STAMP = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 
 
-def compiled(*, parallel: bool = False) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit` with a cache on disk; `parallel` shares the iterations of `prange` among threads."""
+part = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+"""Compiles a function that only kernels call: without wrappers for Python, which are most of what LLVM would be given.
+It is kept as part of its callers."""
 
-    def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher: Any = njit(cache=True, nogil=True, error_model="numpy", parallel=parallel)(function)
-        dispatcher._cache._cache_file._source_stamp = _STAMP
-        dispatcher._cache.load_overload = _mending(dispatcher._cache)
-        return dispatcher
 
-    return decorate
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a kernel that shares the iterations of `prange` among threads, and keep it on disk."""
+    dispatcher: Any = njit(cache=True, nogil=True, error_model="numpy", parallel=True)(function)
+    dispatcher._cache._cache_file._source_stamp = _STAMP
+    dispatcher._cache.load_overload = _mending(dispatcher._cache)
+    return dispatcher
 
 
 def _mending(cache: Any) -> Callable[..., Any]:

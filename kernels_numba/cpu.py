@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from kernels_numba.compiled import compiled
+from kernels_numba.compiled import compiled, part
 from kernels_numba.simd import (
     add,
     broadcast,
@@ -68,19 +68,19 @@ class Frame(NamedTuple):
     """(threads, elements)"""
 
 
-@compiled()
+@part
 def _share(items, thread, threads):
     """The items that are a thread's own."""
     return items * thread // threads, items * (thread + 1) // threads
 
 
-@compiled()
+@part
 def _read(array, at, room):
     """The vector at `at`, of which only the first `room` elements exist."""
     return load(array, at) if room >= lanes(array) else load_first(array, at, room)
 
 
-@compiled()
+@part
 def _write(array, at, vector, room):
     """Write the vector; beyond a row's end too, since the next row comes later, but never beyond `room` elements."""
     if room >= lanes(array):
@@ -89,19 +89,19 @@ def _write(array, at, vector, room):
         store_first(array, at, vector, room)
 
 
-@compiled()
+@part
 def _factor(array, at, room):
     """What multiplies or is added to a vector: one value per centre, or the constant that is all of the array."""
     return broadcast(array, array[0]) if array.ndim == 1 else _read(array, at, room)
 
 
-@compiled()
+@part
 def _clear(array, at, count):
     for i in range(at, at + count):
         array[i] = 0
 
 
-@compiled()
+@part
 def _fill(frame, at, map_, start, width, rows, columns, begin, end):
     """Copy a map, which starts at `start`, into the frame at `at`; what comes right behind it is filled later."""
     step = lanes(frame)
@@ -124,7 +124,7 @@ def _fill(frame, at, map_, start, width, rows, columns, begin, end):
             frame[to + u] = map_[row + columns[u]] if columns[u] >= 0 else 0
 
 
-@compiled()
+@part
 def _fold(frame, at, map_, start, width, rows, columns, begin, end):
     """The transpose of `_fill`: add every element of the frame to the one it would be copied from."""
     step = lanes(frame)
@@ -149,7 +149,7 @@ def _fold(frame, at, map_, start, width, rows, columns, begin, end):
                 map_[row + columns[u]] += frame[origin + u]
 
 
-@compiled(parallel=True)
+@compiled
 def _repeat(centres, taps, first, k):
     """taps[first + c·k + j] = centres[c], `taps` being (n, -, -, p)."""
     n, c, p = centres.shape
@@ -162,7 +162,7 @@ def _repeat(centres, taps, first, k):
                 _write(to, at + x, _read(centres, item * p + x, p - x), p - x)
 
 
-@compiled(parallel=True)
+@compiled
 def _combine(offset, scale, map_, taps, first, frame):
     """taps[first + c·k + j] = offset[c] + scale[c] · map_[c] at j, `taps` being (n, -, -, p); `offset` and `scale` are
     centres, or constants."""
@@ -188,7 +188,7 @@ def _combine(offset, scale, map_, taps, first, frame):
                         _write(taps, at + e, value, room - e)
 
 
-@compiled()
+@part
 def _dots(a, at_a, step_a, room_a, b, at_b, step_b, start, channels, to, at, step, room):
     """For every tap, the sum over channels of a · b at the tap: 8 channels at a time, whose `a` stay in registers."""
     for c in range(0, channels - BLOCK + 1, BLOCK):
@@ -218,7 +218,7 @@ def _dots(a, at_a, step_a, room_a, b, at_b, step_b, start, channels, to, at, ste
             _write(to, at + j * step, fma(x, load(b, at_b + c * step_b + start[j]), total), room)
 
 
-@compiled(parallel=True)
+@compiled
 def _correlate(centres, map_, taps, frame):
     """taps[j] = Σ centres · map_ at j, over the channels c that share c mod g."""
     n, g, k, p = taps.shape
@@ -245,7 +245,7 @@ def _correlate(centres, map_, taps, frame):
                     )  # fmt: skip
 
 
-@compiled()
+@part
 def _sums(a, at_a, step_a, room, b, at_b, step_b, start):
     """Σ_j a_j · b at j, for 8 channels of b."""
     c0 = c1 = c2 = c3 = c4 = c5 = c6 = c7 = zeros(b)
@@ -260,7 +260,7 @@ def _sums(a, at_a, step_a, room, b, at_b, step_b, start):
     return c0, c1, c2, c3, c4, c5, c6, c7
 
 
-@compiled()
+@part
 def _sum(a, at_a, step_a, room, b, at_b, start):
     """Σ_j a_j · b at j, for one channel of b."""
     sums = zeros(b)
@@ -269,7 +269,7 @@ def _sum(a, at_a, step_a, room, b, at_b, start):
     return sums
 
 
-@compiled(parallel=True)
+@compiled
 def _aggregate(taps, map_, centres, frame):
     """centres[c] = Σ_j taps[j, c mod g] · map_[c] at j."""
     n, g, k, p = taps.shape
@@ -302,7 +302,7 @@ def _aggregate(taps, map_, centres, frame):
                             _write(centres, to + s * g * p, sums, room - e)
 
 
-@compiled(parallel=True)
+@compiled
 def _total(taps, first, k, centres):
     """centres[c] = Σ_j taps[first + c·k + j], `taps` being (n, -, -, p)."""
     n, c, p = centres.shape
@@ -318,7 +318,7 @@ def _total(taps, first, k, centres):
             _write(to, item * p + x, sums, p - x)
 
 
-@compiled(parallel=True)
+@compiled
 def _scatter(taps, first, scale, map_, frame):
     """map_[c] = Σ scale[c] · taps[first + c·k + j] of all centres that read it through tap j, `taps` being
     (n, -, -, p); `scale` are centres, or a constant."""
@@ -345,7 +345,7 @@ def _scatter(taps, first, scale, map_, frame):
                 _fold(plane, 0, flat, channel * h * w, w, rows[tile], columns, begin, end)
 
 
-@compiled()
+@part
 def _spread(a, at_a, step_a, b, at_b, step_b, room, to, at, step, start, order):
     """Add a_j · b to the frame at tap j, for 8 channels of b, which stay in registers; beyond `room` add 0."""
     b0, b1, b2 = _read(b, at_b, room), _read(b, at_b + step_b, room), _read(b, at_b + 2 * step_b, room)
@@ -367,7 +367,7 @@ def _spread(a, at_a, step_a, b, at_b, step_b, room, to, at, step, start, order):
         store(to, o + 3 * step, fma(x, b7, load(to, o + 3 * step)))
 
 
-@compiled()
+@part
 def _spread_one(a, at_a, step_a, b, at_b, room, to, at, start, order):
     """Add a_j · b to the frame at tap j, for one channel of b; beyond `room` add 0."""
     y = _read(b, at_b, room)
@@ -376,7 +376,7 @@ def _spread_one(a, at_a, step_a, b, at_b, room, to, at, start, order):
         store(to, o, fma(_read(a, at_a + j * step_a, room), y, load(to, o)))
 
 
-@compiled(parallel=True)
+@compiled
 def _distribute(taps, centres, map_, frame):
     """map_[c] = Σ taps[j, c mod g] · centres[c] of all centres that read it through tap j."""
     n, g, k, p = taps.shape
@@ -414,7 +414,7 @@ def _distribute(taps, centres, map_, frame):
                     _fold(planes, s * size, flat, to, w, rows[tile], columns, begin, end)
 
 
-@compiled(parallel=True)
+@compiled
 def _cliques(phi, psi, taps, frame):
     """taps[j·k + l] = Σ_c phi[c] at j · psi[c] at l."""
     n, _, _, p = taps.shape
@@ -444,7 +444,7 @@ def _cliques(phi, psi, taps, frame):
                         )  # fmt: skip
 
 
-@compiled(parallel=True)
+@compiled
 def _spread_cliques(taps, step_j, step_l, other, map_, frame):
     """map_[c] = Σ_j Σ_l taps[j·step_j + l·step_l] · other[c] at l, of all centres that read it through tap j."""
     n, _, _, p = taps.shape

@@ -3,10 +3,16 @@
 LLVM vectorises simple loops by itself, but neither keeps several accumulators in registers across an inner loop nor
 gets past many arrays that might overlap; kernels that say what is a vector get both. An index counts elements from the
 start of an array's data, whatever its shape; nothing checks it.
+
+    products    A block of a product has 4 rows of up to 3 vectors in registers, all that AVX2 has: the others hold 3
+                vectors of one factor and a value of the other. A step of its loop loads 7 times for 12 multiplications.
+                Rows that do not exist are the last one once more, and write its values again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import factorial, log
 from typing import Any
 
 from llvmlite import ir
@@ -16,6 +22,8 @@ from numba.extending import intrinsic, models, register_model
 
 BYTES = 32
 I32 = ir.IntType(32)
+ROWS = 4
+"""Rows in a block of a product."""
 
 
 class Vector(types.Type):
@@ -134,6 +142,179 @@ def add(typing, a, b):
 
 
 @intrinsic
+def sub(typing, a, b):
+    """a − b."""
+    return a(a, b), lambda context, builder, signature, arguments: builder.fsub(*arguments)
+
+
+@intrinsic
+def mul(typing, a, b):
+    """a · b."""
+    return a(a, b), lambda context, builder, signature, arguments: builder.fmul(*arguments)
+
+
+@intrinsic
+def div(typing, a, b):
+    """a / b."""
+    return a(a, b), lambda context, builder, signature, arguments: builder.fdiv(*arguments)
+
+
+@intrinsic
+def maximum(typing, a, b):
+    """The larger one; b where either is no number."""
+    return a(a, b), lambda context, builder, signature, arguments: _first_if(builder, ">", *arguments)
+
+
+@intrinsic
+def where_positive(typing, by, a, b):
+    """a where `by` is positive, else b."""
+
+    def codegen(context, builder, signature, arguments):
+        positive = builder.fcmp_ordered(">", arguments[0], ir.Constant(arguments[0].type, None))
+        return builder.select(positive, arguments[1], arguments[2])
+
+    return a(by, a, b), codegen
+
+
+@intrinsic
+def exp(typing, x):
+    """eˣ to a few ulp, but no less than the smallest normal number, nor more than the largest power of 2.
+
+    eˣ = 2ⁿ · eʳ, n being the integer next to x / ln 2, and eʳ its Taylor series. Adding 3 · 2ᵐ⁻¹, m bits being a
+    mantissa, rounds to n and leaves n in the lowest bits.
+    """
+    bits, mantissa, degree = {32: (32, 23, 7), 64: (64, 52, 13)}[x.dtype.bitwidth]
+    largest = 2 ** (bits - mantissa - 2) - 1
+
+    def codegen(context, builder, signature, arguments):
+        kind, integer = arguments[0].type, ir.VectorType(ir.IntType(bits), x.lanes)
+
+        def every(value):
+            return ir.Constant(kind, [value] * x.lanes)
+
+        clamped = _first_if(builder, ">", every((1 - largest) * log(2)), arguments[0])
+        clamped = _first_if(builder, "<", every(largest * log(2)), clamped)
+        shifted = _fma(builder, clamped, every(1 / log(2)), every(3.0 * 2 ** (mantissa - 1)))
+        n = builder.fsub(shifted, every(3.0 * 2 ** (mantissa - 1)))
+        r = _fma(builder, n, every(-log(2)), clamped)
+        series = every(1 / factorial(degree))
+        for power in reversed(range(degree)):
+            series = _fma(builder, series, r, every(1 / factorial(power)))
+        exponent = builder.shl(builder.bitcast(shifted, integer), ir.Constant(integer, [mantissa] * x.lanes))
+        return builder.bitcast(builder.add(builder.bitcast(series, integer), exponent), kind)
+
+    return x(x), codegen
+
+
+def _product_block(vectors: int) -> Any:
+    @intrinsic
+    def block(typing, weights, at, step, bias, rows, depth, z, at_z, step_z, to, at_to, step_to, adds, floor):
+        """to[o] = max(bias[o] + Σ_d weights[o, d] · z[d], floor) for at most 4 of so many rows, in as many vectors; if
+        it adds, `to` itself takes the place of the bias, which is an index into the weights."""
+        vector = Vector(z.dtype)
+
+        def codegen(context, builder, signature, arguments):
+            _, at, step, bias, rows, depth, _, at_z, step_z, _, at_to, step_to, adds, floor = arguments
+            data, data_z, data_to = _data(context, builder, signature, arguments, 0, 6, 9)
+            kind, align = context.get_value_type(vector), z.dtype.bitwidth // 8
+            row = _existing(builder, rows, ROWS)
+            weight = [builder.gep(data, [builder.add(at, builder.mul(o, step))]) for o in row]
+            target = [
+                _vectors(builder, data_to, builder.add(at_to, builder.mul(o, step_to)), kind, vectors) for o in row
+            ]
+            sums = [[cgutils.alloca_once(builder, kind) for _ in range(vectors)] for _ in row]
+            with builder.if_else(adds) as (add, begin):
+                with add:
+                    for address, total in zip(_flat(target), _flat(sums), strict=True):
+                        builder.store(builder.load(address, align=align), total)
+                with begin:
+                    for o, totals in zip(row, sums, strict=True):
+                        value = builder.load(builder.gep(data, [builder.add(bias, o)]))
+                        for total in totals:
+                            builder.store(_in_every_lane(builder, value, vector.lanes), total)
+            with cgutils.for_range(builder, depth) as loop:
+                source = _vectors(builder, data_z, builder.add(at_z, builder.mul(loop.index, step_z)), kind, vectors)
+                factors = [builder.load(address, align=align) for address in source]
+                for address, totals in zip(weight, sums, strict=True):
+                    value = _in_every_lane(builder, builder.load(builder.gep(address, [loop.index])), vector.lanes)
+                    for factor, total in zip(factors, totals, strict=True):
+                        builder.store(_fma(builder, value, factor, builder.load(total)), total)
+            least = _in_every_lane(builder, context.cast(builder, floor, signature.args[-1], z.dtype), vector.lanes)
+            for address, total in zip(_flat(target), _flat(sums), strict=True):
+                builder.store(_first_if(builder, ">", least, builder.load(total)), address, align=align)
+            return context.get_dummy_value()
+
+        index = types.intp
+        signature = (
+            weights, index, index, index, index, index, z, index, index, to, index, index, types.boolean, floor,
+        )  # fmt: skip
+        return types.void(*signature), codegen
+
+    return block
+
+
+product_1, product_2, product_3 = (_product_block(vectors) for vectors in (1, 2, 3))
+
+
+@intrinsic
+def outer_block(typing, a, at_a, step_a, rows_a, b, at_b, step_b, rows_b, columns, to, at_to, step_to):
+    """to[o, d] += Σ over columns of a[o] · b[d] for at most 4 of the rows of a and 3 of b; the last vector may be only
+    partly columns, and has to be 0 in the rest of a row of either."""
+    vector = Vector(a.dtype)
+
+    def codegen(context, builder, signature, arguments):
+        _, at_a, step_a, rows_a, _, at_b, step_b, rows_b, columns, _, at_to, step_to = arguments
+        data_a, data_b, data_to = _data(context, builder, signature, arguments, 0, 4, 9)
+        kind, align = context.get_value_type(vector), a.dtype.bitwidth // 8
+        row_a, row_b = _existing(builder, rows_a, ROWS), _existing(builder, rows_b, 3)
+        left = [builder.gep(data_a, [builder.add(at_a, builder.mul(o, step_a))]) for o in row_a]
+        right = [builder.gep(data_b, [builder.add(at_b, builder.mul(d, step_b))]) for d in row_b]
+        sums = [[cgutils.alloca_once_value(builder, ir.Constant(kind, None)) for _ in right] for _ in left]
+        step = context.get_constant(types.intp, vector.lanes)
+        with cgutils.for_range_slice(builder, step.type(0), columns, step) as (column, _):
+
+            def at_column(address):
+                return builder.load(builder.bitcast(builder.gep(address, [column]), kind.as_pointer()), align=align)
+
+            factors = [at_column(address) for address in right]
+            for address, totals in zip(left, sums, strict=True):
+                value = at_column(address)
+                for factor, total in zip(factors, totals, strict=True):
+                    builder.store(_fma(builder, value, factor, builder.load(total)), total)
+        targets = [
+            builder.gep(data_to, [builder.add(builder.add(at_to, builder.mul(o, step_to)), d)])
+            for o in row_a
+            for d in row_b
+        ]
+        added = [
+            builder.fadd(builder.load(address), _total(builder, vector, builder.load(total)))
+            for address, total in zip(targets, _flat(sums), strict=True)
+        ]
+        for address, value in zip(targets, added, strict=True):
+            builder.store(value, address)
+        return context.get_dummy_value()
+
+    index = types.intp
+    return types.void(a, index, index, index, b, index, index, index, index, to, index, index), codegen
+
+
+@intrinsic
+def total(typing, vector):
+    """The sum of the lanes."""
+    return vector.dtype(vector), lambda context, builder, signature, arguments: _total(builder, vector, *arguments)
+
+
+@intrinsic
+def choose_first(typing, a, b, count):
+    """The first `count` lanes of a, the others of b."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.select(_first_lanes(builder, arguments[2], a.lanes), *arguments[:2])
+
+    return a(a, b, types.intp), codegen
+
+
+@intrinsic
 def keep_first(typing, vector, count):
     """The first `count` lanes; 0 in the others, whatever they held."""
 
@@ -155,6 +336,46 @@ def prefetch(typing, array, index):
         return context.get_dummy_value()
 
     return types.void(array, types.intp), codegen
+
+
+def _data(context, builder, signature, arguments, *which):
+    """Where the data of some of the arguments, which are arrays, begin."""
+    return [context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in which]
+
+
+def _existing(builder, rows, count):
+    """The numbers of the first `count` rows; those of rows that do not exist are the last one's."""
+    last = builder.sub(rows, rows.type(1))
+    return [_first_if(builder, "<", rows.type(row), last) for row in range(count)]
+
+
+def _vectors(builder, data, at, kind, count):
+    """The addresses of `count` vectors in a row."""
+    first = builder.bitcast(builder.gep(data, [at]), kind.as_pointer())
+    return [builder.gep(first, [I32(number)]) for number in range(count)]
+
+
+def _flat(rows: Iterable[Iterable[Any]]) -> list[Any]:
+    return [x for row in rows for x in row]
+
+
+def _first_if(builder, comparison, a, b):
+    """a where it compares so with b, else b."""
+    integer = isinstance(a.type, ir.IntType)
+    return builder.select((builder.icmp_signed if integer else builder.fcmp_ordered)(comparison, a, b), a, b)
+
+
+def _fma(builder, a, b, c):
+    element = 32 if a.type.element == ir.FloatType() else 64
+    return _call(builder, f"llvm.fma.v{a.type.count}f{element}", a.type, a, b, c)
+
+
+def _total(builder, vector, value):
+    name = f"llvm.vector.reduce.fadd.{_suffix(vector)}"
+    element = value.type.element
+    kind = ir.FunctionType(element, [element, value.type])
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, [ir.Constant(element, -0.0), value], fastmath=("reassoc",))
 
 
 def _address(context, builder, signature, arguments, kind):

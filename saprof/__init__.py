@@ -6,6 +6,7 @@ What needs torch is imported when it is first used, so that the commands answer 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from saprof.attention import pairwise_attention, patchwise_attention
 from saprof.cost import Cost
 from saprof.footprint import Footprint
 from saprof.operators import (
@@ -23,7 +24,18 @@ from saprof.operators import (
 if TYPE_CHECKING:
     from saprof.backends import Unsupported
     from saprof.counting import count, teach_fvcore
-    from saprof.models import SAN, ResNet, ResNetConfig, SANConfig, create_model, list_models, load, load_official, save
+    from saprof.models import (
+        SAN,
+        ResNet,
+        ResNetConfig,
+        SANConfig,
+        create_model,
+        list_models,
+        load,
+        load_official,
+        optimize_for_inference,
+        save,
+    )
 
 _LAZY = {
     "saprof.backends": ["Unsupported"],
@@ -37,6 +49,7 @@ _LAZY = {
         "list_models",
         "load",
         "load_official",
+        "optimize_for_inference",
         "save",
     ],
 }
@@ -55,11 +68,14 @@ __all__ = [
     "list_models",
     "load",
     "load_official",
+    "optimize_for_inference",
+    "pairwise_attention",
     "pairwise_concatenation",
     "pairwise_dot_product",
     "pairwise_hadamard_product",
     "pairwise_subtraction",
     "pairwise_summation",
+    "patchwise_attention",
     "patchwise_clique_product",
     "patchwise_concatenation",
     "patchwise_star_product",

@@ -58,6 +58,8 @@ class Cell:
     device: str = "cpu"
     backend: str = "auto"
     compiled: bool = False
+    attention: str = "auto"
+    """Of networks: `fused`, `composed` or `auto`."""
 
     @property
     def what(self) -> dict[str, Any]:
@@ -80,6 +82,7 @@ class Cell:
                 "n": subject.batch,
                 "h": subject.size,
                 "w": subject.size,
+                "attention": self.attention if subject.has_backends else None,
             }
         return facts | {
             "dtype": subject.dtype,
@@ -113,7 +116,8 @@ class Cell:
 
     def __str__(self) -> str:
         compiled = "+compile" if self.compiled else ""
-        return f"{self.subject} {self.mode} {self.backend}{compiled} on {self.device}"
+        attention = "" if self.attention == "auto" else f" {self.attention}"
+        return f"{self.subject} {self.mode} {self.backend}{attention}{compiled} on {self.device}"
 
 
 def benchmark_cells(device: str = "cpu") -> Iterator[Cell]:

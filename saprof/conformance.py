@@ -96,7 +96,10 @@ def _lengths(workload: Workload, positions: Sequence[int] | None) -> list[float]
     lengths = [terms / outputs]
     for shape, read in zip(operator.input_shapes(one), operator.reads, strict=True):
         per_read = terms / math.prod(shape)
-        if read != "i":
+        if not read:
+            centres = workload.sizes["p"] if positions is None else len(positions)
+            per_read *= workload.n * centres
+        elif read != "i":
             chosen = None if positions is None else tuple(positions)
             per_read *= _busiest(workload.footprint, workload.h, workload.w, chosen) / workload.footprint.taps
         lengths.append(per_read)

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from saprof.cost import Cost, operator_cost
 from saprof.footprint import Footprint
-from saprof.operators import OPERATORS, Operator
+from saprof.operators import DECLARED, Operator
 from saprof.shapes import told
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class _Recorder(TorchFunctionMode):
 def _operator(func: Callable[..., Any]) -> Operator | None:
     """The declared operator behind a dispatcher call, if it is one."""
     namespace, _, name = getattr(func, "_qualified_op_name", "").partition("::")
-    return OPERATORS.get(name) if namespace == "saprof" else None
+    return DECLARED.get(name) if namespace == "saprof" else None
 
 
 def _computes(output: Any, inputs: Sequence[Tensor]) -> bool:
@@ -210,7 +210,7 @@ _RULES: dict[str, Callable[..., dict[str, int]]] = {
 
 def teach_fvcore(analysis: FlopCountAnalysis) -> FlopCountAnalysis:
     """Let a `fvcore.nn.FlopCountAnalysis` count our operators, in multiply-adds as it counts all others; returns it."""
-    handles: dict[str, Any] = {f"saprof::{name}": partial(_fvcore_macs, op) for name, op in OPERATORS.items()}
+    handles: dict[str, Any] = {f"saprof::{name}": partial(_fvcore_macs, op) for name, op in DECLARED.items()}
     analysis.set_op_handle(**handles)
     return analysis
 

@@ -13,7 +13,8 @@ taps whose ψ is 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -23,11 +24,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.backends import BACKENDS, unknown
+from saprof.attention import ATTENTIONS, CHOICES, MAPPINGS, POSITIONS
+from saprof.backends import BACKENDS, Unsupported, choose, unknown
 from saprof.footprint import Footprint, positive
 from saprof.operators import (
     OPERATORS,
     RELATIONS,
+    Operator,
     aggregation,
     pairwise_concatenation,
     pairwise_dot_product,
@@ -35,9 +38,7 @@ from saprof.operators import (
 )
 from saprof.workload import REDUCTIONS
 
-MAPPINGS = ("l", "lrl", "lrlrl")
 TRANSFORMATIONS = ("distinct", "shared_phi_psi", "shared")
-POSITIONS = ("none", "absolute", "relative")
 
 _UNUSED = {
     "pairwise": ("heads",),
@@ -54,7 +55,7 @@ class AttentionConfig:
     family: str = "pairwise"
     relation: str | None = None
     mapping: str = "lrl"
-    """The linear layers (l) and ReLUs (r) of γ (SAN Table 5)."""
+    """One of MAPPINGS."""
     transformations: str = "distinct"
     """`shared_phi_psi` is φ = ψ ≠ β, `shared` is φ = ψ = β (SAN Table 6)."""
     position: str | None = None
@@ -67,10 +68,14 @@ class AttentionConfig:
     heads: int = 8
     """Heads of the stand-alone block."""
     backend: str = "auto"
+    attention: str = "auto"
+    """`fused` is one operator with no footprint-sized tensor, `composed` relation, γ, softmax and aggregation one by
+    one, `auto` the first where a backend has it compiled. Weights and results are the same."""
 
     def __post_init__(self) -> None:
         expect("family", self.family, tuple(ATTENTION))
         expect("backend", self.backend, (*BACKENDS, "auto"))
+        expect("attention", self.attention, CHOICES if self.family != "stand_alone" else ("auto", "composed"))
         for field in fields(AttentionConfig):
             if field.name in _UNUSED[self.family] and getattr(self, field.name) != field.default:
                 raise ValueError(
@@ -121,6 +126,9 @@ def mapping(widths: Sequence[int]) -> nn.Sequential:
 class VectorAttention(nn.Module):
     """What pairwise and patchwise attention have in common: φ, ψ, β and γ (SAN Fig. 1)."""
 
+    first_channel = 0
+    """The first of δ's channels that γ reads."""
+
     def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
         super().__init__()
         r = divide("channels", channels, "relation_reduction", config.relation_reduction)
@@ -129,15 +137,114 @@ class VectorAttention(nn.Module):
         self.value_channels = v
         self.footprint = footprint
         self.backend = config.backend
+        self.attention = config.attention
+        self.ran: str | None = None
+        """How the last forward computed the attention, and what on."""
         self.relation = OPERATORS[f"{config.family}_{config.relation}"]
+        self.fused = ATTENTIONS.get((config.family, str(config.relation), str(config.position), config.mapping))
+        self.gamma: nn.Sequential
         self.phi = linear(channels, r)
         self.psi = linear(channels, r) if config.transformations == "distinct" else None
         self.beta = linear(channels, v) if config.transformations != "shared" else None
+        self.transformations: nn.Module | None = None
+        """What computes all three at once, if anything does."""
         # φ = ψ = β widens φ to C / 4; γ keeps the hidden width C / 16 that the parameter count of Table 6 asks for
         self.hidden = r if self.beta is not None else max(channels // REDUCTIONS["r"], 1)
 
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
+        phi, psi, beta = self.transform(x)
+        backend = self.fused_backend(phi.dtype, phi.device.type)
+        if not torch.compiler.is_compiling() and not phi.is_meta:
+            self.ran = " on ".join(self.plan(phi.dtype, phi.device.type))
+        return self.compose(phi, psi, beta) if backend is None else self.fuse(phi, psi, beta, backend)
+
+    def plan(self, dtype: torch.dtype, device: str) -> tuple[str, str]:
+        """How the attention of such maps is computed, `fused` or `composed`, and the backends that do, joined by `+`.
+
+        Raises Unsupported where no backend can, or `attention="fused"` cannot be.
+        """
+        backend = self.fused_backend(dtype, device)
+        if backend is not None:
+            return "fused", backend
+        return "composed", _backends((self.relation, aggregation), dtype, device, self)
+
+    @torch.compiler.assume_constant_result
+    def fused_backend(self, dtype: torch.dtype, device: str) -> str | None:
+        """The backend that computes the attention of such maps as one operator; None if it is composed."""
+        if self.attention == "composed":
+            return None
+        reason, backend = self._why_composed(dtype, device)
+        if reason is None:
+            return backend
+        if self.attention == "fused":
+            raise Unsupported(f"fused attention: {reason}; expected attention='composed' or 'auto'")
+        return None
+
+    def _why_composed(self, dtype: torch.dtype, device: str) -> tuple[str | None, str]:
+        """Why the attention cannot be fused there, or None and the backend that does."""
+        if self.fused is None:
+            return f"{self.relation.name} has no fused attention", ""
+        for layer in self.gamma:
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and type(layer) is not nn.BatchNorm2d:
+                return f"γ has a {type(layer).__name__}, and only the statistics of a BatchNorm2d are computed", ""
+            if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+                return "γ's layers have hooks, which it would not call", ""
+        try:
+            backend = choose(self.fused, dtype, device, self.footprint, self.backend)
+        except Unsupported as error:
+            return str(error), ""
+        if backend == "unfold":
+            return "unfold computes it by its parts", ""
+        return None, backend
+
+    def compose(self, phi: Tensor, psi: Tensor, beta: Tensor) -> Float[Tensor, "n v h w"]:
+        """The attention by its parts."""
+        raise NotImplementedError
+
+    def fuse(self, phi: Tensor, psi: Tensor, beta: Tensor, backend: str) -> Float[Tensor, "n v h w"]:
+        """The attention as one operator, which is given γ's batch norms as scales and shifts."""
+        fused, how = self.fused, {"footprint": self.footprint, "backend": backend}
+        assert fused is not None
+        positions = self.positions(phi)
+        parameters: list[Tensor] = []
+        unread = self.first_channel
+
+        def statistics() -> tuple[Tensor, ...]:
+            return tuple(x[unread:] for x in fused.statistics(phi, psi, *positions, *parameters, **how))
+
+        for norm, weight in self.steps():
+            scale, shift = affine(norm, statistics, self.samples(phi))
+            parameters += [F.pad(x, (unread, 0)) if unread else x for x in (scale, shift, weight)]
+            unread = 0
+        weight = parameters.pop()
+        bias = self.gamma[-1].get_parameter("bias").view(self.outputs)
+        return fused(phi, psi, beta, *positions, *parameters, weight.view(*self.outputs, -1), bias, **how)
+
+    def steps(self) -> Iterator[tuple[nn.BatchNorm2d, Tensor]]:
+        """The batch norms of γ, each with the weight of the linear layer behind it."""
+        layers = list(self.gamma)
+        for norm, layer in zip(layers[::3], layers[2::3], strict=True):
+            assert isinstance(norm, nn.BatchNorm2d)
+            assert isinstance(layer, nn.Conv2d)
+            yield norm, layer.weight.flatten(1)
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """The axes of what γ gives per position: the groups, and in the patchwise family the taps."""
+        return (self.groups,)
+
+    def positions(self, like: Tensor) -> list[Tensor]:
+        """The positions at centres and taps, as the fused operator takes them."""
+        return []
+
+    def samples(self, phi: Tensor) -> int:
+        """How many values of a channel a batch norm of γ sees."""
+        return len(phi) * math.prod(self.footprint.output_size(*phi.shape[-2:]))
+
     def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """φ(x), ψ(x), β(x); a layer that two of them share runs once."""
+        if self.transformations is not None:
+            return self.transformations(x)
         phi = self.phi(x)
         psi = phi if self.psi is None else self.psi(x)
         beta = phi if self.beta is None else self.beta(x)
@@ -148,7 +255,9 @@ class VectorAttention(nn.Module):
         return self.relation.output_shape({"n": 1, "r": self.phi.out_channels, "k": self.footprint.taps, "p": 1})[1]
 
     def extra_repr(self) -> str:
-        return f"{self.relation.name}, footprint={self.footprint}, backend={self.backend}"
+        ran = f", ran {self.ran}" if self.ran else ""
+        how = f"backend={self.backend}, attention={self.attention}{ran}"
+        return f"{self.relation.name}, footprint={self.footprint}, {how}"
 
 
 class PairwiseAttention(VectorAttention):
@@ -162,13 +271,12 @@ class PairwiseAttention(VectorAttention):
         hidden = [self.hidden] * (len(config.mapping) // 2)
         self.gamma = mapping([width, *hidden, self.groups])
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
-        phi, psi, beta = self.transform(x)
+    def compose(self, phi: Tensor, psi: Tensor, beta: Tensor) -> Float[Tensor, "n v h w"]:
         delta = self.relation(phi, psi, footprint=self.footprint, backend=self.backend)
-        position = self.position_relation(x.shape[-2:])
+        position = self.position_relation(phi.shape[-2:])
         if position is not None:
-            delta = torch.cat([delta, position.expand(len(x), -1, -1, -1).to(delta.dtype)], dim=1)
-        alpha = softmax(self.gamma(delta), self.footprint, x.shape[-2:])
+            delta = torch.cat([delta, position.expand(len(phi), -1, -1, -1).to(delta.dtype)], dim=1)
+        alpha = softmax(self.gamma(delta), self.footprint, phi.shape[-2:])
         return aggregation(alpha, beta, footprint=self.footprint, backend=self.backend)
 
     def position_relation(self, size: Sequence[int]) -> Float[Tensor, "1 2 k p"] | None:
@@ -181,6 +289,16 @@ class PairwiseAttention(VectorAttention):
             if self.position_encoding == "relative":
                 return pairwise_subtraction(p, p, **how)
             return pairwise_concatenation(p, p, **how)[:, 2:]  # the p_j of [p_i, p_j]
+
+    def positions(self, like: Tensor) -> list[Tensor]:
+        if self.position is None:
+            return []
+        with _no_autocast(self.position.weight):
+            p = self.position(coordinates(like.shape[-2:], self.position.weight)).expand(len(like), -1, -1, -1)
+        return [p, p] if self.position_encoding == "relative" else [p]
+
+    def samples(self, phi: Tensor) -> int:
+        return super().samples(phi) * self.footprint.taps
 
 
 class PatchwiseAttention(VectorAttention):
@@ -195,11 +313,14 @@ class PatchwiseAttention(VectorAttention):
         width = self.relation_channels() - self.first_channel
         self.gamma = mapping([width, *hidden, self.groups * footprint.taps])
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
-        phi, psi, beta = self.transform(x)
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        return self.groups, self.footprint.taps
+
+    def compose(self, phi: Tensor, psi: Tensor, beta: Tensor) -> Float[Tensor, "n v h w"]:
         delta = self.relation(phi, psi, footprint=self.footprint, backend=self.backend)
         alpha = self.gamma(delta[:, self.first_channel :])  # n g·k 1 p
-        alpha = alpha.reshape(len(x), self.groups, self.footprint.taps, alpha.shape[-1])
+        alpha = alpha.reshape(len(phi), self.groups, self.footprint.taps, alpha.shape[-1])
         return aggregation(alpha, beta, footprint=self.footprint, backend=self.backend)
 
 
@@ -241,6 +362,10 @@ class StandAloneAttention(nn.Module):
         alpha = softmax(logits, self.footprint, x.shape[-2:])
         return aggregation(alpha, self.value(x), **how)
 
+    def plan(self, dtype: torch.dtype, device: str) -> tuple[str, str]:
+        """How the attention of such maps is computed, and the backends that do, joined by `+`."""
+        return "composed", _backends((self.relation, aggregation), dtype, device, self)
+
     def split(self, x: Float[Tensor, "n v h w"]) -> Float[Tensor, "n heads c h w"]:
         return x.unflatten(1, (-1, self.heads)).transpose(1, 2)
 
@@ -268,12 +393,12 @@ class SelfAttentionBlock(nn.Module):
         super().__init__()
         self.norm_in = nn.BatchNorm2d(channels)
         self.attention = ATTENTION[config.family](channels, footprint, config)
-        self.norm_out = nn.BatchNorm2d(self.attention.value_channels)
+        self.norm_out: nn.Module = nn.BatchNorm2d(self.attention.value_channels)
         self.expand = linear(self.attention.value_channels, channels)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        y = self.attention(F.relu(self.norm_in(x)))
-        return x + self.expand(F.relu(self.norm_out(y)))
+        y = self.attention(F.relu(self.norm_in(x), inplace=True))
+        return x + self.expand(F.relu(self.norm_out(y), inplace=True))
 
 
 class Transition(nn.Module):
@@ -287,8 +412,58 @@ class Transition(nn.Module):
         self.linear = linear(inputs, outputs, bias=False)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-        h, w = x.shape[-2:]
-        return self.linear(F.max_pool2d(x, (min(h, 2), min(w, 2)), stride=2))
+        return self.linear(pool(x))
+
+
+def pool(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
+    """The largest of each 2 × 2 values.
+
+    On a CPU torch also notes where each was found, and then takes ten times as long as two maxima of halves; what has
+    no gradient does without.
+    """
+    h, w = x.shape[-2:]
+    if x.device.type != "cpu" or x.requires_grad or min(h, w) < 2:
+        return F.max_pool2d(x, (min(h, 2), min(w, 2)), stride=2)
+    x = x[:, :, : h // 2 * 2, : w // 2 * 2]
+    x = torch.maximum(x[:, :, ::2], x[:, :, 1::2])
+    return torch.maximum(x[..., ::2], x[..., 1::2])
+
+
+def _backends(
+    operators: Sequence[Operator], dtype: torch.dtype, device: str, layer: VectorAttention | StandAloneAttention
+) -> str:
+    """The backends that run these operators in a layer, joined by `+`."""
+    chosen = [choose(operator, dtype, device, layer.footprint, layer.backend) for operator in operators]
+    return "+".join(dict.fromkeys(chosen))
+
+
+def affine(norm: nn.BatchNorm2d, statistics: Callable[[], tuple[Tensor, ...]], samples: int) -> tuple[Tensor, Tensor]:
+    """The scale and shift by which a batch norm acts. In training they come of the batch's `statistics`, mean and
+    biased variance over so many `samples`, and the running ones follow as in torch."""
+    mean, variance = norm.running_mean, norm.running_var
+    if norm.training or mean is None or variance is None:
+        mean, variance = statistics()
+        if norm.training and norm.track_running_stats:
+            _follow(norm, mean, variance, samples)
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.affine:
+        scale = norm.weight * scale
+        return scale, norm.bias - mean * scale
+    return scale, -mean * scale
+
+
+@torch.no_grad()
+def _follow(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, samples: int) -> None:
+    if samples < 2:
+        raise ValueError("a batch norm of γ sees one value per channel in training; expected more, to have a variance")
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    momentum = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+    unbiased = variance * (samples / (samples - 1))
+    for running, now in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+        running.copy_((1 - momentum) * running + momentum * now)
 
 
 def softmax(logits: Float[Tensor, "n g k p"], footprint: Footprint, size: Sequence[int]) -> Float[Tensor, "n g k p"]:

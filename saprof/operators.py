@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,8 @@ class Operator:
     """What the FLOP counter of the SAN authors counts of it, likewise."""
     degree: int | None = None
     """1 if linear in all inputs together, 2 if in each of two: how opaque kernels are differentiated twice."""
+    implied: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What a workload takes for axes that it does not name: others that it does."""
 
     @property
     def family(self) -> str:
@@ -64,8 +66,13 @@ class Operator:
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
-        """Where the body reads each input: `i` the centre, `j` one tap, `R` all taps."""
+        """Where the body reads each input: `i` the centre, `j` one tap, `R` all taps; a parameter, nowhere, is ``."""
         return tuple(parameter.rpartition("_")[2] for parameter in inspect.signature(self.body).parameters)
+
+    @property
+    def own_dtype(self) -> frozenset[str]:
+        """The inputs whose type need not be that of the others: parameters."""
+        return frozenset(name for (name, _), read in zip(self.inputs, self.reads, strict=True) if not read)
 
     @property
     def schema(self) -> str:
@@ -90,6 +97,7 @@ class Operator:
         """Sizes of all named axes, from the shapes of the inputs; ValueError names the axis that does not fit."""
         self.check_count(shapes)
         sizes: dict[str, int] = {}
+        composed: list[tuple[str, str, int]] = []
         for (name, axes), shape in zip(self.inputs, shapes, strict=True):
             letters = axes.split()
             if len(shape) != len(letters):
@@ -97,10 +105,12 @@ class Operator:
                     f"{self.name}: {name} has {len(shape)} axes {tuple(shape)}; expected {len(letters)}: {axes}"
                 )
             for letter, size in zip(letters, shape, strict=True):
-                if sizes.setdefault(letter, size) != size:
+                if not letter.isalpha():
+                    composed.append((letter, name, size))
+                elif sizes.setdefault(letter, size) != size:
                     raise self._misfit(letter, name, size, f"{sizes[letter]}, as in {self._first(letter)}")
         for letter, size in sizes.items():
-            if letter in "rvghw" and size < 1:
+            if letter in "rvgefhw" and size < 1:
                 raise self._misfit(letter, self._first(letter), size, "at least 1")
         oh, ow = footprint.output_size(sizes["h"], sizes["w"])
         if sizes.setdefault("k", footprint.taps) != footprint.taps:
@@ -113,6 +123,10 @@ class Operator:
             why = f"a divisor of v = {sizes['v']}, since v = g·share"
             raise self._misfit("g", self._first("g"), sizes["g"], why)
         sizes["oh"], sizes["ow"] = oh, ow
+        for axis, name, size in composed:
+            (expected,) = shape_of(axis, sizes)
+            if size != expected:
+                raise self._misfit(axis, name, size, str(expected))
         return sizes
 
     def check_count(self, inputs: Sequence[object]) -> None:
@@ -129,17 +143,17 @@ class Operator:
         return ValueError(f"{self.name}: axis {letter} of {name} is {size}; expected {expected}")
 
     def input_shapes(self, sizes: Sizes) -> list[tuple[int, ...]]:
-        return [shape(axes, sizes) for _, axes in self.inputs]
+        return [shape_of(axes, sizes) for _, axes in self.inputs]
 
     def output_shape(self, sizes: Sizes) -> tuple[int, ...]:
-        return shape(self.output, sizes)
+        return shape_of(self.output, sizes)
 
     def count(self, what: str, sizes: Sizes) -> int:
         """How many `macs`, `elementwise` or `paper` operations at these sizes."""
-        return math.prod(shape(getattr(self, what), sizes))
+        return math.prod(shape_of(getattr(self, what), sizes))
 
 
-def shape(axes: str, sizes: Sizes) -> tuple[int, ...]:
+def shape_of(axes: str, sizes: Sizes) -> tuple[int, ...]:
     """Evaluate axes such as `n 2*r k p`."""
     return tuple(eval(axis, {"__builtins__": {}}, dict(sizes)) for axis in _expressions(axes))
 
@@ -153,11 +167,14 @@ BACKENDS = ("cuda", "numba", "unfold")
 """Who can compute them: a module of `saprof.backends` each, the best first."""
 
 OPERATORS: dict[str, Operator] = {}
-"""Every declared operator, by name, in order of declaration."""
+"""The operators that are verified, measured and tested one by one, by name, in order of declaration."""
+
+DECLARED: dict[str, Operator] = {}
+"""Every operator by name: those, and the variants of the fused attentions."""
 
 
 def _named(name: str) -> Operator:
-    return OPERATORS[name]
+    return DECLARED[name]
 
 
 _listeners: list[Callable[[Operator], None]] = []
@@ -165,9 +182,22 @@ _listeners: list[Callable[[Operator], None]] = []
 
 def for_every_operator(do: Callable[[Operator], None]) -> None:
     """Do this with each operator declared so far, and with each declared later."""
-    for declared in OPERATORS.values():
+    for declared in DECLARED.values():
         do(declared)
     _listeners.append(do)
+
+
+def declare(operator: Operator, *, variant: bool = False) -> None:
+    """Make an operator known; ValueError if its name is taken."""
+    if operator.name in DECLARED:
+        raise ValueError(
+            f"{operator.name}: already declared, as {DECLARED[operator.name].equation}; expected a new name"
+        )
+    DECLARED[operator.name] = operator
+    if not variant:
+        OPERATORS[operator.name] = operator
+    for tell in _listeners:
+        tell(operator)
 
 
 RELATIONS: dict[str, tuple[str, ...]] = {"pairwise": (), "patchwise": ()}
@@ -175,7 +205,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {"pairwise": (), "patchwise": ()}
 
 
 def operator(
-    *, axes: str, source: str, degree: int | None = None, **costs: str
+    *, axes: str, source: str, degree: int | None = None, **costs: Any
 ) -> Callable[[Callable[..., Any]], Operator]:
     """Declare the decorated function as an operator; `axes` reads `n r h w, n r h w -> n r k p`.
 
@@ -183,14 +213,12 @@ def operator(
     """
     inputs, _, output = axes.partition("->")
 
-    def declare(body: Callable[..., Any]) -> Operator:
+    def make(body: Callable[..., Any]) -> Operator:
         name = body.__name__
         names = [parameter.rpartition("_")[0] for parameter in inspect.signature(body).parameters]
         shapes = [part.strip() for part in inputs.split(",")]
         if len(names) != len(shapes) or not output:
             raise ValueError(f"{name}: axes are {axes!r}; expected those of {', '.join(names)} -> those of the output")
-        if name in OPERATORS:
-            raise ValueError(f"{name}: already declared, as {OPERATORS[name].equation}; expected a new name")
         declared = Operator(
             name=name,
             equation=(body.__doc__ or "").strip(),
@@ -203,18 +231,17 @@ def operator(
         )
         if not set(declared.reads) <= set("ijR"):
             raise ValueError(f"{name}: parameters are read at {', '.join(declared.reads)}; expected _i, _j or _R each")
-        object.__setattr__(declared, "__doc__", _describe(declared))
-        OPERATORS[name] = declared
+        object.__setattr__(declared, "__doc__", describe(declared))
+        declare(declared)
         if declared.family in RELATIONS:
             RELATIONS[declared.family] += (declared.relation,)
-        for tell in _listeners:
-            tell(declared)
         return declared
 
-    return declare
+    return make
 
 
-def _describe(op: Operator) -> str:
+def describe(op: Operator) -> str:
+    """Its docstring."""
     inputs = "; ".join(f"{name}: {axes}" for name, axes in op.inputs)
     return f"{op.equation} ({op.source})\n\n({inputs}) → {op.output}"
 

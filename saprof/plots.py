@@ -63,10 +63,10 @@ def write(figure: Figure, stem: Path) -> list[Path]:
 def _series(rows: pd.DataFrame) -> pd.Series:
     """What a line of the figure is: the name, and whatever else the rows differ in."""
     parts = [rows["name"]]
-    for column in ("backend", "mode", "dtype", "compiled", "n", "h"):
+    for column in ("backend", "attention", "mode", "dtype", "compiled", "n", "h"):
         if rows[rows["kind"] == rows["kind"].iloc[0]].groupby("name")[column].nunique().max() > 1:
-            parts.append(f"{column} " + rows[column].astype(str))
-    return pd.concat(parts, axis=1).agg(", ".join, axis=1)
+            parts.append((f"{column} " + rows[column].astype(str)).where(rows[column].notna(), ""))
+    return pd.concat(parts, axis=1).agg(lambda names: ", ".join(filter(None, names)), axis=1)
 
 
 OPERATIONS = {

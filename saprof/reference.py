@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from saprof.attention import Attention
 from saprof.footprint import Footprint
-from saprof.operators import Operator
+from saprof.operators import Operator, Sizes
 
 Position = tuple[int, int]
 
@@ -28,13 +29,21 @@ def reference(
     centres = [divmod(p, sizes["ow"]) for p in chosen]
     arguments = []  # axes n, p', then those at one position: a vector, or rows over taps
     for x, (_, axes), read in zip(inputs, operator.inputs, operator.reads, strict=True):
-        if read != "i":
+        if not read:
+            arguments.append(x.double())
+        elif read != "i":
             arguments.append(_at_taps(x.double(), centres, footprint))
         elif axes.endswith(" p"):
             arguments.append(x.double()[..., list(chosen)].movedim(-1, 1))
         else:
             arguments.append(_at_centres(x.double(), centres, footprint))
-    result = torch.vmap(torch.vmap(_at_one_position(operator)))(*arguments).movedim(1, -1)  # n d [k] p'
+    over_images = tuple(0 if read else None for read in operator.reads)
+    over_centres = over_images
+    if isinstance(operator, Attention):
+        arguments.insert(0, _takes_part(sizes, centres, footprint, inputs[0].device))
+        over_images, over_centres = (None, *over_images), (0, *over_centres)
+    at_centres = torch.vmap(_at_one_position(operator), over_centres)
+    result = torch.vmap(at_centres, over_images)(*arguments).movedim(1, -1)  # n d [k] p'
     shape = operator.output_shape(sizes)
     if positions is None:
         return result.reshape(shape)
@@ -75,6 +84,21 @@ def _at_centres(x: Tensor, centres: Sequence[Position], footprint: Footprint) ->
     """n p' c: the vector at each centre."""
     ys, xs = ([centre[axis] * footprint.stride for centre in centres] for axis in (0, 1))
     return x[:, :, ys, xs].movedim(-1, 1)
+
+
+def _takes_part(sizes: Sizes, centres: Sequence[Position], footprint: Footprint, device: torch.device) -> Tensor:
+    """p' k: whether a tap is one of those that the softmax of its centre is over."""
+    inside = [
+        footprint.boundary != "exclude"
+        or None
+        not in (
+            walk(oy * footprint.stride + dy, sizes["h"], footprint.boundary),
+            walk(ox * footprint.stride + dx, sizes["w"], footprint.boundary),
+        )
+        for oy, ox in centres
+        for dy, dx in footprint.offsets
+    ]
+    return torch.tensor(inside, device=device).view(len(centres), footprint.taps)
 
 
 def _at_taps(x: Tensor, centres: Sequence[Position], footprint: Footprint) -> Tensor:

@@ -53,6 +53,8 @@ class Row:
     mode: str
     backend: str
     """What ran, whether asked for by name or chosen."""
+    attention: str | None = None
+    """How a network's attention ran, `fused` or `composed`; what was asked for where it did not."""
     compiled: bool = False
 
     params: int | None = None

@@ -83,7 +83,7 @@ def _counted(count: int | None, rounded: Callable[[int], Decimal], printed: floa
 
 def _measured(row: Row) -> tuple[str, ...]:
     """Mode, who ran, latency, its interval, peak memory, and what else must be said."""
-    ran = row.backend + ("+compile" if row.compiled else "")
+    ran = row.backend + (" fused" if row.attention == "fused" else "") + ("+compile" if row.compiled else "")
     if row.latency_s is None or row.latency_low_s is None or row.latency_high_s is None:
         return row.mode, ran, "", "", "", f"{row.status}: {row.reason}"
     notes = [] if row.status == "ok" else [row.status]

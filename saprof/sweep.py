@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from saprof import command, text
+from saprof.attention import CHOICES
 from saprof.cells import MODES, Cell, Network
 from saprof.footprint import BOUNDARIES, Footprint
 from saprof.operators import BACKENDS, OPERATORS, RELATIONS, Operator
@@ -24,7 +25,13 @@ from saprof.results import MEASURED, Row, Run
 from saprof.summary import figure, summarise
 from saprof.workload import ITEMSIZE, STAGES, Workload
 
-DEFAULT_OPERATORS = ("pairwise_subtraction", "patchwise_concatenation", "aggregation")
+DEFAULT_OPERATORS = (
+    "pairwise_subtraction",
+    "patchwise_concatenation",
+    "aggregation",
+    "pairwise_attention",
+    "patchwise_attention",
+)
 DEFAULT_MODELS = ("resnet26", "san10_pairwise", "san10_patchwise")
 LARGEST_CONVOLUTION = 49
 """Taps up to which the paper tries convolutions (SAN Table 7); the default sweep goes no further."""
@@ -73,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--dtype", default="float32", help=", ".join(ITEMSIZE))
     how = parser.add_argument_group("how")
     how.add_argument("--backend", default="all", help=f"{', '.join(BACKENDS)}, auto or all (default)")
+    how.add_argument("--attention", default="auto", help=f"of networks: {', '.join(CHOICES)} (default auto)")
     how.add_argument("--mode", default="forward", help=", ".join(MODES))
     how.add_argument("--compile", default="no", choices=("no", "yes", "both"), help="with torch.compile")
     how.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
@@ -101,14 +109,17 @@ def plan(arguments: argparse.Namespace) -> list[Group]:
         command.choices("dtype", arguments.dtype, tuple(ITEMSIZE)),
         command.choices("mode", arguments.mode, MODES),
     )
+    attention = command.choices("attention", arguments.attention, CHOICES)
     groups = []
     for batch, dtype, mode in axes:
         for subject in [*_networks(arguments, batch, dtype), *_workloads(arguments, batch, dtype)]:
-            choosable = isinstance(subject, Workload) or subject.has_backends
+            network = isinstance(subject, Network)
+            choosable = not network or subject.has_backends
             groups.append(
                 [
-                    Cell(subject, mode, arguments.device, backend, is_compiled)
+                    Cell(subject, mode, arguments.device, backend, is_compiled, how)
                     for backend in (backends if choosable else ["auto"])
+                    for how in (attention if network and choosable else ["auto"])
                     for is_compiled in compiled
                 ]
             )

@@ -46,7 +46,8 @@ class Workload:
         """Every named axis of the operator."""
         oh, ow = self.footprint.output_size(self.h, self.w)
         derived = {"k": self.footprint.taps, "p": oh * ow, "oh": oh, "ow": ow}
-        return {axis: getattr(self, axis) for axis in "nrvghw"} | derived
+        sizes = {axis: getattr(self, axis) for axis in "nrvghw"} | derived
+        return sizes | {axis: sizes[like] for axis, like in self.operator.implied.items()}
 
     @property
     def itemsize(self) -> int:
@@ -59,13 +60,17 @@ class Workload:
         return f"{self.operator.name}-{widths}-{self.h}x{self.w}-{taps}-{self.dtype}"
 
     def tensors(self, device: str = "cpu") -> list[Tensor]:
-        """Normal inputs, the same for every device and, up to rounding, every dtype."""
+        """Normal inputs, the same for every device and, up to rounding, every dtype; the weights of a linear layer are
+        so small that it keeps the size of what it is given."""
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
         dtype = getattr(torch, self.dtype)
-        shapes = self.operator.input_shapes(self.sizes)
-        return [torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes]
+        inputs = []
+        for shape, (name, _) in zip(self.operator.input_shapes(self.sizes), self.operator.inputs, strict=True):
+            x = torch.randn(shape, generator=generator)
+            inputs.append((x / shape[-1] ** 0.5 if name.startswith("weight") else x).to(device, dtype))
+        return inputs
 
 
 ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}

@@ -115,7 +115,7 @@ def steps(output: Path, fingerprint: str) -> list[Step]:
     return [
         Step("build", 120, (python("kernels_cuda.build", "--report"),), vital=True),
         Step("verify", 60, (python("saprof.verify", "--device cuda --backend cuda --dtype all --workloads edge"),)),
-        sweeps("operators", 0.8, *at_all_stages("--mode forward")),
+        sweeps("operators", 0.75, *at_all_stages("--mode forward")),
         sweeps("networks", 4.0, f"{networks} --mode forward,train_step"),
         sanitizer("memcheck", 90),
         benchmark("flex", "tests/benchmarks/test_flex_attention.py", 90),

@@ -21,8 +21,13 @@ TINY = {"channels": (32, 64), "blocks": (1, 1), "footprints": (3, 3), "num_class
 
 
 def tiny(family="pairwise", **overrides):
+    """With norms as if trained: at the start γ's ReLUs sit where rounding decides, since p_i − p_i is their mean."""
     torch.manual_seed(0)
-    return saprof.create_model(f"san10_{family}", **TINY | FAMILIES[family] | overrides)
+    model = saprof.create_model(f"san10_{family}", **TINY | FAMILIES[family] | overrides)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.bias, -0.5, 0.5)
+    return model
 
 
 def tiny_resnet():

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from test_footprint import FOOTPRINTS
-from test_operators import each_operator, run_backward
+from test_operators import each_of_two, each_operator, run_backward
 from torch.utils.flop_counter import FlopCounterMode
 
 from kernels_numba import cpu
@@ -55,13 +55,13 @@ def alone(code: str, *arguments: str, **environment: str) -> list[str]:
 
 
 class TestDispatcher:
-    @each_operator
+    @each_of_two
     @each_footprint
     def test_opcheck_of_the_forward(self, op, footprint):
         inputs = [x.requires_grad_() for x in Workload(op, footprint, h=4, w=3).tensors()]
         torch.library.opcheck(getattr(torch.ops.saprof_numba, op.name).default, (*inputs, str(footprint)))
 
-    @each_operator
+    @each_of_two
     @each_footprint
     @each_need
     def test_opcheck_of_the_backward(self, op, footprint, needs):
@@ -71,7 +71,7 @@ class TestDispatcher:
         entry = getattr(torch.ops.saprof_numba, f"{op.name}_backward").default
         torch.library.opcheck(entry, (gradient, *inputs, str(footprint), needs))
 
-    @each_operator
+    @each_of_two
     @each_need
     def test_derivatives_of_the_backward(self, op, needs):
         """By what arrives and by both inputs, though not both have a gradient."""
@@ -84,7 +84,7 @@ class TestDispatcher:
 
         assert torch.autograd.gradcheck(function, [x.requires_grad_() for x in (gradient, *workload.tensors())])
 
-    @each_operator
+    @each_of_two
     @each_need
     def test_gradients_nobody_needs_are_empty_and_free(self, op, needs):
         workload = Workload(op, DISK, n=2)
@@ -119,7 +119,7 @@ class TestDispatcher:
 
 
 class TestValues:
-    @each_operator
+    @each_of_two
     def test_do_not_depend_on_threads(self, op):
         """Bit by bit, though tiles and shares do: every sum has its order."""
         for footprint, r in ((Footprint.square(5, boundary="zero"), 9), (Footprint.disk(3, stride=2), 1)):
@@ -158,7 +158,7 @@ class TestMemory:
         peak = peak_bytes(lambda: numba_(aggregation, workload.footprint)(*inputs))
         assert output_bytes <= peak <= output_bytes + FRAME_BYTES + 1024
 
-    @each_operator
+    @each_of_two
     def test_nothing_is_kept_but_inputs(self, op):
         workload = Workload(op, Footprint.square(5), h=9, w=9)
         inputs = [x.requires_grad_() for x in workload.tensors()]
@@ -394,7 +394,7 @@ class TestTiles:
     """Frames of a few rows only, as on large maps."""
 
     @pytest.mark.parametrize("frame_bytes", [1, 2000])
-    @each_operator
+    @each_of_two
     def test_any_number_of_tiles_computes_the_same(self, op, frame_bytes, monkeypatch):
         monkeypatch.setattr(backend, "FRAME_BYTES", frame_bytes)
         backend._lookups.cache_clear()

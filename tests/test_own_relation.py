@@ -14,7 +14,7 @@ from saprof.conformance import check
 from saprof.cost import operator_cost
 from saprof.footprint import Footprint
 from saprof.layers import AttentionConfig, PairwiseAttention
-from saprof.operators import OPERATORS, RELATIONS, operator
+from saprof.operators import DECLARED, OPERATORS, RELATIONS, operator
 from saprof.results import read
 from saprof.workload import ITEMSIZE, Workload, edge
 
@@ -40,7 +40,7 @@ def squared_difference(monkeypatch):
 
     monkeypatch.setattr(unfold, "pairwise_squared_difference", kernel, raising=False)
     yield pairwise_squared_difference
-    del OPERATORS["pairwise_squared_difference"]
+    del OPERATORS["pairwise_squared_difference"], DECLARED["pairwise_squared_difference"]
     if "pairwise_squared_difference" in backends._libraries:
         backends._libraries.pop("pairwise_squared_difference")._destroy()
 
@@ -141,10 +141,15 @@ def test_compiles_even_when_it_was_never_called(squared_difference, inputs, comp
 def test_is_a_relation_of_the_layers(squared_difference):
     layer = PairwiseAttention(64, FOOTPRINT, AttentionConfig(relation="squared_difference"))
     assert layer(torch.randn(2, 64, 5, 5)).shape == (2, 16, 5, 5)
+    assert layer.ran == "composed on unfold+numba"
+    layer.attention = "fused"
+    message = "fused attention: pairwise_squared_difference has no fused attention; expected attention='composed' or "
+    with pytest.raises(Unsupported, match=f"^{message}"):
+        layer(torch.randn(2, 64, 5, 5))
 
 
 def test_leaves_nothing_behind():
-    assert "pairwise_squared_difference" not in OPERATORS
+    assert "pairwise_squared_difference" not in {**OPERATORS, **DECLARED}
     assert "squared_difference" not in RELATIONS["pairwise"]
     assert not hasattr(torch.ops.saprof, "pairwise_squared_difference")
 

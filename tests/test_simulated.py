@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_operators import OF_TWO, each_of_two
 
 from saprof.backends import numba as backend
 from saprof.backends import why_not
 from saprof.conformance import check
 from saprof.footprint import Footprint
-from saprof.operators import OPERATORS, aggregation, pairwise_subtraction
+from saprof.operators import aggregation, pairwise_subtraction
 from saprof.workload import Workload, edge, tiny
 
 pytestmark = pytest.mark.simulated
@@ -29,7 +30,7 @@ def _simulator(monkeypatch):
 
 
 def workloads(make, *dtypes):
-    cases = [replace(w, dtype=dtype) for op in OPERATORS.values() for w in make(op) for dtype in dtypes]
+    cases = [replace(w, dtype=dtype) for op in OF_TWO.values() for w in make(op) for dtype in dtypes]
     return pytest.mark.parametrize("workload", cases, ids=str)
 
 
@@ -63,7 +64,7 @@ def test_other_types(workload, monkeypatch):
     assert verdict.gradients
 
 
-@pytest.mark.parametrize("op", OPERATORS.values(), ids=OPERATORS)
+@each_of_two
 def test_the_same_bits_twice(op):
     workload = Workload(op, Footprint.square(3, boundary="replicate"))
     runs = []

@@ -98,8 +98,11 @@ inline int64_t per_image(const Array& array) {
   return size;
 }
 
+// Numbers of a footprint; a core is told others behind them.
+constexpr size_t LOOKUP_NUMBERS = 8;
+
 inline Lookups lookups_of(const std::vector<Array>& tables, const std::vector<int64_t>& numbers, cudaStream_t stream) {
-  if (tables.size() != 8 || numbers.size() != 8)
+  if (tables.size() != 8 || numbers.size() != LOOKUP_NUMBERS)
     throw std::invalid_argument("a footprint has 8 tables and 8 numbers; got " + std::to_string(tables.size()) +
                                 " and " + std::to_string(numbers.size()));
   const auto ints = [&](int i) { return tables[i].as<const int>(); };

@@ -3,6 +3,7 @@
 
 #include <map>
 
+#include "cores.h"
 #include "operators.h"
 #include "primitives.h"
 
@@ -15,8 +16,6 @@ Array flat(const Array& taps) {
 
 // (n, k, 1, p) as (n, 1, k, p).
 Array single(const Array& taps) { return {taps.data, taps.type, {taps.sizes[0], 1, taps.sizes[1], taps.sizes[3]}}; }
-
-using Arrays = std::vector<Array>;
 
 void pairwise_summation(const Arrays& a, const Lookups& at) { combine(Combination::sum, a[0], a[1], a[2], at); }
 
@@ -121,6 +120,8 @@ const std::map<std::string, void (*)(const Arrays&, const Lookups&)> OPERATORS =
 void launch(const std::string& name, const std::vector<Array>& arrays, const std::vector<Array>& tables,
             const std::vector<int64_t>& numbers, cudaStream_t stream) {
   const auto found = OPERATORS.find(name);
-  if (found == OPERATORS.end()) throw std::invalid_argument("there are no kernels of " + name);
-  found->second(arrays, lookups_of(tables, numbers, stream));
+  if (found != OPERATORS.end()) return found->second(arrays, lookups_of(tables, numbers, stream));
+  const auto told = numbers.begin() + std::min<size_t>(numbers.size(), LOOKUP_NUMBERS);
+  if (!launch_core(name, arrays, lookups_of(tables, {numbers.begin(), told}, stream), {told, numbers.end()}))
+    throw std::invalid_argument("there are no kernels of " + name);
 }

@@ -23,7 +23,8 @@ struct Array {
 };
 
 // Start the kernels of `name`, such as `aggregation` or `aggregation_backward`, on its inputs and outputs, in this
-// order. `tables` and `numbers` are what `lookups_of` (frame.h) makes Lookups of. Throws std::invalid_argument for a
+// order. `tables` and `numbers` are what `lookups_of` (frame.h) makes Lookups of, and of a core, what `launch_core`
+// (cores.h) is told. Throws std::invalid_argument for a
 // name that there is none of, and std::runtime_error if CUDA refuses.
 void launch(const std::string& name, const std::vector<Array>& arrays, const std::vector<Array>& tables,
             const std::vector<int64_t>& numbers, cudaStream_t stream);

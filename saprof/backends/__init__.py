@@ -2,19 +2,22 @@
 
 A backend is a module with `kernel(name)`, the function that computes the operator of that name from its inputs and a
 footprint, or None, and `why_not`, which says what it cannot compute. It computes or it raises; only `backend="auto"`
-may choose.
+may choose. Of a fused attention, `kernel(f"{name}_statistics")` computes its statistics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from saprof import operators
+from saprof.attention import Attention
 from saprof.footprint import Footprint
 from saprof.operators import Operator, for_every_operator
 
@@ -30,22 +33,26 @@ class Unsupported(ValueError):
 
 def call(operator: Operator, inputs: Sequence[Tensor], footprint: Footprint, backend: str = "auto") -> Tensor:
     """Check the inputs at the border, then run `operator` through its dispatcher entry `saprof::<name>`."""
-    if not isinstance(footprint, Footprint):
+    operator.check_count(inputs)
+    named = [(name, x) for (name, _), x in zip(operator.inputs, inputs, strict=True)]
+    inputs = _check(operator, named, footprint, backend)
+    return _run(inputs, getattr(torch.ops.saprof, operator.name), str(footprint), backend)
+
+
+def call_statistics(
+    operator: Attention, inputs: Sequence[Tensor], footprint: Footprint, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """The same for `Attention.statistics`."""
+    expected = [entry for entry in operator.inputs if entry[0] != "beta"]
+    named = [(name, x) for (name, _), x in zip(expected, inputs, strict=False)]
+    maps = operator.maps - 1
+    if not 0 <= len(inputs) - maps <= len(expected) - maps - 4 or (len(inputs) - maps) % 3:
         raise ValueError(
-            f"{operator.name}: footprint is {footprint!r}; expected a Footprint, such as Footprint.square(7)"
+            f"{operator.name}: got {len(inputs)} inputs of its statistics; expected "
+            f"{', '.join(name for name, _ in expected[:maps])}, then the steps before the norm, of three each"
         )
-    if backend != "auto" and backend not in BACKENDS:
-        raise ValueError(unknown("backend", backend, [*BACKENDS, "auto"]))
-    _check_tensors(operator, inputs)
-    device = inputs[0].device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        # in the autocast type, like a convolution; inside, no part of a backend is cast on its own
-        inputs = _cast(inputs, torch.get_autocast_dtype(device))
-        with torch.autocast(device, enabled=False):
-            return call(operator, inputs, footprint, backend)
-    _check_alike(operator, inputs)
-    operator.bind([x.shape for x in inputs], footprint)
-    return getattr(torch.ops.saprof, operator.name)(*inputs, str(footprint), backend)
+    inputs = _check(operator, named, footprint, backend)
+    return _run([inputs], getattr(torch.ops.saprof, f"{operator.name}_statistics"), str(footprint), backend)
 
 
 def why_not(backend: str, operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
@@ -82,9 +89,37 @@ def unknown(what: str, got: str, valid: Sequence[str]) -> str:
     return f"unknown {what} {got!r}; expected {', '.join(most) + ' or ' if most else ''}{last}"
 
 
-def _check_tensors(operator: Operator, inputs: Sequence[Tensor]) -> None:
-    operator.check_count(inputs)
-    for (name, _), x in zip(operator.inputs, inputs, strict=True):
+def _check(operator: Operator, named: Sequence[tuple[str, Tensor]], footprint: Footprint, backend: str) -> list[Tensor]:
+    """The inputs, given with their names, if they go together; under autocast, of its type."""
+    if not isinstance(footprint, Footprint):
+        raise ValueError(
+            f"{operator.name}: footprint is {footprint!r}; expected a Footprint, such as Footprint.square(7)"
+        )
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(unknown("backend", backend, [*BACKENDS, "auto"]))
+    _check_tensors(operator, named)
+    if _casts(named[0][1]):
+        named = [(name, x if name in operator.own_dtype else _cast(x)) for name, x in named]
+    _check_alike(operator, named)
+    return [x for _, x in named]
+
+
+def _run(inputs: Sequence[Any], entry: Callable[..., Any], footprint: str, backend: str) -> Any:
+    """Call a dispatcher entry; under autocast, no part of a backend is cast on its own."""
+    first = inputs[0][0] if isinstance(inputs[0], list) else inputs[0]
+    if not _casts(first):
+        return entry(*inputs, footprint, backend)
+    with torch.autocast(first.device.type, enabled=False):
+        return entry(*inputs, footprint, backend)
+
+
+def _casts(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _check_tensors(operator: Operator, named: Sequence[tuple[str, Tensor]]) -> None:
+    for name, x in named:
         if not isinstance(x, Tensor):
             raise ValueError(f"{operator.name}: {name} is a {type(x).__name__}; expected a torch.Tensor")
         if x.dtype not in DTYPES:
@@ -92,18 +127,17 @@ def _check_tensors(operator: Operator, inputs: Sequence[Tensor]) -> None:
             raise ValueError(f"{operator.name}: dtype of {name} is {x.dtype}; expected one of {names}")
 
 
-def _cast(inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    return [x if x.dtype == torch.float64 else x.to(dtype) for x in inputs]
+def _cast(x: Tensor) -> Tensor:
+    """In the autocast type, like the input of a convolution."""
+    return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(x.device.type))
 
 
-def _check_alike(operator: Operator, inputs: Sequence[Tensor]) -> None:
-    first = inputs[0]
-    for (name, _), x in zip(operator.inputs, inputs, strict=True):
+def _check_alike(operator: Operator, named: Sequence[tuple[str, Tensor]]) -> None:
+    like, first = named[0]
+    for name, x in named:
         for what, got, expected in (("dtype", x.dtype, first.dtype), ("device", x.device, first.device)):
-            if got != expected:
-                raise ValueError(
-                    f"{operator.name}: {what} of {name} is {got}; expected {expected}, as of {operator.inputs[0][0]}"
-                )
+            if got != expected and not (what == "dtype" and name in operator.own_dtype):
+                raise ValueError(f"{operator.name}: {what} of {name} is {got}; expected {expected}, as of {like}")
 
 
 # The adapter. `saprof::<operator>` is a composite: tracers and fvcore see one call by its declared name, while autograd
@@ -118,12 +152,29 @@ def register(operator: Operator) -> None:
     def compute(*arguments) -> Tensor:
         *inputs, text, backend = arguments
         footprint = Footprint.parse(text)
+        operator.bind([x.shape for x in inputs], footprint)  # here, where torch.compile does not look
         chosen = choose(operator, inputs[0].dtype, inputs[0].device.type, footprint, backend)
         return BACKENDS[chosen].kernel(operator.name)(*inputs, footprint)
 
     _libraries[operator.name] = library = torch.library.Library("saprof", "FRAGMENT")
     library.define(operator.schema)
     library.impl(operator.name, compute, "CompositeImplicitAutograd")
+    if isinstance(operator, Attention):
+        _register_statistics(library, operator)
+
+
+def _register_statistics(library: torch.library.Library, operator: Attention) -> None:
+    name = f"{operator.name}_statistics"
+
+    def compute(inputs: list[Tensor], text: str, backend: str) -> tuple[Tensor, Tensor]:
+        footprint = Footprint.parse(text)
+        given = [entry for entry in operator.inputs if entry[0] != "beta"][: len(inputs)]
+        replace(operator, inputs=tuple(given)).bind([x.shape for x in inputs], footprint)
+        chosen = choose(operator, inputs[0].dtype, inputs[0].device.type, footprint, backend)
+        return BACKENDS[chosen].kernel(name)(*inputs, footprint)
+
+    library.define(f"{name}(Tensor[] inputs, str footprint, str backend) -> (Tensor, Tensor)")
+    library.impl(name, compute, "CompositeImplicitAutograd")
 
 
 for_every_operator(register)

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import kernels_cuda
 from kernels_cuda import build
-from saprof.backends import opaque
+from saprof.attention import Attention
+from saprof.backends import cores, fused, opaque
 from saprof.footprint import Footprint, readers
 from saprof.operators import OPERATORS
 
@@ -33,7 +35,9 @@ def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint
 
 
 @cache
-def kernel(name: str) -> Callable[..., Tensor] | None:
+def kernel(name: str) -> Callable[..., Any] | None:
+    if attention := fused.kernel("cuda", name):
+        return attention
     return opaque.entry("cuda", name) if name in kernels_cuda.operators() else None
 
 
@@ -45,7 +49,8 @@ def _run(name: str, tensors: Sequence[Tensor | None], footprint: Footprint, size
 
 
 for _operator in OPERATORS.values():
-    opaque.register(opaque.Kernels("cuda", _run, working=lambda x: x.dtype), _operator)
+    if not isinstance(_operator, Attention):
+        opaque.register(opaque.Kernels("cuda", _run, working=lambda x: x.dtype), _operator)
 
 
 def _launch(name: str, arrays: Sequence[Tensor], tables: Sequence[Tensor], numbers: Sequence[int]) -> None:
@@ -58,6 +63,33 @@ _LAUNCH = {"cuda": _launch}
 @cache
 def _why_no_library() -> str | None:
     return build.why_not() if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+def run_core(
+    name: str, tensors: Sequence[Tensor | None], widths: Sequence[int], flag: bool | str, footprint: Footprint
+) -> None:
+    """Compute a core of a fused attention, such as `pairwise_attention`: its outputs are behind its inputs.
+
+    None is an input that there is not, or an output that nobody needs. `flag` tells of pairwise cores whether rows are
+    rectified, and of patchwise ones the relation.
+    """
+    map_ = next(x for x in tensors if x is not None and x.dim() == 4)
+    if not map_.numel():
+        for output in tensors[kernels_cuda.cores()[name] :]:
+            if output is not None:
+                output.zero_()
+        return
+    tables, numbers = _lookups(footprint, *map_.shape[2:], map_.device)
+    oh, ow = footprint.output_size(*map_.shape[2:])
+    kinds = {"concatenation": 0, "star_product": 1, "clique_product": 2}
+    told = [kinds[flag] if isinstance(flag, str) else int(flag), int(footprint.boundary == "exclude")]
+    size, workers = kernels_cuda.scratch(name, map_.shape[0] * oh * ow, widths)
+    dtype = torch.float64 if map_.dtype == torch.float64 else torch.float32
+    arrays = [map_.new_empty(0) if x is None else x for x in (*tensors, map_.new_empty(size, dtype=dtype))]
+    _LAUNCH[map_.device.type](name, arrays, tables, [*numbers, SHARED_BYTES, *told, workers, *widths])
+
+
+cores.register(cores.Kernels("cuda", run_core))
 
 
 @lru_cache(maxsize=1024)

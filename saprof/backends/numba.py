@@ -14,18 +14,20 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from saprof.backends import opaque
+from saprof.attention import Attention
+from saprof.backends import cores, fused, opaque
 from saprof.footprint import Footprint
 from saprof.operators import OPERATORS
 
@@ -48,7 +50,9 @@ def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint
 
 
 @cache
-def kernel(name: str) -> Callable[..., Tensor] | None:
+def kernel(name: str) -> Callable[..., Any] | None:
+    if attention := fused.kernel("numba", name):
+        return attention
     return opaque.entry("numba", name) if hasattr(_cpu(), f"{name}_backward") else None
 
 
@@ -83,7 +87,8 @@ def _run(name: str, tensors: Sequence[Tensor | None], footprint: Footprint, size
 
 
 for _operator in OPERATORS.values():
-    opaque.register(opaque.Kernels("numba", _run, _working, _empty), _operator)
+    if not isinstance(_operator, Attention):
+        opaque.register(opaque.Kernels("numba", _run, _working, _empty), _operator)
 
 
 def _run_on_cpu(
@@ -99,14 +104,80 @@ def _run_on_cpu(
         memory = first.new_empty(threads, planes * rows.shape[1] * len(columns) + SLACK)
         return _cpu().Frame(*lookups, memory.numpy())
 
+    with _threads(threads):
+        getattr(_cpu(), name)(*arrays, frame)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """With so many threads for Numba's kernels."""
     numba = _numba()
     with _turn():
         before = numba.get_num_threads()
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
         try:
-            getattr(_cpu(), name)(*arrays, frame)
+            yield
         finally:
             numba.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the cores of the fused attentions ask for on a CPU: facts, lookups and memory."""
+
+    footprint: Footprint
+    map: Tensor
+    threads: int
+
+    @property
+    def height(self) -> int:
+        """Rows of centres."""
+        return self.footprint.output_size(*self.map.shape[-2:])[0]
+
+    @property
+    def width(self) -> int:
+        """Centres in a row."""
+        return self.footprint.output_size(*self.map.shape[-2:])[1]
+
+    @property
+    def excludes(self) -> bool:
+        """Whether taps outside the map take no part in the softmax."""
+        return self.footprint.boundary == "exclude"
+
+    def frame(self, height: int) -> Frame:
+        """The lookups of tiles of so many rows of centres, without memory."""
+        return _cpu().Frame(*_lookups_of_tiles(self.footprint, *self.map.shape[-2:], height), self.empty(0, 0))
+
+    def empty(self, *shape: int) -> np.ndarray:
+        return _empty(shape, self.map).numpy()
+
+    def double(self, *shape: int) -> np.ndarray:
+        """Zeros."""
+        return self.map.new_zeros(shape, dtype=torch.float64).numpy()
+
+
+def _run_core(
+    name: str, tensors: Sequence[Tensor | None], widths: Sequence[int], flag: bool | str, footprint: Footprint
+) -> None:
+    map_ = cores.map_of(name, tensors)
+    _RUN_CORE[map_.device.type](name, tensors, tuple(widths), flag, footprint, map_)
+
+
+cores.register(cores.Kernels("numba", _run_core, _empty))
+
+
+def _run_core_on_cpu(
+    name: str,
+    tensors: Sequence[Tensor | None],
+    widths: tuple[int, ...],
+    flag: bool | str,
+    footprint: Footprint,
+    map_: Tensor,
+) -> None:
+    arrays = [None if x is None else x.numpy() for x in tensors]
+    work = _Work(footprint, map_, torch.get_num_threads())
+    with _threads(work.threads):
+        getattr(_family("", name), name)(*arrays, widths, flag, work)
 
 
 def _run_on_gpu(
@@ -119,6 +190,43 @@ def _run_on_gpu(
 
 
 _RUN = {"cpu": _run_on_cpu, "cuda": _run_on_gpu}
+
+
+class _GpuWork(NamedTuple):
+    """What the cores ask for on a GPU: the tables of `kernels_numba.gpu.Lookups`, and memory."""
+
+    rows: Any
+    columns: Any
+    row_starts: Any
+    row_readers: Any
+    column_starts: Any
+    column_readers: Any
+    stream: Any
+    excludes: bool
+    empty: Callable[..., Any]
+
+
+def _run_core_on_gpu(
+    name: str,
+    tensors: Sequence[Tensor | None],
+    widths: tuple[int, ...],
+    flag: bool | str,
+    footprint: Footprint,
+    map_: Tensor,
+) -> None:
+    with _on(map_.device) as stream:
+        arrays = [None if x is None else _device_array(x) for x in tensors]
+        tables = [_device_array(x) for x in _tables(footprint, *map_.shape[2:], map_.device)]
+        empty = lambda *shape: _device_array(map_.new_empty(shape))  # noqa: E731
+        work = _GpuWork(*tables, stream, footprint.boundary == "exclude", empty)
+        getattr(_family("gpu_", name), name)(*arrays, widths, flag, work)
+
+
+_RUN_CORE = {"cpu": _run_core_on_cpu, "cuda": _run_core_on_gpu}
+
+
+def _family(prefix: str, name: str) -> ModuleType:
+    return import_module(f"kernels_numba.{prefix}{name.partition('_')[0]}")
 
 
 @cache
@@ -160,7 +268,13 @@ def _lookups(footprint: Footprint, h: int, w: int, element_bytes: int, tiles: in
     while height > 1 and frame.rows.shape[1] * len(frame.columns) * element_bytes > FRAME_BYTES:
         height = -(-height // 2)
         frame = footprint.frame(h, w, height)
-    rows, columns, taps = (x.numpy() for x in frame)
+    return _lookups_of_tiles(footprint, h, w, height)
+
+
+@lru_cache(maxsize=1024)
+def _lookups_of_tiles(footprint: Footprint, h: int, w: int, height: int) -> tuple[Any, ...]:
+    """The same, in tiles of so many rows of centres."""
+    rows, columns, taps = (x.numpy() for x in footprint.frame(h, w, height))
     order = np.lexsort((taps // len(columns), taps % len(columns)))
     return rows, columns, *_longest_run(columns), taps, order, height, footprint.output_size(h, w)[1]
 

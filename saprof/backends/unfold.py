@@ -8,6 +8,7 @@ or β in memory, and k more in the saved tensors of a product.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +16,22 @@ import torch.utils.flop_counter
 from jaxtyping import Float
 from torch import Tensor
 
+from saprof.attention import Attention, Roles
 from saprof.footprint import Footprint, source
+from saprof.operators import DECLARED
 
 
 def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     return None
 
 
-def kernel(name: str) -> Callable[..., Tensor] | None:
-    return globals().get(name)
+def kernel(name: str) -> Callable[..., Any] | None:
+    operator = DECLARED.get(name.removesuffix("_statistics"))
+    if not isinstance(operator, Attention):
+        return globals().get(name)
+    of_statistics = operator.name != name
+    compute = statistics if of_statistics else attention
+    return lambda *inputs: compute(operator, operator.roles(inputs[:-1], statistics=of_statistics), inputs[-1])
 
 
 def gather(x: Float[Tensor, "n c h w"], footprint: Footprint) -> Float[Tensor, "n c k p"]:
@@ -129,3 +137,37 @@ def aggregation(alpha, beta, footprint):
     n, v, h, w = beta.shape
     beta = gather(beta, footprint).unflatten(1, (-1, alpha.shape[1]))  # n s g k p: channel c = s·g + (c mod g)
     return sum_of_products(alpha.unsqueeze(1), beta, 3).reshape(n, v, *footprint.output_size(h, w))
+
+
+def attention(operator: Attention, inputs: Roles, footprint: Footprint) -> Tensor:
+    """A fused attention by its parts."""
+    alpha = _gamma(operator, inputs, footprint)
+    if operator.family == "patchwise":
+        return aggregation(alpha.squeeze(2).unflatten(1, (-1, footprint.taps)), inputs.beta, footprint)
+    if footprint.boundary == "exclude":
+        inside = footprint.inside(*inputs.beta.shape[-2:]).to(alpha.device)
+        alpha = alpha.masked_fill(~inside, torch.finfo(alpha.dtype).min)
+    return aggregation(alpha.softmax(2), inputs.beta, footprint)
+
+
+def statistics(operator: Attention, inputs: Roles, footprint: Footprint) -> tuple[Tensor, Tensor]:
+    """Mean and variance of what the batch norm behind the given steps sees."""
+    variance, mean = torch.var_mean(_gamma(operator, inputs, footprint), (0, 2, 3), correction=0)
+    return mean, variance
+
+
+def _gamma(operator: Attention, inputs: Roles, footprint: Footprint) -> Float[Tensor, "n _ _ p"]:
+    """γ([δ, position])."""
+    x = globals()[operator.delta.name](inputs.phi, inputs.psi, footprint)
+    if inputs.positions:
+        *centres, at_taps = inputs.positions
+        position = gather(at_taps, footprint)
+        position = centre(centres[0], footprint) - position if centres else position
+        x = torch.cat([x, position.to(x.dtype)], dim=1)
+    for step in inputs.steps:
+        scale, shift, weight = (parameter.to(x.dtype) for parameter in step)
+        x = torch.addcmul(shift[:, None, None], x, scale[:, None, None]).relu()
+        bias = inputs.bias if step is inputs.steps[-1] else None
+        bias = bias if bias is None else bias.flatten().to(x.dtype)
+        x = F.conv2d(x, weight.flatten(0, -2)[:, :, None, None], bias)
+    return x

@@ -24,7 +24,6 @@ from saprof.layers import StandAloneAttention, VectorAttention
 from saprof.measure.latency import Latency, interleave, ratio
 from saprof.measure.memory import peak_bytes, predicted_peak_bytes, saved_bytes
 from saprof.models import create_model
-from saprof.operators import aggregation
 from saprof.results import Row
 from saprof.workload import Workload
 
@@ -143,14 +142,14 @@ def prepare(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
 
 def _prepare_network(cell: Cell, subject: Network, training: bool) -> tuple[Prepared, dict[str, Any]]:
     torch.manual_seed(0)
-    own_backend = {"backend": cell.backend} if subject.has_backends else {}
-    model = create_model(subject.name, **subject.overrides, **own_backend)
+    chosen = {"backend": cell.backend, "attention": cell.attention} if subject.has_backends else {}
+    model = create_model(subject.name, **subject.overrides, **chosen)
     model = model.to(cell.device, getattr(torch, subject.dtype)).train(training)
     image = torch.randn(subject.batch, 3, subject.size, subject.size, generator=torch.Generator().manual_seed(0))
     image = image.to(cell.device, getattr(torch, subject.dtype))
     cost = count(model, (3, subject.size, subject.size))
     facts = {
-        "backend": _backends_of(model, cell),
+        **_what_runs(model, cell),
         "params": cost.params,
         "macs": cost.macs,
         "flops_paper": cost.paper,
@@ -161,16 +160,15 @@ def _prepare_network(cell: Cell, subject: Network, training: bool) -> tuple[Prep
     return Prepared(cell, model, (image,), own), facts
 
 
-def _backends_of(model: nn.Module, cell: Cell) -> str:
-    """What the operators of a model's attention layers run on, joined by `+`; `torch` for a model without any."""
+def _what_runs(model: nn.Module, cell: Cell) -> dict[str, Any]:
+    """How a model's attention layers run and on which backends, each joined by `+`; `torch` for a model without any."""
     dtype = getattr(torch, cell.subject.dtype)
     layers = [layer for layer in model.modules() if isinstance(layer, VectorAttention | StandAloneAttention)]
-    chosen = [
-        choose(operator, dtype, cell.device, layer.footprint, layer.backend)
-        for layer in layers
-        for operator in (layer.relation, aggregation)
-    ]
-    return "+".join(dict.fromkeys(chosen)) or "torch"
+    plans = [layer.plan(dtype, cell.device) for layer in layers]
+    if not plans:
+        return {"backend": "torch"}
+    how, backends = ("+".join(dict.fromkeys(parts)) for parts in zip(*plans, strict=True))
+    return {"backend": "+".join(dict.fromkeys(backends.split("+"))), "attention": how}
 
 
 def _refuse_what_cannot_fit(needed: int, beside: str, device: str) -> None:

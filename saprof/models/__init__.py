@@ -7,6 +7,7 @@ from typing import Any
 from saprof.backends import unknown
 from saprof.models.architectures import build
 from saprof.models.checkpoint import load, load_official, save
+from saprof.models.inference import optimize_for_inference
 from saprof.models.resnet import ResNet, ResNetConfig
 from saprof.models.san import SAN, SANConfig
 from saprof.operators import RELATIONS
@@ -20,6 +21,7 @@ __all__ = [
     "list_models",
     "load",
     "load_official",
+    "optimize_for_inference",
     "save",
 ]
 

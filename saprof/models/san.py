@@ -61,7 +61,7 @@ class Stage(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-        return F.relu(self.norm(self.blocks(self.transition(x))))
+        return F.relu(self.norm(self.blocks(self.transition(x))), inplace=True)
 
 
 class SAN(nn.Module):
@@ -71,7 +71,7 @@ class SAN(nn.Module):
         super().__init__()
         self.config = config
         width = config.channels[0]
-        self.stem = nn.Sequential(linear(3, width, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(linear(3, width, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
         inputs = (width, *config.channels[:-1])
         stages = zip(inputs, config.channels, config.blocks, config.stage_footprints, strict=True)
         self.stages = nn.Sequential(*(Stage(*stage, config) for stage in stages))

@@ -25,7 +25,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels_cuda import CSRC
+from kernels_cuda import CSRC, cores
 from kernels_cuda.build import FLAGS
 
 HERE = Path(__file__).parent
@@ -80,11 +80,11 @@ class Host:
     ) -> None:
         """`launch` (operators.h) writes to those arrays that are outputs; None is one that nobody asks for.
 
-        The first `inputs` of them and the tables must come back as they were. By default these are all arrays but the
-        last, or, for the gradients of m inputs, the first 1 + m. RuntimeError tells what `launch` threw, or what ended
-        the process.
+        The first `inputs` of them and the tables must come back as they were. By default these are the inputs of the
+        core of that name, or all arrays but the last, or, for the gradients of m inputs, the first 1 + m. RuntimeError
+        tells what `launch` threw, or what ended the process.
         """
-        if inputs is None:
+        if inputs is None and not (inputs := cores().get(name)):
             inputs = (len(arrays) + 1) // 2 if name.endswith("_backward") else len(arrays) - 1
         sent = [_bytes(x) for x in [*arrays, *tables]]
         request = [_words(len(name.encode()), len(arrays), len(tables), len(numbers)), name.encode(), _words(*numbers)]

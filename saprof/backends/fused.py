@@ -1,0 +1,154 @@
+"""The fused attentions on a backend's cores: torch does what is per position or per parameter, cores do the pairs.
+
+Whatever the relation and the position encoding, with the first batch norm folded into them the rows that γ starts from
+are offset_i + factor_i ⊙ map_j (pairwise) or scale ⊙ δ + shift (patchwise); later batch norms fold into the linears
+before them. Half precision is computed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from saprof.attention import Attention, Roles, Step
+from saprof.footprint import Footprint
+from saprof.operators import DECLARED
+
+Layers = list[tuple[Tensor, Tensor]]
+"""(W, b) of linear layers."""
+
+
+class Rows(NamedTuple):
+    """What a pairwise core pairs: offset_i + factor_i ⊙ map_j, no factor being 1."""
+
+    offset: Tensor
+    factor: Tensor | None
+    map: Tensor
+
+
+def kernel(backend: str, name: str) -> Callable[..., Any] | None:
+    """The fused attention of that name, or its statistics, as a function of tensors and a footprint; None if it is the
+    name of neither."""
+    operator = DECLARED.get(name.removesuffix("_statistics"))
+    if not isinstance(operator, Attention):
+        return None
+    compute = {"pairwise": _pairwise, "patchwise": _patchwise}[operator.family]
+    cores = getattr(torch.ops, f"saprof_{backend}")
+    statistics = operator.name != name
+
+    def run(*arguments: Any) -> Any:
+        *inputs, footprint = arguments
+        wide = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
+        roles = operator.roles([x.to(wide) for x in inputs], statistics=statistics)
+        found = compute(cores, operator.delta.relation, roles, footprint)
+        if statistics:
+            return found
+        size = footprint.output_size(*inputs[1].shape[-2:])
+        return found.unflatten(2, size).to(inputs[0].dtype)
+
+    return run
+
+
+def _pairwise(cores: Any, relation: str, inputs: Roles, footprint: Footprint) -> Any:
+    rows = _rows(relation, inputs, footprint)
+    layers = _layers(inputs)
+    rectified = relation != "dot_product"
+    if not rectified:
+        layers.insert(0, _sum_of_terms(inputs.phi.shape[1], rows, inputs.steps))
+    elif inputs.steps:
+        rows = _normed(rows, inputs.steps[0])
+    facts = _flat(layers, inputs.phi), _widths(rows.offset.shape[1], layers), rectified, str(footprint)
+    if inputs.beta is None:
+        return cores.pairwise_statistics(*rows, *facts)
+    return cores.pairwise_attention(*rows, inputs.beta, *facts)[0]
+
+
+def _rows(relation: str, inputs: Roles, footprint: Footprint) -> Rows:
+    """[δ, position], or the terms of the dot product in place of δ."""
+    phi, psi = _centres(inputs.phi, footprint), inputs.psi
+    match relation:
+        case "summation":
+            rows = Rows(phi, None, psi)
+        case "subtraction":
+            rows = Rows(phi, None, -psi)
+        case "concatenation":
+            rows = Rows(torch.cat([phi, torch.zeros_like(phi)], 1), None, torch.cat([torch.zeros_like(psi), psi], 1))
+        case _:
+            rows = Rows(torch.zeros_like(phi), phi, psi)
+    if not inputs.positions:
+        return rows
+    *centre, taps = inputs.positions
+    offset = _centres(centre[0], footprint) if centre else phi.new_zeros(len(phi), 2, phi.shape[2])
+    factor = rows.factor if rows.factor is None else torch.cat([rows.factor, torch.ones_like(offset)], 1)
+    return Rows(torch.cat([rows.offset, offset], 1), factor, torch.cat([rows.map, -taps if centre else taps], 1))
+
+
+def _normed(rows: Rows, norm: Step) -> Rows:
+    """The rows behind a batch norm."""
+    scale, shift = norm.scale[:, None], norm.shift[:, None]
+    offset = torch.addcmul(shift, rows.offset, scale)
+    if rows.factor is None:
+        return Rows(offset, None, scale[:, None] * rows.map)
+    return Rows(offset, scale * rows.factor, rows.map)
+
+
+def _sum_of_terms(r: int, rows: Rows, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
+    """The linear layer that adds up the r terms φ_i ⊙ ψ_j of a dot product and hands the position on, with the norm
+    behind it."""
+    like = rows.offset
+    summed = torch.arange(like.shape[1], device=like.device) < r
+    weight = torch.cat([summed[None], torch.diag(~summed)[r:]]).to(like.dtype)
+    if not steps:
+        return weight, weight.new_zeros(len(weight))
+    return steps[0].scale[:, None] * weight, steps[0].shift
+
+
+def _patchwise(cores: Any, relation: str, inputs: Roles, footprint: Footprint) -> Any:
+    psi, r = inputs.psi, inputs.psi.shape[1]
+    centres = inputs.phi if relation == "clique_product" else _centres(inputs.phi, footprint)
+    before = r if relation == "concatenation" else 0  # the rows of φ
+    rows = footprint.taps * {"concatenation": r, "star_product": 1, "clique_product": footprint.taps}[relation]
+    if not inputs.steps:
+        nothing = psi.new_empty(0)
+        found = cores.patchwise_statistics(centres, psi, *[nothing] * 3, [rows], relation, str(footprint))
+        if not before:
+            return found
+        variance, mean = torch.var_mean(centres, (0, 2), correction=0)
+        return tuple(torch.cat(pair) for pair in zip((mean, variance), found, strict=True))
+    scale, shift, _ = inputs.steps[0]
+    if before:
+        centres = torch.addcmul(shift[:before, None], centres, scale[:before, None]).relu()
+    layers = _layers(inputs)
+    facts = (
+        *(scale[before:], shift[before:], _flat(layers, psi)),
+        *(_widths(before + rows, layers), relation, str(footprint)),
+    )
+    if inputs.beta is None:
+        return cores.patchwise_statistics(centres, psi, *facts)
+    return cores.patchwise_attention(centres, psi, inputs.beta, *facts)
+
+
+def _centres(map_: Tensor, footprint: Footprint) -> Tensor:
+    return map_[:, :, :: footprint.stride, :: footprint.stride].flatten(2)
+
+
+def _layers(inputs: Roles) -> Layers:
+    """The linears of γ, with the batch norm behind each folded in; the last has γ's bias, if any."""
+    steps = inputs.steps
+    weights = [step.weight.flatten(0, -2) for step in steps]
+    layers = [(norm.scale[:, None] * weight, norm.shift) for weight, norm in zip(weights, steps[1:], strict=False)]
+    if steps:
+        bias = weights[-1].new_zeros(len(weights[-1])) if inputs.bias is None else inputs.bias.flatten()
+        layers.append((weights[-1], bias))
+    return layers
+
+
+def _widths(inputs: int, layers: Layers) -> list[int]:
+    return [inputs, *(len(weight) for weight, _ in layers)]
+
+
+def _flat(layers: Layers, like: Tensor) -> Tensor:
+    return torch.cat([x.flatten() for layer in layers for x in layer] or [like.new_empty(0)])

@@ -1,0 +1,149 @@
+"""The CUDA kernels of the fused attentions' cores in Numba, without a GPU: Numba simulates one, against the oracle of
+cores.py.
+
+Blocks and panels are made so small that tiny maps have several of each. The simulator starts a thread for every thread
+of a block, and looks in a loop whether all of them wait; that they take turns more often makes it several times faster.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import test_cuda_fused as fused
+import torch
+from test_cuda_fused import KINDS, Case
+
+from saprof.backends import numba as backend
+
+pytestmark = pytest.mark.simulated
+
+PAIRWISE = (
+    Case("3 boundary=exclude", e=4, hidden=(5,), g=2, share=2, n=2, h=3, w=3),
+    Case("3 stride=2", e=2, hidden=(), g=1, share=3, n=1, h=3, w=2, rectified=False, factor=False),
+    Case("offsets:9,9;0,1;-1,0 boundary=exclude", e=5, hidden=(3, 4), g=2, share=1, n=1, h=2, w=3),
+)
+PATCHWISE = (
+    Case("offsets:0,0;0,1;-1,0;2,0 boundary=exclude", e=3, hidden=(5,), g=2, share=2, n=2, h=3, w=3),
+    Case("cross:3 stride=2", e=2, hidden=(), g=1, share=5, n=1, h=2, w=3),
+)
+SMALLEST = Case("offsets:0,0;0,1", e=2, hidden=(2,), g=1, share=1, n=1, h=2, w=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _often():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """What `test_cuda_fused` asks of the CUDA backend is computed in the simulator; and the constants, to change
+    them."""
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here, and with it no simulator")
+    from kernels_numba import gpu_mapping, gpu_patchwise
+
+    def set_(module, **constants):
+        for name, value in constants.items():
+            monkeypatch.setattr(module, name, value)
+
+    monkeypatch.setattr(fused, "backend", SimpleNamespace(run_core=run))
+    set_(gpu_mapping, MOST_COLUMNS=16, MOST_ROWS=3, WORKERS=2)
+    set_(gpu_patchwise, TILE=8, OUTPUTS=4, INPUTS=4)
+    return set_
+
+
+def run(name, tensors, widths, flag, footprint):
+    """A core's arrays are torch's tensors, and its scratch memory is full of NaN."""
+    from kernels_numba import gpu, gpu_pairwise, gpu_patchwise
+
+    map_ = next(x for x in tensors if x is not None and x.dim() == 4)
+    tables = backend._tables(footprint, *map_.shape[2:], map_.device)
+    lookups = SimpleNamespace(
+        **gpu.Lookups(*(x.numpy() for x in tables), 0)._asdict(),
+        excludes=footprint.boundary == "exclude",
+        empty=lambda *shape: map_.new_full(shape, torch.nan).numpy(),
+    )
+    arrays = [None if x is None else x.numpy() for x in tensors]
+    family = gpu_pairwise if name.startswith("pairwise") else gpu_patchwise
+    getattr(family, name)(*arrays, tuple(widths), flag, lookups)
+
+
+@pytest.mark.parametrize("case", PAIRWISE, ids=str)
+class TestPairwise:
+    def test_attention(self, case):
+        fused.check_pairwise_attention(case)
+
+    def test_statistics(self, case):
+        for layers in (0, len(case.hidden) + 1):
+            fused.check_pairwise_statistics(case, layers)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", PATCHWISE, ids=str)
+class TestPatchwise:
+    def test_attention(self, case, kind):
+        fused.check_patchwise_attention(kind, case)
+
+    def test_statistics(self, case, kind):
+        for layers in {0, len(case.hidden)}:
+            fused.check_patchwise_statistics(kind, case, layers)
+
+
+def test_three_layers():
+    fused.check_patchwise_attention("star_product", Case("offsets:0,0;0,1", e=2, hidden=(5, 3), n=1, h=2, w=3))
+
+
+def test_in_float32():
+    fused.check_all(SMALLEST, SMALLEST, torch.float32)
+
+
+def test_little_shared_memory(small):
+    """Fewer columns, outputs and rows than might be."""
+    from kernels_numba import gpu_mapping, gpu_patchwise
+
+    small(gpu_mapping, MOST_COLUMNS=128, MOST_ROWS=32)
+    small(gpu_patchwise, TILE=64, OUTPUTS=32, INPUTS=64)
+    small(gpu_mapping, SHARED_BYTES=1 << 10)
+    fused.check_pairwise_attention(Case("3", e=2, hidden=(3,), g=1, share=1, n=1, h=2, w=3))
+    fused.check_patchwise_attention("clique_product", Case("offsets:0,0;0,1;1,0", e=14, hidden=(7,), n=1, h=2, w=3))
+
+
+def test_too_little_shared_memory(small):
+    from kernels_numba import gpu_mapping
+
+    message = r"needs \d+ bytes of shared memory; expected at most 64"
+    small(gpu_mapping, SHARED_BYTES=64)
+    with pytest.raises(ValueError, match=f"pairwise attention {message}"):
+        fused.check_pairwise_attention(SMALLEST)
+    for kind in KINDS:
+        with pytest.raises(ValueError, match=f"patchwise attention {message}"):
+            fused.check_patchwise_attention(kind, SMALLEST)
+
+
+def test_too_many_layers():
+    with pytest.raises(ValueError, match="a mapping has 10 widths; expected 1 to 9"):
+        fused.check_pairwise_attention(Case("3", hidden=(2,) * 8))
+
+
+class TestOutputs:
+    """Those that nobody needs are None."""
+
+    @pytest.mark.parametrize("needed", ["offset", "factor", "map", "beta", "parameters"])
+    def test_pairwise(self, needed):
+        fused.check_pairwise_attention(SMALLEST, needed=[f"d_{needed}"])
+
+    @pytest.mark.parametrize("needed", ["centres", "map", "beta", "scale", "shift", "parameters"])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_patchwise(self, kind, needed):
+        fused.check_patchwise_attention(kind, SMALLEST, needed=[f"d_{needed}"])
+
+
+def test_the_same_bits_twice():
+    for check in (fused.check_pairwise_attention, lambda case: fused.check_patchwise_attention(KINDS[0], case)):
+        once, again = check(SMALLEST), check(SMALLEST)
+        assert all(torch.equal(once[key], again[key]) for key in once)
