@@ -1,7 +1,8 @@
 """The CUDA backend without a GPU: its kernels, compiled for the CPU (cuda_on_host), in all their ways to compute, and
 watched by the sanitizers.
 
-test_operators.py judges them like those of every backend, there and on a GPU.
+test_operators.py judges them like those of every backend, there and on a GPU; those of the fused attentions are in
+test_cuda_fused.py.
 """
 
 import re
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from cuda_on_host.host import Host, build, build_library
+from test_operators import each_of_two
 
 from kernels_cuda import CSRC
 from saprof import backends
@@ -29,7 +31,6 @@ from saprof.workload import ITEMSIZE, Workload, edge, tiny
 WAYS = {"frames": {}, "tiles of one row": {"FRAME_BYTES": 1}, "no frames": {"SHARED_BYTES": 512}}
 """What the kernels do with a footprint, and what makes them do it on maps as small as these."""
 
-each_operator = pytest.mark.parametrize("op", OPERATORS.values(), ids=OPERATORS)
 each_way = pytest.mark.parametrize("way", WAYS)
 
 
@@ -77,7 +78,7 @@ def wide(op):
             yield Workload(op, footprint.with_(boundary="zero"), r=2, v=3, g=3, h=5, w=8)
 
 
-@each_operator
+@each_of_two
 @each_way
 def test_values_and_gradients(op, way, watched_host):
     """And no thread reads or writes where it must not, or when another one does."""
@@ -85,18 +86,18 @@ def test_values_and_gradients(op, way, watched_host):
     judge(watched_host, with_dtype(tiny(op), *ITEMSIZE), way)
 
 
-@each_operator
+@each_of_two
 def test_edge(op, watched_host):
     judge(watched_host, with_dtype(edge(op), "bfloat16"))
 
 
-@each_operator
+@each_of_two
 def test_arrays_that_no_vector_is_aligned_to(op, cache_folder):
     with Host([*build("address", cache_folder), "shifted"]) as host:
         judge(host, with_dtype(wide(op), *ITEMSIZE))
 
 
-@each_operator
+@each_of_two
 def test_the_same_bits_twice(op, cuda_on_host):
     workload = Workload(op, Footprint.square(3, boundary="replicate"))
     runs = []
@@ -141,7 +142,7 @@ torch.ops.load_library(sys.argv[1])
 launch, keys = torch.ops.saprof_kernels.launch.default, torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 cuda._LAUNCH["cpu"] = lambda *arguments: launch.redispatch(keys, *arguments)
 for operator in OPERATORS.values():
-    for workload in tiny(operator):
+    for workload in tiny(operator) if operator.degree else ():
         for dtype in ITEMSIZE:
             verdict = check(replace(workload, dtype=dtype), "cuda")
             assert verdict.ok, verdict.message

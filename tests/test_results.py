@@ -27,6 +27,13 @@ def test_a_row_survives_the_file(tmp_path):
     assert read(tmp_path) == rows
 
 
+def test_how_an_attention_ran_survives_the_file(tmp_path):
+    rows = [make("a", attention="fused"), make("b")]
+    append(tmp_path / "rows.jsonl", rows)
+    assert [row.attention for row in read(tmp_path)] == ["fused", None]
+    assert "attention" not in json.loads(rows[1].line())
+
+
 def test_absent_is_not_written_and_nan_is_refused():
     assert "peak_bytes" not in json.loads(make().line())
     with pytest.raises(ValueError, match="JSON"):

@@ -75,12 +75,46 @@ def test_networks_beside_table_7(tmp_path, capsys):
     arguments = ["--model", "san10_patchwise,resnet26", "--footprint", "3", "--size", "32", "--seconds", "0.02"]
     assert sweep.main([*arguments, "--backend", "numba,unfold", "--output", str(tmp_path)]) == 0
     rows = read(tmp_path)
-    assert [(row.name, row.backend, row.params) for row in rows] == [
-        ("san10_patchwise", "numba", 10_742_564),
-        ("san10_patchwise", "unfold", 10_742_564),
-        ("resnet26", "torch", 13_696_552),
+    assert [(row.name, row.backend, row.attention, row.params) for row in rows] == [
+        ("san10_patchwise", "numba", "fused", 10_742_564),
+        ("san10_patchwise", "unfold", "composed", 10_742_564),
+        ("resnet26", "torch", None, 13_696_552),
     ]
     assert "10.7" in capsys.readouterr().out
+
+
+def test_a_network_fused_beside_composed(tmp_path, capsys):
+    """Cells of one group, of the same cost; what was asked for and did not run is told as well."""
+    arguments = ["--model", "san10_pairwise", "--footprint", "3", "--size", "32", "--seconds", "0.02"]
+    how = ["--backend", "numba", "--attention", "composed,fused,auto"]
+    assert sweep.main([*arguments, *how, "--output", str(tmp_path / "numba")]) == 0
+    rows = read(tmp_path / "numba")
+    assert [(row.backend, row.attention) for row in rows] == [
+        ("numba", "composed"),
+        ("numba", "fused"),
+        ("numba", "fused"),
+    ]
+    assert len({row.key for row in rows}) == 3
+    assert len({(row.params, row.macs, row.flops_paper) for row in rows}) == 1
+    assert rows[1].peak_bytes < rows[0].peak_bytes
+    assert "numba fused" in capsys.readouterr().out
+    how = ["--backend", "unfold", "--attention", "fused"]
+    assert sweep.main([*arguments, *how, "--output", str(tmp_path / "unfold")]) == 1
+    (row,) = read(tmp_path / "unfold")
+    assert (row.status, row.attention) == ("unsupported", "fused")
+    assert row.reason == "fused attention: unfold computes it by its parts; expected attention='composed' or 'auto'"
+
+
+def test_only_networks_with_attention_have_a_choice_of_it():
+    groups = plan("--model", "san10_pairwise,resnet26", "--attention", "composed,fused", "--backend", "numba,unfold")
+    assert [[(cell.backend, cell.attention) for cell in group] for group in groups] == [
+        [("numba", "composed"), ("numba", "fused"), ("unfold", "composed"), ("unfold", "fused")],
+        [("auto", "auto")],
+    ]
+    (group,) = plan("--operator", "pairwise_attention", "--attention", "composed", "--backend", "numba")
+    assert [cell.attention for cell in group] == ["auto"]
+    (*_, cell), _ = groups
+    assert str(cell).endswith(" forward unfold fused on cpu")
 
 
 @pytest.mark.parametrize("mode", ["train_forward", "backward", "train_step"])
@@ -210,7 +244,8 @@ def test_time_budget_leaves_cells_for_later(tmp_path, capsys):
 
 
 def test_resume_after_a_kill_loses_and_repeats_nothing(tmp_path):
-    arguments = [*SMALL, "--operator", "all", "--seconds", "0.4", "--output", str(tmp_path / "run")]
+    operators = [*OPERATORS][:5]
+    arguments = [*SMALL, "--operator", ",".join(operators), "--seconds", "0.4", "--output", str(tmp_path / "run")]
     process = subprocess.Popen([sys.executable, "-m", "saprof.sweep", *arguments], stderr=subprocess.PIPE)
     rows = tmp_path / "run" / "rows.jsonl"
     deadline = time.monotonic() + 120
@@ -222,12 +257,12 @@ def test_resume_after_a_kill_loses_and_repeats_nothing(tmp_path):
     process.wait()
     process.stderr.close()
     before = rows.read_bytes().split(b"\n")[:-1]
-    assert 2 <= len(before) < len(OPERATORS), "it should have been killed on the way"
+    assert 2 <= len(before) < len(operators), "it should have been killed on the way"
     done = command(*arguments, "--resume")
     assert done.returncode == 0, done.stderr
     after = rows.read_bytes().split(b"\n")[:-1]
     assert after[: len(before)] == before
-    assert sorted(json.loads(line)["name"] for line in after) == sorted(OPERATORS)
+    assert sorted(json.loads(line)["name"] for line in after) == sorted(operators)
     assert command(*arguments, "--resume").returncode == 0
     assert rows.read_bytes().split(b"\n")[:-1] == after
 
@@ -299,6 +334,7 @@ def test_backends_of_a_group(arguments, names):
         (["--relation", "add"], "unknown relation 'add'; expected summation"),
         (["--family", "triple"], "unknown family 'triple'; expected pairwise, patchwise"),
         (["--backend", "triton"], f"unknown backend 'triton'; expected {', '.join(BACKENDS)}, auto or all"),
+        (["--attention", "flash"], "unknown attention 'flash'; expected auto, fused, composed"),
         (["--mode", "inference"], "unknown mode 'inference'; expected forward"),
         (["--dtype", "int8"], "unknown dtype 'int8'; expected float64"),
         (["--stage", "6"], "stage is 6; expected 1 to 5"),
