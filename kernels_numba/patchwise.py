@@ -1,6 +1,7 @@
 """CPU kernels of the patchwise attentions' cores: relation, affine map, ReLU, linear layers and aggregation at once.
 
-What the arrays are is said in `saprof/backends/fused.py`.
+Arrays are contiguous: maps (n, -, h, w), `centres` (n, r, p), or a map for the clique product; mapping.py says what the
+parameters and widths are.
 
     z_i    = ReLU(scale · δ(φ_i, ψ_R(i)) + shift)      k, k·k or, behind the rows of the centres, r·k rows
     α_i    = W_L · ReLU(… ReLU(W_1 · z_i + b_1) …) + b_L

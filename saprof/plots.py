@@ -63,8 +63,10 @@ def write(figure: Figure, stem: Path) -> list[Path]:
 def _series(rows: pd.DataFrame) -> pd.Series:
     """What a line of the figure is: the name, and whatever else the rows differ in."""
     parts = [rows["name"]]
+    of_kind = rows[rows["kind"] == rows["kind"].iloc[0]]
     for column in ("backend", "attention", "mode", "dtype", "compiled", "n", "h"):
-        if rows[rows["kind"] == rows["kind"].iloc[0]].groupby("name")[column].nunique().max() > 1:
+        alike = ["name", "backend"] if column == "attention" else ["name"]  # which a backend mostly decides
+        if of_kind.groupby(alike)[column].nunique().max() > 1:
             parts.append((f"{column} " + rows[column].astype(str)).where(rows[column].notna(), ""))
     return pd.concat(parts, axis=1).agg(lambda names: ", ".join(filter(None, names)), axis=1)
 

@@ -218,7 +218,7 @@ def _run_core_on_gpu(
         arrays = [None if x is None else _device_array(x) for x in tensors]
         tables = [_device_array(x) for x in _tables(footprint, *map_.shape[2:], map_.device)]
         empty = lambda *shape: _device_array(map_.new_empty(shape))  # noqa: E731
-        work = _GpuWork(*tables, stream, footprint.boundary == "exclude", empty)
+        work = _GpuWork(*tables, stream=stream, excludes=footprint.boundary == "exclude", empty=empty)
         getattr(_family("gpu_", name), name)(*arrays, widths, flag, work)
 
 
