@@ -9,7 +9,7 @@ sweep: $(VENV)/.base
 	$(BIN)/python -m saprof.sweep --footprint 3,5,7,9,11
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
