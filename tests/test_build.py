@@ -545,9 +545,9 @@ def real(tmp_path_factory):
 def test_no_kernel_spills(real):
     assert {path.name for path in build.CSRC.iterdir() if path.suffix in (".cu", ".cpp")} == set(build.SOURCES)
     kernels = build.report(real)
-    names = {arch: {kernel.name for kernel in kernels if kernel.arch == arch} for arch in ("sm_80", "sm_90")}
-    assert names["sm_80"] == names["sm_90"] != set()
-    assert len(kernels) == sum(map(len, names.values())), "expected these two, and no kernel twice"
+    names = {arch: sorted(kernel.name for kernel in kernels if kernel.arch == arch) for arch in ("sm_80", "sm_90")}
+    assert names["sm_80"] == names["sm_90"] != []  # two files may each have a kernel of the same name
+    assert len(kernels) == sum(map(len, names.values())), "expected these two architectures"
     assert not [kernel for kernel in kernels if kernel.spill_stores or kernel.spill_loads]
 
 

@@ -279,6 +279,7 @@ def odd(op: Operator) -> list[Workload]:
 
 
 class TestDispatcher:
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck reads it itself
     @each_backend
     @workloads(lambda op: [Workload(op, Footprint.square(3, stride=2), h=4, w=3), *odd(op)], "float32")
     def test_opcheck(self, workload, backend):
