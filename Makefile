@@ -26,12 +26,13 @@ gpu: $(VENV)/.dev
 clean:
 	rm -rf $(VENV)
 
-# .venv/constraints.txt is constraints.txt, less its torch where .venv has or sees one already
+# .venv/constraints.txt is constraints.txt, with the torch that .venv has or sees already instead of its own; the
+# torchvision that goes with it is then for pip to find
 $(VENV)/constraints.txt: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saprof needs Python 3.11 or later; $(PYTHON) is " + sys.version.split()[0])'
 	@$(PYTHON) -m venv $$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages) $(VENV)
-	@if $(BIN)/python -c 'import torch; print("keeping torch", torch.__version__)' 2>/dev/null; \
-	  then grep -v '^torch==' $< > $@; else cp $< $@; fi
+	@if torch=$$($(BIN)/python -c 'import torch; print(torch.__version__)' 2>/dev/null); \
+	  then echo "keeping torch $$torch"; { grep -v '^torch' $<; echo "torch==$$torch"; } > $@; else cp $< $@; fi
 
 $(VENV)/.base: pyproject.toml $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable .

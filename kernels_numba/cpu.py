@@ -43,6 +43,8 @@ AHEAD = 64
 """How many elements ahead the weights of an aggregation are asked for."""
 BLOCK = 8
 """Channels that are held in registers at a time."""
+SLACK = 16
+"""Elements behind an array's last, since whole vectors are read and written."""
 
 
 class Frame(NamedTuple):
@@ -66,6 +68,12 @@ class Frame(NamedTuple):
     """Centres in a row."""
     memory: np.ndarray
     """(threads, elements)"""
+
+
+def _apart(count):
+    """From a row of `count` elements to the next: an odd number of vectors, for rows that lie a power of 2 apart share
+    few places in a cache."""
+    return (-(-count // 8) | 1) * 8
 
 
 @part

@@ -29,6 +29,8 @@ from numba import prange
 from kernels_numba.compiled import compiled, part
 from kernels_numba.cpu import (
     BLOCK,
+    SLACK,
+    _apart,
     _clear,
     _dots,
     _fill,
@@ -43,7 +45,6 @@ from kernels_numba.cpu import (
 )
 from kernels_numba.mapping import gather, layers, layers_backward, moments_of, spread, transpose
 from kernels_numba.simd import (
-    BYTES,
     add,
     broadcast,
     choose_first,
@@ -65,8 +66,6 @@ COLUMNS = 256
 """Pairs that the layers take at a time, at most, unless a row of centres is longer."""
 LOGITS = 1 << 18
 """Logits of a tile, at most, unless it is of one row."""
-SLACK = 16
-"""Elements behind an array's last, since whole vectors are read and written."""
 
 
 class Tiles(NamedTuple):
@@ -567,7 +566,7 @@ def _lowest(like):
 def _logits(tiles, widths, work):
     """Memory for one value per group, tap and centre of a tile."""
     count = len(tiles.taps) * tiles.height * tiles.width
-    return work.empty(work.threads, widths[-1] * _apart(count + SLACK, tiles.z))
+    return work.empty(work.threads, widths[-1] * _apart(count + SLACK))
 
 
 def _gradients(tiles, work):
@@ -588,12 +587,6 @@ def _partial(parameters, work):
     return partial
 
 
-def _apart(count, like):
-    """From a row of `count` elements to the next: an odd number of vectors, for rows that lie a power of 2 apart share
-    few places in a cache."""
-    return (-(-count // (BYTES // like.itemsize)) | 1) * (BYTES // like.itemsize)
-
-
 def _tiles(offset, factor, map_, channels, widths, work):
     """Tiles with room for the frames of the map or of so many channels of β."""
     n, e, _ = offset.shape
@@ -601,7 +594,7 @@ def _tiles(offset, factor, map_, channels, widths, work):
     frame = work.frame(_height(n, widths[-1] * k, work))
     most = frame.height * frame.width
     at_once = -(-k // -(-k // max(1, COLUMNS // most)))
-    step, size = _apart(at_once * most, offset), frame.rows.shape[1] * len(frame.columns)
+    step, size = _apart(at_once * most), frame.rows.shape[1] * len(frame.columns)
     ones = work.empty(map_[0, 0].size if work.excludes else 0)
     ones[...] = 1
     return Tiles(

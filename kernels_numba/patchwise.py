@@ -32,6 +32,8 @@ from numba import prange
 from kernels_numba.compiled import compiled, part
 from kernels_numba.cpu import (
     BLOCK,
+    SLACK,
+    _apart,
     _clear,
     _dots,
     _fill,
@@ -77,8 +79,6 @@ CHUNK = 64
 """Rows in a chunk of the concatenation, unless a channel has more."""
 HALO = 16
 """What a tile costs beside its columns, in columns."""
-SLACK = 16
-"""Elements behind a tile's last frame, since whole vectors are read and written."""
 
 
 class View(NamedTuple):
@@ -95,7 +95,7 @@ class View(NamedTuple):
     apart: int
     """From an image's frame to the next one's."""
     step: int
-    """From a channel's frames to the next one's."""
+    """From a channel's frames to the next one's: room for vectors that begin at any column."""
     h: int
     w: int
 
@@ -149,19 +149,9 @@ class Plan(NamedTuple):
     d_y: int
 
 
-class Inputs(NamedTuple):
-    """The arrays, flat."""
-
-    centres: np.ndarray
-    map_: np.ndarray
-    beta: np.ndarray
-    scale: np.ndarray
-    shift: np.ndarray
-    parameters: np.ndarray
-
-
-class Gradients(NamedTuple):
-    """What gradients are added to: frames of all tiles, empty where nobody needs them, and sums of each thread."""
+class Arrays(NamedTuple):
+    """The inputs, flat; or what their gradients are added to: frames of all tiles, empty where nobody needs them, and
+    sums of each thread."""
 
     centres: np.ndarray
     map_: np.ndarray
@@ -593,7 +583,7 @@ def _of_thread(gradients, thread):
     sums = gradients.scale[thread], gradients.shift[thread], gradients.parameters[thread]
     for one in sums:
         _clear(one, 0, one.shape[0])
-    return Gradients(gradients.centres, gradients.map_, gradients.beta, *sums)
+    return Arrays(gradients.centres, gradients.map_, gradients.beta, *sums)
 
 
 @part
@@ -691,7 +681,7 @@ def _view(frame, images, h, w):
     rows, columns, begin, end, taps, order, height = frame[:7]
     size = rows.shape[1] * len(columns)
     lines = (np.arange(images)[:, None] * size + np.arange(height) * len(columns)).reshape(-1)
-    return View(rows, columns, begin, end, taps, order, lines, size, _apart(images * size), h, w)
+    return View(rows, columns, begin, end, taps, order, lines, size, _apart(images * size + 7), h, w)
 
 
 def _own(images, height, work):
@@ -700,14 +690,8 @@ def _own(images, height, work):
     rows = np.arange(tiles * height).reshape(tiles, height)
     rows[rows >= work.height] = -1
     lines = np.arange(images * height) * width
-    step, centre = _apart(images * height * width), np.zeros(1, np.int64)
+    step, centre = _apart(images * height * width + 7), np.zeros(1, np.int64)
     return View(rows, np.arange(width), 0, width, centre, centre, lines, height * width, step, work.height, width)
-
-
-def _apart(columns):
-    """From a row to the next: room for whole vectors that begin at any column; and an odd number of vectors, since rows
-    would else contend for the same sets of the cache."""
-    return ((columns + 14) // 8 | 1) * 8
 
 
 # The cores: inputs, outputs, the layers' widths, the relation's kind, and `work`, which knows the footprint and the
@@ -757,7 +741,7 @@ def patchwise_statistics_backward(
 
 
 def _flat(*arrays):
-    return Inputs(*(array.reshape(-1) for array in arrays))
+    return Arrays(*(array.reshape(-1) for array in arrays))
 
 
 def _inputs_of_statistics(centres, map_, scale, shift, parameters, plan, work):
@@ -775,7 +759,7 @@ def _gradients(inputs, maps, plan, view, centres, own, work):
         for map_, channels, of in zip(maps, (plan.r, plan.r, plan.v), (centres, view, view), strict=True)
     )
     sums = (work.empty(plan.threads, x.size) for x in (inputs.scale, inputs.shift, inputs.parameters))
-    return Gradients(*frames, *sums)
+    return Arrays(*frames, *sums)
 
 
 def _add_up(gradients, maps, sums, plan, view, centres, own):

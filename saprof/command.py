@@ -13,7 +13,7 @@ OK, FAILED, USAGE = 0, 1, 2
 
 
 def run(main: Callable[[list[str] | None], int]) -> NoReturn:
-    """Exit with main's code; a mistake in the input becomes one sentence on stderr and exit code 2."""
+    """Exit with main's code; a mistake in the input becomes a sentence on stderr and exit code 2, or its own `code`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no ✓ shows a ?
@@ -25,7 +25,7 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(OK)
         print(f"error: {error}", file=sys.stderr)
-        code = USAGE
+        code = getattr(error, "code", USAGE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.attention import ATTENTIONS, CHOICES, MAPPINGS, POSITIONS
-from saprof.backends import BACKENDS, Unsupported, choose, unknown
+from saprof.backends import BACKENDS, Unsupported, choose
 from saprof.footprint import Footprint, positive
 from saprof.operators import (
     OPERATORS,
@@ -36,6 +36,7 @@ from saprof.operators import (
     pairwise_dot_product,
     pairwise_subtraction,
 )
+from saprof.text import unknown
 from saprof.workload import REDUCTIONS
 
 TRANSFORMATIONS = ("distinct", "shared_phi_psi", "shared")
@@ -153,10 +154,12 @@ class VectorAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
         phi, psi, beta = self.transform(x)
-        # what has shapes alone is composed, so that every part is counted under its own module
-        backend = None if phi.is_meta else self.fused_backend(phi.dtype, phi.device.type)
-        if not torch.compiler.is_compiling() and not phi.is_meta:
-            self.ran = " on ".join(self.plan(phi.dtype, phi.device.type))
+        if phi.is_meta:  # what has shapes alone is composed, so that every part is counted under its own module
+            return self.compose(phi, psi, beta)
+        where = phi.dtype, phi.device.type
+        backend = self.fused_backend(*where)
+        if not torch.compiler.is_compiling():
+            self.ran = " on ".join(self._planned(backend, *where))
         return self.compose(phi, psi, beta) if backend is None else self.fuse(phi, psi, beta, backend)
 
     def plan(self, dtype: torch.dtype, device: str) -> tuple[str, str]:
@@ -164,7 +167,10 @@ class VectorAttention(nn.Module):
 
         Raises Unsupported where no backend can, or `attention="fused"` cannot be.
         """
-        backend = self.fused_backend(dtype, device)
+        return self._planned(self.fused_backend(dtype, device), dtype, device)
+
+    def _planned(self, backend: str | None, dtype: torch.dtype, device: str) -> tuple[str, str]:
+        """The plan, given the backend that fuses the attention, if one does."""
         if backend is not None:
             return "fused", backend
         return "composed", _backends((self.relation, aggregation), dtype, device, self)
@@ -405,15 +411,16 @@ class SelfAttentionBlock(nn.Module):
 class Transition(nn.Module):
     """2 × 2 max pool with stride 2, then a linear layer to the next stage's channels (SAN Sec. 3.4).
 
-    A side of 1 stays 1, so that small inputs pass all five stages.
+    A side of 1 stays 1, so that small inputs pass all five stages. With stride 1 there is no pool.
     """
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int = 2) -> None:
         super().__init__()
+        self.stride = stride
         self.linear = linear(inputs, outputs, bias=False)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-        return self.linear(pool(x))
+        return self.linear(pool(x) if self.stride == 2 else x)
 
 
 def pool(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:

@@ -1,4 +1,4 @@
-"""Tables as text: aligned for the terminal, as Markdown, or as CSV and JSON for programs."""
+"""Text: tables for the terminal, as Markdown, or as CSV and JSON for programs; and a sentence for unknown names."""
 
 from __future__ import annotations
 
@@ -34,3 +34,9 @@ def records(rows: Sequence[Mapping[str, Any]], form: str) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().rstrip("\n")
+
+
+def unknown(what: str, got: str, valid: Sequence[str]) -> str:
+    """The sentence for a name nobody knows."""
+    *most, last = map(repr, valid)
+    return f"unknown {what} {got!r}; expected {', '.join(most) + ' or ' if most else ''}{last}"

@@ -20,6 +20,7 @@ from saprof import operators
 from saprof.attention import Attention
 from saprof.footprint import Footprint
 from saprof.operators import Operator, for_every_operator
+from saprof.text import unknown
 
 BACKENDS: dict[str, ModuleType] = {name: import_module(f"saprof.backends.{name}") for name in operators.BACKENDS}
 """By name, the best first: the order in which `auto` asks."""
@@ -81,12 +82,6 @@ def check_device(device: str) -> None:
     here = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
     if device not in here:
         raise ValueError(f"device is {device!r}; expected one that torch sees here: {', '.join(here)}")
-
-
-def unknown(what: str, got: str, valid: Sequence[str]) -> str:
-    """The sentence for a name nobody knows."""
-    *most, last = (repr(name) for name in valid)
-    return f"unknown {what} {got!r}; expected {', '.join(most) + ' or ' if most else ''}{last}"
 
 
 def _check(operator: Operator, named: Sequence[tuple[str, Tensor]], footprint: Footprint, backend: str) -> list[Tensor]:

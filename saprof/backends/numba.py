@@ -39,8 +39,6 @@ FRAME_BYTES = 128 << 10
 HUGE_BYTES = 32 << 20
 """From here on glibc maps every allocation afresh, and an output asks Linux for huge pages: 500 times fewer of them are
 touched for the first time."""
-SLACK = 16
-"""Elements behind a frame's last, since whole vectors are read."""
 
 
 def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
@@ -101,7 +99,7 @@ def _run_on_cpu(
         tiles = -(-2 * threads // items) if items else 1
         lookups = _lookups(footprint, sizes["h"], sizes["w"], planes * first.itemsize, tiles)
         rows, columns = lookups[:2]
-        memory = first.new_empty(threads, planes * rows.shape[1] * len(columns) + SLACK)
+        memory = first.new_empty(threads, planes * rows.shape[1] * len(columns) + _cpu().SLACK)
         return _cpu().Frame(*lookups, memory.numpy())
 
     with _threads(threads):
@@ -160,32 +158,29 @@ def _run_core(
     name: str, tensors: Sequence[Tensor | None], widths: Sequence[int], flag: bool | str, footprint: Footprint
 ) -> None:
     map_ = cores.map_of(name, tensors)
-    _RUN_CORE[map_.device.type](name, tensors, tuple(widths), flag, footprint, map_)
+    prefix, prepare = _WORK[map_.device.type]
+    kernels = import_module(f"kernels_numba.{prefix}{name.partition('_')[0]}")
+    with prepare(footprint, map_) as work:
+        arrays = [None if x is None else _array(x) for x in tensors]
+        getattr(kernels, name)(*arrays, tuple(widths), flag, work)
 
 
 cores.register(cores.Kernels("numba", _run_core, _empty))
 
 
-def _run_core_on_cpu(
-    name: str,
-    tensors: Sequence[Tensor | None],
-    widths: tuple[int, ...],
-    flag: bool | str,
-    footprint: Footprint,
-    map_: Tensor,
-) -> None:
-    arrays = [None if x is None else x.numpy() for x in tensors]
+@contextmanager
+def _work_on_cpu(footprint: Footprint, map_: Tensor) -> Iterator[_Work]:
     work = _Work(footprint, map_, torch.get_num_threads())
     with _threads(work.threads):
-        getattr(_family("", name), name)(*arrays, widths, flag, work)
+        yield work
 
 
 def _run_on_gpu(
     name: str, tensors: Sequence[Tensor | None], first: Tensor, footprint: Footprint, sizes: Mapping[str, int]
 ) -> None:
     with _on(first.device) as stream:
-        arrays = [None if x is None else _device_array(x) for x in tensors]
-        tables = [_device_array(x) for x in _tables(footprint, sizes["h"], sizes["w"], first.device)]
+        arrays = [None if x is None else _array(x) for x in tensors]
+        tables = [_array(x) for x in _tables(footprint, sizes["h"], sizes["w"], first.device)]
         getattr(_gpu(), name)(*arrays, _gpu().Lookups(*tables, stream))
 
 
@@ -206,27 +201,16 @@ class _GpuWork(NamedTuple):
     empty: Callable[..., Any]
 
 
-def _run_core_on_gpu(
-    name: str,
-    tensors: Sequence[Tensor | None],
-    widths: tuple[int, ...],
-    flag: bool | str,
-    footprint: Footprint,
-    map_: Tensor,
-) -> None:
+@contextmanager
+def _work_on_gpu(footprint: Footprint, map_: Tensor) -> Iterator[_GpuWork]:
     with _on(map_.device) as stream:
-        arrays = [None if x is None else _device_array(x) for x in tensors]
-        tables = [_device_array(x) for x in _tables(footprint, *map_.shape[2:], map_.device)]
-        empty = lambda *shape: _device_array(map_.new_empty(shape))  # noqa: E731
-        work = _GpuWork(*tables, stream=stream, excludes=footprint.boundary == "exclude", empty=empty)
-        getattr(_family("gpu_", name), name)(*arrays, widths, flag, work)
+        tables = [_array(x) for x in _tables(footprint, *map_.shape[2:], map_.device)]
+        empty = lambda *shape: _array(map_.new_empty(shape))  # noqa: E731
+        yield _GpuWork(*tables, stream=stream, excludes=footprint.boundary == "exclude", empty=empty)
 
 
-_RUN_CORE = {"cpu": _run_core_on_cpu, "cuda": _run_core_on_gpu}
-
-
-def _family(prefix: str, name: str) -> ModuleType:
-    return import_module(f"kernels_numba.{prefix}{name.partition('_')[0]}")
+_WORK = {"cpu": ("", _work_on_cpu), "cuda": ("gpu_", _work_on_gpu)}
+"""What a core needs, and how the files of its kernels begin."""
 
 
 @cache
@@ -248,7 +232,7 @@ def _on(device: torch.device) -> Iterator[Any]:
         yield _numba_cuda().external_stream(torch.cuda.current_stream(device).cuda_stream)
 
 
-def _device_array(x: Tensor) -> Any:
+def _array(x: Tensor) -> Any:
     return x.numpy() if x.device.type == "cpu" else _numba_cuda().as_cuda_array(x, sync=False)
 
 

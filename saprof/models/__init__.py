@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from saprof.backends import unknown
 from saprof.models.architectures import build
 from saprof.models.checkpoint import load, load_official, save
 from saprof.models.inference import optimize_for_inference
 from saprof.models.resnet import ResNet, ResNetConfig
 from saprof.models.san import SAN, SANConfig
 from saprof.operators import RELATIONS
+from saprof.text import unknown
 
 __all__ = [
     "SAN",
@@ -41,7 +41,18 @@ _MODELS |= {
 _MODELS["san10_stand_alone"] = ("SAN", {"family": "stand_alone"})
 _MODELS |= {f"resnet{depth}": ("ResNet", {"blocks": blocks}) for depth, blocks in _RESNET_BLOCKS.items()}
 _MODELS |= {f"resnet26_{k}x{k}": ("ResNet", {"blocks": _RESNET_BLOCKS[26], "footprint": k}) for k in (5, 7)}
-"""Architecture and fields of its config."""
+_SMALL = {"channels": (32, 64), "blocks": (1, 1), "stem_stride": 1, "num_classes": 10}
+_SMALL_SAN = _SMALL | {"footprints": (7, 3), "value_reduction": 2, "attention": "composed"}
+_MODELS |= {
+    f"san_mini_{family}": ("SAN", _SMALL_SAN | {"family": family, "relation_reduction": 8, "share": 4})
+    for family in RELATIONS
+}
+_MODELS |= {
+    "san_mini_stand_alone": ("SAN", _SMALL_SAN | {"family": "stand_alone", "heads": 4}),
+    "resnet_mini": ("ResNet", _SMALL | {"channels": (16, 32)}),
+}
+"""Architecture and fields of its config. The small ones are for images of 8 to 32 pixels, where the parts of attention
+train faster than one piece."""
 
 
 def list_models() -> list[str]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from saprof.backends import unknown
 from saprof.models.resnet import ResNet, ResNetConfig
 from saprof.models.san import SAN, SANConfig
+from saprof.text import unknown
 
 CONFIGS: dict[str, type[SANConfig | ResNetConfig]] = {"SAN": SANConfig, "ResNet": ResNetConfig}
 

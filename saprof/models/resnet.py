@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.footprint import positive
-from saprof.models.stages import check_stages
+from saprof.models.stages import check_stages, check_stem_stride
 
 EXPANSION = 4
 
@@ -25,12 +25,16 @@ class ResNetConfig:
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     channels: tuple[int, ...] = (64, 128, 256, 512)
     footprint: int = 3
+    stem_stride: int = 4
+    """Side of the image over that of the first stage's map: 4, or 1 for images of a few pixels, whose stem is one
+    3 × 3 convolution."""
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
         check_stages(self)
         positive("num_classes", self.num_classes)
         positive("footprint", self.footprint)
+        check_stem_stride(self.stem_stride, 4)
         if self.footprint % 2 == 0:
             raise ValueError(f"footprint is {self.footprint}; expected an odd size, as a padded convolution needs")
 
@@ -59,13 +63,14 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images to logits: 7 × 7 stem, stages of bottlenecks, global average pool, linear."""
+    """Images to logits: stem, stages of bottlenecks, global average pool, linear."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = config
         width = config.channels[0]
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        side, stride = (7, 2) if config.stem_stride == 4 else (3, 1)
+        self.conv1 = nn.Conv2d(3, width, side, stride, padding=side // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         inputs = width
         for index, (blocks, channels) in enumerate(zip(config.blocks, config.channels, strict=True)):
@@ -79,7 +84,9 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(inputs, config.num_classes)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, stride=2, padding=1)
+        x = F.relu(self.bn1(self.conv1(x)))
+        if self.config.stem_stride == 4:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
         for index in range(len(self.config.blocks)):
             x = getattr(self, f"layer{index + 1}")(x)
         return self.fc(self.avgpool(x).flatten(1))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from saprof.footprint import BOUNDARIES, Footprint, positive
 from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, expect, linear
-from saprof.models.stages import check_stages
+from saprof.models.stages import check_stages, check_stem_stride
 from saprof.workload import STAGES
 
 
@@ -25,6 +25,8 @@ class SANConfig(AttentionConfig):
     channels: tuple[int, ...] = tuple(channels for channels, _ in STAGES)
     footprints: tuple[Footprint | int | str, ...] = (3, 7, 7, 7, 7)
     boundary: str = "reflect"
+    stem_stride: int = 2
+    """Side of the image over that of the first stage's map: 2, or 1 for images of a few pixels."""
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
@@ -32,6 +34,7 @@ class SANConfig(AttentionConfig):
         check_stages(self, "footprints")
         positive("num_classes", self.num_classes)
         expect("boundary", self.boundary, BOUNDARIES)
+        check_stem_stride(self.stem_stride, 2)
         object.__setattr__(self, "footprints", self.stage_footprints)
 
     @property
@@ -54,9 +57,10 @@ class SANConfig(AttentionConfig):
 class Stage(nn.Module):
     """Transition, blocks, then the batch norm and ReLU that close the stage."""
 
-    def __init__(self, inputs: int, channels: int, blocks: int, footprint: Footprint, config: AttentionConfig) -> None:
+    def __init__(self, transition: Transition, blocks: int, footprint: Footprint, config: AttentionConfig) -> None:
         super().__init__()
-        self.transition = Transition(inputs, channels)
+        channels = transition.linear.out_channels
+        self.transition = transition
         self.blocks = nn.Sequential(*(SelfAttentionBlock(channels, footprint, config) for _ in range(blocks)))
         self.norm = nn.BatchNorm2d(channels)
 
@@ -73,7 +77,9 @@ class SAN(nn.Module):
         width = config.channels[0]
         self.stem = nn.Sequential(linear(3, width, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
         inputs = (width, *config.channels[:-1])
-        stages = zip(inputs, config.channels, config.blocks, config.stage_footprints, strict=True)
+        strides = (config.stem_stride, *(2 for _ in config.channels[1:]))
+        transitions = map(Transition, inputs, config.channels, strides)
+        stages = zip(transitions, config.blocks, config.stage_footprints, strict=True)
         self.stages = nn.Sequential(*(Stage(*stage, config) for stage in stages))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(config.channels[-1], config.num_classes)

@@ -25,3 +25,9 @@ def check_stages(config: Any, *others: str) -> None:
     for name in ("channels", "blocks"):
         for number, size in enumerate(getattr(config, name)):
             positive(f"{name}[{number}]", size)
+
+
+def check_stem_stride(stride: object, usual: int) -> None:
+    """ValueError unless it is that of the paper's networks, or 1."""
+    if stride not in (usual, 1) or isinstance(stride, bool):
+        raise ValueError(f"stem_stride is {stride!r}; expected {usual}, or 1 for images of a few pixels")

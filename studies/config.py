@@ -1,0 +1,208 @@
+"""What a training run is: a frozen dataclass, read from recipes (YAML) and the command line, strict about its keys."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from saprof.text import unknown
+
+RECIPES = Path(__file__).with_name("recipes")
+
+PROTOCOLS = ("val-original", "val-split")
+PRECISIONS = ("fp32", "fp64", "bf16", "fp16")
+SMOOTHING = ("others", "all")
+PERIODS = ("epoch", "step")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+SETTING = {"setting": True}
+"""Of fields that change how a run goes and not what comes of it, so that they are no part of the fingerprint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A training run. The defaults train a small SAN on the embedded digits."""
+
+    model: str = "san_mini_pairwise"
+    """A name of saprof.list_models(), or package.module:function, called with `options`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's config, such as relation, footprints, backend or attention."""
+    data: str = "digits"
+    """digits, digits16, folder or cifar10."""
+    protocol: str = "val-split"
+    """val-original trains on all of train and judges on the validation set; val-split holds `held_out` images per class
+    out of train and judges on them (SAN Sec. 5.1)."""
+    held_out: int = 50
+    """Images per class that val-split holds out."""
+    split_seed: int = 0
+    """Chooses the images that val-split holds out."""
+    image_size: int = 224
+    """Side of the images of a folder that the network sees."""
+    resize: int = 256
+    """Shorter side of a folder's images before the centre is cropped to be judged."""
+
+    seed: int = 0
+    """Of the initial weights, the order of the images and their augmentation."""
+    epochs: int = 20
+    batch: int = 32
+    """Images per optimisation step, over all processes."""
+    accumulate: int = 1
+    """Pieces that the images of a step pass a process in, one after the other."""
+    lr: float = 0.1
+    warmup_epochs: float = 0.0
+    """The learning rate first rises in a line from 0 for this long, then falls as a cosine to 0."""
+    lr_every: str = "epoch"
+    """How often the learning rate moves: every epoch or every step."""
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    """Of all parameters, biases and batch norms included."""
+    label_smoothing: float = 0.1
+    smoothing_over: str = "others"
+    """others spreads the smoothed share over the K - 1 wrong classes, all over the K classes, as torch does."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient."""
+    ema: float | None = None
+    """Decay of a moving average of the weights, which is then what is judged."""
+    precision: str = "fp32"
+    """fp32, fp64, or autocast in bf16 or fp16."""
+    channels_last: bool = False
+    compile: bool = False
+    """Whether the network goes through torch.compile."""
+
+    output: Path | None = field(default=None, metadata=SETTING)
+    """The run's folder; by default runs/<model>-<data>-<seed>."""
+    root: Path | None = field(default=None, metadata=SETTING)
+    """Where the data are, if they are not embedded."""
+    device: str = field(default="auto", metadata=SETTING)
+    """cpu, cuda, or the first of cuda and cpu that is there."""
+    threads: int = field(default=1, metadata=SETTING)
+    """Threads of a process on a CPU. Other numbers give other last digits."""
+    workers: int = field(default=0, metadata=SETTING)
+    """Processes that load images, per training process; 0 loads in the training process."""
+    evaluate_every: int = field(default=1, metadata=SETTING)
+    """Epochs between two evaluations; after the last there is always one."""
+    checkpoint_every: int = field(default=1000, metadata=SETTING)
+    """Steps between two checkpoints; at the end of each epoch there is one as well."""
+    tensorboard: bool = field(default=False, metadata=SETTING)
+    """Whether metrics go to TensorBoard too."""
+
+    def __post_init__(self) -> None:
+        for name, valid in _CHOICES.items():
+            if getattr(self, name) not in valid:
+                raise ValueError(unknown(name, getattr(self, name), valid))
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not (low <= value <= high):
+                bounds = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
+                raise ValueError(f"{name} is {value}; expected {bounds}")
+        for field_ in fields(self):
+            if isinstance(getattr(self, field_.name), float) and not math.isfinite(getattr(self, field_.name)):
+                raise ValueError(f"{field_.name} is {getattr(self, field_.name)}; expected a finite number")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum; momentum is 0")
+        if self.image_size > self.resize:
+            raise ValueError(f"resize is {self.resize}; expected at least image_size, {self.image_size}")
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the result, as plain JSON."""
+        chosen = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata.get("setting")}
+        real = [f.name for f in fields(self) if str(f.type).startswith("float") and chosen[f.name] is not None]
+        return json.loads(json.dumps(chosen | {name: float(chosen[name]) for name in real}))  # 1 is 1.0
+
+    def fingerprint(self) -> str:
+        """A hash of `facts`: runs with the same are the same run."""
+        return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def plain(self) -> dict[str, Any]:
+        """All fields, as YAML and checkpoints hold them."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+
+_CHOICES = {
+    "protocol": PROTOCOLS,
+    "precision": PRECISIONS,
+    "smoothing_over": SMOOTHING,
+    "lr_every": PERIODS,
+    "device": DEVICES,
+}
+_RANGES = {
+    "seed": (0, 2**63 - 1),
+    "held_out": (1, math.inf),
+    "image_size": (1, math.inf),
+    "resize": (1, math.inf),
+    "epochs": (1, math.inf),
+    "batch": (1, math.inf),
+    "accumulate": (1, math.inf),
+    "lr": (0, math.inf),
+    "warmup_epochs": (0, math.inf),
+    "momentum": (0, 1),
+    "weight_decay": (0, math.inf),
+    "label_smoothing": (0, 1),
+    "clip_norm": (0, math.inf),
+    "ema": (0, 1),
+    "threads": (1, math.inf),
+    "workers": (0, math.inf),
+    "evaluate_every": (1, math.inf),
+    "checkpoint_every": (1, math.inf),
+}
+
+
+def recipes() -> list[str]:
+    """The names that `--recipe` takes, beside paths of files."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def parse(argv: Sequence[str] | None, prog: str, description: str) -> Config:
+    """The config of a command line: defaults, then recipes, then options, in their order.
+
+    An unknown key, a value of another type or an unknown recipe is a ValueError that names it.
+    """
+    parser = _parser(prog, description)
+    read = parser.instantiate_classes(parser.parse_args(None if argv is None else list(argv)))
+    return Config(**{f.name: getattr(read, f.name) for f in fields(Config)})
+
+
+def load(path: str | Path) -> Config:
+    """The config in a run's config.yaml; ValueError if it is none."""
+    try:
+        return parse(["--recipe", str(path)], "studies", "")
+    except ValueError as error:
+        raise ValueError(f"{path} is no config of a run: {error}") from None
+
+
+def dump(config: Config) -> str:
+    """YAML that `load` reads back."""
+    import yaml
+
+    return yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True)
+
+
+def _parser(prog: str, description: str) -> Any:
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+    class Recipe(ActionConfigFile):
+        """A file, or the name of a recipe of ours."""
+
+        def __call__(self, parser, cfg, values, option_string=None):
+            named = RECIPES / f"{values}.yaml"
+            if not named.exists() and not Path(str(values)).is_file():
+                raise ValueError(f"{unknown('recipe', str(values), recipes())}, or the path of a YAML file")
+            super().__call__(parser, cfg, str(named if named.exists() else values), option_string)
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None):
+            raise ValueError(" ".join(message.split())) from None
+
+    parser = Parser(prog=prog, description=description)
+    parser.add_argument("--recipe", action=Recipe, help=f"{', '.join(recipes())}, or a YAML file such as a config.yaml")
+    parser.add_class_arguments(Config)
+    return parser

@@ -1,0 +1,56 @@
+"""scikit-learn's handwritten digits: 1,797 images of 8 × 8 pixels in 17 shades of gray, embedded in the package.
+
+They come without a split: the last 50 images of each class are the validation set.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from studies.config import Config
+from studies.data import Dataset, Pixels
+
+TEST_PER_CLASS = 50
+SHADES = 16
+
+
+def load(config: Config) -> Dataset:
+    """`digits`, or `digits16`, the same enlarged to 16 × 16."""
+    from sklearn.datasets import load_digits
+
+    images, digits = load_digits(return_X_y=True)
+    pixels = torch.from_numpy(images).reshape(-1, 1, 8, 8)
+    if config.data == "digits16":
+        pixels = F.interpolate(pixels, scale_factor=2, mode="bilinear", align_corners=False)
+    pixels = (pixels * 255 / SHADES).round().to(torch.uint8)
+    labels = torch.from_numpy(digits).long()
+    last = torch.cat([(labels == digit).nonzero()[-TEST_PER_CLASS:, 0] for digit in range(10)]).sort().values
+    first = torch.ones(len(labels), dtype=torch.bool)
+    first[last] = False
+    train = pixels[first].double() / 255
+    return Dataset(
+        name=config.data,
+        classes=tuple(str(digit) for digit in range(10)),
+        train=Pixels(pixels[first], labels[first]),
+        test=Pixels(pixels[last], labels[last]),
+        size=(1, *pixels.shape[2:]),
+        mean=(train.mean().item(),),
+        std=(train.std().item(),),
+        augment=shifted,
+        view=unchanged,
+        confused_when_turned=("6", "9"),
+    )
+
+
+def shifted(image: Tensor, generator: torch.Generator) -> Tensor:
+    """The image moved by up to one pixel (at 16 × 16, two) in each direction; what comes in is black."""
+    side = image.shape[-1]
+    reach = side // 8
+    top, left = torch.randint(2 * reach + 1, (2,), generator=generator).tolist()
+    return F.pad(image, (reach, reach, reach, reach))[:, top : top + side, left : left + side]
+
+
+def unchanged(image: Tensor) -> Tensor:
+    return image

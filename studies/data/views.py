@@ -1,0 +1,100 @@
+"""Batches of pixels. What comes at a step depends on seed and step alone: no sampler has a state that could be lost."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from studies.data import Dataset, Images
+
+
+def number(*key: int) -> int:
+    """A seed of its own for every key."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little", signed=True)
+
+
+def generator(*key: int) -> torch.Generator:
+    """A generator of its own for every key."""
+    return torch.Generator().manual_seed(number(*key))
+
+
+def order(seed: int, epoch: int, n: int) -> Tensor:
+    """The order of `n` images in an epoch."""
+    return torch.randperm(n, generator=generator(seed, epoch))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who sees which image at which step: the images of a step go to the processes in turn, `[rank::world]`."""
+
+    n: int
+    batch: int
+    accumulate: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Whole steps in an epoch; what is left over is not seen in that epoch."""
+        return self.n // self.batch
+
+    def pieces(self, start: int, stop: int, rank: int, world: int) -> Iterator[list[tuple[int, int]]]:
+        """From step `start` to before `stop`: the (epoch, image) pairs of each piece of each step of one process."""
+        shown = None
+        for step in range(start, stop):
+            epoch, within = divmod(step, self.steps)
+            if epoch != shown:
+                images, shown = order(self.seed, epoch, self.n), epoch
+            mine = images[within * self.batch :][: self.batch][rank::world]
+            for piece in mine.chunk(self.accumulate):
+                yield [(epoch, image) for image in piece.tolist()]
+
+
+class TrainingViews(TorchDataset):
+    """By (epoch, image): an augmented view and its label, the same whoever asks."""
+
+    def __init__(self, dataset: Dataset, images: Images, seed: int) -> None:
+        self.dataset, self.images, self.seed = dataset, images, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        view = self.dataset.augment(self.images.read(index), generator(self.seed, epoch, index))
+        return view, self.images.labels[index]
+
+
+class JudgedViews(TorchDataset):
+    """By image: its view, its label and its number."""
+
+    def __init__(self, dataset: Dataset, images: Images) -> None:
+        self.dataset, self.images = dataset, images
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        return self.dataset.view(self.images.read(index)), self.images.labels[index], index
+
+
+def loader(views: TorchDataset, keys: Iterator | Sequence, workers: int, pinned: bool) -> DataLoader:
+    """Batches of the views that `keys` lists, in that order."""
+    return DataLoader(
+        views,
+        batch_sampler=keys,  # pyright: ignore[reportArgumentType]  what is iterated once needs no length
+        num_workers=workers,
+        pin_memory=pinned,
+        worker_init_fn=_outlive_signals,
+    )
+
+
+def _outlive_signals(_: int) -> None:
+    """A worker goes when its parent does, which has a step to finish and a state to save first."""
+    for which in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(which, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+Change = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Of pixels (float, n c h w, 0 to 255), labels and image numbers: the pixels that are judged."""

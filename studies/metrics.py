@@ -1,0 +1,53 @@
+"""What a judged network got right, counted in integers, which sum exactly over batches and processes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, astuple, dataclass
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Score:
+    n: int = 0
+    correct1: int = 0
+    correct5: int = 0
+    nonfinite: int = 0
+    """Images with a logit that is not finite; they count as wrong."""
+    loss_sum: float = 0.0
+    """Cross-entropy, not smoothed, over the images with finite logits."""
+
+    def __add__(self, other: Score) -> Score:
+        return Score(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def top1(self) -> float:
+        """Percent."""
+        return 100 * self.correct1 / self.n
+
+    @property
+    def top5(self) -> float:
+        """Percent."""
+        return 100 * self.correct5 / self.n
+
+    @property
+    def loss(self) -> float | None:
+        """Mean cross-entropy; None where no logit is finite."""
+        return self.loss_sum / (self.n - self.nonfinite) if self.n > self.nonfinite else None
+
+    def record(self) -> dict[str, Any]:
+        """Counts and what follows from them, as plain JSON."""
+        return asdict(self) | {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+
+
+def score(logits: Tensor, labels: Tensor) -> Score:
+    """Top-1 and top-5 of `logits` (n classes). A class counts as ranked before the label if its logit is as large."""
+    logits = logits.double()
+    finite = logits.isfinite().all(1)
+    own = logits.gather(1, labels[:, None])
+    rank = (logits >= own).sum(1) - 1
+    loss = F.cross_entropy(logits[finite], labels[finite], reduction="sum")
+    within = [int(((rank < places) & finite).sum()) for places in (1, 5)]
+    return Score(len(labels), *within, int((~finite).sum()), loss.item())

@@ -1,0 +1,53 @@
+"""A whole training step of SAN10 at 64 × 64, eight images, per backend: forward, loss, backward, SGD."""
+
+import pytest
+import torch
+
+from saprof.backends import Unsupported
+from studies.config import Config
+from studies.data import Dataset, Pixels
+from studies.distributed import World
+from studies.engine import Hooks, State, network, train_until
+
+IMAGES, SIDE, CLASSES = 8, 64, 10
+CHOICES = [("unfold", "composed"), ("numba", "composed"), ("numba", "fused"), ("cuda", "composed"), ("cuda", "fused")]
+
+
+@pytest.fixture
+def noise():
+    """Images enough for many epochs of one step."""
+    pixels = torch.randint(256, (IMAGES, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    images = Pixels(pixels, torch.arange(IMAGES) % CLASSES)
+    return Dataset(
+        name="noise",
+        classes=tuple(map(str, range(CLASSES))),
+        train=images,
+        test=images,
+        size=(3, SIDE, SIDE),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        augment=lambda image, generator: image,
+        view=lambda image: image,
+    )
+
+
+@pytest.mark.parametrize("family", ["pairwise", "patchwise"])
+@pytest.mark.parametrize(("backend", "attention"), CHOICES, ids="-".join)
+def test_training_step(benchmark, noise, family, backend, attention):
+    options = {"backend": backend, "attention": attention}
+    config = Config(model=f"san10_{family}", options=options, batch=IMAGES, epochs=10**6, lr=0.01)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        state = State(config, network(config, noise), World(0, 1, device))
+    except Unsupported as error:
+        pytest.skip(str(error))
+    benchmark.group = f"training step, san10_{family}, {IMAGES} images of {SIDE} × {SIDE}, {device.type}"
+
+    def step():
+        train_until(state.step + 1, state, noise, noise.train, Hooks())
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    step()
+    benchmark(step)
+    assert state.step > 1
