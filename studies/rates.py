@@ -20,7 +20,7 @@ from studies.config import Config
 from studies.executors import Task, failure, result
 from studies.grid import Study
 
-CANDIDATES = (0.05, 0.1, 0.2, 0.4)
+CANDIDATES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 SEEDS = (1000, 1001)
 RULE = (
     "the family's default network, val-split, tuning seeds that are not reported: the highest mean top-1, of equals "
