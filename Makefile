@@ -3,10 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep test lint bench gpu clean
+.PHONY: sweep train tables test lint bench gpu clean
 
 sweep: $(VENV)/.base
 	$(BIN)/python -m saprof.sweep --footprint 3,5,7,9,11
+
+train: $(VENV)/.studies
+	$(BIN)/python -m studies.train --model san_mini_pairwise --data digits
+
+tables: $(VENV)/.studies
+	$(BIN)/python -m studies.reproduce all --data digits --seeds 6
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -36,6 +42,10 @@ $(VENV)/constraints.txt: constraints.txt
 
 $(VENV)/.base: pyproject.toml $(VENV)/constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.studies: $(VENV)/.base
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable '.[studies]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base

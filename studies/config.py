@@ -165,7 +165,7 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Config:
     An unknown key, a value of another type or an unknown recipe is a ValueError that names it.
     """
     parser = _parser(prog, description)
-    read = parser.instantiate_classes(parser.parse_args(None if argv is None else list(argv)))
+    read = parser.parse_args(None if argv is None else list(argv))
     return Config(**{f.name: getattr(read, f.name) for f in fields(Config)})
 
 

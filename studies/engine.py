@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import saprof
 from studies.config import Config
 from studies.data import Dataset, Images
-from studies.data.views import Change, JudgedViews, Plan, TrainingViews, loader, number
+from studies.data.views import Change, JudgedViews, Plan, TrainingViews, batches, number
 from studies.distributed import World
 from studies.failures import NonFinite, Preempted
 from studies.metrics import Score, score
@@ -207,14 +208,14 @@ def train_until(stop_at: int, state: State, dataset: Dataset, images: Images, ho
     config, world = state.config, state.world
     schedule = plan(config, images, world)
     loss_of = loss_function(config, len(dataset.classes))
-    batches = _batches(state, schedule, stop_at, dataset, images)
+    coming = _coming(state, schedule, stop_at, dataset, images)
     state.classifier.train()
     while state.step < stop_at:
         started = time.perf_counter()
         torch.manual_seed(number(config.seed, state.step, world.rank))  # for networks that draw, as in dropout
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step, schedule.steps)
-        loss, correct, waited = _accumulated(state, batches, loss_of)
+        loss, correct, waited = _accumulated(state, coming, loss_of)
         stopping = stop_or_fail(world, hooks.stop(), not math.isfinite(loss))
         _update(state)
         loss, correct = world.sum([loss / world.size, correct])
@@ -238,21 +239,21 @@ def stop_or_fail(world: World, stop: bool, broken: bool) -> bool:
     return stop
 
 
-def _batches(state: State, schedule: Plan, stop_at: int, dataset: Dataset, images: Images) -> Iterator[Any]:
+def _coming(state: State, schedule: Plan, stop_at: int, dataset: Dataset, images: Images) -> Iterator[Any]:
     config, world = state.config, state.world
     keys = schedule.pieces(state.step, stop_at, world.rank, world.size)
     views = TrainingViews(dataset, images, config.seed)
-    return iter(loader(views, keys, config.workers, world.device.type == "cuda"))
+    return batches(views, keys, config.workers, world.device.type == "cuda")
 
 
-def _accumulated(state: State, batches: Iterator[Any], loss_of: Callable[..., Tensor]) -> tuple[float, int, float]:
+def _accumulated(state: State, coming: Iterator[Any], loss_of: Callable[..., Tensor]) -> tuple[float, int, float]:
     """Gradients of one step, piece by piece: mean loss, images got right, seconds waited for images."""
     pieces, device = state.config.accumulate, state.world.device
     state.optimizer.zero_grad(set_to_none=True)
     losses, correct, waited = [], [], 0.0
     for piece in range(pieces):
         began = time.perf_counter()
-        pixels, labels = next(batches)
+        pixels, labels = next(coming)
         waited += time.perf_counter() - began
         pixels, labels = pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with _unsynchronised(state.forward, piece < pieces - 1):
@@ -313,14 +314,14 @@ def evaluate(
     mine = range(world.rank, len(images.labels), world.size)
     keys = [mine[start : start + batch] for start in range(0, len(mine), batch)]
     rounds = -(-len(images.labels) // (batch * world.size))
-    batches = iter(loader(JudgedViews(dataset, images), keys, workers, device.type == "cuda"))
+    coming = batches(JudgedViews(dataset, images), keys, workers, device.type == "cuda")
     total, training = Score(), model.training
     model.eval()
     try:
         for _ in range(rounds):
             if world.any([stop()])[0]:
                 raise Preempted
-            for pixels, labels, numbers in _next(batches):
+            for pixels, labels, numbers in islice(coming, 1):  # none where other processes have one more
                 pixels, labels = pixels.to(device).float(), labels.to(device)
                 if change is not None:
                     pixels = change(pixels, labels, numbers)
@@ -331,9 +332,3 @@ def evaluate(
         model.train(training)
     n, correct1, correct5, nonfinite, loss_sum = world.sum(list(vars(total).values()))
     return Score(int(n), int(correct1), int(correct5), int(nonfinite), loss_sum)
-
-
-def _next(batches: Iterator[Any]) -> list[Any]:
-    """The next batch, if there is one."""
-    batch = next(batches, None)
-    return [] if batch is None else [batch]

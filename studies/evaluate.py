@@ -269,8 +269,8 @@ def main(argv: list[str] | None = None) -> int:
     flat: list[dict[str, Any]] = []
     if arguments.checkpoint:
         checkpoint = Checkpoint(path=arguments.checkpoint, official=arguments.official, model=arguments.model)
-        given = {} if checkpoint.model is None else {"model": checkpoint.model}
-        config = Config(data=arguments.data, root=arguments.root, protocol="val-original", **given)
+        model = checkpoint.model or Config.model  # which only an official checkpoint needs
+        config = Config(model=model, data=arguments.data, root=arguments.root, protocol="val-original")
         report = of_checkpoint(checkpoint, config, asked, how, arguments.limit)
         flat = rows(checkpoint.model or checkpoint.path.name, report)
     for folder in arguments.runs:

@@ -24,7 +24,8 @@ TABLES = (*(name for name in tables.paper() if name.isdigit()), *ROBUSTNESS, "se
 SIDES = {"digits": 8, "digits16": 16, "cifar10": 32}
 """Data sets of small images, and the side of these, which is that of the first stage's map."""
 DATA = (*SIDES, "folder")
-FULL_RECIPE = "san_imagenet"
+RECIPE_OF = {"folder": "san_imagenet", "cifar10": "cifar10"}
+"""What runs start from, where it is not the defaults."""
 
 _BLOCKS = {"10": [1, 1], "15": [2, 1], "19": [2, 2], "26": [1, 1], "38": [2, 1], "50": [2, 2]}
 """Blocks of a miniature per stage, by the depth in the name of what it stands for."""
@@ -41,11 +42,14 @@ class Study:
     """None is what the recipe says."""
     root: Path | None = None
     device: str = "auto"
-    workers: int = 0
+    workers: int | None = None
+    """None is what the recipe says."""
     backend: str | None = None
     """That of self-attention; None is what the recipe says, or the best there is."""
     rates: Mapping[str, float] = field(default_factory=dict)
     """Learning rates by family, instead of the recipe's."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What recorded runs were asked, instead of the recipe, which may have changed since."""
 
     def __post_init__(self) -> None:
         if self.data not in DATA:
@@ -59,10 +63,12 @@ class Study:
     @property
     def recipe(self) -> Config:
         """What every run starts from."""
-        start = load(RECIPES / f"{FULL_RECIPE}.yaml") if self.full else Config()
+        start = load(RECIPES / f"{RECIPE_OF[self.data]}.yaml") if self.data in RECIPE_OF else Config()
         epochs = start.epochs if self.epochs is None else self.epochs
-        settings = {"data": self.data, "root": self.root, "device": self.device, "workers": self.workers}
-        return replace(start, epochs=epochs, evaluate_every=epochs, **settings)
+        settings = {"data": self.data, "root": self.root, "device": self.device, "evaluate_every": epochs}
+        if self.workers is not None:
+            settings["workers"] = self.workers
+        return replace(start, **{"epochs": epochs} | settings | dict(self.facts))
 
     def config(self, row: PaperRow, protocol: str) -> Config:
         """The run that stands for a row, but for its seed and folder."""
@@ -180,6 +186,8 @@ def _note(row: PaperRow, data: str) -> str:
     side = SIDES[data]
     if "footprint" in options and options["footprint"] > side // 2:
         size = options["footprint"]
-        return f"{size} × {size} exceeds the second stage's map of {side // 2} × {side // 2}"
+        return f"a footprint of {size} × {size} exceeds the second stage's map of {side // 2} × {side // 2}"
     size = options["footprints"][0] if "footprints" in options else 0
-    return f"{size} × {size} exceeds the first stage's map of {side} × {side}" if size > side else ""
+    if size <= side:
+        return ""
+    return f"a footprint of {size} × {size} exceeds the first stage's map of {side} × {side}"

@@ -150,8 +150,11 @@ def judge(
     return report
 
 
-def judged(folder: str | Path, images: int | None = None) -> dict[str, Any] | None:
-    """What robustness.json holds of a run as it is now, on all images or a sample of `images`; None if it does not."""
+def judged(folder: str | Path, images: int | None = None, asked: Asked | None = None) -> dict[str, Any] | None:
+    """What robustness.json holds of a run as it is now, on all images or a sample of `images`.
+
+    None if it is of something else, or lacks some of what was `asked`.
+    """
     path = Path(folder) / FILE
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -161,7 +164,8 @@ def judged(folder: str | Path, images: int | None = None) -> dict[str, Any] | No
         raise ValueError(f"{path} is damaged ({error}); delete it to have it made again") from None
     enough = report.get("sample_of") is None or report["manipulations"]["none"]["n"] == images
     same = all(report.get(name) == value for name, value in _identity(Path(folder)).items())
-    return report if same and enough else None
+    whole = same and (asked is None or not len(asked.besides(report)))
+    return report if whole and enough else None
 
 
 def _identity(folder: Path) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from saprof import atomic, tables, text
+from saprof import tables, text
 from studies import paper, statistics
 from studies.grid import ROBUSTNESS, SIDES, Cell, Study, cells
 from studies.records import Results
@@ -57,11 +56,23 @@ class Page:
 
 
 def study(results: Results) -> Study:
-    """What the runs had in common, with the learning rates that were chosen."""
+    """What the runs had in common, with the learning rates that were chosen; ValueError if they are of several
+    recipes."""
     chosen = results.learning_rates["families"] if results.learning_rates else {}
     rates = {family: choice["chosen"] for family, choice in chosen.items()}
+    facts: dict[str, Any] = {}
+    for run in results.runs.values():
+        mine = {name: value for name, value in run["facts"].items() if name not in (*VARYING, "protocol")}
+        facts = facts or mine
+        if mine != facts:
+            raise ValueError(_mixed("the study", facts, mine))
     asked = {name: results.study[name] for name in ("data", "epochs", "backend")}
-    return Study(**asked, rates=rates)
+    return Study(**asked, rates=rates, facts=facts)
+
+
+def _mixed(what: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    found = [f"{name} {one.get(name)!r} and {other.get(name)!r}" for name in other if one.get(name) != other[name]]
+    return f"{what} would mix runs with {'; '.join(found)}; expected one of them"
 
 
 def caution(data: str, seeds: int) -> str:
@@ -160,13 +171,10 @@ def _runs(cell: Cell, seeds: Sequence[int], results: Results) -> dict[int, Run]:
 
 def _agree(table: str, runs: Sequence[Run], results: Results) -> None:
     """ValueError unless the runs may stand in one table."""
-    alike = [{n: v for n, v in run["facts"].items() if n not in VARYING} for run in runs]
+    alike = [{name: value for name, value in run["facts"].items() if name not in VARYING} for run in runs]
     for facts in alike:
-        for name, value in facts.items():
-            if value != alike[0][name]:
-                raise ValueError(
-                    f"table {table} would mix runs with {name} {alike[0][name]!r} and {value!r}; expected one of them"
-                )
+        if facts != alike[0]:
+            raise ValueError(_mixed(f"table {table}", alike[0], facts))
     versions = sorted({results.versions(run) for run in runs})
     if len(versions) > 1:
         raise ValueError(f"table {table} would mix runs of {' and '.join(versions)}; train again with one of them")
@@ -396,16 +404,3 @@ def _notes(shown: Page) -> Iterator[str]:
         yield "Attacks wider than the paper's are shown without a claim, and are no part of the correction."
     if shown.missing:
         yield "\n".join([f"{len(shown.missing)} runs are not in this table:", "", *(f"- {it}" for it in shown.missing)])
-
-
-def write(output: Path, results: Results) -> list[Page]:
-    """All pages of a study, and what they say together."""
-    from studies import summary
-
-    pages = [page(table, results) for table in results.study["tables"]]
-    (output / "tables").mkdir(parents=True, exist_ok=True)
-    for shown in pages:
-        for form in ("md", "csv", "json"):
-            atomic.write(output / "tables" / f"{shown.name}.{form}", (render(shown, form) + "\n").encode())
-    atomic.write(output / "README.md", (summary.summary(pages, results) + "\n").encode())
-    return pages

@@ -33,6 +33,8 @@ from studies.grid import DATA, ROBUSTNESS, TABLES, Cell, Study, cells, unique
 
 SMOKE_IMAGES = 20
 """How many images of a smoke test are turned and attacked."""
+SMOKE_FACTS = {"held_out": 100}
+"""Leaves few of the digits to train on."""
 SMOKE = {"seeds": 1, "epochs": 2, "candidates": (0.1,), "tuning_seeds": (1000,)}
 
 
@@ -70,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--executor", default="local", help=f"{' or '.join(EXECUTORS)}; default %(default)s")
     how.add_argument("--jobs", type=int, help="runs at a time; default: cores here, 1 at full scale, 64 on Slurm")
     how.add_argument("--device", default="auto", help="auto, cpu or cuda; default %(default)s")
-    how.add_argument("--workers", type=int, default=0, help="processes that load images, per training process")
+    how.add_argument(
+        "--workers", type=int, help="processes that load images, per training process; default: the recipe's"
+    )
     how.add_argument("--dry-run", action="store_true", help="print runs, hours and memory, and stop")
     how.add_argument("--bandwidth", type=float, default=BANDWIDTH, help="of a GPU's memory, GB/s; default %(default)s")
     cluster = parser.add_argument_group("Slurm")
@@ -105,7 +109,7 @@ def _checked(arguments: argparse.Namespace) -> argparse.Namespace:
             raise ValueError(f"{field} is {value}; expected a positive integer")
     if not (math.isfinite(arguments.bandwidth) and arguments.bandwidth > 0):
         raise ValueError(f"bandwidth is {arguments.bandwidth}; expected GB/s, such as {BANDWIDTH:g}")
-    if arguments.gpus < 0 or arguments.workers < 0:
+    if arguments.gpus < 0 or (arguments.workers or 0) < 0:
         raise ValueError(f"gpus is {arguments.gpus}, workers {arguments.workers}; expected none or more")
     if arguments.seeds > min(rates.SEEDS):
         raise ValueError(f"seeds is {arguments.seeds}; expected at most {min(rates.SEEDS)}, where tuning seeds begin")
@@ -149,6 +153,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         workers=arguments.workers,
         backend="unfold" if arguments.smoke else None,  # which need not be compiled
+        facts=SMOKE_FACTS if arguments.smoke and arguments.data == "digits" else {},
     )
     tables = _with_earlier(arguments, study)
     every = [cell for table in tables for cell in cells(table, study)]
@@ -163,14 +168,14 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(_planned(arguments, tuning, _with_rates(study, chosen), tables))
         return OK
-    with _executor(arguments) as executor:
+    with _executor(arguments, study.recipe.workers) as executor:
         if tuning.families:
             executor.do(tuning.tasks(), "learning rates")
             chosen = rates.choose(tuning, path)
         study = _with_rates(study, chosen)
         asked = _tasks([cell for table in arguments.tables for cell in cells(table, study)], arguments)
         failed = executor.do(asked, "runs")
-    asked_for = {"data": study.data, "epochs": study.epochs, "backend": study.backend, "seeds": arguments.seeds}
+    asked_for = {"data": study.data, "epochs": study.recipe.epochs, "backend": study.backend, "seeds": arguments.seeds}
     kept = json.loads(path.read_text(encoding="utf-8")) if tuned else None
     everything = _tasks([cell for table in tables for cell in cells(table, study)], arguments)
     results = records.collect(asked_for | {"tables": tables, "smoke": arguments.smoke}, kept, everything)
@@ -184,7 +189,7 @@ def _with_earlier(arguments: argparse.Namespace, study: Study) -> list[str]:
     if not path.exists():
         return arguments.tables
     before = records.read(path).study
-    now = {"data": study.data, "epochs": study.epochs, "smoke": arguments.smoke}
+    now = {"data": study.data, "epochs": study.recipe.epochs, "smoke": arguments.smoke}
     changed = [f"{key} {before[key]!r}, not {value!r}" for key, value in now.items() if before[key] != value]
     if changed:
         raise ValueError(f"{path} is of a study with {'; '.join(changed)}; choose another --output")
@@ -208,7 +213,7 @@ def _tasks(every: Sequence[Cell], arguments: argparse.Namespace) -> list[Task]:
     ]
 
 
-def _executor(arguments: argparse.Namespace) -> Any:
+def _executor(arguments: argparse.Namespace, workers: int) -> Any:
     if arguments.executor == "local":
         return Local(_jobs(arguments))
     from studies.slurm import Cluster, Slurm
@@ -220,7 +225,7 @@ def _executor(arguments: argparse.Namespace) -> Any:
             minutes=arguments.time,
             gpus=arguments.gpus,
             memory_gb=arguments.mem,
-            cpus=1 + arguments.workers,
+            cpus=1 + workers,
             at_once=_jobs(arguments),
         )
     )
@@ -260,9 +265,9 @@ def _redraw(arguments: argparse.Namespace) -> int:
 
 def _draw(output: Path, results: records.Results, tables: Sequence[str], failed: Mapping[str, str]) -> int:
     """Write the pages, print those asked for, and name what failed."""
-    from studies import report
+    from studies import report, summary
 
-    pages = report.write(output, results)
+    pages = summary.write(output, results)
     for page in pages:
         if page.table in tables:
             print(report.render(page, "md") + "\n")

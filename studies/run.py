@@ -63,7 +63,7 @@ class Run:
 
     def _only_claimed(self) -> bool:
         """Whether there is nothing but what a session leaves that ended before it began."""
-        return all(path.name == "ckpt" or path.name.startswith(".") for path in self.folder.iterdir())
+        return all(path.name in ("ckpt", "failed.json") or path.name.startswith(".") for path in self.folder.iterdir())
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -127,7 +127,7 @@ class Run:
             if not isinstance(content, dict) or content.get("schema") != SCHEMA:
                 raise ValueError(f"its schema is not {SCHEMA}")
             return content
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it to have it made again") from None

@@ -1,4 +1,4 @@
-"""What can be said of accuracies: of runs that differ in their seed, and of one run on the images that it was judged on.
+"""What can be said of accuracies: of runs that differ in their seed, and of one run on the images it was judged on.
 
 The two kinds of interval answer two questions: another seed, or other images. Accuracies and differences are in percent
 and points.

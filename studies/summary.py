@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from saprof import text
+from saprof import atomic, text
 from studies.records import Results
-from studies.report import SMOKE, Page, number, probability
+from studies.report import SMOKE, Page, number, page, probability, render
 
 VERDICTS = ("same sign", "opposite", "not resolved", "not applicable")
 
@@ -102,3 +103,14 @@ def _where(results: Results) -> Iterator[str]:
             f"- {count[number_]} runs: {place['device']}, {threads}, {place['platform']}, Python {place['python']}, "
             f"{versions}, commit {commit}, code {place['code']}"
         )
+
+
+def write(output: Path, results: Results) -> list[Page]:
+    """All pages of a study, and what they say together."""
+    pages = [page(table, results) for table in results.study["tables"]]
+    (output / "tables").mkdir(parents=True, exist_ok=True)
+    for shown in pages:
+        for form in ("md", "csv", "json"):
+            atomic.write(output / "tables" / f"{shown.name}.{form}", (render(shown, form) + "\n").encode())
+    atomic.write(output / "README.md", (summary(pages, results) + "\n").encode())
+    return pages

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,11 +96,13 @@ class _Session:
     progress: bool
 
     def __post_init__(self) -> None:
-        """ValueError for a network or a batch that cannot be, before anything is written."""
+        """ValueError for what cannot be, before anything is written."""
         import torch
 
         from studies import engine
 
+        if self.config.tensorboard and find_spec("tensorboard") is None:
+            raise ValueError("tensorboard is not installed; pip install tensorboard, or leave --tensorboard")
         if self.here.device.type == "cpu":
             torch.set_num_threads(self.config.threads)
         self.epoch = engine.plan(self.config, self.parts.train, self.here).steps
@@ -204,10 +207,8 @@ class _Session:
         self._tell(_sentence(line, self.config.epochs))
 
     def _draw(self, line: dict[str, Any]) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ValueError("tensorboard is not installed; pip install tensorboard, or leave --tensorboard") from None
+        from torch.utils.tensorboard import SummaryWriter
+
         with SummaryWriter(str(self.folder.folder / "tensorboard")) as writer:
             for name, value in line.items():
                 if name not in ("step", "epoch") and value is not None:

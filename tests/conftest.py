@@ -1,9 +1,6 @@
 """What all tests share. The hook must stand before the first import of saprof."""
 
-import hashlib
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
 
 import jaxtyping
 import pytest
@@ -48,71 +45,6 @@ def _cuda_without_a_gpu(request, monkeypatch):
     call = getattr(request.node, "callspec", None)
     if call and call.params.get("backend") == "cuda" and not request.node.get_closest_marker("gpu"):
         monkeypatch.setitem(cuda._LAUNCH, "cpu", request.getfixturevalue("cuda_on_host").run)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _each_reference_is_computed_once():
-    """Of the same inputs, whichever backend and type they are for: what it is is asked of `test_reference.py`."""
-    from saprof import conformance
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conformance, "reference", _Once(conformance.reference))
-        yield
-
-
-class _Once:
-    """The reference as one that remembers what it was asked lately, if that was small."""
-
-    def __init__(self, reference: Callable[..., torch.Tensor]) -> None:
-        self.reference = reference
-        self.answers: OrderedDict[tuple, _Answer] = OrderedDict()
-
-    def __call__(self, operator, inputs, footprint, positions=None):
-        if sum(x.numel() for x in inputs) > 20_000:
-            return self.reference(operator, inputs, footprint, positions)
-        where = None if positions is None else tuple(positions)
-        key = operator.body, footprint, where, *map(_contents, inputs)
-        if key not in self.answers:
-            self.answers[key] = _Answer(lambda *x: self.reference(operator, x, footprint, positions), inputs)
-        self.answers.move_to_end(key)
-        if len(self.answers) > 500:
-            self.answers.popitem(last=False)
-        return _Ask.apply(self.answers[key], *inputs)
-
-
-class _Answer:
-    def __init__(self, function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor]) -> None:
-        self.function, self.inputs = function, [x.detach().clone().requires_grad_() for x in inputs]
-        self.gradients: dict[tuple, tuple[torch.Tensor, ...]] = {}
-        with torch.enable_grad():
-            self.graph: torch.Tensor | None = function(*self.inputs)
-        self.output = self.graph.detach()
-
-    def gradient(self, cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        key = _contents(cotangent)
-        if key not in self.gradients:
-            with torch.enable_grad():
-                output = self.function(*self.inputs) if self.graph is None else self.graph
-            self.graph = None
-            how = {"allow_unused": True, "materialize_grads": True}
-            self.gradients[key] = torch.autograd.grad(output, self.inputs, cotangent, **how)
-        return self.gradients[key]
-
-
-class _Ask(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, answer, *inputs):
-        ctx.answer = answer
-        return answer.output.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, cotangent):
-        return None, *ctx.answer.gradient(cotangent)
-
-
-def _contents(x: torch.Tensor) -> tuple:
-    return x.dtype, x.shape, hashlib.sha256(x.detach().contiguous().numpy().tobytes()).digest()
 
 
 @pytest.fixture

@@ -84,15 +84,16 @@ def steps(output: Path, fingerprint: str) -> list[Step]:
         asked = python("pytest", f"{path} -m gpu --benchmark-only -q -s -p no:cacheprovider")
         return Step(name, seconds, ((*asked, f"--benchmark-json={output / name}.json"),))
 
-    def sweeps(name: str, per_cell: float, *variants: str) -> Step:
-        cells, folder = 0, str(output / f"{name}-{fingerprint}")
+    def sweeps(name: str, beside: float, *variants: str) -> Step:
+        """A cell takes the time asked for it, and `beside` it to be made, compiled and checked."""
+        seconds, folder = 0.0, str(output / f"{name}-{fingerprint}")
         commands = []
         for variant in variants:
             asked = ("--device", "cuda", "--batch", "32", *variant.split())
-            cells += _count_cells(asked)
+            seconds += 15 + (sweep._parser().parse_args(asked).seconds + beside) * _count_cells(asked)
             rest = ("--resume", "--output", folder, "--time-budget", BUDGET)
             commands.append((PYTHON, "-m", "saprof.sweep", *asked, *rest))
-        return Step(name, 15 * len(variants) + per_cell * cells, tuple(commands))
+        return Step(name, seconds, tuple(commands))
 
     def sanitizer(tool: str, seconds: float) -> Step:
         found = _compute_sanitizer()
@@ -106,7 +107,7 @@ def steps(output: Path, fingerprint: str) -> list[Step]:
         )
 
     def at_all_stages(options: str) -> tuple[str, str]:
-        everything = f"--operator all --dtype float32,bfloat16 --seconds 0.3 {options}"
+        everything = f"--operator all --dtype float32,bfloat16 {options}"
         return f"{everything} --stage 2:5 --footprint 7", f"{everything} --stage 1 --footprint 3"
 
     networks = "--model san10_pairwise,san10_patchwise,resnet26 --dtype float32,bfloat16 --seconds 0.5"
@@ -115,15 +116,15 @@ def steps(output: Path, fingerprint: str) -> list[Step]:
     return [
         Step("build", 120, (python("kernels_cuda.build", "--report"),), vital=True),
         Step("verify", 60, (python("saprof.verify", "--device cuda --backend cuda --dtype all --workloads edge"),)),
-        sweeps("operators", 0.75, *at_all_stages("--mode forward")),
-        sweeps("networks", 4.0, f"{networks} --mode forward,train_step"),
+        sweeps("operators", 0.5, *at_all_stages("--mode forward --seconds 0.25")),
+        sweeps("networks", 3.5, f"{networks} --mode forward,train_step"),
         sanitizer("memcheck", 90),
         benchmark("flex", "tests/benchmarks/test_flex_attention.py", 90),
         benchmark("bandwidth", "tests/benchmarks/test_bandwidth.py", 30),
         sanitizer("racecheck", 90),
-        sweeps("gradients", 1.2, *at_all_stages("--mode backward")),
+        sweeps("gradients", 0.9, *at_all_stages("--mode backward --seconds 0.3")),
         sweeps(
-            "compiled", 2.0, f"--operator all --dtype float32,bfloat16 --seconds 0.3 {peers} --stage 3 --footprint 7"
+            "compiled", 1.7, f"--operator all --dtype float32,bfloat16 --seconds 0.3 {peers} --stage 3 --footprint 7"
         ),
         Step("tests", 180, ((*gpu_tests, f"--junitxml={output / 'tests.xml'}"),)),
         sanitizer("synccheck", 90),

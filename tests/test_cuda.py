@@ -68,6 +68,13 @@ def with_dtype(workloads, *dtypes):
     return [replace(workload, dtype=dtype) for dtype in dtypes for workload in workloads]
 
 
+def in_turn(workloads, many=1):
+    """Each workload in so many of the four types, by turns; every other workload has all four as well."""
+    dtypes = list(ITEMSIZE)
+    for i, workload in enumerate(workloads):
+        yield from (replace(workload, dtype=dtypes[(i + i // 2 + 2 * j) % 4]) for j in range(many))
+
+
 def wide(op):
     """Maps with rows of several vectors, in several tiles, and every cut of a footprint into pieces."""
     footprints = [3, 4, 5, 7, 9, 11, "5 stride=2", "disk:9", "cross:13", "dilated:3x4", "rectangle:1x17"]
@@ -83,7 +90,7 @@ def wide(op):
 def test_values_and_gradients(op, way, watched_host):
     """And no thread reads or writes where it must not, or when another one does."""
     judge(watched_host, with_dtype(wide(op), "float32"), way)
-    judge(watched_host, with_dtype(tiny(op), *ITEMSIZE), way)
+    judge(watched_host, in_turn(tiny(op)), way)
 
 
 @each_of_two
@@ -94,7 +101,7 @@ def test_edge(op, watched_host):
 @each_of_two
 def test_arrays_that_no_vector_is_aligned_to(op, cache_folder):
     with Host([*build("address", cache_folder), "shifted"]) as host:
-        judge(host, with_dtype(wide(op), *ITEMSIZE))
+        judge(host, in_turn(wide(op), 2))
 
 
 @each_of_two
@@ -210,7 +217,7 @@ class TestTheSanitizersSee:
     )
     def test_a_planted_mistake(self, sanitizer, right, wrong, report, cache_folder, tmp_path):
         build(sanitizer, cache_folder)  # of which only one file must be compiled again
-        shutil.copytree(cache_folder, tmp_path / "built")
+        shutil.copytree(cache_folder, tmp_path / "built", ignore=shutil.ignore_patterns("tmp*"))
         shutil.copytree(CSRC, tmp_path / "csrc")
         source = tmp_path / "csrc" / "spreads.cu"
         text = source.read_text()

@@ -28,6 +28,19 @@ ORDER = [
     ["saprof.tables", "saprof.verify"],
     ["saprof.plots", "saprof.summary"],
     ["saprof.compare", "saprof.sweep"],
+    ["studies.failures", "studies.config", "studies.metrics", "studies.distributed", "studies.statistics"],
+    ["studies.paper", "studies.checkpoint", "studies._torchvision"],
+    ["studies.data"],
+    ["studies.engine", "studies.doctor"],
+    ["studies.run"],
+    ["studies.train", "studies.robust"],
+    ["studies.judging"],
+    ["studies.evaluate", "studies.executors"],
+    ["studies.grid", "studies.slurm"],
+    ["studies.rates", "studies.records", "studies.budget"],
+    ["studies.report"],
+    ["studies.summary"],
+    ["studies.reproduce"],
 ]
 """The rooms, left to right: modules, or packages with what is in them. Those side by side know nothing of each other,
 and what a package's modules know of each other has no order, only no circle."""
@@ -36,8 +49,10 @@ ALLOWED = {("saprof.operators", "saprof.backends.call"), ("saprof.attention", "s
 """Calling an operator is what loads torch: `Operator.__call__` imports its backends when it runs."""
 
 ROOT = Path(saprof.__file__).parent.parent
-FILES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(ROOT.glob("saprof/**/*.py"))}
-MODULES = {name.removesuffix(".__init__"): path for path, name in FILES.items() if name != "saprof.__init__"}
+PACKAGES = ("saprof", "studies")
+PATHS = [path for package in PACKAGES for path in sorted(ROOT.glob(f"{package}/**/*.py"))]
+FILES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in PATHS}
+MODULES = {name: path for path, name in FILES.items() if name not in PACKAGES}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -51,7 +66,8 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def own_imports(module: str) -> list[str]:
-    names = [name for name in imports(MODULES[module]) if name.partition(".")[0] == "saprof"]
+    """Ours, but for `saprof` itself, whose public names studies may use."""
+    names = [name for name in imports(MODULES[module]) if name.partition(".")[0] in PACKAGES and name != "saprof"]
     return [name for name in names if (module, name) not in ALLOWED]
 
 

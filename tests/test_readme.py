@@ -18,7 +18,11 @@ COMMANDS = [
 ]
 
 
-LESS = {"saprof.sweep": ["--seconds", "0.05"], "saprof.verify": ["--workloads", "tiny"]}
+LESS = {
+    "saprof.sweep": ["--seconds", "0.05"],
+    "saprof.verify": ["--workloads", "tiny", "--dtype", "float32"],
+    "studies.train": ["--epochs", "1"],
+}
 """What is added to a command, whose work itself other tests judge."""
 
 

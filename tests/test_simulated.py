@@ -41,14 +41,6 @@ def one_boundary_each(op):
     return [beyond[i % 5 * count + i] for i in range(count)]
 
 
-@workloads(lambda op: [w for w in tiny(op) if w.footprint.boundary in ("reflect", "exclude")], "float32")
-def test_tiny(workload):
-    """One boundary that reads outside and one that does not; test_edge has all, which differ in tables alone."""
-    verdict = check(workload, "numba")
-    assert verdict.ok, verdict.message
-    assert verdict.gradients
-
-
 @workloads(one_boundary_each, "float32")
 def test_edge(workload):
     verdict = check(workload, "numba")

@@ -27,10 +27,15 @@ MODULES = {
 class Images(Protocol):
     """Labelled images in a fixed order."""
 
-    labels: Tensor
-    """Class numbers, int64."""
-    names: Sequence[str]
-    """One of each image that stays the same from run to run and machine to machine: a relative path, or a number."""
+    @property
+    def labels(self) -> Tensor:
+        """Class numbers, int64."""
+        ...
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One of each image, the same from run to run and machine to machine: a relative path, or a number."""
+        ...
 
     def read(self, index: int) -> Any:
         """The image as the data set's views take it."""

@@ -21,8 +21,9 @@ def load(config: Config) -> Dataset:
     from sklearn.datasets import load_digits
 
     images, digits = load_digits(return_X_y=True)
-    pixels = torch.from_numpy(images).reshape(-1, 1, 8, 8)
+    pixels, side = torch.from_numpy(images).reshape(-1, 1, 8, 8), 8
     if config.data == "digits16":
+        side = 16
         pixels = F.interpolate(pixels, scale_factor=2, mode="bilinear", align_corners=False)
     pixels = (pixels * 255 / SHADES).round().to(torch.uint8)
     labels = torch.from_numpy(digits).long()
@@ -35,7 +36,7 @@ def load(config: Config) -> Dataset:
         classes=tuple(str(digit) for digit in range(10)),
         train=Pixels(pixels[first], labels[first]),
         test=Pixels(pixels[last], labels[last]),
-        size=(1, *pixels.shape[2:]),
+        size=(1, side, side),
         mean=(train.mean().item(),),
         std=(train.std().item(),),
         augment=shifted,

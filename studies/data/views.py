@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from studies.data import Dataset, Images
+from studies.failures import BadData
 
 
 def number(*key: int) -> int:
@@ -46,11 +48,11 @@ class Plan:
 
     def pieces(self, start: int, stop: int, rank: int, world: int) -> Iterator[list[tuple[int, int]]]:
         """From step `start` to before `stop`: the (epoch, image) pairs of each piece of each step of one process."""
-        shown = None
+        shown, images = -1, torch.empty(0)
         for step in range(start, stop):
             epoch, within = divmod(step, self.steps)
             if epoch != shown:
-                images, shown = order(self.seed, epoch, self.n), epoch
+                shown, images = epoch, order(self.seed, epoch, self.n)
             mine = images[within * self.batch :][: self.batch][rank::world]
             for piece in mine.chunk(self.accumulate):
                 yield [(epoch, image) for image in piece.tolist()]
@@ -78,15 +80,19 @@ class JudgedViews(TorchDataset):
         return self.dataset.view(self.images.read(index)), self.images.labels[index], index
 
 
-def loader(views: TorchDataset, keys: Iterator | Sequence, workers: int, pinned: bool) -> DataLoader:
-    """Batches of the views that `keys` lists, in that order."""
-    return DataLoader(
+def batches(views: TorchDataset, keys: Iterable[Sequence], workers: int, pinned: bool) -> Iterator[Any]:
+    """Batches of the views that `keys` lists, in that order; BadData names an image that cannot be read."""
+    loader = DataLoader(
         views,
         batch_sampler=keys,  # pyright: ignore[reportArgumentType]  what is iterated once needs no length
         num_workers=workers,
         pin_memory=pinned,
         worker_init_fn=_outlive_signals,
     )
+    try:
+        yield from loader
+    except BadData as error:  # a worker's comes with its traceback, and the sentence last
+        raise BadData(str(error).strip().rpartition("BadData: ")[2]) from None
 
 
 def _outlive_signals(_: int) -> None:

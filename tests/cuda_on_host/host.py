@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from kernels_cuda import CSRC, cores
@@ -173,10 +174,11 @@ def _link(name: str, sources: set[Path], sanitizer: str, folder: Path, csrc: Pat
         target = folder / f"{source.stem}-{kind}-{_hash(common, source.read_bytes())}.o"
         return _make(target, [*flags, "-c", "-x", "c++", str(source)])
 
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, sorted(sources, key=lambda x: (-x.stat().st_size, x.name))))
-    target = folder / f"{name}-{kind}-{_hash(*(x.name for x in objects))}"
-    return _make(target, [*flags, *map(str, objects), *how])
+    with FileLock(folder / f"{kind}.lock"):  # of two processes that want the same, the second waits and finds it
+        with ThreadPoolExecutor(2) as pool:
+            objects = list(pool.map(compile_one, sorted(sources, key=lambda x: (-x.stat().st_size, x.name))))
+        target = folder / f"{name}-{kind}-{_hash(*(x.name for x in objects))}"
+        return _make(target, [*flags, *map(str, objects), *how])
 
 
 def _headers(csrc: Path) -> list[Path]:

@@ -1,0 +1,116 @@
+"""The doctor names everything that is wrong, and says so with its exit code."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from studies import _torchvision, doctor
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch) -> Path:
+    """Two classes of 100 images to train on and two to judge; and a torchvision, whether there is one or not."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    for part, count in (("train", 100), ("val", 2)):
+        for name in ("ant", "bee"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for image in range(count):
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{image:03}.png")
+    monkeypatch.setattr(_torchvision, "load", lambda: type("torchvision", (), {"__version__": "0.0"}))
+    monkeypatch.setattr(_torchvision, "_declared", [])
+    return tmp_path
+
+
+def test_a_whole_folder_is_counted_and_well(root, capsys):
+    assert doctor.main(["--data", "folder", "--root", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "2 classes" in out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    for line in ("train 200 100 (ant) 100 (ant)", "validation 4 2 (ant) 2 (ant)", "ant 100 2", "bee 100 2"):
+        assert line in lines
+    assert "torchvision 0.0\n" in out
+    assert "opened 68 images, 68 of them readable" in out
+    assert out.endswith("all is well\n")
+
+
+def test_every_problem_is_named(root, capsys):
+    (root / "train" / "cat").mkdir()
+    (root / "val" / "bee" / "000.png").write_bytes(b"x")
+    (root / "val" / "ant" / "001.png").write_bytes(b"")
+    assert doctor.main(["--data", "folder", "--root", str(root)]) == 3
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if "PROBLEM" in line]
+    assert len(lines) == 5
+    for part in ("train/cat holds no images", "class 'cat' is in", "val/ant/001.png is an empty file"):
+        assert sum(part in line for line in lines) == 1
+    for file in ("val/bee/000.png", "val/ant/001.png"):
+        assert sum(f"{file} cannot be read as an image" in line for line in lines) == 1
+    assert "all is well" not in out
+
+
+def test_all_opens_every_image(root, capsys):
+    for name in ("017", "018"):
+        (root / "train" / "ant" / f"{name}.png").write_bytes(b"x")
+    assert doctor.main(["--root", str(root), "--all"]) == 3
+    out, err = capsys.readouterr()
+    assert "opened 204 images, 202 of them readable" in out
+    assert "ant/017.png" in err
+    assert "ant/018.png" in err
+
+
+def test_a_torchvision_without_operators_or_none_is_told(root, capsys, monkeypatch):
+    monkeypatch.setattr(_torchvision, "_declared", [object()])
+    assert doctor.main(["--root", str(root)]) == 0
+    assert "torchvision 0.0, less its compiled operators" in capsys.readouterr().out
+
+    def absent():
+        raise ValueError("there is none")
+
+    monkeypatch.setattr(_torchvision, "load", absent)
+    assert doctor.main(["--root", str(root)]) == 3
+    assert "PROBLEM there is none" in capsys.readouterr().err
+
+
+def test_a_missing_root_is_told_what_is_expected(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(_torchvision, "load", lambda: type("torchvision", (), {"__version__": "0.0"}))
+    assert doctor.main(["--data", "folder", "--root", str(tmp_path / "away")]) == 3
+    assert "away is not there; expected ROOT/train/<class>/*.jpg" in capsys.readouterr().err
+    assert doctor.main(["--data", "cifar10"]) == 3
+    assert "PROBLEM the data set cifar10 has no root; give --root ROOT" in capsys.readouterr().err
+
+
+def test_the_embedded_digits_are_well(capsys):
+    assert doctor.main(["--data", "digits", "--all"]) == 0
+    out = capsys.readouterr().out
+    assert "10 classes" in out
+    assert "opened 1797 images, 1797 of them readable" in out
+
+
+SCRIPT = """
+import sys
+from studies import doctor
+try:
+    doctor.main(["--help"])
+except SystemExit as end:
+    print(sorted({"torch", "numpy", "PIL", "sklearn", "torchvision"} & set(sys.modules)), end.code)
+"""
+
+
+def test_help_is_quick():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], text=True, capture_output=True, check=True)
+    assert done.stdout.endswith("[] 0\n")
+    assert "python -m studies.doctor" in done.stdout
+
+
+def test_the_exit_code_reaches_the_shell(tmp_path):
+    command = [sys.executable, "-m", "studies.doctor", "--data", "cifar10", "--root", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 3
+    assert "holds no file of CIFAR-10" in done.stderr
+    assert "Traceback" not in done.stderr

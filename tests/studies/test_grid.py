@@ -1,0 +1,142 @@
+import pytest
+
+from saprof import tables
+from saprof.models import list_models
+from studies import grid
+from studies.grid import TABLES, Study, bases, cells, miniature, printed, unique
+
+DIGITS = Study()
+EVERY = [cell for table in TABLES for cell in cells(table, DIGITS)]
+
+
+def test_all_tables_are_39_networks_in_69_rows():
+    assert len(EVERY) == 69
+    assert len(unique(EVERY)) == 39
+    assert [cell.config for cell in unique(EVERY) if cell.config.protocol == "val-original"] == [
+        cell.config for cell in cells("3", DIGITS)
+    ]
+
+
+@pytest.mark.parametrize("cell", unique(EVERY), ids=lambda cell: f"{cell.table}-{cell.row.model}-{cell.row.setting}")
+def test_every_row_has_a_network_that_can_be_built(cell):
+    import torch
+
+    from saprof.counting import blueprint
+
+    network = blueprint(cell.config.model, **cell.config.options)
+    assert network(torch.empty(2, 3, 8, 8, device="meta")).shape == (2, 10)
+
+
+def test_at_full_scale_every_row_is_its_own_network_by_the_authors_recipe():
+    study = Study(data="folder")
+    for table in TABLES:
+        for cell in cells(table, study):
+            assert (cell.config.model, cell.config.options) == (cell.row.model, cell.row.overrides)
+            assert cell.config.model in list_models()
+            assert (cell.config.epochs, cell.config.batch, cell.config.lr) == (100, 256, 0.1)
+            assert cell.config.workers == 8
+            assert not cell.note
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_what_a_row_is_compared_with(table):
+    rows = printed(table)
+    for row, base in zip(rows, bases(rows), strict=True):
+        if base is None:
+            assert row.family == "convolution" or table == "sec5.3"
+        elif rows[base].family == "convolution":
+            assert not row.overrides
+            assert row.model in ("san10_pairwise", "san10_patchwise") or table in ("3", "9", "10")
+        else:
+            assert rows[base].family == (row.family if row.family != "stand_alone" else "pairwise")
+            assert rows[base].model in ("san10_pairwise", "san10_patchwise")
+            assert not rows[base].overrides
+    assert sum(base is not None for base in bases(rows)) >= 1
+
+
+def test_networks_of_table_3_are_compared_with_the_residual_network_of_their_size():
+    assert bases(printed("3")) == [None, 0, 0, None, 3, 3, None, 6, 6]
+
+
+def test_the_row_of_section_5_3_is_compared_with_the_pairwise_network():
+    reference, row = printed("sec5.3")
+    assert (reference.model, reference.top1, row.model) == ("san10_pairwise", 77.4, "san10_stand_alone")
+    assert bases(printed("sec5.3")) == [None, 0]
+
+
+def test_tables_share_what_is_one_network():
+    keys = {table: {cell.key for cell in cells(table, DIGITS) if cell.row.family != "convolution"} for table in TABLES}
+    shared = keys["4"] & keys["5"] & keys["6"] & keys["7"]
+    assert len(shared) == 2  # the defaults of both families
+    assert len(keys["8"] & shared) == len(keys["sec5.3"] & shared) == 1
+    assert not keys["3"] & shared
+    assert keys["3"] == keys["9"] == keys["10"]
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides", "expected"),
+    [
+        ("resnet26_5x5", {}, ("resnet_mini", {"footprint": 5})),
+        ("resnet50", {}, ("resnet_mini", {"blocks": [2, 2]})),
+        ("san15_patchwise", {}, ("san_mini_patchwise", {"attention": "composed", "blocks": [2, 1]})),
+        (
+            "san10_pairwise_dot_product",
+            {},
+            ("san_mini_pairwise", {"attention": "composed", "relation": "dot_product"}),
+        ),
+        (
+            "san10_patchwise",
+            {"footprints": [3, 9, 9, 9, 9]},
+            ("san_mini_patchwise", {"attention": "composed", "footprints": [9, 3]}),
+        ),
+        (
+            "san10_pairwise",
+            {"transformations": "shared"},
+            ("san_mini_pairwise", {"attention": "composed", "transformations": "shared", "relation_reduction": 2}),
+        ),
+    ],
+)
+def test_miniatures(model, overrides, expected):
+    assert miniature(model, overrides) == expected
+
+
+def test_a_footprint_that_exceeds_the_map_is_noted():
+    noted = {(cell.row.family, cell.row.setting) for cell in cells("7", DIGITS) if cell.note}
+    assert noted == {("convolution", 5), ("convolution", 7)} | {
+        (family, size) for family in ("pairwise", "patchwise") for size in (9, 11)
+    }
+    assert not any(cell.note for cell in cells("7", Study(data="digits16")))
+
+
+def test_protocols_are_those_of_the_paper():
+    for table in tables.paper():
+        expected = tables.paper()[table].evaluation_set.split()[0]
+        assert {cell.config.protocol for cell in cells(table, DIGITS)} == {expected}
+
+
+def test_learning_rates_are_by_family():
+    study = Study(rates={"convolution": 0.4, "stand_alone": 0.05})
+    assert {cell.row.family: cell.config.lr for cell in cells("4", study)} == {
+        "convolution": 0.4,
+        "pairwise": 0.1,
+        "patchwise": 0.1,
+    }
+    assert [cell.config.lr for cell in cells("sec5.3", study)] == [0.1, 0.05]
+
+
+def test_what_nobody_knows():
+    with pytest.raises(ValueError, match=r"unknown table '2'; expected '3', '4', .* or 'sec5.3'"):
+        cells("2", DIGITS)
+    with pytest.raises(ValueError, match="unknown data set 'mnist'; expected 'digits', "):
+        Study(data="mnist")
+    with pytest.raises(ValueError, match="vit has no miniature"):
+        grid.miniature("vit", {})
+
+
+def test_cifar_is_trained_by_its_recipe():
+    from studies.config import RECIPES, load
+
+    recipe = load(RECIPES / "cifar10.yaml")
+    (cell, *_) = cells("3", Study(data="cifar10"))
+    assert cell.config.model == "resnet_mini"
+    assert (cell.config.epochs, cell.config.batch, cell.config.data) == (recipe.epochs, recipe.batch, "cifar10")

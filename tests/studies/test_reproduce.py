@@ -1,0 +1,268 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from saprof import atomic
+from studies import executors, rates, reproduce
+from studies.config import Config
+from studies.executors import Local, Task
+from studies.failures import NonFinite, Preempted
+from studies.grid import Study
+
+ENDS_WITH = {100: "an answer", 101: "a failure", 102: "its process", 103: "never"}
+
+
+def pretend(task):
+    """Stands for training: what a seed does is in ENDS_WITH."""
+    with (task.folder.parent / "log").open("a") as log:
+        print(task.config.seed, file=log)
+    if task.config.seed == 101:
+        raise NonFinite("the loss is not finite\nat step 3")
+    if task.config.seed == 102:
+        os._exit(9)
+    if task.config.seed == 103:
+        signal.signal(signal.SIGTERM, lambda *_: (task.folder / "saved").touch())
+        (task.folder / "listening").touch()
+        while not (task.folder / "saved").exists():
+            time.sleep(0.05)
+        raise Preempted("stopped")
+    finish(task)
+
+
+def finish(task, top1=90.0, loss=0.5):
+    content = {"fingerprint": task.config.fingerprint(), "top1": top1, "loss": loss}
+    content |= {"train_seconds": 1.0, "weights_sha256": "00"}
+    task.folder.mkdir(parents=True, exist_ok=True)
+    atomic.write(task.folder / "result.json", json.dumps(content).encode())
+
+
+def some(folder, seeds):
+    for seed in seeds:
+        (folder / f"{seed}").mkdir(parents=True, exist_ok=True)
+    return [Task(config=Config(seed=seed, output=folder / f"{seed}")) for seed in seeds]
+
+
+def attempts(folder):
+    return [int(line) for line in (folder / "log").read_text().split()]
+
+
+def test_a_run_that_fails_stops_no_other_and_a_finished_one_is_not_repeated(tmp_path):
+    tasks = some(tmp_path, [0, 101, 1, 102, 2])
+    with Local(2, pretend) as executor:
+        failed = executor.do(tasks)
+        assert failed == {
+            str(tmp_path / "101"): "the loss is not finite at step 3",
+            str(tmp_path / "102"): "its process ended with code 9 and no answer",
+        }
+        kept = json.loads((tmp_path / "101" / "failed.json").read_text())
+        assert (kept["kind"], kept["reason"]) == ("NonFinite", "the loss is not finite at step 3")
+        assert "in pretend" in kept["traceback"]
+        assert executors.failure(tasks[3]) == "its process ended with code 9 and no answer"
+        assert sorted(attempts(tmp_path)) == [0, 1, 2, 101, 102]
+        executor.do(tasks)
+    assert sorted(attempts(tmp_path)) == [0, 1, 2, 101, 101, 102, 102]
+
+
+def test_a_failed_run_is_one_that_training_takes_up_again(tmp_path):
+    from studies.run import Run
+
+    (task,) = some(tmp_path, [101])
+    with pytest.raises(NonFinite):
+        pretend(task)
+    assert executors.attempt(task, pretend)
+    Run(task.folder).check(task.config)
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, {tests!r})
+if __name__ == "__main__":
+    from pathlib import Path
+    from studies.executors import Local
+    from studies.failures import Preempted
+    from test_reproduce import pretend, some
+    with Local(2, pretend) as executor:
+        try:
+            executor.do(some(Path({folder!r}), [0, 103, 1]))
+        except Preempted:
+            sys.exit(75)
+"""
+
+
+def wait_for(what, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 75), (signal.SIGKILL, -9)])
+def test_processes_save_when_the_command_ends(tmp_path, number, code):
+    (tmp_path / "driver.py").write_text(DRIVER.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    driver = subprocess.Popen([sys.executable, str(tmp_path / "driver.py")], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: (tmp_path / "1" / "result.json").exists() and (tmp_path / "103" / "listening").exists())
+        driver.send_signal(number)
+        assert driver.wait(60) == code
+        wait_for((tmp_path / "103" / "saved").exists)
+    finally:
+        driver.kill()
+
+
+def tuned(tmp_path, top1, loss=lambda rate, seed: 0.5, candidates=(0.1, 0.2)):
+    """The choice of the convolutional family, given made-up results; None is a run that failed."""
+    study, runs = Study(), tmp_path / "runs"
+    tuning = rates.Tuning(study=study, runs=runs, families=("convolution",), candidates=candidates)
+    for task in tuning.tasks():
+        figure = top1(task.config.lr, task.config.seed)
+        if figure is None:
+            executors.keep_failure(task, "NonFinite", "the loss is not finite")
+        else:
+            finish(task, figure, loss(task.config.lr, task.config.seed))
+    return tuning, rates.choose(tuning, tmp_path / "learning_rates.json")["convolution"]
+
+
+def test_the_rate_with_the_highest_mean_accuracy_is_chosen_and_all_are_kept(tmp_path):
+    tuning, choice = tuned(tmp_path, lambda rate, seed: {1000: 90, 1001: 80}[seed] + rate)
+    assert choice["chosen"] == 0.2
+    assert choice["at_the_edge_of_candidates"]
+    assert [(it["lr"], it["top1"]) for it in choice["candidates"]] == [(0.1, 85.1), (0.2, 85.2)]
+    kept = json.loads((tmp_path / "learning_rates.json").read_text())
+    assert kept["seeds"] == [1000, 1001]
+    assert rates.read(tmp_path / "learning_rates.json", tuning) == kept["families"]
+
+
+def test_of_equal_accuracies_the_lower_loss_is_chosen(tmp_path):
+    _, choice = tuned(tmp_path, lambda rate, seed: 90, lambda rate, seed: 1 - rate)
+    assert choice["chosen"] == 0.2
+
+
+def test_of_equals_the_lower_rate_is_chosen(tmp_path):
+    assert tuned(tmp_path, lambda rate, seed: 90)[1]["chosen"] == 0.1
+
+
+def test_a_rate_of_which_a_run_failed_is_out(tmp_path):
+    _, choice = tuned(tmp_path, lambda rate, seed: None if (rate, seed) == (0.2, 1001) else 90 + rate)
+    assert choice["chosen"] == 0.1
+    assert choice["candidates"][1]["runs"][1]["failed"] == "the loss is not finite"
+
+
+def test_a_family_that_cannot_be_tuned(tmp_path):
+    with pytest.raises(ValueError, match="no learning rate of convolution could be tried: the loss is not finite"):
+        tuned(tmp_path, lambda rate, seed: None)
+
+
+def test_a_choice_by_another_rule_is_refused(tmp_path):
+    tuning, _ = tuned(tmp_path, lambda rate, seed: 90)
+    with pytest.raises(ValueError, match=r"candidates \[0\.1, 0\.2\], not \[0\.1\]; choose another --output"):
+        rates.read(tmp_path / "learning_rates.json", replace(tuning, candidates=(0.1,)))
+
+
+def test_tuning_seeds_are_not_reported():
+    with pytest.raises(ValueError, match="seeds is 1001; expected at most 1000, where tuning seeds begin"):
+        reproduce.main(["table8", "--seeds", "1001"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["table2"], "unknown table 'table2'; expected 'table3', .*'table10' or 'sec5.3', or all"),
+        (["table4,figure1"], "unknown table 'figure1'"),
+        (["table4", "--data", "mnist"], "unknown data set 'mnist'; expected 'digits', "),
+        (["table4", "--executor", "cloud"], "unknown executor 'cloud'; expected 'local' or 'slurm'"),
+        (["table4", "--device", "tpu"], "unknown device 'tpu'"),
+        (["table4", "--seeds", "0"], "seeds is 0; expected a positive integer"),
+        (["table4", "--jobs", "-1"], "jobs is -1; expected a positive integer"),
+        (["table4", "--workers", "-1"], "workers -1; expected none or more"),
+        (["table4", "--candidates", "0.1,high"], "candidates is '0.1,high'; expected positive numbers"),
+        (["table4", "--candidates", "0"], "candidates is '0'; expected positive numbers"),
+        (["table4", "--bandwidth", "0"], "bandwidth is 0.0; expected GB/s"),
+        (["table4", "--from", "/nowhere"], "expected the folder of a reproduction"),
+    ],
+)
+def test_bad_input(argv, expected):
+    with pytest.raises(ValueError, match=expected):
+        reproduce.main(argv)
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from studies.reproduce import _parser; _parser().format_help(); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_cost_of_full_scale_is_an_estimate(capsys, tmp_path):
+    asked = ["table5", "--data", "folder", "--dry-run", "--seeds", "1", "--gpus", "8", "--output", str(tmp_path)]
+    assert reproduce.main(asked) == 0
+    shown = capsys.readouterr().out
+    assert "7 runs: 0 finished, 7 left" in shown
+    assert "an estimate, within a factor of two" in shown
+    (line,) = [line for line in shown.splitlines() if line.startswith("san10_pairwise {} ")]
+    assert line.split()[-1] == "12.15"  # 389 MiB per image, as an unfold prototype keeps too
+    assert "learning rates: the recipe's" in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cost_of_digits_is_by_finished_runs(capsys, tmp_path):
+    asked = ["table8", "--dry-run", "--seeds", "2", "--candidates", "0.1", "--output", str(tmp_path)]
+    assert reproduce.main(asked) == 0
+    assert "12 runs: 0 finished, 12 left\nhours: unknown, no run is finished here" in capsys.readouterr().out
+    tuning = rates.Tuning(study=Study(), runs=tmp_path / "runs", families=("convolution",), candidates=(0.1,))
+    finish(tuning.tasks()[0])
+    assert reproduce.main([*asked, "--jobs", "2"]) == 0
+    assert "12 runs: 1 finished, 11 left\n0.00 hours of runs, 0.00 with 2 at a time" in capsys.readouterr().out
+
+
+COMMAND = [sys.executable, "-m", "studies.reproduce", "sec5.3", "--smoke", "--jobs", "2", "--output"]
+
+
+def test_after_kill_9_no_finished_run_is_repeated(tmp_path, capsys):
+    """Four runs of two epochs; half a minute."""
+    command = subprocess.Popen([*COMMAND, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: list(tmp_path.glob("runs/*/result.json")), 300)
+    finally:
+        command.kill()
+    command.wait()
+    assert not (tmp_path / "results.json").exists()
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
+    again = subprocess.run([*COMMAND, str(tmp_path)], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 4
+    drawn = (tmp_path / "tables" / "sec5.3.md").read_text()
+    assert "smoke: pipeline only" in drawn
+    assert drawn.count("1 of 1") == 2
+
+    once_more = subprocess.run([*COMMAND, str(tmp_path)], capture_output=True, text=True)
+    assert once_more.stdout == again.stdout
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "results.json").write_bytes((tmp_path / "results.json").read_bytes())
+    assert reproduce.main(["all", "--from", str(tmp_path / "copy")]) == 0
+    assert capsys.readouterr().out == again.stdout
+    assert (tmp_path / "copy" / "tables" / "sec5.3.md").read_text() == drawn
+    with pytest.raises(ValueError, match=r"of a study with smoke True, not False.*; choose another --output"):
+        reproduce.main(["sec5.3", "--epochs", "2", "--output", str(tmp_path)])
+    with pytest.raises(ValueError, match="has none of the tables asked for; it has sec5"):
+        reproduce.main(["table4", "--from", str(tmp_path / "copy")])
+
+
+def test_smoke_of_every_table(tmp_path):
+    """43 runs of two epochs; a minute and a half on two idle cores."""
+    command = [sys.executable, "-m", "studies.reproduce", "all", "--smoke", "--output", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 43
+    assert len(list(tmp_path.glob("runs/*/robustness.json"))) == 9
+    assert len(list((tmp_path / "tables").glob("*.csv"))) == 9
+    for page in [*(tmp_path / "tables").glob("*.md"), tmp_path / "README.md"]:
+        assert "digits-8x8 miniature, 1 seed, not ImageNet" in page.read_text()
+        assert "smoke: pipeline only" in page.read_text()
