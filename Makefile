@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep train tables test lint bench gpu clean
+.PHONY: sweep train tables test slurm lint bench gpu clean
 
 sweep: $(VENV)/.base
 	$(BIN)/python -m saprof.sweep --footprint 3,5,7,9,11
@@ -16,6 +16,9 @@ tables: $(VENV)/.studies
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+slurm: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slurm tests/studies/test_on_slurm.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check

@@ -20,8 +20,19 @@ def write(path: str | Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _keep(path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _keep(folder: Path) -> None:
+    """Have the disk know of a name just given in the folder, where the system lets us."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -185,7 +185,11 @@ def dump(config: Config) -> str:
 
 
 def _parser(prog: str, description: str) -> Any:
-    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+    from jsonargparse import (
+        ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage]
+        ArgumentParser,
+        set_parsing_settings,
+    )
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
 

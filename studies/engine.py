@@ -130,7 +130,7 @@ class State:
     def __post_init__(self) -> None:
         config, device = self.config, self.world.device
         layout = torch.channels_last if config.channels_last else torch.preserve_format
-        self.classifier = self.classifier.to(device, memory_format=layout)
+        self.classifier = self.classifier.to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]
         self.optimizer = torch.optim.SGD(
             self.classifier.parameters(),
             lr=config.lr,
@@ -145,13 +145,15 @@ class State:
             self.average = AveragedModel(self.classifier, multi_avg_fn=average, use_buffers=True)
         forward: nn.Module = self.classifier
         if self.world.size > 1:
-            forward = DistributedDataParallel(forward, broadcast_buffers=False)
+            forward = DistributedDataParallel(forward)
         self.forward = torch.compile(forward) if config.compile else forward
 
     @property
     def judged(self) -> Classifier:
         """The weights that accuracies are of: the average's where there is one."""
-        return self.average.module if self.average is not None else self.classifier
+        judged = self.classifier if self.average is None else self.average.module
+        assert isinstance(judged, Classifier)
+        return judged
 
     def saved(self) -> dict[str, Any]:
         """Tensors and plain values; NonFinite if a weight is not finite, so that no such state is ever written."""

@@ -49,5 +49,5 @@ def score(logits: Tensor, labels: Tensor) -> Score:
     own = logits.gather(1, labels[:, None])
     rank = (logits >= own).sum(1) - 1
     loss = F.cross_entropy(logits[finite], labels[finite], reduction="sum")
-    within = [int(((rank < places) & finite).sum()) for places in (1, 5)]
-    return Score(len(labels), *within, int((~finite).sum()), loss.item())
+    first, fifth = (int(((rank < places) & finite).sum()) for places in (1, 5))
+    return Score(len(labels), first, fifth, int((~finite).sum()), loss.item())

@@ -268,13 +268,14 @@ def _number(value: float | None) -> str:
 def main(argv: list[str] | None = None) -> int:
     description = (__doc__ or "").partition("\n\n")[0]
     config = parse(argv, "python -m studies.train", description)
-    finished = Run(output(config)).result() is not None
+    finished, first = Run(output(config)).result() is not None, os.environ.get("RANK", "0") == "0"
     try:
         result = run(config)
     except Preempted as stopped:
-        print(f"stopped, and saved; the same command goes on from there ({output(config)})", file=sys.stderr)
+        if first:
+            print(f"stopped, and saved; the same command goes on from there ({output(config)})", file=sys.stderr)
         return stopped.code
-    if int(os.environ.get("RANK", 0)) == 0:
+    if first:
         again = "finished already, nothing was changed: " if finished else ""
         print(f"{again}{output(config)}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % of {result['n']}")
     return OK

@@ -88,6 +88,7 @@ def batches(views: TorchDataset, keys: Iterable[Sequence], workers: int, pinned:
         num_workers=workers,
         pin_memory=pinned,
         worker_init_fn=_outlive_signals,
+        generator=torch.Generator(),  # for a number that nobody uses; torch's own would be moved on by it
     )
     try:
         yield from loader

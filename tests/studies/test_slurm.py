@@ -1,0 +1,144 @@
+"""Slurm's commands are stood in for here; what a real one does is for a machine that has it."""
+
+import os
+import pickle
+import signal
+from pathlib import Path
+
+import pytest
+from test_reproduce import attempts, pretend, some
+
+from studies import slurm
+from studies.failures import Preempted
+from studies.slurm import Cluster, Job, Slurm
+
+submitit = pytest.importorskip("submitit")
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """sbatch keeps its script and says job 7, squeue prints the file `queue`."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    scripts = {
+        "srun": "exit 0",
+        "sbatch": f'cat "$1" > {tmp_path}/script; echo >> {tmp_path}/submitted; echo Submitted batch job 7',
+        "squeue": f"cat {tmp_path}/queue",
+    }
+    for name, body in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    (tmp_path / "queue").touch()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(slurm, "POLL", 0.05)
+    return tmp_path
+
+
+def test_runs_become_an_array_of_jobs_and_what_left_no_result_is_named(commands):
+    tasks = some(commands / "runs", [0, 1])
+    cluster = Cluster(folder=commands / "slurm", partition="gpu", minutes=90, gpus=2, memory_gb=40, at_once=1)
+    failed = Slurm(cluster, pretend).do(tasks)
+    assert failed == {
+        str(task.folder): f"job 7_{number} ended without a result; see {commands}/slurm/7_{number}_*"
+        for number, task in enumerate(tasks)
+    }
+    script = (commands / "script").read_text()
+    asked = ["array=0-1%1", "partition=gpu", "time=90", "gpus-per-node=2", "ntasks-per-node=2", "mem=40GB"]
+    for option in [*asked, "signal=USR2@90"]:
+        assert f"#SBATCH --{option}\n" in script
+    assert "export OMP_NUM_THREADS=1" in script
+
+
+def test_jobs_that_an_earlier_command_queued_are_waited_for(commands, monkeypatch):
+    tasks = some(commands / "runs", [0, 1])
+    executor = Slurm(Cluster(folder=commands / "slurm"), pretend)
+    (commands / "queue").write_text("7_0\n7_1\n")
+
+    def interrupted(seconds):
+        raise Preempted("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(slurm.time, "sleep", interrupted)
+        with pytest.raises(Preempted):
+            executor.do(tasks)
+
+    def done(seconds):
+        for task in tasks:
+            pretend(task)
+        (commands / "queue").write_text("")
+
+    monkeypatch.setattr(slurm.time, "sleep", done)
+    assert executor.do(tasks) == {}
+    assert (commands / "submitted").read_text() == "\n"  # once
+    assert executor.do(tasks) == {}
+
+
+def test_a_job_does_its_task_and_tells_what_went_wrong(tmp_path):
+    good, bad = some(tmp_path, [0, 101])
+    assert pickle.loads(pickle.dumps(Job(good, pretend)))() is None
+    assert Job(bad, pretend)() == "the loss is not finite at step 3"
+    assert attempts(tmp_path) == [0, 101]
+
+
+class Requeued(SystemExit):
+    pass
+
+
+@pytest.fixture
+def handlers():
+    """As submitit sets them."""
+
+    def requeue(number, frame):
+        raise Requeued
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGUSR2, signal.SIGTERM)}
+    signal.signal(signal.SIGUSR2, requeue)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def makes_way(number, listening):
+    """A run that is sent a signal, and saves if it listens to SIGTERM."""
+
+    def perform(task):
+        saved: list[int] = []
+        before = signal.getsignal(signal.SIGTERM)
+        if listening:
+            signal.signal(signal.SIGTERM, lambda number, frame: saved.append(number))
+        os.kill(os.getpid(), number)
+        signal.signal(signal.SIGTERM, before)
+        assert saved
+        raise Preempted("stopped, and saved")
+
+    return perform
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("listening", [True, False])
+def test_a_job_that_is_to_make_way_saves_and_is_queued_again(tmp_path, listening):
+    (task,) = some(tmp_path, [0])
+    with pytest.raises(Requeued):
+        Job(task, makes_way(signal.SIGUSR2, listening))()
+    assert isinstance(Job(task, pretend).checkpoint(), submitit.helpers.DelayedSubmission)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(tmp_path):
+    (task,) = some(tmp_path, [0])
+    with pytest.raises(SystemExit) as ended:
+        Job(task, makes_way(signal.SIGTERM, True))()
+    assert ended.value.code == 75
+
+
+def test_where_there_is_no_slurm(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="squeue is not to be found; run on a Slurm machine, or take --executor local"):
+        Slurm(Cluster(folder=tmp_path / "slurm")).do(some(tmp_path, [0]))
+
+
+def test_a_slurm_that_does_not_answer(commands):
+    Path(commands / "bin" / "squeue").write_text("#!/bin/sh\necho slurmctld is down >&2; exit 1\n")
+    with pytest.raises(ValueError, match=r"squeue failed \(slurmctld is down\)"):
+        Slurm(Cluster(folder=commands / "slurm")).do(some(commands, [0]))
