@@ -168,6 +168,10 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(_planned(arguments, tuning, _with_rates(study, chosen), tables))
         return OK
+
+    from studies import data
+
+    data.load(study.recipe)  # says what is wrong with it once, and not in every run
     with _executor(arguments, study.recipe.workers) as executor:
         if tuning.families:
             executor.do(tuning.tasks(), "learning rates")

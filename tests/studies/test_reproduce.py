@@ -13,7 +13,7 @@ from saprof import atomic
 from studies import executors, rates, reproduce
 from studies.config import Config
 from studies.executors import Local, Task
-from studies.failures import NonFinite, Preempted
+from studies.failures import BadData, NonFinite, Preempted
 from studies.grid import Study
 
 ENDS_WITH = {100: "an answer", 101: "a failure", 102: "its process", 103: "never"}
@@ -190,6 +190,13 @@ def test_tuning_seeds_are_not_reported():
 def test_bad_input(argv, expected):
     with pytest.raises(ValueError, match=expected):
         reproduce.main(argv)
+
+
+def test_data_that_are_missing_are_missed_once(tmp_path, capsys):
+    output = tmp_path / "study"
+    with pytest.raises(BadData, match=r"nowhere is not there; expected ROOT/train/<class>/\*\.jpg"):
+        reproduce.main(["table3", "--data", "folder", "--root", f"{tmp_path}/nowhere", "--output", str(output)])
+    assert not output.exists()
 
 
 def test_help_needs_no_torch():
