@@ -337,5 +337,5 @@ def test_a_bad_resnet_says_what_is_bad(changes, message):
 
 
 def test_an_unknown_model_lists_the_known():
-    with pytest.raises(ValueError, match=r"unknown model 'san50'; expected 'san10_pairwise', .* or 'resnet26_7x7'"):
+    with pytest.raises(ValueError, match=r"unknown model 'san50'; expected 'san10_pairwise', .* or 'resnet_mini'"):
         saprof.create_model("san50")
