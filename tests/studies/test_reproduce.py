@@ -235,7 +235,7 @@ def test_after_kill_9_no_finished_run_is_repeated(tmp_path, capsys):
     """Four runs of two epochs; half a minute."""
     command = subprocess.Popen([*COMMAND, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: list(tmp_path.glob("runs/*/result.json")), 300)
+        wait_for(lambda: list(tmp_path.glob("runs/*/result.json")), 900)
     finally:
         command.kill()
     command.wait()
