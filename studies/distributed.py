@@ -25,37 +25,37 @@ class World:
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
         """The sums over all processes, in float64, which holds every count exactly."""
-        return self._reduced(numbers, dist.ReduceOp.SUM)
+        if self.size == 1:
+            return list(numbers)
+        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
         """Whether a flag is up in any process."""
-        return [bool(flag) for flag in self._reduced(flags, dist.ReduceOp.MAX)]
+        return [count > 0 for count in self.sum(flags)]
 
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
             dist.barrier()
 
-    def _reduced(self, numbers: Sequence[float], how: dist.ReduceOp.RedOpType) -> list[float]:
-        if self.size == 1:
-            return list(numbers)
-        total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total, how)
-        return total.tolist()
+
+def device(name: str) -> torch.device:
+    """This process' device for `auto`, `cpu` or `cuda`; ValueError where `cuda` is asked for and torch sees none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', and torch sees no CUDA device; expected 'cpu' or 'auto' here")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 @contextmanager
-def world(device: str) -> Iterator[World]:
-    """The processes of this run, connected until the end; `device` is auto, cpu or cuda.
-
-    ValueError where `cuda` is asked for and torch sees none.
-    """
-    gpu = torch.cuda.is_available()
-    if device == "cuda" and not gpu:
-        raise ValueError("device is 'cuda', and torch sees no CUDA device; expected 'cpu' or 'auto' here")
-    gpu = gpu and device != "cpu"
+def world(name: str) -> Iterator[World]:
+    """The processes of this run, each on the `device` of that name, connected until the end."""
+    place = device(name)
+    gpu = place.type == "cuda"
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(place)
     if size == 1:

@@ -218,9 +218,11 @@ def train_until(stop_at: int, state: State, dataset: Dataset, images: Images, ho
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step, schedule.steps)
         loss, correct, waited = _accumulated(state, coming, loss_of)
-        stopping = stop_or_fail(world, hooks.stop(), not math.isfinite(loss))
+        broken = not math.isfinite(loss)
+        stopping, broken, loss, correct = world.sum([hooks.stop(), broken, loss / world.size, correct])
+        if broken:
+            raise NonFinite("the loss is not finite; the last checkpoint is whole. Lower lr, or look at the images")
         _update(state)
-        loss, correct = world.sum([loss / world.size, correct])
         state.step += 1
         progress = state.progress
         progress.loss_sum += loss * config.batch
@@ -233,14 +235,6 @@ def train_until(stop_at: int, state: State, dataset: Dataset, images: Images, ho
             raise Preempted
 
 
-def stop_or_fail(world: World, stop: bool, broken: bool) -> bool:
-    """Whether any process was asked to stop; NonFinite in all of them if the loss of any is not finite."""
-    stop, broken = world.any([stop, broken])
-    if broken:
-        raise NonFinite("the loss is not finite; the last checkpoint is whole. Lower lr, or look at the images")
-    return stop
-
-
 def _coming(state: State, schedule: Plan, stop_at: int, dataset: Dataset, images: Images) -> Iterator[Any]:
     config, world = state.config, state.world
     keys = schedule.pieces(state.step, stop_at, world.rank, world.size)
@@ -248,7 +242,7 @@ def _coming(state: State, schedule: Plan, stop_at: int, dataset: Dataset, images
     return batches(views, keys, config.workers, world.device.type == "cuda")
 
 
-def _accumulated(state: State, coming: Iterator[Any], loss_of: Callable[..., Tensor]) -> tuple[float, int, float]:
+def _accumulated(state: State, coming: Iterator[Any], loss_of: Callable[..., Tensor]) -> tuple[float, float, float]:
     """Gradients of one step, piece by piece: mean loss, images got right, seconds waited for images."""
     pieces, device = state.config.accumulate, state.world.device
     state.optimizer.zero_grad(set_to_none=True)
@@ -265,7 +259,8 @@ def _accumulated(state: State, coming: Iterator[Any], loss_of: Callable[..., Ten
             state.scaler.scale(loss / pieces).backward()
         losses.append(loss.detach())
         correct.append((logits.detach().argmax(1) == labels).sum())
-    return torch.stack(losses).mean().item(), int(torch.stack(correct).sum()), waited
+    loss, right = torch.stack([torch.stack(losses).mean().double(), torch.stack(correct).sum().double()]).tolist()
+    return loss, right, waited
 
 
 def _unsynchronised(forward: Any, yes: bool) -> Any:

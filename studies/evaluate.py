@@ -21,7 +21,7 @@ from saprof import tables, text
 from saprof.command import OK, choices
 from studies import paper
 from studies.config import DEVICES, Config
-from studies.judging import PARTS, Asked, How, device, judge, robustness, sample
+from studies.judging import PARTS, Asked, How, judge, robustness, sample
 
 if TYPE_CHECKING:
     from saprof.models import SAN, ResNet
@@ -75,6 +75,7 @@ def of_checkpoint(
 ) -> dict[str, Any]:
     """A report like that of a run, of a checkpoint on the validation set of the config's data."""
     from studies import data
+    from studies.distributed import device
 
     dataset = data.load(config)
     model = checkpoint.classifier(config, dataset)

@@ -15,7 +15,6 @@ from studies.run import Run, trained
 from studies.statistics import wilson
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from studies.data import Dataset, Images
@@ -124,6 +123,8 @@ def judge(
     `images` judges a sample of so many, spread evenly; a report on all images serves for any sample. ValueError if the
     run is not finished.
     """
+    from studies.distributed import device
+
     folder, asked = Path(folder), asked or Asked.of()
     before = None if again else judged(folder, images)
     missing = asked if before is None else asked.besides(before)
@@ -191,15 +192,6 @@ def sample(images: Images, n: int | None) -> Images:
     if n is None or n >= total:
         return images
     return Subset(images, images.labels.new_tensor([number * total // n for number in range(n)]))
-
-
-def device(name: str) -> torch.device:
-    """That of `auto`, `cpu` or `cuda`; ValueError where `cuda` is asked for and torch sees none."""
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is 'cuda', and torch sees no CUDA device; expected 'cpu' or 'auto' here")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from saprof import tables, text
@@ -296,13 +297,9 @@ def _full_size(cell: Cell) -> Mapping[str, Any]:
     raise AssertionError(wanted)
 
 
-_COMPUTED: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
-
-
+@cache
 def _computed(table: str) -> dict[tuple[str, str], Mapping[str, Any]]:
-    if table not in _COMPUTED:
-        _COMPUTED[table] = {(row["model"], row["overrides"]): row for row in tables.compute([table])}
-    return _COMPUTED[table]
+    return {(row["model"], row["overrides"]): row for row in tables.compute([table])}
 
 
 def _missing(lines: Sequence[Line], seeds: Sequence[int], results: Results) -> Iterator[str]:

@@ -89,6 +89,11 @@ class Pixels:
         return hashlib.sha256(content).hexdigest()
 
 
+def unchanged(image: Tensor) -> Tensor:
+    """The view of images that are judged as they are."""
+    return image
+
+
 def load(config: Config) -> Dataset:
     """The data set of a config; ValueError for an unknown name, BadData where it is not to be had."""
     if config.data not in MODULES:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from studies.config import Config
-from studies.data import Dataset, Pixels
+from studies.data import Dataset, Pixels, unchanged
 from studies.data.survey import Survey
 from studies.failures import BadData
 
@@ -116,10 +116,6 @@ def cropped(image: Tensor, generator: torch.Generator) -> Tensor:
     side = image.shape[-1]
     moved = F.pad(image, (PAD, PAD, PAD, PAD))[:, top : top + side, left : left + side]
     return moved.flip(-1) if torch.randint(2, (), generator=generator) else moved
-
-
-def unchanged(image: Tensor) -> Tensor:
-    return image
 
 
 def survey(root: Path | None) -> Survey:

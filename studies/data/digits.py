@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from studies.config import Config
-from studies.data import Dataset, Pixels
+from studies.data import Dataset, Pixels, unchanged
 
 TEST_PER_CLASS = 50
 SHADES = 16
@@ -51,7 +51,3 @@ def shifted(image: Tensor, generator: torch.Generator) -> Tensor:
     reach = side // 8
     top, left = torch.randint(2 * reach + 1, (2,), generator=generator).tolist()
     return F.pad(image, (reach, reach, reach, reach))[:, top : top + side, left : left + side]
-
-
-def unchanged(image: Tensor) -> Tensor:
-    return image

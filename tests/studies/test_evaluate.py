@@ -13,7 +13,7 @@ import torch
 
 import saprof
 from saprof import tables
-from studies import data, evaluate, judging, paper
+from studies import data, distributed, evaluate, judging, paper
 from studies import run as runs
 from studies.config import Config
 from studies.data import Dataset, Pixels
@@ -380,8 +380,8 @@ def test_missing_data_have_their_exit_code():
 def test_cuda_is_refused_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="torch sees no CUDA device"):
-        judging.device("cuda")
-    assert judging.device("auto") == torch.device("cpu")
+        distributed.device("cuda")
+    assert distributed.device("auto") == torch.device("cpu")
 
 
 def test_help_does_not_load_torch():
