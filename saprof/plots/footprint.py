@@ -1,14 +1,10 @@
-"""Figures from rows: each a function from a DataFrame to a matplotlib Figure."""
+"""What a footprint costs: operations, latency and memory against its taps."""
 
 # What an index into a DataFrame gives is beyond pandas' annotations:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportReturnType=false
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
 import matplotlib
 import pandas as pd
@@ -17,15 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from saprof.results import Row
+from saprof.plots.style import STYLE
 from saprof.tables import rows as paper_rows
-
-STYLE = {"figure.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "saprof"}
-
-
-def frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows as a DataFrame, one column per field, samples left out."""
-    return pd.DataFrame([asdict(row) for row in rows]).drop(columns="samples_s")
 
 
 def footprint_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
@@ -48,16 +37,6 @@ def footprint_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
         figure.suptitle(_title(rows))
         figure.supxlabel(provenance, fontsize="x-small", color="0.4")
     return figure
-
-
-def write(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as PNG and SVG beside each other; returns both paths."""
-    paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
-    with matplotlib.rc_context(STYLE):
-        for path in paths:
-            metadata = {"Date": None} if path.suffix == ".svg" else None
-            figure.savefig(path, dpi=150, metadata=metadata)
-    return paths
 
 
 def _series(rows: pd.DataFrame) -> pd.Series:
