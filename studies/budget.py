@@ -16,7 +16,7 @@ from typing import Any
 
 from saprof import text
 from studies.config import Config
-from studies.executors import Task, result
+from studies.executors import Task
 from studies.grid import SIDES
 
 TRAFFIC = 6
@@ -79,7 +79,7 @@ def _saved(config: Config) -> tuple[int, int]:
 
 def budget(tasks: Sequence[Task], *, jobs: int, gpus: int, bandwidth: float) -> str:
     """The cost of `tasks` as text."""
-    found = {task.config.fingerprint(): result(task.config) for task in tasks}
+    found = {task.config.fingerprint(): task.result() for task in tasks}
     groups: dict[str, list[Task]] = defaultdict(list)
     for task in tasks:
         groups[f"{task.config.model} {json.dumps(task.config.facts()['options'], ensure_ascii=False)}"].append(task)

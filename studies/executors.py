@@ -5,7 +5,6 @@ A run is a folder. One that holds its result is never repeated, one that does no
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -20,9 +19,9 @@ from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any
 
-from saprof import atomic
-from studies.config import Config, dump
+from studies.config import Config
 from studies.failures import Preempted
+from studies.run import Run
 
 EXECUTORS = ("local", "slurm")
 GRACE = 60.0
@@ -44,9 +43,27 @@ class Task:
         assert self.config.output is not None
         return self.config.output
 
+    @property
+    def run(self) -> Run:
+        return Run(self.folder)
+
     def left(self) -> bool:
         """Whether there is something to do."""
-        return result(self.config) is None or (self.judged and robustness(self) is None)
+        return self.result() is None or (self.judged and self.robustness() is None)
+
+    def result(self) -> dict[str, Any] | None:
+        """What came of the run, if it is finished; ValueError if that is of another config."""
+        found, asked = self.run.result(), self.config.fingerprint()
+        if found is not None and found["fingerprint"] != asked:
+            path = self.folder / "result.json"
+            raise ValueError(f"{path} is of another run ({found['fingerprint']}); expected {asked}")
+        return found
+
+    def robustness(self) -> dict[str, Any] | None:
+        """The content of the run's robustness.json, if it is judged under all that tables tell of."""
+        from studies.judging import Asked, judged
+
+        return judged(self.folder, self.images, Asked.of())
 
 
 Perform = Callable[[Task], None]
@@ -56,54 +73,21 @@ def perform(task: Task) -> None:
     """Train, and judge, what is not."""
     from studies.train import run
 
-    _begin(task)
+    _wait(task.folder / ".lock")
     run(task.config, progress=False)
-    if task.judged and robustness(task) is None and os.environ.get("RANK", "0") == "0":
+    if task.judged and task.robustness() is None and os.environ.get("RANK", "0") == "0":
         from studies.judging import How, judge
 
         judge(task.folder, how=How(device=task.config.device), images=task.images)
 
 
-def _begin(task: Task) -> None:
-    """Say whose the folder is, and wait until a killed command's process, on its way out, has let go of it."""
+def _wait(lock: Path) -> None:
+    """Until a killed command's process, on its way out, has let go of the run."""
     from filelock import FileLock, Timeout
 
-    if "RANK" in os.environ:
-        return
-    _claim(task)
-    with suppress(Timeout), FileLock(task.folder / ".lock").acquire(timeout=GRACE):
-        pass
-
-
-def _claim(task: Task) -> None:
-    task.folder.mkdir(parents=True, exist_ok=True)
-    if not (task.folder / "config.yaml").exists():
-        atomic.write(task.folder / "config.yaml", dump(task.config).encode())
-
-
-def result(config: Config) -> dict[str, Any] | None:
-    """The content of a finished run's result.json; ValueError if it is that of another config."""
-    assert config.output is not None
-    path = config.output / "result.json"
-    if not path.exists():
-        return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if content["fingerprint"] != config.fingerprint():
-        raise ValueError(f"{path} is of another run ({content['fingerprint']}); expected {config.fingerprint()}")
-    return content
-
-
-def robustness(task: Task) -> dict[str, Any] | None:
-    """The content of a run's robustness.json, if it is judged as asked."""
-    from studies.judging import judged
-
-    return judged(task.folder, task.images)
-
-
-def failure(task: Task) -> str | None:
-    """Why a run could not go on, if that is kept in its folder."""
-    path = task.folder / "failed.json"
-    return str(json.loads(path.read_text(encoding="utf-8"))["reason"]) if path.exists() else None
+    if "RANK" not in os.environ and lock.exists():
+        with suppress(Timeout), FileLock(lock).acquire(timeout=GRACE):
+            pass
 
 
 def cores() -> int:
@@ -197,9 +181,7 @@ class _Worker:
         if self.process.is_alive():
             return None
         self.task = None
-        sentence = f"its process ended with code {self.process.exitcode} and no answer"
-        keep_failure(task, "ProcessDied", sentence)
-        return task, sentence
+        return task, task.run.fail("ProcessDied", f"its process ended with code {self.process.exitcode} and no answer")
 
 
 def _serve(theirs: connection.Connection, perform: Perform, parent: int) -> None:
@@ -232,20 +214,9 @@ def attempt(task: Task, perform: Perform) -> str | None:
     except Exception as error:  # whatever it is, it is this run's alone
         if isinstance(error, Preempted):
             raise
-        sentence = " ".join(f"{error}".split()) or type(error).__name__
-        keep_failure(task, type(error).__name__, sentence, traceback.format_exc())
-        return sentence
-    with suppress(OSError):
-        (task.folder / "failed.json").unlink(missing_ok=True)
+        return task.run.fail(type(error).__name__, str(error), traceback.format_exc())
+    task.run.forgive()
     return None
-
-
-def keep_failure(task: Task, kind: str, reason: str, trace: str = "") -> None:
-    """Write failed.json, with a config.yaml if the run has none, so that it can be gone on with."""
-    what = {"schema": 1, "kind": kind, "reason": reason, "traceback": trace}
-    with suppress(OSError):
-        _claim(task)
-        atomic.write(task.folder / "failed.json", json.dumps(what, indent=1).encode())
 
 
 def _stop(workers: Sequence[_Worker]) -> None:

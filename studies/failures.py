@@ -25,7 +25,7 @@ class NonFinite(Failure):
 
 
 class BadCheckpoint(Failure):
-    """No checkpoint that is there can be read."""
+    """What a run would go on from is lost or cannot be read: its checkpoints, or its lines of metrics."""
 
     code = 5
 

@@ -17,7 +17,7 @@ from typing import Any
 from saprof import atomic
 from saprof.tables import PaperRow
 from studies.config import Config
-from studies.executors import Task, failure, result
+from studies.executors import Task
 from studies.grid import Study
 
 CANDIDATES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
@@ -120,8 +120,8 @@ def _candidate(tuning: Tuning, family: str, rate: float) -> dict[str, Any]:
 
 
 def _figures(task: Task) -> dict[str, Any]:
-    config, found = task.config, result(task.config)
+    config, found = task.config, task.result()
     facts = {"seed": config.seed, "fingerprint": config.fingerprint()}
     if found is None:
-        return facts | {"failed": failure(task) or "not finished"}
+        return facts | {"failed": task.run.failure() or "not finished"}
     return facts | {name: found[name] for name in ("top1", "loss", "train_seconds", "weights_sha256")}

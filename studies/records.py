@@ -13,7 +13,7 @@ from typing import Any
 
 from saprof import atomic
 from studies.config import Config
-from studies.executors import Task, failure, result, robustness
+from studies.executors import Task
 
 SCHEMA = 1
 FILE = "results.json"
@@ -50,9 +50,9 @@ def collect(study: Mapping[str, Any], learning_rates: Mapping[str, Any] | None, 
     runs: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
     for task in tasks:
-        found, fingerprint = result(task.config), task.config.fingerprint()
+        found, fingerprint = task.result(), task.config.fingerprint()
         if found is None:
-            failed[fingerprint] = failure(task) or "not finished"
+            failed[fingerprint] = task.run.failure() or "not finished"
             continue
         place = _place(task.folder)
         if place not in where:
@@ -62,7 +62,7 @@ def collect(study: Mapping[str, Any], learning_rates: Mapping[str, Any] | None, 
         if task.judged:
             runs[fingerprint]["robustness"] = robust = _robustness(task)
             if robust is None:
-                failed[fingerprint] = failure(task) or "not judged for robustness"
+                failed[fingerprint] = task.run.failure() or "not judged for robustness"
     return Results(study=study, learning_rates=learning_rates, where=where, runs=runs, failed=failed)
 
 
@@ -74,7 +74,7 @@ def _place(folder: Path) -> dict[str, Any]:
 
 def _robustness(task: Task) -> dict[str, Any] | None:
     """Accuracies in percent under what robustness.json tells of."""
-    report = robustness(task)
+    report = task.robustness()
     if report is None:
         return None
 

@@ -3,7 +3,7 @@
 config.yaml     what decides the result, and how it was run
 manifest.json   versions, machine and arguments of every session that worked on it
 split.json      which images were held out, and hashes of all
-metrics.jsonl   one line per evaluated epoch
+metrics.jsonl   one line per epoch
 ckpt/           the two newest checkpoints
 model.pt        the judged network, for saprof.load
 result.json     written last: accuracies; a run without it is not finished
@@ -15,14 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saprof import atomic
 from studies import config as configs
 from studies.config import Config
-from studies.failures import CannotWrite
+from studies.failures import BadCheckpoint, CannotWrite
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,23 +88,46 @@ class Run:
         sessions = (self._json("manifest.json") or {"sessions": []})["sessions"]
         self._write("config.yaml", configs.dump(config))
         self._write_json("manifest.json", {"schema": SCHEMA, "sessions": [*sessions, session]})
-        (self.folder / "failed.json").unlink(missing_ok=True)
+        self.forgive()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, less one that a crash cut short."""
-        if not self.metrics_path.exists():
+        """The lines of metrics.jsonl, less one that a crash cut short; BadCheckpoint where one is damaged."""
+        try:
+            whole = self.metrics_path.read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
             return []
-        whole = self.metrics_path.read_text(encoding="utf-8").split("\n")[:-1]
-        return [json.loads(line) for line in whole]
+        return [self._line(number, line) for number, line in enumerate(whole, start=1)]
+
+    def _line(self, number: int, text: bytes) -> dict[str, Any]:
+        try:
+            line = json.loads(text)
+            if not isinstance(line, dict) or not {"step", "epoch"} <= line.keys():
+                raise ValueError
+            return line
+        except ValueError:
+            raise BadCheckpoint(
+                f"line {number} of {self.metrics_path} is damaged; mend it, or delete {self.folder} to train anew"
+            ) from None
+
+    def reported(self, until: int) -> list[dict[str, Any]]:
+        """The lines of metrics up to a step that ends an epoch; BadCheckpoint where some are lost."""
+        lines = [line for line in self.metrics() if line["step"] <= until] if until else []
+        last = lines[-1]["step"] if lines else 0
+        if last != until or [line["epoch"] for line in lines] != list(range(1, len(lines) + 1)):
+            raise BadCheckpoint(
+                f"{self.metrics_path} has {len(lines)} lines up to step {until}; expected one of every epoch, the last "
+                f"of that step; bring it back, or delete {self.folder} to train anew"
+            )
+        return lines
 
     def note(self, line: Mapping[str, Any]) -> None:
         """Add a line of metrics."""
-        self._write_metrics([*self.metrics(), line])
+        self.keep([*self.metrics(), line])
 
-    def forget(self, after: int) -> None:
-        """Drop the lines of steps later than `after`, which a crash left behind and which will come again."""
-        if self.metrics_path.exists():
-            self._write_metrics([line for line in self.metrics() if line["step"] <= after])
+    def keep(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Have these lines of metrics and no others."""
+        text = "".join(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n" for line in lines)
+        self._write(self.metrics_path.name, text)
 
     def finish(self, result: Mapping[str, Any], model: nn.Module) -> None:
         """Keep the judged network, and then the result."""
@@ -117,8 +140,24 @@ class Run:
                 raise _cannot_write(error) from None
         self._write_json("result.json", {"schema": SCHEMA, **result})
 
-    def fail(self, error: Exception) -> None:
-        self._write_json("failed.json", {"schema": SCHEMA, "kind": type(error).__name__, "reason": str(error)})
+    def fail(self, kind: str, reason: str, traceback: str = "") -> str:
+        """Keep why the run could not go on, where the disk lets us; the reason on one line."""
+        reason = " ".join(reason.split()) or kind
+        with suppress(OSError, CannotWrite):  # which would hide the reason
+            self.folder.mkdir(parents=True, exist_ok=True)
+            content = {"schema": SCHEMA, "kind": kind, "reason": reason, "traceback": traceback}
+            self._write_json("failed.json", content)
+        return reason
+
+    def failure(self) -> str | None:
+        """Why the run could not go on, if that is kept."""
+        found = self._json("failed.json")
+        return None if found is None else found["reason"]
+
+    def forgive(self) -> None:
+        """Drop what `fail` kept."""
+        with suppress(OSError):
+            (self.folder / "failed.json").unlink(missing_ok=True)
 
     def _json(self, name: str) -> dict[str, Any] | None:
         path = self.folder / name
@@ -135,13 +174,9 @@ class Run:
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self._write(name, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
-    def _write_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        text = "".join(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n" for line in lines)
-        self._write(self.metrics_path.name, text)
-
     def _write(self, name: str, content: str) -> None:
         try:
-            atomic.write(self.folder / name, content.encode())
+            atomic.write(self.folder / name, content.encode(errors="backslashreplace"))  # names of files may be odd
         except OSError as error:
             raise _cannot_write(error) from None
 

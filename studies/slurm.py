@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from saprof import atomic
-from studies.executors import Perform, Task, attempt, bar, failure, perform, stopped_by_signals
+from studies.executors import Perform, Task, attempt, bar, perform, stopped_by_signals
 from studies.failures import Preempted
 
 POLL = 5.0
@@ -122,7 +122,7 @@ class Slurm:
                     shown.update()
                     if task.left():
                         logs = f"{self.cluster.folder}/{jobs[folder]}_*"
-                        failed[folder] = failure(task) or f"job {jobs[folder]} ended without a result; see {logs}"
+                        failed[folder] = task.run.failure() or f"job {jobs[folder]} ended without a result; see {logs}"
                 shown.set_postfix_str(f"{len(waiting)} in the queue, {len(failed)} failed", refresh=sys.stderr.isatty())
         return failed
 

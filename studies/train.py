@@ -55,7 +55,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
                 return session.work()
             except Failure as error:
                 if here.first:
-                    folder.fail(error)
+                    folder.fail(type(error).__name__, str(error))
                 raise
 
 
@@ -144,12 +144,13 @@ class _Session:
             if changed:
                 self._tell(f"going on with another {' and '.join(changed)}; the last digits will differ")
             self._tell(f"going on at step {state.step}")
+        lines = self.folder.reported(state.reported)  # less those that a crash left behind: they come again
         self.here.wait()  # until all have read what the first now changes
         if self.here.first:
             where = provenance(str(self.here.device), self.config.threads)
             session = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": state.step}
             self.folder.begin(self.config, session | self._conditions() | where)
-            self.folder.forget(state.reported)
+            self.folder.keep(lines)
             split.write(kept, self.parts)
 
     def _conditions(self) -> dict[str, Any]:
@@ -217,7 +218,7 @@ class _Session:
     def _finish(self, state: State) -> dict[str, Any]:
         """What came of the run, from its last line of metrics; the network itself beside it."""
         self.here.wait()  # until the first has written the last line
-        lines, weights = self.folder.metrics(), state.judged.model.state_dict()
+        lines, weights = self.folder.reported(state.step), state.judged.model.state_dict()
         judged = {name: lines[-1][name] for name in ("n", "correct1", "correct5", "nonfinite", "top1", "top5", "loss")}
         result = judged | {
             "fingerprint": self.config.fingerprint(),

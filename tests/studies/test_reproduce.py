@@ -15,6 +15,7 @@ from studies.config import Config
 from studies.executors import Local, Task
 from studies.failures import BadData, NonFinite, Preempted
 from studies.grid import Study
+from studies.run import Run
 
 ENDS_WITH = {100: "an answer", 101: "a failure", 102: "its process", 103: "never"}
 
@@ -37,7 +38,7 @@ def pretend(task):
 
 
 def finish(task, top1=90.0, loss=0.5):
-    content = {"fingerprint": task.config.fingerprint(), "top1": top1, "loss": loss}
+    content = {"schema": 1, "fingerprint": task.config.fingerprint(), "top1": top1, "loss": loss}
     content |= {"train_seconds": 1.0, "weights_sha256": "00"}
     task.folder.mkdir(parents=True, exist_ok=True)
     atomic.write(task.folder / "result.json", json.dumps(content).encode())
@@ -64,20 +65,75 @@ def test_a_run_that_fails_stops_no_other_and_a_finished_one_is_not_repeated(tmp_
         kept = json.loads((tmp_path / "101" / "failed.json").read_text())
         assert (kept["kind"], kept["reason"]) == ("NonFinite", "the loss is not finite at step 3")
         assert "in pretend" in kept["traceback"]
-        assert executors.failure(tasks[3]) == "its process ended with code 9 and no answer"
+        assert tasks[3].run.failure() == "its process ended with code 9 and no answer"
         assert sorted(attempts(tmp_path)) == [0, 1, 2, 101, 102]
         executor.do(tasks)
     assert sorted(attempts(tmp_path)) == [0, 1, 2, 101, 101, 102, 102]
 
 
 def test_a_failed_run_is_one_that_training_takes_up_again(tmp_path):
-    from studies.run import Run
-
     (task,) = some(tmp_path, [101])
     with pytest.raises(NonFinite):
         pretend(task)
     assert executors.attempt(task, pretend)
-    Run(task.folder).check(task.config)
+    assert [path.name for path in task.folder.iterdir()] == ["failed.json"]
+    task.run.check(task.config)
+    assert executors.attempt(task, finish) is None
+    assert task.run.failure() is None
+
+
+def test_why_a_run_failed_is_told_even_if_it_cannot_be_kept(tmp_path):
+    (task,) = some(tmp_path, [101])
+    (task.folder / "failed.json").mkdir()
+    assert executors.attempt(task, pretend) == "the loss is not finite at step 3"
+    (task.folder / "failed.json").rmdir()
+    task.folder.rmdir()
+    task.folder.touch()  # where the run's folder would be
+    assert executors.attempt(task, pretend) == "the loss is not finite at step 3"
+
+
+def test_the_reason_of_a_failure_is_one_line_whatever_is_in_it(tmp_path):
+    run = Run(tmp_path / "run")
+    assert run.failure() is None
+    assert run.fail("BadData", "cannot read\n  \udce9.jpg") == run.failure() == "cannot read \udce9.jpg"
+    assert run.fail("MemoryError", "") == run.failure() == "MemoryError"
+
+
+def test_the_result_of_another_config_is_refused(tmp_path):
+    (task,) = some(tmp_path, [0])
+    finish(task)
+    other = replace(task, config=replace(task.config, lr=0.7))
+    was, asked = task.config.fingerprint(), other.config.fingerprint()
+    with pytest.raises(ValueError, match=f"{tmp_path}/0/result.json is of another run .{was}.; expected {asked}"):
+        other.left()
+    assert not task.left()
+
+
+def test_a_damaged_result_is_named(tmp_path):
+    (task,) = some(tmp_path, [0])
+    (task.folder / "result.json").write_text("{")
+    with pytest.raises(ValueError, match=r"0/result\.json is damaged .*; delete it to have it made again"):
+        task.left()
+
+
+def test_a_run_that_was_judged_in_part_is_not_done(tmp_path):
+    """As `studies.evaluate --only clean` leaves it."""
+    from studies.robust import ATTACKS, MANIPULATIONS
+
+    task = replace(some(tmp_path, [0])[0], judged=True, images=20)
+    finish(task)
+    turned, attacked = {name: {"n": 20} for name in MANIPULATIONS}, {attack.name: {} for attack in ATTACKS}
+    identity = {"schema": 1, "fingerprint": task.config.fingerprint(), "weights_sha256": "00", "sample_of": None}
+
+    def left(manipulations, attacks):
+        report = identity | {"manipulations": manipulations, "attacks": attacks}
+        (task.folder / "robustness.json").write_text(json.dumps(report))
+        return task.left()
+
+    assert left({"none": {"n": 20}}, {})
+    assert left(turned, {})
+    assert left({"none": {"n": 20}}, attacked)
+    assert not left(turned, attacked)
 
 
 DRIVER = """
@@ -123,7 +179,7 @@ def tuned(tmp_path, top1, loss=lambda rate, seed: 0.5, candidates=(0.1, 0.2)):
     for task in tuning.tasks():
         figure = top1(task.config.lr, task.config.seed)
         if figure is None:
-            executors.keep_failure(task, "NonFinite", "the loss is not finite")
+            task.run.fail("NonFinite", "the loss is not finite")
         else:
             finish(task, figure, loss(task.config.lr, task.config.seed))
     return tuning, rates.choose(tuning, tmp_path / "learning_rates.json")["convolution"]

@@ -365,6 +365,79 @@ def test_damaged_checkpoints_are_a_failure_that_is_noted(tmp_path, finished):
     assert outcome(folder) == outcome(finished)
 
 
+def drop_first(text: str) -> str:
+    return text.partition("\n")[2]
+
+
+def drop_last(text: str) -> str:
+    return text.rpartition("\n{")[0] + "\n"
+
+
+LOST = {
+    "emptied": (lambda text: "", "has 0 lines up to step 9; expected one of every epoch, the last of that step"),
+    "first line": (drop_first, "has 2 lines up to step 9; expected one of every epoch"),
+    "last line": (drop_last, "has 2 lines up to step 9; expected one of every epoch"),
+    "half of the last line": (lambda text: text[:-9], "has 2 lines up to step 9; expected one of every epoch"),
+    "junk in the middle": (lambda text: text.replace("\n", "\n\0\0\n", 1), "line 2 of"),
+    "another value": (lambda text: "[]\n" + text, "line 1 of"),
+    "another line": (lambda text: "{}\n" + text, "line 1 of"),
+    "not text": (lambda text: "\udcff" + text, "line 1 of"),
+}
+"""What becomes of the metrics of three epochs, of three steps each, and what is said of it."""
+
+
+@pytest.mark.parametrize("way", LOST)
+def test_metrics_that_are_lost_or_damaged_are_a_failure_that_is_noted(tmp_path, way):
+    config = replace(FEW, epochs=4, output=tmp_path / "run")
+    change, sentence = LOST[way]
+    stop(config, calls=14)  # in the fourth epoch, after three of three steps and a judgement each
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole, saved = path.read_text(), content(tmp_path / "run" / "ckpt")
+    path.write_text(change(whole), errors="surrogateescape")
+    code, said = ended(config)
+    assert code == 5
+    assert sentence in said
+    assert str(path) in said
+    assert said.endswith(f"or delete {tmp_path / 'run'} to train anew")
+    assert (Run(tmp_path / "run").failure(), content(tmp_path / "run" / "ckpt")) == (said, saved)
+    path.write_text(whole)  # brought back, as is said
+    assert ended(config) == (0, "")
+    assert [line["epoch"] for line in Run(tmp_path / "run").metrics()] == [1, 2, 3, 4]
+    assert Run(tmp_path / "run").failure() is None
+
+
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_text("{")])
+def test_metrics_that_are_lost_when_all_is_trained(finished, change):
+    """Between the last line and the result."""
+    (finished / "result.json").unlink()
+    change(finished / "metrics.jsonl")
+    code, said = ended(replace(FEW, output=finished))
+    assert code == 5
+    assert "has 0 lines up to step 6; expected one of every epoch" in said
+
+
+def test_metrics_that_are_lost_in_training_are_missed_at_its_end(tmp_path, monkeypatch):
+    evaluate = engine.evaluate
+
+    def forgetting(*arguments, **options):
+        (tmp_path / "metrics.jsonl").write_text("")
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(engine, "evaluate", forgetting)
+    assert "has 1 lines up to step 6; expected one of every epoch" in ended(replace(FEW, output=tmp_path))[1]
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_without_checkpoints_damaged_metrics_do_not_matter(tmp_path, finished):
+    folder = tmp_path / "parts"
+    stop(replace(FEW, output=folder), calls=6)
+    for path in checkpoint.paths(folder / "ckpt"):
+        path.unlink()
+    (folder / "metrics.jsonl").write_text("junk\n")
+    assert ended(replace(FEW, output=folder)) == (0, "")
+    assert outcome(folder) == outcome(finished)
+
+
 def test_checkpoints_of_another_run_are_refused(tmp_path, finished):
     folder = tmp_path / "other"
     folder.mkdir()
