@@ -206,6 +206,15 @@ class VectorAttention(nn.Module):
 
     def compose(self, phi: Tensor, psi: Tensor, beta: Tensor) -> Float[Tensor, "n v h w"]:
         """The attention by its parts."""
+        return aggregation(self.alpha(phi, psi), beta, footprint=self.footprint, backend=self.backend)
+
+    def weights(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n g k p"]:
+        """The attention weights α of every group, at every tap of every centre."""
+        phi, psi, _ = self.transform(x)
+        return self.alpha(phi, psi)
+
+    def alpha(self, phi: Tensor, psi: Tensor) -> Float[Tensor, "n g k p"]:
+        """The attention weights, by relation and γ."""
         raise NotImplementedError
 
     def fuse(self, phi: Tensor, psi: Tensor, beta: Tensor, backend: str) -> Float[Tensor, "n v h w"]:
@@ -278,13 +287,12 @@ class PairwiseAttention(VectorAttention):
         hidden = [self.hidden] * (len(config.mapping) // 2)
         self.gamma = mapping([width, *hidden, self.groups])
 
-    def compose(self, phi: Tensor, psi: Tensor, beta: Tensor) -> Float[Tensor, "n v h w"]:
+    def alpha(self, phi: Tensor, psi: Tensor) -> Float[Tensor, "n g k p"]:
         delta = self.relation(phi, psi, footprint=self.footprint, backend=self.backend)
         position = self.position_relation(phi.shape[-2:])
         if position is not None:
             delta = torch.cat([delta, position.expand(len(phi), -1, -1, -1).to(delta.dtype)], dim=1)
-        alpha = softmax(self.gamma(delta), self.footprint, phi.shape[-2:])
-        return aggregation(alpha, beta, footprint=self.footprint, backend=self.backend)
+        return softmax(self.gamma(delta), self.footprint, phi.shape[-2:])
 
     def position_relation(self, size: Sequence[int]) -> Float[Tensor, "1 2 k p"] | None:
         """p_i − p_j on a map of `size`; p_j where the encoding is absolute, None where there is none."""
@@ -324,11 +332,10 @@ class PatchwiseAttention(VectorAttention):
     def outputs(self) -> tuple[int, ...]:
         return self.groups, self.footprint.taps
 
-    def compose(self, phi: Tensor, psi: Tensor, beta: Tensor) -> Float[Tensor, "n v h w"]:
+    def alpha(self, phi: Tensor, psi: Tensor) -> Float[Tensor, "n g k p"]:
         delta = self.relation(phi, psi, footprint=self.footprint, backend=self.backend)
         alpha = self.gamma(delta[:, self.first_channel :])  # n g·k 1 p
-        alpha = alpha.reshape(len(phi), self.groups, self.footprint.taps, alpha.shape[-1])
-        return aggregation(alpha, beta, footprint=self.footprint, backend=self.backend)
+        return alpha.reshape(len(phi), self.groups, self.footprint.taps, alpha.shape[-1])
 
 
 class StandAloneAttention(nn.Module):
@@ -360,14 +367,17 @@ class StandAloneAttention(nn.Module):
         self.register_buffer("column_of_tap", column_of_tap, persistent=False)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
-        how = {"footprint": self.footprint, "backend": self.backend}
+        return aggregation(self.weights(x), self.value(x), footprint=self.footprint, backend=self.backend)
+
+    def weights(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n heads k p"]:
+        """The attention weights α of every head, at every tap of every centre."""
         query, key = self.split(self.query(x)), self.split(self.key(x))
         n, heads = query.shape[:2]
+        how = {"footprint": self.footprint, "backend": self.backend}
         content = self.relation(query.flatten(0, 1), key.flatten(0, 1), **how)
         position = self.relative().transpose(1, 2) @ query.flatten(3)  # n heads k p
         logits = content.view(n, heads, *content.shape[2:]) + position
-        alpha = softmax(logits, self.footprint, x.shape[-2:])
-        return aggregation(alpha, self.value(x), **how)
+        return softmax(logits, self.footprint, x.shape[-2:])
 
     def plan(self, dtype: torch.dtype, device: str) -> tuple[str, str]:
         """How the attention of such maps is computed, and the backends that do, joined by `+`."""

@@ -359,3 +359,37 @@ def test_every_variant_learns(variant):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "exclude"])
+@pytest.mark.parametrize("kind", [PairwiseAttention, PatchwiseAttention, StandAloneAttention])
+def test_the_weights_are_those_that_the_output_is_made_of(kind, boundary):
+    module = build(kind, Footprint.square(3, boundary=boundary)).eval()
+    x = image(2, 32, 4, 5)
+    alpha = module.weights(x)
+    beta = module.value(x) if kind is StandAloneAttention else module.transform(x)[2]
+    close(saprof.aggregation(alpha, beta, footprint=module.footprint), module(x))
+    if kind is not PatchwiseAttention:
+        close(alpha.sum(2), torch.ones_like(alpha[:, :, 0]))
+
+
+@pytest.mark.parametrize("attention", ["composed", "fused"])
+def test_the_weights_of_a_network(attention):
+    model = saprof.create_model("san_mini_patchwise", attention=attention).eval()
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    found = saprof.attention_weights(model, images)
+    assert {name: tuple(alpha.shape) for name, alpha in found.items()} == {
+        "stages.0.blocks.0.attention": (2, 4, 49, 64),
+        "stages.1.blocks.0.attention": (2, 8, 9, 16),
+    }
+    assert not any(alpha.requires_grad for alpha in found.values())
+    close(before, model.state_dict())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_networks_without_weights_to_see():
+    with pytest.raises(ValueError, match=r"expected model\.eval\(\)"):
+        saprof.attention_weights(saprof.create_model("san_mini_pairwise"), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="ResNet has no attention"):
+        saprof.attention_weights(saprof.create_model("resnet_mini").eval(), torch.zeros(1, 3, 8, 8))

@@ -9,6 +9,7 @@ from saprof.models.checkpoint import load, load_official, save
 from saprof.models.inference import optimize_for_inference
 from saprof.models.resnet import ResNet, ResNetConfig
 from saprof.models.san import SAN, SANConfig
+from saprof.models.weights import attention_weights
 from saprof.operators import RELATIONS
 from saprof.text import unknown
 
@@ -17,6 +18,7 @@ __all__ = [
     "ResNet",
     "ResNetConfig",
     "SANConfig",
+    "attention_weights",
     "create_model",
     "list_models",
     "load",

@@ -1,0 +1,38 @@
+"""The attention weights of a network: what each centre looks at."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saprof.layers import StandAloneAttention, VectorAttention
+
+
+@torch.no_grad()
+def attention_weights(model: nn.Module, images: Float[Tensor, "n c h w"]) -> dict[str, Float[Tensor, "n g k p"]]:
+    """α of every attention module, by the module's path, in the order in which they ran; g are weight groups or heads.
+
+    The weights are computed by their parts, however the network computes its attention. ValueError for a network
+    without attention, or in training mode, where looking would move its running statistics.
+    """
+    if model.training:
+        raise ValueError("the network is in training mode; expected model.eval()")
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, module: Any, inputs: tuple[Tensor, ...]) -> None:
+        found[name] = module.weights(*inputs)
+
+    modules = [(n, m) for n, m in model.named_modules() if isinstance(m, VectorAttention | StandAloneAttention)]
+    if not modules:
+        raise ValueError(f"{type(model).__name__} has no attention; expected a SAN")
+    hooks = [module.register_forward_pre_hook(partial(keep, name)) for name, module in modules]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
