@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from typing import NoReturn
 
-OK, FAILED, USAGE = 0, 1, 2
-"""Exit codes: all is well; some cells failed or disagreed; the user's input was at fault."""
+OK, FAILED, USAGE, REGRESSION = 0, 1, 2, 3
+"""Exit codes: all is well; some cells failed or disagreed; the user's input was at fault; something got worse."""
 
 
 def run(main: Callable[[list[str] | None], int]) -> NoReturn:

@@ -136,6 +136,18 @@ def read(path: str | Path) -> list[Row]:
     return rows
 
 
+def provenance(folder: str | Path) -> dict[str, Any]:
+    """Where and with what the rows of a run folder were measured; ValueError if it does not say."""
+    path = Path(folder) / "run.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path} ({error}); expected the folder of a run") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise ValueError(f"{path} is not of schema {SCHEMA}; measure again")
+    return content
+
+
 def _parse(path: Path, number: int, line: bytes) -> Row:
     where = f"{path}, line {number}"
     try:

@@ -16,7 +16,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from saprof import command, text
+from saprof import calibration, command, text
 from saprof.attention import CHOICES
 from saprof.cells import MODES, Cell, Network
 from saprof.footprint import BOUNDARIES, Footprint
@@ -81,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own)")
     how.add_argument(
         "--seconds", type=float, default=2.0, help="longest time per cell, a few rounds at least (default 2)"
+    )
+    how.add_argument(
+        "--roofs", default="measure", choices=("measure", "skip"), help="first see what the machine can do (seconds)"
     )
     how.add_argument("--time-budget", type=float, help="start no new cell after this many seconds")
     how.add_argument("--isolate", action="store_true", help="measure each group in a process of its own")
@@ -211,6 +214,8 @@ def _run(groups: list[Group], arguments: argparse.Namespace) -> int:
     folder = arguments.output or Path("runs") / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     run = Run(folder, where, resume=arguments.resume)
     fingerprint = run.fingerprint
+    if arguments.roofs == "measure":
+        _calibrate(run.folder, groups, arguments)
     started = time.monotonic()
     try:
         with _progress(groups) as progress:
@@ -226,7 +231,7 @@ def _run(groups: list[Group], arguments: argparse.Namespace) -> int:
         print(f"\nwhat is done is kept; go on with --resume --output {folder}", file=sys.stderr)
         raise
     rows = run.rows(cell.key(fingerprint) for group in groups for cell in group)
-    print(summarise(rows, arguments.format))
+    print(summarise(rows, arguments.format, _calibrated(run.folder, arguments)))
     left = sum(map(len, groups)) - len(rows)
     if left:
         print(f"{left} cells left when the time budget ran out; go on with --resume --output {folder}", file=sys.stderr)
@@ -251,6 +256,26 @@ def _set_up_torch(arguments: argparse.Namespace, groups: list[Group]) -> int:
             raise ValueError(f"threads is {arguments.threads}; expected a positive integer")
         torch.set_num_threads(arguments.threads)
     return torch.get_num_threads()
+
+
+def _calibrate(folder: Path, groups: list[Group], arguments: argparse.Namespace) -> None:
+    """Keep what the machine can do beside the rows, unless it is known from when the run began."""
+    from saprof.measure.calibrate import calibrate
+
+    if calibration.read(folder) is None:
+        dtypes = dict.fromkeys(cell.subject.dtype for group in groups for cell in group)
+        calibration.write(folder, calibrate(arguments.device, list(dtypes)))
+
+
+def _calibrated(folder: Path, arguments: argparse.Namespace) -> calibration.Calibration | None:
+    """The roofs of a run that is over, which notes how far the machine has drifted meanwhile."""
+    from saprof.measure.calibrate import anchor
+
+    roofs = calibration.read(folder)
+    if roofs is not None and arguments.roofs == "measure":
+        roofs = calibration.with_anchor(roofs, anchor(arguments.device))
+        calibration.write(folder, roofs)
+    return roofs
 
 
 def _measure(group: Group, fingerprint: str, arguments: argparse.Namespace) -> list[Row]:

@@ -73,11 +73,6 @@ def rows(table: str | int) -> tuple[PaperRow, ...]:
     return paper()[name].rows
 
 
-def table7_row(family: str, footprint: int) -> PaperRow | None:
-    """The printed row of Table 7 for a k × k footprint, if there is one."""
-    return next((row for row in rows(7) if (row.family, row.setting) == (family, footprint)), None)
-
-
 def printed_params(params: int) -> Decimal:
     """Parameters in millions, as the tables print them: halves up, one decimal."""
     return _round(Decimal(params).scaleb(-6), "0.1")

@@ -10,7 +10,7 @@ import pytest
 import saprof
 
 ORDER = [
-    ["saprof.atomic", "saprof.command", "saprof.text"],  # know nothing of saprof
+    ["saprof.atomic", "saprof.command", "saprof.page", "saprof.ratios", "saprof.text"],  # know nothing of saprof
     ["saprof.footprint"],
     ["saprof.operators"],
     ["saprof.attention"],
@@ -23,11 +23,16 @@ ORDER = [
     ["saprof.counting"],
     ["saprof.measure"],
     ["saprof.results"],
+    ["saprof.calibration"],
+    ["saprof.recorded"],
     ["saprof.cells"],
-    ["saprof.measure.cell"],  # makes rows of cells with the rest of saprof.measure
+    ["saprof.measure.cell", "saprof.measure.calibrate"],  # with the rest of saprof.measure: rows of cells, and roofs
     ["saprof.tables", "saprof.verify"],
+    ["saprof.evidence"],
+    ["saprof.budget"],
     ["saprof.plots", "saprof.summary"],
-    ["saprof.compare", "saprof.sweep"],
+    ["saprof.comparison"],
+    ["saprof.advise", "saprof.compare", "saprof.from_pytest", "saprof.report", "saprof.roofline", "saprof.sweep"],
     ["studies.failures", "studies.config", "studies.metrics", "studies.distributed", "studies.statistics"],
     ["studies.paper", "studies.checkpoint", "studies._torchvision"],
     ["studies.data"],
@@ -39,7 +44,7 @@ ORDER = [
     ["studies.grid", "studies.slurm"],
     ["studies.rates", "studies.records", "studies.budget"],
     ["studies.report"],
-    ["studies.summary"],
+    ["studies.figures", "studies.summary"],
     ["studies.reproduce"],
 ]
 """The rooms, left to right: modules, or packages with what is in them. Those side by side know nothing of each other,

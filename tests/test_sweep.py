@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import saprof
-from saprof import backends, sweep
+from saprof import backends, calibration, sweep
 from saprof.backends import unfold
 from saprof.cells import Cell, Network
 from saprof.footprint import Footprint
@@ -21,7 +21,20 @@ from saprof.operators import BACKENDS, OPERATORS
 from saprof.results import MEASURED, read
 from saprof.workload import Workload
 
-SMALL = ["--channels", "32", "--size", "6", "--footprint", "3", "--seconds", "0.02", "--backend", "unfold"]
+SMALL = [
+    "--channels",
+    "32",
+    "--size",
+    "6",
+    "--footprint",
+    "3",
+    "--seconds",
+    "0.02",
+    "--backend",
+    "unfold",
+    "--roofs",
+    "skip",
+]
 """One backend, where the sweep is tried and not the backends; a later --backend overrides it."""
 
 
@@ -59,6 +72,23 @@ def test_one_row_per_cell_with_figure_and_provenance(tmp_path, capsys):
     output = capsys.readouterr()
     assert "patchwise_star_product" in output.out
     assert "aggregation" not in output.err.replace("aggregation-", ""), "the table belongs to stdout"
+
+
+def test_roofs_are_measured_with_the_run(tmp_path, capsys):
+    arguments = ["--operator", "aggregation", "--roofs", "measure"]
+    assert run(tmp_path, *arguments) == 0
+    roofs = calibration.read(tmp_path)
+    assert len(roofs.anchors) == 2, "one before the cells, one after them"
+    (row,) = read(tmp_path)
+    assert calibration.share(row, roofs) > 0
+    output = capsys.readouterr().out
+    assert "% of roof" in output
+    run(tmp_path, *arguments, "--resume", "--mode", "forward,train_forward", "--format", "json")
+    resumed = calibration.read(tmp_path)
+    assert (resumed.streams, resumed.gemm) == (roofs.streams, roofs.gemm), "the roofs are those of the run's beginning"
+    assert len(resumed.anchors) == 3
+    shares = [row["roof_share"] for row in json.loads(capsys.readouterr().out)]
+    assert shares == [calibration.share(row, resumed) for row in read(tmp_path)]
 
 
 @pytest.mark.parametrize("form", ["csv", "json", "md"])

@@ -86,16 +86,6 @@ def test_parameters_round_once_and_halves_up(params, printed):
     assert tables.printed_params(params) == Decimal(printed)
 
 
-def test_table7_row():
-    row = tables.table7_row("pairwise", 9)
-    assert row is not None
-    assert (row.model, row.overrides, row.top1, row.flops_G) == (
-        "san10_pairwise", {"footprints": [3, 9, 9, 9, 9]}, 77.8, 2.5,
-    )  # fmt: skip
-    assert tables.table7_row("convolution", 11) is None
-    assert tables.table7_row("stand_alone", 7) is None
-
-
 def test_rows_of_an_unknown_table():
     with pytest.raises(ValueError, match=r"^unknown table '9'; expected 3, 4, 5, 6, 7, 8, sec5\.3$"):
         tables.rows(9)

@@ -247,7 +247,7 @@ def _compared(latency: Latency, first: Latency) -> dict[str, Any]:
         "ratio": compared.median,
         "ratio_low": compared.low,
         "ratio_high": compared.high,
-        "verdict": compared.verdict,
+        "verdict": compared.verdict(),
     }
 
 

@@ -17,6 +17,8 @@ import numpy as np
 import psutil
 import torch
 
+from saprof.ratios import Ratio, median_interval, within_rounds
+
 Call = Callable[[], object]
 
 MIN_ROUNDS = 7
@@ -67,24 +69,6 @@ class Latency:
         return "unstable" if high - low > 2 * UNSTABLE * self.median else "ok"
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """How many times as long one candidate takes as another, within rounds."""
-
-    median: float
-    low: float
-    high: float
-
-    @property
-    def verdict(self) -> str:
-        """`slower`, `faster`, `same` (within ± 2 %) or `ambiguous`."""
-        if self.low > 1 + NARROW:
-            return "slower"
-        if self.high < 1 - NARROW:
-            return "faster"
-        return "same" if self.low >= 1 - NARROW and self.high <= 1 + NARROW else "ambiguous"
-
-
 def interleave(
     candidates: Mapping[str, Call], device: str = "cpu", max_seconds: float = 2.0, seed: int = 0
 ) -> dict[str, Latency]:
@@ -120,16 +104,7 @@ def interleave(
 
 def ratio(one: Latency, other: Latency) -> Ratio:
     """one / other, over the rounds they shared."""
-    ratios = np.divide(one.samples, other.samples)
-    return Ratio(float(np.median(ratios)), *median_interval(ratios))
-
-
-def median_interval(samples: Sequence[float] | np.ndarray, resamples: int = 1000) -> tuple[float, float]:
-    """95 % bootstrap confidence interval of the median; always the same for the same samples."""
-    values = np.asarray(samples)
-    picks = np.random.default_rng(0).integers(len(values), size=(resamples, len(values)))
-    low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
-    return float(low), float(high)
+    return within_rounds(one.samples, other.samples)
 
 
 def _narrow(samples: Sequence[float]) -> bool:

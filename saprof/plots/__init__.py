@@ -1,6 +1,24 @@
 """Figures from rows: each a function from a DataFrame to a matplotlib Figure."""
 
-from saprof.plots.footprint import footprint_figure
+from saprof.plots.footprint import cost_figure, footprint_figure
+from saprof.plots.panels import latency_figure, memory_figure
+from saprof.plots.pareto import accuracy_figure
+from saprof.plots.pictures import attention_picture, footprint_picture
+from saprof.plots.roofline import roofline_figure
+from saprof.plots.speedup import speedup_figure
 from saprof.plots.style import STYLE, frame, write
 
-__all__ = ["STYLE", "footprint_figure", "frame", "write"]
+__all__ = [
+    "STYLE",
+    "accuracy_figure",
+    "attention_picture",
+    "cost_figure",
+    "footprint_figure",
+    "footprint_picture",
+    "frame",
+    "latency_figure",
+    "memory_figure",
+    "roofline_figure",
+    "speedup_figure",
+    "write",
+]

@@ -1,108 +1,113 @@
-"""What a footprint costs: operations, latency and memory against its taps."""
+"""What a footprint costs: operations, parameters, latency and memory against its taps."""
 
 # What an index into a DataFrame gives is beyond pandas' annotations:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import matplotlib
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.lines import Line2D
 
+from saprof.plots import lines, style
+from saprof.plots.lines import AGAINST, HARDWARE_FLOPS, LATENCY, MEMORY, PAPER_FLOPS, PARAMS, Quantity
 from saprof.plots.style import STYLE
+from saprof.tables import PaperRow
 from saprof.tables import rows as paper_rows
+
+OPERATIONS = {"model": PAPER_FLOPS, "operator": HARDWARE_FLOPS}
+"""What the first panel of the overview shows of each kind."""
+
+TABLE_7 = "SAN Table 7, as printed"
 
 
 def footprint_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
-    """Operations, latency and peak memory against the taps of the footprint; networks above, operators below."""
-    rows = rows.dropna(subset=["taps"]).astype({"taps": int})
+    """Operations, latency and peak memory against the footprint; networks above, operators below. Against the map where
+    there is one footprint per map.
+
+    ValueError if no row has both a footprint and a latency.
+    """
+    rows = style.attempted(lines.with_footprint(rows), "latency_s")
+    axis = "map" if lines.across(rows) == "map" else "footprint"
     kinds = [kind for kind in ("model", "operator") if (rows["kind"] == kind).any()]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(13, 4.4 * len(kinds) + 0.6), layout="constrained")
-        panels = figure.subplots(len(kinds), 3, squeeze=False)
-        for kind, (cost, latency, memory) in zip(kinds, panels, strict=True):
-            of_kind = rows[rows["kind"] == kind].copy()
-            of_kind["series"] = _series(of_kind)
-            names = of_kind["series"].unique()
-            for name, colour in zip(names, sns.color_palette("colorblind", len(names)), strict=True):
-                series = of_kind[of_kind["series"] == name].sort_values("taps")
-                _draw_series(series, name, colour, cost, latency, memory)
-            if kind == "model":
-                _mark_paper(cost)
-            _label(kind, sorted(of_kind["taps"].unique()), cost, latency, memory)
-        figure.suptitle(_title(rows))
-        figure.supxlabel(provenance, fontsize="x-small", color="0.4")
+        figure = Figure(figsize=(15.5, 4.5 * len(kinds) + 0.8), layout="constrained")
+        grid = figure.subplots(len(kinds), 3, squeeze=False)
+        for kind, panels in zip(kinds, grid, strict=True):
+            of_kind = lines.place(rows[rows["kind"] == kind], axis)
+            _draw_kind(panels, of_kind, OPERATIONS[kind])
+            printed = _printed(of_kind) if kind == "model" and axis == "footprint" else []
+            handles = lines.legend(of_kind) + _mark_printed(panels[0], printed, "flops_G")
+            panels[-1].legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.02))
+            panels[0].set_title({"model": "Networks", "operator": "Operators"}[kind])
+            for axes in panels:
+                lines.label_across(axes, of_kind, axis)
+        title = style.title(f"Cost, latency and memory {AGAINST[axis]}", rows)
+        style.finish(figure, title, style.notes(rows), provenance)
     return figure
 
 
-def _series(rows: pd.DataFrame) -> pd.Series:
-    """What a line of the figure is: the name, and whatever else the rows differ in."""
-    parts = [rows["name"]]
-    of_kind = rows[rows["kind"] == rows["kind"].iloc[0]]
-    for column in ("backend", "attention", "mode", "dtype", "compiled", "n", "h"):
-        alike = ["name", "backend"] if column == "attention" else ["name"]  # which a backend mostly decides
-        if of_kind.groupby(alike)[column].nunique().max() > 1:
-            parts.append((f"{column} " + rows[column].astype(str)).where(rows[column].notna(), ""))
-    return pd.concat(parts, axis=1).agg(lambda names: ", ".join(filter(None, names)), axis=1)
+def cost_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
+    """FLOPs and parameters of networks against the footprint, with what SAN Table 7 prints.
+
+    ValueError if no network with a footprint was counted.
+    """
+    rows = rows[rows["kind"] == "model"].dropna(subset=["taps", "flops_paper", "params"])
+    if rows.empty:
+        raise ValueError("no network with a footprint was counted; give --model and --footprint to the sweep")
+    rows = rows.drop_duplicates(["name", "footprint", "h", "w"])
+    rows = lines.place(rows, "footprint")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12.5, 4.6), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for axes, quantity in zip(panels, (PAPER_FLOPS, PARAMS), strict=True):
+            _draw_costs(axes, rows, quantity)
+            lines.label_across(axes, rows, "footprint")
+        _mark_printed(panels[0], _printed(rows), "flops_G")
+        handles = lines.legend_of_names(rows) + _mark_printed(panels[1], _printed(rows), "params_M")
+        panels[1].legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.02))
+        style.finish(figure, "FLOPs and parameters of networks against the footprint", [], provenance)
+    return figure
 
 
-OPERATIONS = {
-    "model": ("flops_paper", 1e9, "GFLOPs per image (paper convention)"),
-    "operator": ("flops_hardware", 1e6, "MFLOPs (hardware convention)"),
-}
-"""What the first panel shows of each kind: a field, its unit, its label."""
+def _draw_kind(panels: Sequence[Axes], rows: pd.DataFrame, operations: Quantity) -> None:
+    """The overview of networks, or of operators: operations, latency, memory."""
+    _draw_costs(panels[0], rows, operations)
+    for axes, quantity in zip(panels[1:], (LATENCY, MEMORY), strict=True):
+        for _, line in rows.groupby(["name", "series"], sort=False):
+            lines.draw(axes, line, quantity, lines.look_of_line(line))
+        style.log_axis(axes.yaxis)
+        axes.set_ylabel(quantity.label)
 
 
-def _draw_series(series: pd.DataFrame, name: str, colour, cost: Axes, latency: Axes, memory: Axes) -> None:
-    """One line per panel; a cell without a latency is a cross on the floor of its panel."""
-    line = {"color": colour, "label": name, "marker": "o", "markersize": 4}
-    field, unit, _ = OPERATIONS[series["kind"].iloc[0]]
-    counted = series.dropna(subset=[field])
-    cost.plot(counted["taps"], counted[field].astype(float) / unit, **line)
-    timed = series.dropna(subset=["latency_s"])
-    latency.plot(timed["taps"], 1e3 * timed["latency_s"].astype(float), **line)
-    low, high = (1e3 * timed[f"latency_{bound}_s"].astype(float) for bound in ("low", "high"))
-    latency.fill_between(timed["taps"], low, high, color=colour, alpha=0.2, linewidth=0)
-    memory.plot(timed["taps"], timed["peak_bytes"].astype(float) / 1e6, **line)
-    failed = series.loc[series["latency_s"].isna(), "taps"]
-    for axes in (latency, memory) if len(failed) else ():
-        axes.plot(failed, [0.02] * len(failed), "x", color=colour, transform=axes.get_xaxis_transform())
+def _draw_costs(axes: Axes, rows: pd.DataFrame, quantity: Quantity) -> None:
+    """One line per name and setting: whoever computes, the costs are the same."""
+    for (name, _), line in rows.dropna(subset=[quantity.field]).groupby(["name", "setting"], sort=False):
+        line = line.drop_duplicates("x").sort_values("x")
+        look = style.look(name)
+        how = {"color": look.colour, "marker": look.marker} | lines.weight(line)
+        axes.plot(line["x"], quantity.of(line), label=name, **how)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(quantity.label)
+    axes.grid(axis="y")
 
 
-def _mark_paper(axes: Axes) -> None:
-    """The printed FLOPs of Table 7, as open squares."""
-    taps = [int(row.setting or 0) ** 2 for row in paper_rows(7)]
-    flops = [row.flops_G for row in paper_rows(7)]
-    axes.plot(taps, flops, "s", markersize=9, fillstyle="none", color="0.4", label="SAN Table 7, as printed")
+def _printed(rows: pd.DataFrame) -> list[PaperRow]:
+    """The rows of Table 7 about the networks drawn, which it sees at 224 × 224."""
+    drawn = [style.look(name) for name in rows.loc[rows["h"] == 224, "name"].unique()]
+    return [row for row in paper_rows(7) if style.look(row.model) in drawn]
 
 
-def _label(kind: str, taps: list[int], cost: Axes, latency: Axes, memory: Axes) -> None:
-    labels = [OPERATIONS[kind][2], "latency, ms (band: 95 % interval)", "peak memory, MB"]
-    for axes, label in zip((cost, latency, memory), labels, strict=True):
-        axes.set_xlabel("taps of the footprint")
-        axes.set_ylabel(label)
-        axes.set_xticks(taps, [_tick(k) for k in taps])
-    cost.set_ylim(bottom=0)
-    for axes in (latency, memory):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.grid(axis="y", color="0.9")
-    cost.set_title({"model": "networks", "operator": "operators"}[kind], loc="left")
-    cost.legend(frameon=False, fontsize="small")
-
-
-def _tick(taps: int) -> str:
-    side = round(taps**0.5)
-    return f"{taps}\n{side}×{side}" if side * side == taps else str(taps)
-
-
-def _title(rows: pd.DataFrame) -> str:
-    """What all rows share."""
-    shared = [str(rows[column].iloc[0]) for column in ("device", "dtype", "mode") if rows[column].nunique() == 1]
-    return "  ·  ".join(["cost, latency and memory against footprint", *shared])
+def _mark_printed(axes: Axes, printed: Sequence[PaperRow], field: str) -> list[Line2D]:
+    """What the table prints, as open squares; the handle of their legend."""
+    if not printed:
+        return []
+    mark = {"marker": "s", "markersize": 11, "fillstyle": "none", "linestyle": "none", "color": "0.45"}
+    taps = [int(row.setting or 0) ** 2 for row in printed]
+    axes.plot(taps, [getattr(row, field) for row in printed], label=TABLE_7, zorder=1, **mark)
+    return [Line2D([], [], label=TABLE_7, **mark)]

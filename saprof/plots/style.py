@@ -1,24 +1,100 @@
-"""What all figures share: how rows become a DataFrame, how figures look, and how they are written."""
+"""What all figures share: how rows become a DataFrame, how names and backends look, and how a figure is written."""
+
+# What an index into a DataFrame gives is beyond pandas' annotations:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, fields
+import re
+import textwrap
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from saprof.results import Row
 
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
+    "font.size": 11,
+    "axes.titlesize": 11.5,
+    "axes.titlelocation": "left",
+    "axes.labelcolor": "0.15",
+    "axes.edgecolor": "0.35",
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.8,
+    "xtick.color": "0.25",
+    "ytick.color": "0.25",
+    "lines.linewidth": 1.7,
+    "lines.markersize": 6,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "legend.handlelength": 2.8,
+    "hatch.color": "0.75",
+    "hatch.linewidth": 0.7,
+    "figure.titlesize": 13.5,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.constrained_layout.h_pad": 0.08,
     "svg.hashsalt": "saprof",
 }
+
+LOOKS = {
+    "pairwise_attention": ("#332288", "o"),
+    "pairwise_summation": ("#56b4e9", "v"),
+    "pairwise_subtraction": ("#0072b2", "o"),
+    "pairwise_hadamard_product": ("#44aa99", "P"),
+    "pairwise_concatenation": ("#117733", "X"),
+    "pairwise_dot_product": ("#999933", "<"),
+    "patchwise_attention": ("#882255", "s"),
+    "patchwise_star_product": ("#e69f00", "*"),
+    "patchwise_clique_product": ("#cc79a7", "h"),
+    "patchwise_concatenation": ("#d55e00", "s"),
+    "aggregation": ("#222222", "^"),
+    "stand_alone": ("#aa4499", ">"),
+    "resnet": ("#666666", "D"),
+}
+"""Colour and marker of operators, and of the networks made of them. The colours are from the palettes of Okabe and Ito
+and of Tol, which readers with any colour vision can tell apart; pairwise is cool, patchwise warm."""
+
+RELATION = {"pairwise": "pairwise_subtraction", "patchwise": "patchwise_concatenation"}
+"""What a network named for its family alone is made of."""
+
+SHADE = {15: 0.7, 38: 0.7, 19: 0.45, 50: 0.45}
+"""Of the colour of deeper networks: the share of light that is left."""
+
+LINES = {"numba": "-", "unfold": "--", "cuda": "-."}
+BACKENDS = {"numba": ("#0072b2", "o"), "unfold": ("#d55e00", "s"), "cuda": ("#009e73", "^"), "torch": ("#444444", "D")}
+"""Colour and marker where a panel is about one operator or network."""
+
+SPELLED = {"latency_s": "a latency", "peak_bytes": "a peak of memory"}
+"""Fields in sentences."""
+
+DOUBTFUL = ("unstable", "contended")
+"""Statuses of latencies that want a second look."""
+
+NOTES = 5
+"""How many cells that did not run a figure explains one by one."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour and marker of one name or of one backend."""
+
+    colour: str
+    marker: str
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
@@ -35,3 +111,136 @@ def write(figure: Figure, stem: Path) -> list[Path]:
             metadata = {"Date": None} if path.suffix == ".svg" else None
             figure.savefig(path, dpi=150, metadata=metadata)
     return paths
+
+
+def attempted(rows: pd.DataFrame, field: str | None = None) -> pd.DataFrame:
+    """The rows without those that no backend can run, which the tables name; ValueError if none has `field`."""
+    rows = rows.loc[rows["status"] != "unsupported"].copy()
+    if field is not None and not rows[field].notna().any():
+        raise ValueError(f"no row has {SPELLED[field]}: {_statuses(rows)}")
+    return rows
+
+
+def _statuses(rows: pd.DataFrame) -> str:
+    """`3 are oom, 1 is error`, or that there are no rows."""
+    counts = rows["status"].value_counts(sort=False)
+    return ", ".join(f"{n} {'is' if n == 1 else 'are'} {status}" for status, n in counts.items()) or "nothing was tried"
+
+
+def look(name: str) -> Look:
+    """How an operator or a network is drawn in every figure: as its relation; deeper networks are darker."""
+    depth, kind = 0, name
+    if network := re.fullmatch(r"(?:san|resnet)(\d*).*?_?([a-z]\w*)?", name):
+        depth = int(network[1] or 0)
+        kind = "resnet" if name.startswith("resnet") else RELATION.get(network[2], network[2])
+    known = list(LOOKS.values())
+    colour, marker = LOOKS.get(kind) or known[zlib.crc32(name.encode()) % len(known)]
+    shaded = (share * SHADE.get(depth, 1) for share in to_rgb(colour))
+    return Look(to_hex(tuple(shaded)), marker)
+
+
+def who(rows: pd.DataFrame) -> pd.Series:
+    """Who computed each row: `numba`, `numba fused`, `unfold compiled`."""
+    fused = (rows["attention"] == "fused").map({True: " fused", False: ""})
+    compiled = rows["compiled"].astype(bool).map({True: " compiled", False: ""})
+    return rows["backend"] + fused + compiled
+
+
+def line_of(ran: str) -> dict[str, Any]:
+    """Line style and filling of who computed: readable in grey. Open is unfold, half open is compiled."""
+    backend = ran.split()[0].split("+")[0]
+    fill = "left" if ran.endswith("compiled") else "none" if backend == "unfold" else "full"
+    style = ":" if ran.endswith("compiled") and backend != "unfold" else LINES.get(backend, "-")
+    return {"linestyle": style, "fillstyle": fill, "markerfacecoloralt": "white"}
+
+
+def look_of(ran: str) -> dict[str, Any]:
+    """The same and a colour and a marker, where a panel is about one operator or network."""
+    colour, marker = BACKENDS.get(ran.split()[0].split("+")[0], BACKENDS["torch"])
+    return line_of(ran) | {"color": colour, "marker": marker}
+
+
+def settings(rows: pd.DataFrame, columns: Iterable[str]) -> pd.Series:
+    """What else each row is, of those columns in which rows of one name differ: `train_step, n = 8, 28×28`."""
+    alike = {"v": ["name", "h"]}  # channels are mostly those of the stage that has this map
+    parts = [
+        _worded(rows, column)
+        for column in columns
+        if rows.groupby(alike.get(column, ["name"]))[column].nunique(dropna=False).max() > 1
+    ]
+    if not parts:
+        return pd.Series("", index=rows.index)
+    return pd.concat(parts, axis=1).agg(", ".join, axis=1)
+
+
+def _worded(rows: pd.DataFrame, column: str) -> pd.Series:
+    match column:
+        case "n":
+            return "n = " + rows["n"].astype(str)
+        case "h":
+            return rows["h"].astype(str) + "×" + rows["w"].astype(str)
+        case "v":
+            return rows["v"].map(lambda v: "" if pd.isna(v) else f"{v:.0f} channels")
+    return rows[column].astype(str)
+
+
+def shape(footprint: str) -> str:
+    """A footprint but for its size: `square`, `dilated ×2`, `cross boundary=zero`."""
+    kind, *options = footprint.split()
+    kind, _, size = kind.partition(":")
+    dilation = f" ×{size.partition('x')[2]}" if kind == "dilated" else ""
+    return " ".join([kind + dilation, *options])
+
+
+def footprint_label(footprint: str) -> str:
+    """`7×7` for `square:7`, `own` for a network's own, others as they are spelled."""
+    kind, *options = footprint.split()
+    kind, _, size = kind.partition(":")
+    named = {"square": f"{size}×{size}", "default": "own"}.get(kind, footprint.split()[0].replace(":", " "))
+    return " ".join([named, *options])
+
+
+def log_axis(axis: Axis) -> None:
+    """Powers of ten with 2 and 5 between, as plain numbers, and a light grid."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+    axis.axes.grid(axis=axis.axis_name)
+
+
+def taps_axis(axes: Axes, rows: pd.DataFrame) -> None:
+    """Ticks at the footprints of the rows, under each its taps."""
+    square = rows[rows["footprint"].str.startswith("square")]
+    labels = square["footprint"].map(footprint_label).str.split().str[0]
+    sides = dict(zip(square["taps"].astype(int), labels, strict=True))
+    taps = sorted(rows["taps"].astype(int).unique())
+    axes.set_xticks(taps, [f"{sides[k]}\n{k}" if k in sides else f"\n{k}" for k in taps])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("footprint, and its taps")
+
+
+def notes(rows: pd.DataFrame) -> list[str]:
+    """Why cells have no latency, a line each: `× san10_pairwise 11×11 unfold: would take 3.1 GB; 2.0 GB are free`."""
+    failed = rows[rows["latency_s"].isna()]
+    lines = [
+        f"× {row['name']} {footprint_label(row['footprint'])} {row['ran']} {row['mode']}: {row['reason']}"
+        for _, row in failed.assign(ran=who(failed)).iterrows()
+    ]
+    more = len(lines) - NOTES
+    return [*lines[:NOTES], f"× and {more} more that did not run"] if more > 0 else lines
+
+
+def finish(figure: Figure, title: str, lines: Sequence[str], provenance: str) -> None:
+    """Title above; below, in small print, what did not run and where the numbers come from."""
+    width = int(13 * figure.get_figwidth())
+    wrapped = [textwrap.fill(textwrap.shorten(line, 2 * width, placeholder=" …"), width) for line in lines]
+    figure.suptitle(title, x=0.01, ha="left")
+    figure.supxlabel("\n".join([*wrapped, provenance]), x=0.01, ha="left", fontsize=9, color="0.35", linespacing=1.4)
+
+
+def title(what: str, rows: pd.DataFrame) -> str:
+    """What a figure shows, and what all its rows share."""
+    shared = [f"{rows[column].iloc[0]}" for column in ("mode", "dtype", "device") if rows[column].nunique() == 1]
+    batch = [f"n = {rows['n'].iloc[0]}"] if rows["n"].nunique() == 1 else []
+    return "  ·  ".join([what, *shared, *batch])

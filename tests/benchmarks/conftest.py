@@ -1,19 +1,39 @@
-"""Benchmarks run with the threads of the machine, and say which machine it was."""
+"""Benchmarks run with the threads of the machine, and say which machine it was and what it can do."""
 
 import psutil
 import pytest
 import torch
 
+from saprof import calibration
 from saprof.measure import environment
+from saprof.measure.calibrate import calibrate
+
+CORES = psutil.cpu_count(logical=False) or 1
+ROOFS = pytest.StashKey[calibration.Calibration]()
 
 
 @pytest.fixture(autouse=True)
 def _all_cores():
     before = torch.get_num_threads()
-    torch.set_num_threads(psutil.cpu_count(logical=False) or 1)
+    torch.set_num_threads(CORES)
     yield
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def roofs(request):
+    """Of the CPU with all cores, for float32; also kept in the saved results, so that shares can be checked."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(CORES)
+    request.config.stash[ROOFS] = calibrate("cpu", ["float32"], seconds_each=0.1)
+    torch.set_num_threads(before)
+    return request.config.stash[ROOFS]
+
+
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info["saprof"] = environment.provenance("cpu", psutil.cpu_count(logical=False) or 1)
+    machine_info["saprof"] = environment.provenance("cpu", CORES)
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    if ROOFS in config.stash:
+        output_json["calibration"] = calibration.content(config.stash[ROOFS])

@@ -138,7 +138,7 @@ def figures(latency: Latency, first: Latency) -> dict[str, Any]:
         "latency_interval_s": latency.interval,
         "ratio": compared.median,
         "ratio_interval": (compared.low, compared.high),
-        "verdict": compared.verdict,
+        "verdict": compared.verdict(),
     }
 
 

@@ -1,0 +1,270 @@
+"""`python -m saprof.advise`: which network, footprint and backend to take within a budget.
+
+    python -m saprof.advise --max-latency 100ms --max-params 12M --max-flops 2G --max-memory 100MB
+
+Costs are read from recorded runs, accuracies from SAN's tables. Of rows of the same network on the same machine, the
+last that is neither contended nor unstable counts, or else the last. The exit code is 0 with an advice, 1 when nothing
+is within the budget, 2 when the input is at fault or nothing was measured.
+"""
+
+# What an index into a DataFrame gives is beyond pandas' annotations:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportReturnType=false
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saprof import budget, calibration, command, evidence, recorded, results, text
+from saprof.budget import QUANTITIES, Budget
+from saprof.cells import MODES
+from saprof.measure import environment
+from saprof.operators import BACKENDS
+from saprof.summary import figure
+from saprof.workload import ITEMSIZE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORDED = Path(__file__).resolve().parents[1] / "studies"
+"""Where the runs are that come with the sources."""
+GROUP = ("machine", "device", "evaluation_set")
+"""What is advised on apart: latencies of two machines do not compare, nor accuracies on two sets of images."""
+SUBJECT = ("machine", "device", "name", "relation", "footprint", "backend", "attention", "compiled")
+COLUMNS = (
+    "network", "footprint", "ran on", "top-1 in paper", "latency ms", "95 % interval", "peak MB", "params M",
+    "FLOPs G (paper)", "note",
+)  # fmt: skip
+CAVEATS = {
+    "contended": "other processes took part of the processor, so the latency may be too long",
+    "unstable": "the interval of the latency is wider than ± 10 %, so small differences mean nothing",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run that is drawn on."""
+
+    folder: Path
+    where: Mapping[str, Any]
+    rows: list[results.Row]
+    refused: int
+    """Rows left out, being faster than the roofs of their machine allow."""
+    drift: float | None
+    """How far medians of the same call lie apart within the run, where that is known."""
+
+    @property
+    def machine(self) -> str:
+        return ", ".join(dict.fromkeys((self.where["device"], self.where["cpu"], f"{self.where['threads']} threads")))
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this may be the machine: the same processor, as many cores and threads, and the GPU if it was one."""
+        import psutil
+
+        cores = psutil.cpu_count(logical=False) or os.cpu_count()
+        here = (environment.cpu_name(), cores, os.environ.get("OMP_NUM_THREADS", str(cores)))
+        there = (self.where["cpu"], self.where["cores"], str(self.where["threads"]))
+        return here == there and self.where["device"] in (self.where["cpu"], *_gpus())
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    asked = {quantity: getattr(arguments, f"max_{quantity.name}") for quantity in QUANTITIES}
+    limits = {quantity: quantity.read(most) for quantity, most in asked.items() if most is not None}
+    sources = [_read(folder) for folder in arguments.run or _recorded()]
+    lines = _measured(sources, arguments)
+    groups = [group for _, group in lines.groupby([*GROUP], sort=False)]
+    judged = [budget.judge(group, limits) for group in groups]
+    said = [_advice(group, kept, limits) for group, kept in zip(groups, judged, strict=True)]
+    used = [sources[number] for number in lines["run"].unique()]
+    notes = [*_evidence(used, lines)]
+    if all(source.is_here for source in used):
+        notes += ["This looks like the machine of these rows: the same processor, as many cores and threads."]
+    else:
+        notes += _elsewhere(lines, limits, arguments, sys.argv[1:] if argv is None else argv)
+    shown = [kept if arguments.all else kept[kept["on_front"]] for kept in judged]
+    if arguments.format in ("csv", "json"):
+        print("\n".join([*said, *notes]), file=sys.stderr)
+        print(text.records([line for kept in shown for line in _flat(kept, sources)], arguments.format))
+    else:
+        tables = [_table(kept, limits, arguments.format) for kept in shown if len(kept)]
+        print("\n\n".join(["\n".join(said), *tables, "\n".join(notes)]))
+    return command.OK if any(map(len, judged)) else command.FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m saprof.advise",
+        description="Advise on network, footprint and backend within a budget, from recorded rows.",
+    )
+    for quantity in QUANTITIES:
+        parser.add_argument(
+            f"--max-{quantity.name}", metavar=quantity.example, help=f"in {', '.join(quantity.units)}, or without unit"
+        )
+    parser.add_argument("--run", type=Path, nargs="+", metavar="DIR", help="run folders (default: those in studies/)")
+    parser.add_argument("--mode", default="forward", choices=MODES)
+    parser.add_argument("--batch", type=int, default=1, help="images; default %(default)s")
+    parser.add_argument("--dtype", default="float32", choices=tuple(ITEMSIZE))
+    parser.add_argument("--backend", default="all", help=f"{', '.join(BACKENDS)}, torch (of ResNets) or all (default)")
+    parser.add_argument("--format", default="table", choices=text.FORMATS)
+    parser.add_argument("--all", action="store_true", help="show what is dominated too, and by what")
+    return parser
+
+
+def _recorded() -> list[Path]:
+    """The runs in the source tree that are about networks."""
+    folders = [path.parent for path in sorted(RECORDED.glob("*/rows.jsonl"))]
+    found = [folder for folder in folders if any(row.kind == "model" for row in results.read(folder))]
+    if not found:
+        raise ValueError(
+            f"no recorded run about networks in {RECORDED}; measure some with saprof.sweep, and pass --run"
+        )
+    return found
+
+
+def _read(folder: Path) -> Source:
+    run = recorded.read(folder)
+    roofs = run.calibration
+    believed = [row for row in run.rows if roofs is None or not calibration.above_roof(row, roofs)]
+    refused = len(run.rows) - len(believed)
+    return Source(_short(folder), run.provenance, believed, refused, roofs and roofs.noise_between)
+
+
+def _short(folder: Path) -> Path:
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def _gpus() -> list[str]:
+    """Those of this machine, as NVIDIA's driver names them."""
+    told = [path.read_text() for path in Path("/proc/driver/nvidia/gpus").glob("*/information")]
+    return [line.partition(":")[2].strip() for text in told for line in text.splitlines() if line.startswith("Model:")]
+
+
+def _measured(sources: Sequence[Source], arguments: argparse.Namespace) -> pd.DataFrame:
+    """The lines of evidence that were measured as asked, each with its `run` and `machine`; ValueError if none was."""
+    import pandas as pd
+
+    backends = {*command.choices("backend", arguments.backend, (*BACKENDS, "torch"))}
+    of_runs = [
+        line | {"run": number, "machine": source.machine}
+        for number, source in enumerate(sources)
+        for line in evidence.points(source.rows).to_dict("records")
+    ]
+    lines = pd.DataFrame(of_runs, columns=[*evidence.COLUMNS, "run", "machine"])
+    lines = lines.dropna(subset=[*evidence.COSTS, "latency_low_s", "latency_high_s"])
+    by_asked = lines["backend"].map(lambda backend: backends.issuperset(backend.split("+"))).astype(bool)
+    asked = (lines["mode"] == arguments.mode) & (lines["n"] == arguments.batch) & (lines["dtype"] == arguments.dtype)
+    found = lines[asked & by_asked]
+    if found.empty:
+        kinds = lines[["mode", "n", "dtype", "backend"]].drop_duplicates().itertuples(index=False, name=None)
+        there = "; ".join(f"{mode}, batch {n}, {dtype}, {backend}" for mode, n, dtype, backend in kinds)
+        raise ValueError(
+            f"mode {arguments.mode}, batch {arguments.batch}, {arguments.dtype}, backend {arguments.backend}: no such "
+            f"measurement, at 224 × 224, of a network that SAN judges in {', '.join(str(s.folder) for s in sources)}; "
+            f"expected one of: {there or 'none'}"
+        )
+    believed = found.assign(sound=found["status"] == "ok").sort_values(["sound", "time"], kind="stable")
+    return believed.drop_duplicates([*SUBJECT, "evaluation_set"], keep="last").drop(columns="sound").sort_index()
+
+
+def _advice(group: pd.DataFrame, kept: pd.DataFrame, limits: Budget) -> str:
+    """What to take of a group, or by how much nothing keeps to the limits."""
+    first = group.iloc[0]
+    where = f"{first['machine']}, ImageNet {first['evaluation_set']}"
+    if kept.empty:
+        near = "".join(f"\n  {miss}" for miss in budget.misses(group, limits))
+        return f"{where}: nothing of {len(group)} is within the budget;{near}"
+    line = kept[kept["recommended"]].iloc[0]
+    low, high = (f"{1e3 * line[f'latency_{end}_s']:.3g}" for end in ("low", "high"))
+    latency, memory, params, flops = (quantity.show(line[quantity.column]) for quantity in QUANTITIES)
+    caveat = f" ({line['status']}: {CAVEATS[line['status']]})" if line["status"] in CAVEATS else ""
+    return (
+        f"{where}: take {evidence.label(line)}, top-1 {line['top1']} as printed, {latency} [{low}, {high}]{caveat}, "
+        f"{memory}, {params} parameters, {flops} FLOPs."
+    )
+
+
+def _table(kept: pd.DataFrame, limits: Budget, form: str) -> str:
+    first = kept.iloc[0]
+    title = f"{'## ' if form == 'md' else ''}{first['machine']}, ImageNet {first['evaluation_set']}"
+    body = [_line(line, limits) for line in kept.to_dict("records")]
+    return f"{title}\n\n{text.align(COLUMNS, body, form)}"
+
+
+def _line(line: Mapping[Any, Any], limits: Budget) -> list[str]:
+    model, _, side = evidence.label(line).partition(" on ")[0].partition(" ")
+    latency, low, high = (figure(1e3 * line[f"latency_{name}s"]) for name in ("", "low_", "high_"))
+    notes = ["recommended"] if line["recommended"] else []
+    notes += [line["status"]] if line["status"] != "ok" else []
+    notes += ["may exceed the limit"] if line["latency_high_s"] > limits.get(QUANTITIES[0], float("inf")) else []
+    notes += [] if line["on_front"] else [f"dominated by {line['dominated_by']}"]
+    sizes = [figure(line[name] / unit) for name, unit in (("peak_bytes", 1e6), ("params", 1e6), ("flops_paper", 1e9))]
+    return [
+        *(model, side, evidence.ran_on(line), f"{line['top1']}", latency, f"{low} – {high}"),
+        *(*sizes, ", ".join(notes)),
+    ]
+
+
+def _flat(kept: pd.DataFrame, sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
+    """For programs: the lines with where they were measured."""
+    for line in kept.astype(object).where(kept.notna(), None).to_dict("records"):
+        source = sources[line["run"]]
+        told = {"torch": source.where["versions"].get("torch"), "commit": source.where["commit"]}
+        yield {str(name): value for name, value in line.items()} | told | {"run": str(source.folder)}
+
+
+def _evidence(used: Sequence[Source], lines: pd.DataFrame) -> Iterator[str]:
+    """Where the figures are from, and what they cannot carry."""
+    mode, batch, dtype = (lines[name].iloc[0] for name in ("mode", "n", "dtype"))
+    for number, source in zip(lines["run"].unique(), used, strict=True):
+        times = lines["time"][lines["run"] == number].dropna()
+        when = f", {times.max()[:10]}" if len(times) else ""
+        yield f"Latency and memory: {source.folder}, {environment.caption(dict(source.where))}{when}."
+        if source.refused:
+            yield f"Not used of {source.folder}, being faster than the machine's roofs allow: {source.refused} rows."
+    yield f"They are of {mode}, {batch} × 224 × 224, {dtype}; memory is the peak beside weights and input."
+    if len(used) > 1:
+        drifts = [source.drift for source in used if source.drift is not None]
+        within = f"; within one of them the same call did by {max(drifts):.0%}" if drifts else ""
+        yield f"These {len(used)} runs were made at different times, between which a machine may differ{within}."
+    yield f"Accuracy: {'; '.join(sorted(lines['source'].unique()))}. It was not measured here."
+    if dtype != "float32":
+        yield f"What {dtype} does to these accuracies, SAN does not say."
+    yield "FLOPs are those of one image, in the paper's convention."
+    statuses = list(lines.drop_duplicates([*SUBJECT])["status"])
+    for status in [status for status in CAVEATS if status in statuses]:
+        many = f"{statuses.count(status)} of {len(statuses)} rows"
+        yield f"{status}, {many}: {CAVEATS[status]}. Their accuracy, memory, parameters and FLOPs hold."
+
+
+def _elsewhere(
+    lines: pd.DataFrame, limits: Budget, arguments: argparse.Namespace, argv: Sequence[str]
+) -> Iterator[str]:
+    """That rows are of another machine, and how to measure on this one what may keep to the limits."""
+    yield "This machine, or its number of threads, is another than that of the rows. Measure here, and ask again:"
+    fixed = {quantity: most for quantity, most in limits.items() if quantity.name in ("params", "flops")}
+    sides: dict[str, list[str]] = {}
+    for line in budget.within(lines, fixed).to_dict("records"):
+        network = evidence.Variant(line["name"], line["relation"], 0).model
+        sides.setdefault(network, []).append(str(line["footprint"]).partition(":")[2])
+    alike: dict[str, list[str]] = {}
+    for network, of_network in sides.items():
+        alike.setdefault(",".join(sorted({*of_network}, key=int)), []).append(network)
+    how = ["--mode", arguments.mode, "--batch", str(arguments.batch), "--dtype", arguments.dtype]
+    for number, (footprints, networks) in enumerate(alike.items()):
+        what = ["--model", ",".join(networks), "--footprint", footprints]
+        into = ["--output", "runs/here", *(["--resume"] if number else [])]
+        yield "  " + shlex.join(["python", "-m", "saprof.sweep", *what, *how, *into])
+    yield "  " + shlex.join(["python", "-m", "saprof.advise", *argv, "--run", "runs/here"])
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,221 @@
+"""`python -m saprof.compare A B`: two runs cell by cell, or with `--backends numba,unfold` two backends of one run.
+
+A is before and B after: a ratio is B / A. A verdict needs the whole 95 % interval beyond ± 2 % and beyond the noise
+floor, which is shown beside it: how far identical calls were found apart. Nothing is averaged over cells. The exit code
+is 0, 2 when the command line or a run is at fault, or 3 with `--fail-on-regression` when there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from saprof import command, text
+from saprof.comparison import METRICS, Compared, Comparison, Matched, Metric, match
+from saprof.recorded import IDENTITY, Recorded, differences, read, require_same_machine
+from saprof.results import Row
+from saprof.summary import figure
+
+NAMED = 3
+"""So many cells are named where more are counted."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    limit = None if arguments.fail_on_regression is None else share(arguments.fail_on_regression)
+    metric = METRICS[arguments.metric]
+    comparison, matched = _choose(arguments)
+    found = [comparison.compare(one, other, metric) for one, other in matched.pairs]
+    compared = [one for one in found if one is not None]
+    if not compared:
+        raise ValueError(_nothing(matched, metric))
+    legend, notes = _legend(comparison, compared, arguments), _notes(matched, compared)
+    if arguments.format in ("csv", "json"):
+        print("\n".join([*legend, *notes]), file=sys.stderr)
+        print(text.records([record(one) for one in compared], arguments.format))
+    else:
+        table = render(compared, metric, arguments.format)
+        print("\n\n".join(["\n".join(legend), table, "\n".join(notes)]))
+    if limit is None:
+        return command.OK
+    worse = [one for one in compared if one.is_regression(limit)]
+    for one in worse:
+        by = [] if one.ratio is None else [f"{one.ratio.median:.3f}×", *filter(None, [_interval(one)])]
+        print(f"regression: {_cell(one)}: {', '.join([*by, one.verdict, *one.remarks])}", file=sys.stderr)
+    return command.REGRESSION if worse else command.OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m saprof.compare",
+        description="Compare two runs cell by cell, A before and B after, or two backends of one run.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folders: A and B, or one with --backends"
+    )
+    parser.add_argument("--backends", metavar="A,B", help="two backends of one run, such as numba,unfold")
+    parser.add_argument(
+        "--metric",
+        default="latency",
+        choices=tuple(METRICS),
+        help="latency, peak memory, or memory saved for backward (default latency)",
+    )
+    parser.add_argument(
+        "--fail-on-regression",
+        metavar="SHARE",
+        help=f"exit with {command.REGRESSION} if a cell is worse by more than noise and this, such as 10%% or 0.1",
+    )
+    parser.add_argument(
+        "--across-devices", action="store_true", help="compare runs of different devices, CPUs or threads all the same"
+    )
+    parser.add_argument("--format", default="table", choices=text.FORMATS)
+    return parser
+
+
+def share(asked: str) -> float:
+    """`10%` or `0.1` as 0.1."""
+    number, percent = asked.strip().removesuffix("%"), asked.strip().endswith("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < (math.inf if percent else 1):
+        raise ValueError(f"fail-on-regression is {asked!r}; expected a share such as 10% or 0.1")
+    return value
+
+
+def _choose(arguments: argparse.Namespace) -> tuple[Comparison, Matched]:
+    """The two sides, and their cells."""
+    runs = [read(folder) for folder in arguments.runs]
+    if arguments.backends is not None:
+        return _backends(runs, arguments.backends)
+    if len(runs) != 2:
+        raise ValueError(f"got {len(runs)} runs; expected two, or one with --backends")
+    before, after = runs
+    if not arguments.across_devices:
+        require_same_machine(before.provenance, after.provenance)
+    without = ("device",) if arguments.across_devices else ()
+    return Comparison(before, after, arguments.across_devices), match(before.rows, after.rows, without)
+
+
+def _backends(runs: Sequence[Recorded], asked: str) -> tuple[Comparison, Matched]:
+    if len(runs) != 1:
+        raise ValueError(f"got {len(runs)} runs; expected one with --backends")
+    (run,) = runs
+    names = [name.strip() for name in asked.split(",")]
+    if len(set(names)) != 2 or len(names) != 2:
+        raise ValueError(f"backends is {asked!r}; expected two, such as numba,unfold")
+    known = list(dict.fromkeys(row.backend for row in run.rows))
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{run.folder} has no rows of backend {name!r}; expected {', '.join(known)}")
+    before, after = ([row for row in run.rows if row.backend == name] for name in names)
+    return Comparison(run, run), match(before, after, ("backend",))
+
+
+def _nothing(matched: Matched, metric: Metric) -> str:
+    if matched.pairs:
+        return (
+            f"none of the {len(matched.pairs)} cells in common has {metric.column}; expected cells that were measured"
+        )
+    a, b = ([label(row) for row in rows[:1]] for rows in (matched.only_before, matched.only_after))
+    return f"no cell is in both A and B; expected the same cells, and A has {_first(a)}, B has {_first(b)}"
+
+
+def _first(labels: Sequence[str]) -> str:
+    return f"{labels[0]!r}" if labels else "none"
+
+
+def _legend(comparison: Comparison, compared: Sequence[Compared], arguments: argparse.Namespace) -> list[str]:
+    """What A and B are, what else differs between them, and how noise is known."""
+    asked = arguments.backends.split(",") if arguments.backends else []
+    titles = [f"{arguments.runs[0]}, {backend.strip()}" for backend in asked] or arguments.runs
+    lines = [f"{side}: {title}" for side, title in zip("AB", titles, strict=True)]
+    for name, (one, other) in differences(comparison.before.provenance, comparison.after.provenance).items():
+        lines.append(f"{name}: {_short(one)} in A, {_short(other)} in B")
+    floors = dict.fromkeys(one.floor for one in compared if one.ratio is not None and not one.metric.exact)
+    return lines + [f"noise ± {_percent(floor.share)} %: {floor.source}" for floor in floors]
+
+
+def _short(value: Any) -> str:
+    return "none" if value is None else str(value)[:40]
+
+
+def render(compared: Sequence[Compared], metric: Metric, form: str) -> str:
+    """One line per cell."""
+    header = ["cell", f"A {metric.unit}", f"B {metric.unit}", "B / A"]
+    header += ["verdict"] if metric.exact else ["95 % interval", "noise ± %", "verdict"]
+    return text.align(header, [_line(one) for one in compared], form)
+
+
+def _line(one: Compared) -> list[str]:
+    values = (one.metric.of(row) for row in (one.before, one.after))
+    cells = [_cell(one), *("" if value is None else figure(value / one.metric.per_unit) for value in values)]
+    cells.append("" if one.ratio is None else f"{one.ratio.median:.3f}")
+    if not one.metric.exact:
+        cells += [_interval(one), "" if one.ratio is None else _percent(one.floor.share)]
+    return [*cells, ", ".join([one.verdict, *one.remarks])]
+
+
+def _interval(one: Compared) -> str:
+    if one.ratio is None or one.metric.exact:
+        return ""
+    return "none" if math.isinf(one.ratio.high) else f"{one.ratio.low:.3f} – {one.ratio.high:.3f}"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.1f}"
+
+
+def record(one: Compared) -> dict[str, Any]:
+    """A line for programs: which cell, both values, their ratio, noise and verdict; SI units are in the names."""
+    ratio = one.ratio and {"ratio": one.ratio.median, "ratio_low": one.ratio.low, "ratio_high": one.ratio.high}
+    own = ("backend", "attention", "status", one.metric.column)
+    known = {name: None if math.isinf(value) else value for name, value in (ratio or {}).items()}
+    return {
+        **{name: vars(one.after).get(name) for name in IDENTITY if name not in own},
+        **{f"{side}_{name}": getattr(row, name) for side, row in (("a", one.before), ("b", one.after)) for name in own},
+        **dict.fromkeys(("ratio", "ratio_low", "ratio_high")),
+        **known,
+        "noise": one.floor.share,
+        "noise_source": one.floor.source,
+        "verdict": one.verdict,
+        "remarks": ", ".join(one.remarks),
+    }
+
+
+def _notes(matched: Matched, compared: Sequence[Compared]) -> list[str]:
+    """Counts of verdicts, and the cells that were not compared."""
+    counts = Counter(one.verdict for one in compared)
+    notes = [f"{len(compared)} cells: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())]
+    without = len(matched.pairs) - len(compared)
+    if without:
+        notes.append(f"in both, and not compared, since not measured: {without} cells")
+    for side, rows in (("A", matched.only_before), ("B", matched.only_after)):
+        if rows:
+            named = ", ".join(label(row) for row in rows[:NAMED]) + (", …" if len(rows) > NAMED else "")
+            notes.append(f"only in {side}: {len(rows)} cells: {named}")
+    return notes
+
+
+def label(row: Row, names: Sequence[str] = ("mode", "backend", "attention")) -> str:
+    """A cell in words, with these of its fields at the end."""
+    widths = [f"{axis}{value}" for axis in "nrvg" if (value := getattr(row, axis)) is not None]
+    what = [row.name, *widths, f"{row.h}x{row.w}", row.footprint, row.dtype]
+    how = [str(value) for name in names if (value := getattr(row, name)) is not None]
+    return " ".join(["-".join(what).replace(" ", ","), *how]) + ("+compile" if row.compiled else "")
+
+
+def _cell(one: Compared) -> str:
+    """What both sides have in common."""
+    names = [n for n in ("mode", "backend", "attention") if getattr(one.before, n) == getattr(one.after, n)]
+    return label(one.after, names)
+
+
+if __name__ == "__main__":
+    command.run(main)

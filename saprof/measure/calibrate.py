@@ -1,0 +1,241 @@
+"""What this machine reaches with copies, inner products, FMAs and matrix products, and how much it differs from itself:
+measured on the spot, with the clock and the rounds that rows are measured with.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from saprof.backends import numba
+from saprof.calibration import WIDER, Anchor, Calibration
+from saprof.measure.environment import cpu_name, device_name
+from saprof.measure.latency import Call, Latency, interleave
+from saprof.ratios import within_rounds
+
+SMALLEST, STEP = 64 << 10, 4
+"""Bytes of the first working set, and by how much each is larger than the one before."""
+LARGEST = {"cpu": 256 << 20, "cuda": 4 << 30}
+"""Bytes of the last one, where four times the last-level cache is less."""
+GEMM_S = 10e-3
+"""About what a matrix product takes on a CPU: much longer than to start it."""
+GEMM_SIDE = {"cpu": 4096, "cuda": 8192}
+"""At most, and on a GPU always."""
+ANCHOR_BYTES = 64 << 20
+ANCHOR_SIDE = {"cpu": 768, "cuda": 4096}
+"""Of the matrices that an anchor multiplies: always the same, so that anchors can be compared."""
+BLOCKS = 2
+"""Times that an anchor is measured, one after the other."""
+UNDISTURBED = 10
+"""Percentile of the times that makes a roof."""
+FMA_DTYPES = ("float32", "float64")
+
+
+def calibrate(device: str, dtypes: Sequence[str], seconds_each: float = 0.2) -> Calibration:
+    """Measure the roofs of `device` with torch's threads: streams over working sets from L1 to memory; an FMA loop and
+    a matrix product for each of `dtypes`, and those they may be computed in; each for about `seconds_each`; then the
+    first anchor.
+
+    A roof is what a device reaches undisturbed, so a rate is taken from the 10th percentile of the times: rows are
+    held against it with their medians, and their share is the smaller for whatever disturbs them. ValueError where less
+    than four times the smallest working set is free.
+    """
+    kind = torch.device(device).type
+    name, threads = device_name(device), torch.get_num_threads()
+    print(f"measuring the roofs of {name}{_with(threads, kind)} …", file=sys.stderr)
+    started = time.perf_counter()
+    dtypes = list(dict.fromkeys([*dtypes, *(WIDER[dtype] for dtype in dtypes if dtype in WIDER)]))
+    fma = {dtype: _fma_rate(device, dtype, seconds_each) for dtype in dtypes if dtype in FMA_DTYPES}
+    if missing := _why_no_fma(kind):
+        print(f"without an FMA loop: {missing}", file=sys.stderr)
+    found = Calibration(
+        device=name,
+        threads=threads,
+        cpu=cpu_name(),
+        torch=torch.__version__,
+        time=_now(),
+        streams=_streams(device, seconds_each),
+        fma={dtype: rate for dtype, rate in fma.items() if rate is not None},
+        gemm={dtype: _gemm_rate(device, dtype, seconds_each) for dtype in dtypes},
+        anchors=(anchor(device, seconds_each),),
+    )
+    if kind == "cuda":
+        torch.cuda.empty_cache()  # which the cells want
+    if found.contended:
+        print(f"other processes used {found.anchors[0].others_cpu:.1f} cores: the roofs are too low", file=sys.stderr)
+    print(f"… in {time.perf_counter() - started:.1f} s", file=sys.stderr)
+    return found
+
+
+def anchor(device: str, seconds_each: float = 0.2) -> Anchor:
+    """The noise at this time: a copy of 64 MiB and a float32 matrix product, each beside its twin, in the same rounds
+    as both, twice in a row."""
+    copy = _copy(*_buffer(device, ANCHOR_BYTES).chunk(2))
+    calls = {"copy": copy, "gemm": _square_product(device, "float32", ANCHOR_SIDE[torch.device(device).type])}
+    twins = {**calls, **{f"{name} again": call for name, call in calls.items()}}
+    blocks = [interleave(twins, device, len(twins) * seconds_each / BLOCKS, seed) for seed in range(BLOCKS)]
+    pairs = {name: [(block[name], block[f"{name} again"]) for block in blocks] for name in calls}
+    worst = max((latency for block in blocks for latency in block.values()), key=lambda latency: latency.others_cpu)
+    return Anchor(
+        time=_now(),
+        blocks_s={name: tuple(map(_median, of_call)) for name, of_call in pairs.items()},
+        ratios={name: _interval(of_call) for name, of_call in pairs.items()},
+        others_cpu=worst.others_cpu,
+        contended=worst.status == "contended",
+    )
+
+
+def _median(pair: tuple[Latency, Latency]) -> float:
+    return float(np.median(np.concatenate([latency.samples for latency in pair])))
+
+
+def _interval(pairs: Sequence[tuple[Latency, Latency]]) -> tuple[float, float]:
+    """Of the ratios within rounds, of all blocks."""
+    one, other = (
+        [sample for latency in latencies for sample in latency.samples] for latencies in zip(*pairs, strict=True)
+    )
+    found = within_rounds(one, other)
+    return found.low, found.high
+
+
+def _streams(device: str, seconds_each: float) -> dict[str, dict[int, float]]:
+    """Bytes/s by the bytes moved: of a copy, and of an inner product, which reads alone, with all threads, and on a
+    CPU is faster than torch's sums."""
+    sizes = list(_working_sets(device))
+    buffer = _buffer(device, sizes[-1])
+    rates: dict[str, dict[int, float]] = {"copy": {}, "read": {}}
+    for size in sizes:
+        halves = buffer[: size // 4].chunk(2)
+        calls = {"copy": _copy(*halves), "read": partial(torch.dot, *halves)}
+        for name, latency in interleave(calls, device, len(calls) * seconds_each).items():
+            rates[name][size] = size / latency.percentile(UNDISTURBED)
+    return rates
+
+
+def _working_sets(device: str) -> Iterator[int]:
+    """64 KiB, times 4, and so on until well beyond the caches, in at most a quarter of the free memory."""
+    kind = torch.device(device).type
+    free = torch.cuda.mem_get_info(device)[0] if kind == "cuda" else psutil.virtual_memory().available
+    cache = torch.cuda.get_device_properties(device).L2_cache_size if kind == "cuda" else _last_level_cache()
+    last = min(max(LARGEST[kind], 4 * cache), free // 4) // 8 * 8
+    if last < SMALLEST:
+        raise ValueError(f"{free} bytes are free on {device}; expected at least {4 * SMALLEST} to measure its roofs")
+    size = SMALLEST
+    while size < last:
+        yield size
+        size *= STEP
+    yield last
+
+
+def _last_level_cache(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Bytes, of all instances together; 0 where the system does not say."""
+    levels: dict[int, dict[str, int]] = {}
+    for cache in cpus.glob("cpu[0-9]*/cache/index*"):
+        try:
+            level, shared, size = ((cache / name).read_text().strip() for name in ("level", "shared_cpu_list", "size"))
+            levels.setdefault(int(level), {})[shared] = int(size.removesuffix("K")) << 10
+        except (OSError, ValueError):  # as some virtual machines have it
+            continue
+    return sum(levels[max(levels)].values()) if levels else 0
+
+
+def _buffer(device: str, size: int) -> Tensor:
+    """So many bytes, written once."""
+    return torch.zeros(size // 4, device=device)
+
+
+def _copy(source: Tensor, target: Tensor) -> Call:
+    return lambda: target.copy_(source)
+
+
+def _gemm_rate(device: str, dtype: str, seconds: float) -> float:
+    side, call = _product(device, dtype)
+    return 2 * side**3 / _undisturbed(call, device, seconds)
+
+
+def _product(device: str, dtype: str) -> tuple[int, Call]:
+    """Side and call of a product of square matrices that takes about GEMM_S, in TF32 if torch is set so."""
+    kind = torch.device(device).type
+    side = GEMM_SIDE[kind] if kind == "cuda" else 256
+    call = _square_product(device, dtype, side)
+    while kind == "cpu" and side < GEMM_SIDE[kind] and _seconds(call) < GEMM_S / 3:  # the next one takes 8 times that
+        side *= 2
+        call = _square_product(device, dtype, side)
+    return side, call
+
+
+def _square_product(device: str, dtype: str, side: int) -> Call:
+    a, b = torch.randn(2, side, side, device=device).to(getattr(torch, dtype))
+    product = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=product)
+
+
+def _seconds(call: Call) -> float:
+    """The least of a few."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _undisturbed(call: Call, device: str, seconds: float) -> float:
+    return interleave({"call": call}, device, seconds)["call"].percentile(UNDISTURBED)
+
+
+def _why_no_fma(kind: str) -> str | None:
+    return numba._why_no_gpu() if kind == "cuda" else None
+
+
+def _fma_rate(device: str, dtype: str, seconds: float) -> float | None:
+    """FLOP/s, 2 per FMA; None where Numba has no kernels for the device."""
+    kind = torch.device(device).type
+    if _why_no_fma(kind):
+        return None
+    flops, call = (_fma_on_gpu if kind == "cuda" else _fma_on_cpu)(device, getattr(torch, dtype))
+    return flops / _undisturbed(call, device, seconds)
+
+
+def _fma_on_cpu(device: str, dtype: torch.dtype, steps: int = 1 << 20) -> tuple[int, Call]:
+    """FLOPs and call of the loop, some milliseconds long."""
+    rates, threads = import_module("kernels_numba.rates"), torch.get_num_threads()
+    values = np.ones((threads, rates.CHAINS * rates.BYTES // dtype.itemsize), str(dtype).removeprefix("torch."))
+
+    def call() -> None:
+        with numba._threads(threads):
+            rates.iterate(values, 0.5, 1.0, steps)
+
+    return 2 * values.size * steps, call
+
+
+def _fma_on_gpu(device: str, dtype: torch.dtype, steps: int = 1 << 14) -> tuple[int, Call]:
+    """The same in as many threads as the device holds, about a millisecond long."""
+    rates = import_module("kernels_numba.gpu_rates")
+    properties = torch.cuda.get_device_properties(device)
+    threads = properties.multi_processor_count * properties.max_threads_per_multi_processor
+    values = torch.ones(rates.CHAINS, threads, dtype=dtype, device=device)
+
+    def call() -> None:
+        with numba._on(values.device) as stream:
+            rates.iterate(numba._array(values), 0.5, 1.0, steps, stream)
+
+    return 2 * values.numel() * steps, call
+
+
+def _with(threads: int, kind: str) -> str:
+    return f" with {threads} threads" if kind == "cpu" else ""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

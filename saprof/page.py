@@ -1,0 +1,71 @@
+"""HTML: a page that stands alone, put together from small functions; text is escaped unless it is `Html`."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+
+
+class Html(str):
+    """Text that is HTML already."""
+
+    __slots__ = ()
+
+
+def tag(name: str, *children: str, **attributes: str) -> Html:
+    """`<name attribute="…">children</name>`; `class_` is the attribute `class`."""
+    spelled = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"' for key, value in attributes.items()
+    )
+    return Html(f"<{name}{spelled}>{join(*children)}</{name}>")
+
+
+def join(*parts: str) -> Html:
+    """Parts behind each other."""
+    return Html("".join(part if isinstance(part, Html) else html.escape(part) for part in parts))
+
+
+def document(title: str, generator: str, css: str, *body: str) -> str:
+    """The whole page; what made it is in its head."""
+    head = join(
+        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Html(f'<meta name="generator" content="{html.escape(generator)}">'),
+        tag("title", title),
+        tag("style", Html(css)),
+    )
+    return f'<!DOCTYPE html>\n<html lang="en">\n{tag("head", head)}\n{tag("body", *body)}\n</html>\n'
+
+
+def section(title: str, *parts: str, anchor: str = "", level: int = 2) -> Html:
+    """A part of the page under a heading."""
+    attributes = {"id": anchor} if anchor else {}
+    return tag("section", tag(f"h{level}", title), *parts, **attributes)
+
+
+def table(header: Sequence[str], body: Sequence[Sequence[str]], label: str) -> Html:
+    """Names to the left, figures to the right; it scrolls where the page is narrower or it is long."""
+    columns = zip(*body, strict=True) if body else [()] * len(header)
+    numeric = [any(cell[:1].isdigit() for cell in column) for column in columns]
+    kinds = [{"class_": "number"} if is_number else {} for is_number in numeric]
+    head = tag("tr", *(tag("th", cell, scope="col", **kind) for cell, kind in zip(header, kinds, strict=True)))
+    lines = [tag("tr", *(tag("td", cell, **kind) for cell, kind in zip(line, kinds, strict=True))) for line in body]
+    whole = tag("table", tag("thead", head), tag("tbody", *lines))
+    return tag("div", whole, class_="table", role="region", tabindex="0", aria_label=label)
+
+
+def facts(pairs: Sequence[tuple[str, str]]) -> Html:
+    """Names and what they are."""
+    return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs))
+
+
+def items(texts: Sequence[str]) -> Html:
+    """A list."""
+    return tag("ul", *(tag("li", text) for text in texts))
+
+
+def picture(svg: bytes, alt: str, caption: str, number: int) -> Html:
+    """An SVG within the page, under it its number and caption."""
+    data = base64.b64encode(svg).decode()
+    image = Html(f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">')
+    return tag("figure", image, tag("figcaption", tag("b", f"Figure {number}."), " ", caption))

@@ -1,0 +1,127 @@
+"""Recorded rows to play with in JupyterLab: pick operators, footprints, backends and a metric, and the plot follows."""
+
+# What an index into a DataFrame gives is beyond pandas' annotations:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from saprof.cells import MODES
+from saprof.plots import style
+from saprof.plots.lines import HARDWARE_FLOPS, LATENCY, MEMORY, PARAMS, Quantity
+
+METRICS = {
+    quantity.field: quantity
+    for quantity in (
+        LATENCY,
+        MEMORY,
+        Quantity("saved_bytes", 1e-6, "kept for the backward pass, MB"),
+        Quantity("macs", 1e-6, "multiply-adds, millions"),
+        Quantity("flops_paper", 1e-6, "MFLOPs (paper convention)"),
+        HARDWARE_FLOPS,
+        PARAMS,
+    )
+}
+"""What can be drawn, by the field of rows."""
+STRENGTH = dict(zip(MODES, (1.0, 0.7, 0.45, 0.45), strict=True))
+"""How strongly a line is drawn, by mode."""
+
+
+def metric_figure(rows: pd.DataFrame, metric: str = "latency_s", provenance: str = "") -> Figure:
+    """One metric against the footprint, a line per name, backend and mode.
+
+    ValueError for an unknown metric, or one that no row has.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"unknown metric {metric!r}; expected {', '.join(METRICS)}")
+    drawn = rows.dropna(subset=["taps", metric])
+    if drawn.empty:
+        raise ValueError(f"no row has a footprint and {metric}; expected others, or another metric")
+    with matplotlib.rc_context(style.STYLE):
+        figure = Figure(figsize=(11, 4.8), layout="constrained")
+        axes = figure.subplots()
+        for (name, ran, mode), line in drawn.groupby(["name", style.who(drawn), "mode"], sort=False):
+            look = style.look(name)
+            how = style.line_of(ran) | {"color": look.colour, "marker": look.marker, "alpha": STRENGTH[mode]}
+            _draw(axes, line.sort_values("taps"), METRICS[metric], how | {"label": f"{name}, {ran}, {mode}"})
+        style.log_axis(axes.yaxis)
+        style.taps_axis(axes, drawn)
+        axes.set_ylabel(METRICS[metric].label)
+        figure.legend(loc="outside right upper")
+        style.finish(
+            figure,
+            style.title(f"{METRICS[metric].label.partition(',')[0]} against the footprint", drawn),
+            [],
+            provenance,
+        )
+    return figure
+
+
+def _draw(axes: Axes, line: pd.DataFrame, quantity: Quantity, how: dict[str, Any]) -> None:
+    axes.plot(line["taps"], quantity.of(line), **how)
+    if quantity is LATENCY:
+        low, high = (line[f"latency_{bound}_s"].astype(float) * quantity.factor for bound in ("low", "high"))
+        axes.fill_between(line["taps"], low, high, color=how["color"], alpha=0.15, linewidth=0)
+
+
+def explorer(runs: Mapping[str, tuple[pd.DataFrame, str]]) -> Any:
+    """A widget over runs, each a frame of rows and its provenance, by name; it needs ipywidgets.
+
+    Every choice draws anew; what cannot be drawn is said where the plot would be.
+    """
+    import ipywidgets
+    from IPython.display import display
+
+    run = ipywidgets.Dropdown(options=list(runs), description="run")
+    picks = {column: ipywidgets.SelectMultiple(description=column, rows=8) for column in PICKED}
+    metric = ipywidgets.Dropdown(
+        options=[(quantity.label, name) for name, quantity in METRICS.items()], description="metric"
+    )
+    plot = ipywidgets.Output()
+
+    def draw(_: object = None) -> None:
+        rows, caption = runs[run.value]
+        for column, pick in picks.items():
+            rows = rows[rows[column].isin(pick.value)]
+        plot.clear_output(wait=True)
+        with plot:
+            try:
+                display(metric_figure(rows, metric.value, caption))
+            except ValueError as error:
+                print(error)
+
+    def offer(_: object = None) -> None:
+        """What the run has, all of it chosen but for the names, which begin with two."""
+        rows, _caption = runs[run.value]
+        for column, pick in picks.items():
+            pick.unobserve(draw, "value")
+            pick.options = _in_order(rows, column)
+            pick.value = pick.options[:2] if column == "name" else pick.options
+            pick.observe(draw, "value")
+        draw()
+
+    for control in picks.values():
+        control.observe(draw, "value")
+    metric.observe(draw, "value")
+    run.observe(offer, "value")
+    offer()
+    controls = ipywidgets.VBox([run, metric, *picks.values()])
+    return ipywidgets.HBox([controls, plot])
+
+
+PICKED = ("name", "footprint", "backend", "mode")
+"""The columns by which rows are picked."""
+
+
+def _in_order(rows: pd.DataFrame, column: str) -> Sequence[str]:
+    """What is in a column, footprints by their taps."""
+    rows = rows.dropna(subset=["taps"])
+    return tuple((rows.sort_values("taps") if column == "footprint" else rows)[column].unique())

@@ -1,0 +1,170 @@
+"""Rows as lines in a panel: what tells them apart, where they are drawn, and what their marks mean."""
+
+# What an index into a DataFrame gives is beyond pandas' annotations:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from saprof.plots import style
+
+SETTINGS = ("mode", "dtype", "device", "n", "h", "v", "shape")
+"""What rows of one name and one backend may differ in beside the footprint's size."""
+
+AGAINST = {"footprint": "against the footprint", "map": "at every map", "name": ""}
+"""What `across` says, for the title."""
+
+FAILED = "did not run"
+DOUBTFUL = "* unstable or contended: the machine was busy with something else, or times differed too much to settle"
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is drawn: a field of rows, the factor to its unit, and its label."""
+
+    field: str
+    factor: float
+    label: str
+
+    def of(self, rows: pd.DataFrame) -> pd.Series:
+        """In that unit."""
+        return rows[self.field].astype(float) * self.factor
+
+
+LATENCY = Quantity("latency_s", 1e3, "latency, ms (band: 95 % interval)")
+MEMORY = Quantity("peak_bytes", 1e-6, "peak memory, MB")
+PAPER_FLOPS = Quantity("flops_paper", 1e-9, "GFLOPs per image (paper convention)")
+HARDWARE_FLOPS = Quantity("flops_hardware", 1e-6, "MFLOPs (hardware convention)")
+PARAMS = Quantity("params", 1e-6, "parameters, M")
+
+
+def with_footprint(rows: pd.DataFrame) -> pd.DataFrame:
+    rows = rows.dropna(subset=["taps"]).astype({"taps": int})
+    if rows.empty:
+        raise ValueError("no row has a footprint; give --footprint to the sweep")
+    return rows
+
+
+def across(rows: pd.DataFrame) -> str:
+    """What the horizontal axis is: `footprint` where one thing was measured at several, else `map`, else `name`."""
+    rows = _with_shape(rows)
+    same = ["name", "h", "n", "mode", "dtype", "device", "shape", "ran"]
+    if rows.groupby(same)["taps"].nunique().max() > 1:
+        return "footprint"
+    return "map" if rows.groupby("name")["h"].nunique().max() > 1 else "name"
+
+
+def place(rows: pd.DataFrame, axis: str, apart: Sequence[str] = ()) -> pd.DataFrame:
+    """With `x` along that axis, of maps the largest first, and what tells lines apart: `ran`, who computed, and the
+    `setting` in which rows of one name differ, but for those that have a panel `apart`."""
+    rows = _with_shape(rows)
+    if axis == "footprint":
+        rows = rows.dropna(subset=["taps"]).astype({"taps": int})
+        return _with_setting(rows.assign(x=rows["taps"]), apart)
+    if axis == "name":
+        return _with_setting(rows, apart)
+    keys = list(zip(-rows["h"], -rows["w"], rows["taps"].fillna(0), strict=True))
+    maps = sorted(set(keys))
+    return _with_setting(rows.assign(x=[maps.index(key) for key in keys]), ("h", "shape", *apart))
+
+
+def _with_shape(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(shape=rows["footprint"].map(style.shape), ran=style.who(rows))
+
+
+def _with_setting(rows: pd.DataFrame, apart: Sequence[str]) -> pd.DataFrame:
+    setting = style.settings(rows, [name for name in SETTINGS if name not in apart])
+    series = (rows["ran"] + ", " + setting).str.removesuffix(", ")
+    number, settings = pd.factorize(setting)
+    return rows.assign(setting=setting, series=series, weight=number / max(1, len(settings) - 1))
+
+
+def label_across(axes: Axes, rows: pd.DataFrame, axis: str) -> None:
+    if axis == "footprint":
+        return style.taps_axis(axes, rows)
+    first = rows.drop_duplicates("x").sort_values("x")
+    axes.set_xticks(first["x"], [map_label(row) for _, row in first.iterrows()], fontsize=9.5)
+    axes.set_xlabel("map (footprint)")
+
+
+def map_label(row: pd.Series) -> str:
+    """The map, and under it the footprint."""
+    return f"{row['h']}×{row['w']}\n({style.footprint_label(row['footprint'])})"
+
+
+def draw(axes: Axes, line: pd.DataFrame, quantity: Quantity, look: dict[str, Any]) -> None:
+    """One line with its interval, broken where a cell did not run, which has a cross at the foot of the panel."""
+    line = line.sort_values("x", kind="stable")
+    axes.plot(line["x"], quantity.of(line), label=line["series"].iloc[0], **look)
+    if quantity is LATENCY:
+        low, high = interval(line)
+        axes.fill_between(line["x"], low, high, color=look["color"], alpha=0.18, linewidth=0)
+        axes.vlines(line["x"], low, high, color=look["color"], linewidth=1)
+    mark_failed(axes, line["x"][line["latency_s"].isna()], look["color"])
+
+
+def interval(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The ends of the 95 % interval of latencies, ms."""
+    low, high = (rows[f"latency_{bound}_s"].astype(float) * LATENCY.factor for bound in ("low", "high"))
+    return low, high
+
+
+def mark_failed(axes: Axes, at: pd.Series, colour: str, across: bool = False) -> None:
+    """Crosses at the foot of the panel, or at its left edge, each line's beside those of the others."""
+    if at.empty:
+        return
+    place = sum(line.get_label() == FAILED for line in axes.lines)
+    edge = [0.03 + 0.05 * place] * len(at)
+    where = axes.get_yaxis_transform() if across else axes.get_xaxis_transform()
+    points = (edge, at) if across else (at, edge)
+    axes.plot(*points, "x", color=colour, transform=where, label=FAILED, clip_on=False)
+
+
+def mark_doubtful(axes: Axes, line: pd.DataFrame) -> None:
+    """An asterisk above what is unstable or contended, at `x` and `y`."""
+    colour = style.look_of(line["ran"].iloc[0])["color"]
+    for _, row in line[line["status"].isin(style.DOUBTFUL)].iterrows():
+        axes.annotate("*", (row["x"], row["y"]), (0, 3), textcoords="offset points", color=colour, ha="center")
+
+
+def look_of_line(line: pd.DataFrame) -> dict[str, Any]:
+    """In the overview: colour and marker of the name, line and filling of who computed, width of the setting."""
+    look = style.look(line["name"].iloc[0])
+    own = style.line_of(line["ran"].iloc[0])
+    return own | {"color": look.colour, "marker": look.marker} | weight(line)
+
+
+def weight(line: pd.DataFrame) -> dict[str, Any]:
+    """Thicker for every further setting, of 0 to 1."""
+    share = line["weight"].iloc[0]
+    return {"linewidth": 1.6 + 1.6 * share, "markersize": 5.5 + 2.5 * share}
+
+
+def legend(rows: pd.DataFrame) -> list[Line2D]:
+    """Names, then `legend_of_rans` in grey."""
+    return [*legend_of_names(rows), Line2D([], [], linestyle="none", label=""), *legend_of_rans(rows, grey=True)]
+
+
+def legend_of_names(rows: pd.DataFrame) -> list[Line2D]:
+    looks = {name: style.look(name) for name in rows["name"].unique()}
+    return [Line2D([], [], color=look.colour, marker=look.marker, label=name) for name, look in looks.items()]
+
+
+def legend_of_rans(rows: pd.DataFrame, grey: bool = False) -> list[Line2D]:
+    """Who computed, then settings, then what a cross means."""
+    rans = {ran: style.look_of(ran) for ran in rows["ran"].unique()}
+    neutral = {"color": "0.3", "marker": "o"} if grey else {}
+    handles = [Line2D([], [], label=ran, **look | neutral) for ran, look in rans.items()]
+    for setting, line in rows[rows["setting"] != ""].groupby("setting", sort=False):
+        handles.append(Line2D([], [], color="0.5", marker="o", label=setting, **weight(line)))
+    if rows["latency_s"].isna().any():
+        handles.append(Line2D([], [], color="0.3", marker="x", linestyle="none", label=f"{FAILED}, see below"))
+    return handles

@@ -1,0 +1,102 @@
+"""Latency and memory of every backend: a panel per operator or network."""
+
+# What an index into a DataFrame gives is beyond pandas' annotations:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from saprof.plots import lines, style
+from saprof.plots.lines import LATENCY, MEMORY, Quantity
+from saprof.plots.style import STYLE
+
+
+def latency_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
+    """Latency of every backend against the footprint, a panel per operator or network and mode; against the map where
+    there is one footprint per map, and over the names where there is but one of both.
+
+    ValueError if no row has a latency.
+    """
+    return _panels(rows, "Latency", LATENCY, provenance)
+
+
+def memory_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
+    """The same of peak memory; ValueError if none was measured."""
+    return _panels(rows, "Peak memory", MEMORY, provenance)
+
+
+def _panels(rows: pd.DataFrame, what: str, quantity: Quantity, provenance: str) -> Figure:
+    rows = style.attempted(rows, quantity.field)
+    axis = lines.across(rows)
+    rows = lines.place(rows, axis, apart=("mode",))
+    doubtful = [lines.DOUBTFUL] if quantity is LATENCY and rows["status"].isin(style.DOUBTFUL).any() else []
+    title = style.title(f"{what} {lines.AGAINST[axis]}".strip(), rows)
+    with matplotlib.rc_context(STYLE):
+        figure = (_over_names if axis == "name" else _over_places)(rows, axis, quantity)
+        style.finish(figure, title, doubtful + style.notes(rows), provenance)
+    return figure
+
+
+def _over_places(rows: pd.DataFrame, axis: str, quantity: Quantity) -> Figure:
+    """A panel per name and mode, with a line per backend and setting."""
+    groups = [group for _, group in rows.groupby(["name", "mode"], sort=False)]
+    columns = min(3, len(groups))
+    down = -(-len(groups) // columns)
+    figure = Figure(figsize=(max(4.1 * columns, 7) + 1.8, 3.3 * down + 1.2), layout="constrained")
+    panels = figure.subplots(down, columns, squeeze=False, sharey=rows["kind"].nunique() == 1)
+    for axes, group, below in zip_longest(panels.flat, groups, groups[columns:]):
+        if group is None:
+            axes.remove()
+            continue
+        for _, line in group.groupby(["ran", "setting"], sort=False):
+            look = style.look_of(line["ran"].iloc[0]) | lines.weight(line)
+            lines.draw(axes, line, quantity, look)
+            if quantity is LATENCY:
+                lines.mark_doubtful(axes, line.assign(y=quantity.of(line)))
+        if axis == "footprint":
+            style.log_axis(axes.xaxis)
+            axes.grid(visible=False, axis="x")
+        lines.label_across(axes, group, axis)
+        axes.set_xlabel(axes.get_xlabel() if below is None else "")
+        axes.set_title(_panel_title(group["name"].iloc[0], group, rows))
+        style.log_axis(axes.yaxis)
+    figure.supylabel(quantity.label, fontsize=11, color="0.15")
+    panels[0, -1].legend(handles=lines.legend_of_rans(rows), loc="upper left", bbox_to_anchor=(1.02, 1.02))
+    return figure
+
+
+def _over_names(rows: pd.DataFrame, axis: str, quantity: Quantity) -> Figure:
+    """A panel per kind and mode, with a line for each name and a mark on it per backend and setting."""
+    groups = [group for _, group in rows.groupby(["kind", "mode"], sort=False)]
+    heights = [group["name"].nunique() + 2 for group in groups]
+    figure = Figure(figsize=(10.5, 0.34 * sum(heights) + 1.2), layout="constrained")
+    panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, group in zip(panels, groups, strict=True):
+        names = list(group["name"].unique())
+        for _, line in group.groupby(["ran", "setting"], sort=False):
+            look = style.look_of(line["ran"].iloc[0]) | lines.weight(line) | {"linestyle": "none"}
+            line = line.assign(x=quantity.of(line), y=line[axis].map(names.index))
+            axes.plot(line["x"], line["y"], label=line["series"].iloc[0], **look)
+            if quantity is LATENCY:
+                lines.mark_doubtful(axes, line)
+            lines.mark_failed(axes, line["y"][line["latency_s"].isna()], look["color"], across=True)
+        if quantity is LATENCY:
+            axes.hlines(group[axis].map(names.index), *lines.interval(group), color="0.6", linewidth=1.2, zorder=1)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.grid(axis="y")
+        kind = {"model": "Networks", "operator": "Operators"}[group["kind"].iloc[0]]
+        axes.set(xlabel=quantity.label.replace("band", "bar"), title=_panel_title(kind, group, rows))
+        style.log_axis(axes.xaxis)
+    panels[0].legend(handles=lines.legend_of_rans(rows), loc="upper left", bbox_to_anchor=(1.02, 1.02))
+    return figure
+
+
+def _panel_title(what: str, group: pd.DataFrame, rows: pd.DataFrame) -> str:
+    return f"{what}, {group['mode'].iloc[0]}" if rows["mode"].nunique() > 1 else what

@@ -1,0 +1,114 @@
+"""Pictures of what the operators read: footprints, and the attention weights that a network gives their taps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from saprof.footprint import Footprint
+from saprof.plots.style import STYLE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TAP, CENTRE = "#56b4e9", "#d55e00"
+"""Sky blue and vermilion of the Okabe-Ito palette."""
+
+
+def footprint_picture(footprints: Sequence[Footprint]) -> Figure:
+    """The taps of each footprint around its centre, numbered in tap order."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.6 * len(footprints), 3.2), layout="compressed")
+        reach = max(abs(bound) for footprint in footprints for axis in footprint.reach for bound in axis)
+        for footprint, axes in zip(footprints, figure.subplots(1, len(footprints), squeeze=False)[0], strict=True):
+            for j, (dy, dx) in enumerate(footprint.offsets):
+                axes.add_patch(Rectangle((dx - 0.5, dy - 0.5), 1, 1, facecolor=TAP, edgecolor="white"))
+                axes.text(dx, dy, str(j), ha="center", va="center", fontsize=6)
+            axes.add_patch(Rectangle((-0.5, -0.5), 1, 1, fill=False, edgecolor=CENTRE, linewidth=2))
+            axes.set(xlim=(-reach - 1, reach + 1), ylim=(reach + 1, -reach - 1), aspect="equal")
+            axes.set_title(f"{footprint}\n{footprint.taps} taps", fontsize="medium")
+            _bare(axes)
+    return figure
+
+
+def attention_picture(
+    image: NDArray[Any], alpha: NDArray[Any], footprint: Footprint, centres: Sequence[tuple[int, int]], title: str = ""
+) -> Figure:
+    """What chosen centres (row, column) look at: a row each, with the image, the mean of α over the weight groups, and
+    α of every group.
+
+    `image` is h w, and so is the map of the attention whose weights for this image `alpha` are, g k p. A tap beyond the
+    image is drawn where it is, whatever the boundary has it read.
+    """
+    (h, w), groups = image.shape, len(alpha)
+    if alpha.shape[1:] != (footprint.taps, h * w):
+        raise ValueError(
+            f"alpha is g k p = {alpha.shape}; expected k = {footprint.taps} and p = {h} · {w} of the image"
+        )
+    most = max(float(abs(alpha[:, :, y * w + x]).max()) for y, x in centres)
+    norm, colours = Normalize(-most, most), "RdBu_r"
+    if alpha.min() >= 0:
+        norm, colours = PowerNorm(0.5, 0, most), "cividis"  # so that small weights show as well
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(1.9 * (groups + 2) + 0.8, 2.0 * len(centres) + 0.6), layout="compressed")
+        panels = figure.subplots(len(centres), groups + 2, squeeze=False)
+        for row, (y, x) in zip(panels, centres, strict=True):
+            _draw_image(row[0], image, footprint, (y, x))
+            at_centre = alpha[:, :, y * w + x]
+            for axes, weights in zip(row[1:], [at_centre.mean(0), *at_centre], strict=True):
+                _draw_weights(axes, weights, footprint, norm, colours)
+            _draw_border(row[1:], (h, w), (y, x))
+        titles = ["image", "mean of groups", *(f"group {g}" for g in range(groups))]
+        for axes, name in zip(panels[0], titles, strict=True):
+            axes.set_title(name, fontsize="medium")
+        figure.colorbar(ScalarMappable(norm, colours), ax=panels, shrink=0.6, label="attention weight α")
+        figure.suptitle(title)
+    return figure
+
+
+def _draw_image(axes: Axes, image: NDArray[Any], footprint: Footprint, centre: tuple[int, int]) -> None:
+    y, x = centre
+    (top, bottom), (left, right) = footprint.reach
+    (h, w) = image.shape
+    axes.imshow(image, cmap="gray_r")
+    axes.add_patch(Rectangle((-0.5, -0.5), w, h, fill=False, edgecolor="0.2", linestyle=":", linewidth=1))
+    window = (x + left - 0.5, y + top - 0.5), right - left + 1, bottom - top + 1
+    axes.add_patch(Rectangle(*window, fill=False, edgecolor=TAP, linewidth=1.5))
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=CENTRE, linewidth=2))
+    axes.set(xlim=(-1.5, w + 0.5), ylim=(h + 0.5, -1.5))
+    _bare(axes)
+
+
+def _draw_weights(axes: Axes, weights: NDArray[Any], footprint: Footprint, norm: Normalize, colours: str) -> None:
+    """The weight of each tap at its offset from the centre."""
+    (top, bottom), (left, right) = footprint.reach
+    grid = np.full((bottom - top + 1, right - left + 1), np.nan)
+    for weight, (dy, dx) in zip(weights, footprint.offsets, strict=True):
+        grid[dy - top, dx - left] = weight
+    extent = left - 0.5, right + 0.5, bottom + 0.5, top - 0.5
+    axes.imshow(grid, extent=extent, norm=norm, cmap=colours)
+    axes.add_patch(Rectangle((-0.5, -0.5), 1, 1, fill=False, edgecolor=CENTRE, linewidth=2))
+    _bare(axes)
+
+
+def _draw_border(panels: Sequence[Axes], size: tuple[int, int], centre: tuple[int, int]) -> None:
+    """Where the image ends, seen from the centre."""
+    (h, w), (y, x) = size, centre
+    for axes in panels:
+        limits = axes.get_xlim(), axes.get_ylim()
+        axes.add_patch(Rectangle((-x - 0.5, -y - 0.5), w, h, fill=False, edgecolor="0.2", linestyle=":", linewidth=1))
+        axes.set(xlim=limits[0], ylim=limits[1])
+
+
+def _bare(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)

@@ -1,0 +1,160 @@
+"""The roofline: what operators reach, under what the machine allows at their intensity."""
+
+# What an index into a DataFrame gives is beyond pandas' annotations:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+
+from __future__ import annotations
+
+import math
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from saprof.calibration import FORWARD, Calibration
+from saprof.plots import style
+from saprof.plots.style import STYLE
+
+PANEL = ["ran", "mode", "dtype"]
+LINE = ["name", "n", "h", "w", "r", "v", "g"]
+"""What the points of a line share, which differ in their footprints."""
+APART = 1.15
+"""Bandwidths, or rates, closer than this are one roof."""
+
+
+def roofline_figure(rows: pd.DataFrame, calibration: Calibration, provenance: str = "") -> Figure:
+    """FLOP/s against FLOP/byte of operators' forwards, by the `hardware` convention and compulsory bytes; a panel per
+    backend, mode and dtype. Larger points have more taps, and a line joins those that differ in nothing else.
+
+    The roofs are the bandwidth beyond the caches, the largest in a cache, and the rates of FMAs and of matrix products.
+    ValueError if no row has a place under them.
+    """
+    placed = (rows["kind"] == "operator") & rows["mode"].isin(FORWARD) & rows["latency_s"].notna()
+    rows = rows.loc[placed & rows["dtype"].isin({*calibration.fma, *calibration.gemm})]
+    idle = rows["flops_hardware"] == 0  # beyond the left end of the axis
+    moving = ", ".join(rows.loc[idle, "name"].unique())
+    lines = [f"not drawn, since they only move bytes: {moving}"] if moving else []
+    if idle.all():
+        raise ValueError("no operator's forward computes and has a latency, in a dtype whose roofs were measured")
+    rows = _with_places(rows[~idle])
+    panels = [(key, panel) for key, panel in rows.groupby(PANEL, sort=False)]
+    across = min(len(panels), 2)
+    down = -(-len(panels) // across)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.2 * across + 2.9, 4.6 * down + 1.0), layout="constrained")
+        grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+        _limit(grid[0, 0], rows, calibration)
+        for axes, ((ran, mode, dtype), panel) in zip(grid.flat, panels, strict=False):
+            _draw_roofs(axes, calibration, dtype)
+            _draw_points(axes, panel)
+            style.log_axis(axes.xaxis)
+            style.log_axis(axes.yaxis)
+            several = [text for text, column in ((mode, "mode"), (dtype, "dtype")) if rows[column].nunique() > 1]
+            axes.set_title(", ".join([ran, *several]))
+            axes.tick_params(labelbottom=True, labelleft=True)
+            axes.set_xlabel("FLOP per compulsory byte (hardware convention)")
+            axes.set_ylabel("GFLOP/s")
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.remove()
+        figure.legend(handles=_legend(rows), loc="outside right center", labelspacing=0.7)
+        when = f"roofs measured {calibration.time} on {calibration.device}"
+        style.finish(figure, style.title("Roofline", rows), [*lines, when], provenance)
+    return figure
+
+
+def _with_places(rows: pd.DataFrame) -> pd.DataFrame:
+    """With `x` and `y`, in FLOP/byte and GFLOP/s, `size` in points, and `ran`."""
+    flops = rows["flops_hardware"].astype(float)
+    return rows.assign(
+        ran=style.who(rows),
+        x=flops / rows["compulsory_bytes"].astype(float),
+        y=flops / rows["latency_s"].astype(float) / 1e9,
+        size=_size(rows["taps"].astype(float)),
+    )
+
+
+def _size(taps):
+    """The diameter of a marker: 4.3 for 3 × 3, 9.4 for 11 × 11, and so on with the side of the footprint."""
+    return 2.4 + 0.64 * taps**0.5
+
+
+def _limit(axes: Axes, rows: pd.DataFrame, calibration: Calibration) -> None:
+    """All points, the ridges where memories meet the highest roof, and room for the labels."""
+    top = max(calibration.flop_rate(dtype) for dtype in rows["dtype"].unique()) / 1e9
+    ridges = [top / slope for _, slope in _bandwidths(calibration)]
+    axes.set_xlim(min(rows["x"].min() / 2, ridges[-1] / 25), 3 * max(rows["x"].max(), ridges[0]))
+    axes.set_ylim(rows["y"].min() / 2, max(top, rows["y"].max()) * 2)
+
+
+def _bandwidths(calibration: Calibration) -> list[tuple[str, float]]:
+    """Labels and GB/s: of memory, and of the fastest cache where it is faster."""
+    largest = max(moved for stream in calibration.streams.values() for moved in stream)
+    memory = calibration.bandwidth(largest) / 1e9
+    rate, moved = max((rate, moved) for stream in calibration.streams.values() for moved, rate in stream.items())
+    found = [(f"memory, {memory:.3g} GB/s", memory)]
+    if rate / 1e9 > APART * memory:
+        found.append((f"cache ({_binary(moved)}), {rate / 1e9:.3g} GB/s", rate / 1e9))
+    return found
+
+
+def _binary(size: int) -> str:
+    return f"{size / 2**20:.3g} MiB" if size >= 2**20 else f"{size / 2**10:.3g} KiB"
+
+
+SMALL = {"fontsize": 9, "color": "0.3"}
+ROOF = {"color": "0.35", "linewidth": 1.3}
+
+
+def _draw_roofs(axes: Axes, calibration: Calibration, dtype: str) -> None:
+    """Roofs, drawn no further than where a lower one takes over, the outer ones named above, the inner ones below."""
+    rates = {"FMA": calibration.fma.get(dtype, 0.0) / 1e9, "matrix product": calibration.gemm.get(dtype, 0.0) / 1e9}
+    (high, top), (low, lower) = sorted(rates.items(), key=lambda item: -item[1])
+    bandwidths = _bandwidths(calibration)
+    for (label, slope), where in zip(bandwidths, ("below", "above"), strict=False):
+        _draw_bandwidth(axes, label, slope, top, where)
+    _draw_rate(axes, f"{high}, {top:.3g} GFLOP/s", top / bandwidths[-1][1], top, "above")
+    if lower:
+        _draw_rate(axes, f"{low}, {lower:.3g} GFLOP/s", lower / bandwidths[-1][1], lower, "below")
+
+
+def _draw_bandwidth(axes: Axes, label: str, slope: float, top: float, where: str) -> None:
+    left = axes.get_xlim()[0]
+    axes.plot([left, top / slope], [left * slope, top], linestyle="-" if where == "below" else "--", **ROOF)
+    start = max(left, axes.get_ylim()[0] / slope)
+    x = math.exp(0.72 * math.log(start) + 0.28 * math.log(top / slope))
+    y = x * slope * (1.07 if where == "above" else 1 / 1.07)
+    rotation = {"rotation": math.degrees(math.atan(y / x)), "rotation_mode": "anchor", "transform_rotates_text": True}
+    axes.text(x, y, label, va="bottom" if where == "above" else "top", **rotation, **SMALL)
+
+
+def _draw_rate(axes: Axes, label: str, left: float, rate: float, where: str) -> None:
+    right = axes.get_xlim()[1]
+    axes.plot([left, right], [rate, rate], linestyle="-" if where == "above" else ":", **ROOF)
+    place = {"ha": "right", "va": "bottom" if where == "above" else "top"}
+    offset = (-2, 3 if where == "above" else -3)
+    axes.annotate(label, (right, rate), offset, textcoords="offset points", **place, **SMALL)
+
+
+def _draw_points(axes: Axes, panel: pd.DataFrame) -> None:
+    for (name, *_), line in panel.groupby(LINE, sort=False, dropna=False):
+        line, look = line.sort_values("taps"), style.look(name)
+        axes.plot(line["x"], line["y"], color=look.colour, linewidth=0.8, alpha=0.7)
+        for x, y, size in zip(line["x"], line["y"], line["size"], strict=True):
+            axes.plot(
+                x, y, look.marker, color=look.colour, markersize=size, markeredgecolor="white", markeredgewidth=0.5
+            )
+
+
+def _legend(rows: pd.DataFrame) -> list[Line2D]:
+    """Operators by colour and marker, then the footprints by size, at most five."""
+    names = [(name, style.look(name)) for name in rows["name"].unique()]
+    handles = [Line2D([], [], ls="", marker=look.marker, color=look.colour, label=name) for name, look in names]
+    sizes = rows.drop_duplicates("taps").sort_values("taps")
+    shown = sizes.iloc[sorted({round(i * (len(sizes) - 1) / 4) for i in range(5)})]
+    return handles + [
+        Line2D([], [], ls="", marker="o", color="0.5", markersize=row["size"], label=f"{row['taps']:.0f} taps")
+        for _, row in shown.iterrows()
+    ]

@@ -1,0 +1,87 @@
+"""How many times as long: medians of samples, their ratios, confidence intervals and verdicts."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+SAME = 0.02
+"""Two latencies are the same if neither is longer than the other by more than this share of it."""
+COARSE = 0.10
+"""Past this band nothing is called the same: that no difference can be seen is no evidence that there is none."""
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as long one candidate takes as another, with the 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+    def verdict(self, band: float = SAME) -> str:
+        """`slower` or `faster` if the whole interval is beyond the band, `same` if it is within one of at most ± 10 %,
+        else `ambiguous`.
+
+        The band is from 1 / (1 + band) to 1 + band, so that who is compared with whom only turns the word around.
+        """
+        most = 1 + band
+        if self.low > most:
+            return "slower"
+        if self.high < 1 / most:
+            return "faster"
+        within = self.low >= 1 / most and self.high <= most
+        return "same" if within and band <= COARSE else "ambiguous"
+
+
+def median_interval(samples: Sequence[float] | ndarray, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95 % bootstrap confidence interval of the median; always the same for the same samples."""
+    return _middle(_medians(samples, resamples, seed=0))
+
+
+def within_rounds(one: Sequence[float], other: Sequence[float]) -> Ratio:
+    """one / other where both were measured in the same rounds: the median of the rounds' ratios."""
+    ratios = [a / b for a, b in zip(one, other, strict=True)]
+    return Ratio(statistics.median(ratios), *median_interval(ratios))
+
+
+def independent(one: Sequence[float], other: Sequence[float]) -> Ratio:
+    """one / other where they share no rounds: the ratio of the medians, both sets resampled.
+
+    Half of the resamples exchange the seeds of the two sets, so that other / one is exactly the mirror image. What
+    changes from one time to another, and not from round to round, is not in the interval.
+    """
+    import numpy as np
+
+    above, below = ([np.log(_medians(values, RESAMPLES // 2, seed)) for seed in (0, 1)] for values in (one, other))
+    low, high = _middle(np.concatenate([above[0] - below[1], above[1] - below[0]]))
+    return Ratio(statistics.median(one) / statistics.median(other), math.exp(low), math.exp(high))
+
+
+def self_difference(samples: Sequence[float]) -> float:
+    """How far the medians of odd and of even rounds differ, as a share of the shorter: an A/A test of two or more."""
+    odd, even = statistics.median(samples[::2]), statistics.median(samples[1::2])
+    return max(odd, even) / min(odd, even) - 1
+
+
+def _medians(samples: Sequence[float] | ndarray, resamples: int, seed: int) -> ndarray:
+    import numpy as np
+
+    values = np.asarray(samples)
+    picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    return np.median(values[picks], axis=1)
+
+
+def _middle(values: ndarray) -> tuple[float, float]:
+    """Where the middle 95 % of the values are."""
+    import numpy as np
+
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

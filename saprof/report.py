@@ -1,0 +1,272 @@
+"""`python -m saprof.report RUN`: a page of what a run found: every figure that can be drawn, tables, provenance.
+
+The page stands alone: it needs no network, no script, and none of the files beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from saprof import calibration, command, page, recorded, summary
+from saprof.page import Html, tag
+from saprof.recorded import Recorded
+from saprof.results import MEASURED, Row
+
+GENERATOR = "saprof.report"
+PAGE = "index.html"
+EXAMPLES = 6
+"""How many rows a warning names."""
+
+HOW_TO_READ = (
+    "A latency is the median of many calls; its 95 % interval says how well that median is known, not how much calls "
+    "differ. Backends of one cell were timed in the same interleaved rounds, so that their ratio holds even where the "
+    "machine was disturbed; latencies of different cells were taken at different times.",
+    "Rows marked * are unstable (calls differed too much for the interval to close) or contended (other processes ran "
+    "meanwhile). Believe their order of magnitude, and measure them again before you rest anything on them.",
+    "FLOPs never go without their convention: paper counts as the authors of SAN do, hardware counts 2 per "
+    "multiply-add and 1 per other operation.",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if arguments.output is None and len(arguments.run) > 1:
+        raise ValueError("a report on several runs belongs to none of them; expected its folder as --output")
+    runs = [recorded.read(folder) for folder in arguments.run]
+    print(write(runs, arguments.output or arguments.run[0] / "report"))
+    return command.OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m saprof.report",
+        description="Write a page about recorded runs: figures as SVG and PNG, and an index.html that stands alone.",
+    )
+    parser.add_argument("run", nargs="+", type=Path, help="run folder of saprof.sweep")
+    parser.add_argument("--output", type=Path, help="folder of the report (default: report, in the run's folder)")
+    return parser
+
+
+def write(runs: Sequence[Recorded], folder: Path) -> Path:
+    """The path of the page, in a folder that is there as a whole or not at all. A report that is there is replaced;
+    ValueError for any other folder that is not empty, or that cannot be written."""
+    folder = folder.resolve()
+    if folder.exists() and not _replaceable(folder):
+        raise ValueError(f"{folder} is neither empty nor a report; choose another with --output")
+    new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
+    try:
+        new.mkdir(parents=True)
+        (new / PAGE).write_text(render(runs, new), encoding="utf-8")
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another with --output") from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return folder / PAGE
+
+
+def _replaceable(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    written = folder / PAGE
+    return (
+        written.is_file() and f'content="{GENERATOR}"' in written.read_text(encoding="utf-8", errors="replace")[:1000]
+    )
+
+
+def render(runs: Sequence[Recorded], folder: Path) -> str:
+    """The page, whose figures are written into the folder as well."""
+    several = len(runs) > 1
+    title = f"{len(runs)} runs" if several else runs[0].name
+    anchors = [f"run-{number}" for number in range(1, len(runs) + 1)]
+    links = [tag("a", run.name, href=f"#{anchor}") for run, anchor in zip(runs, anchors, strict=True)]
+    guide = page.section("How to read this", *(tag("p", text) for text in HOW_TO_READ), level=3)
+    sections = [guide] if several else []
+    first = 1
+    for run, anchor in zip(runs, anchors, strict=True):
+        shown, missing = _draw(run, folder, f"{anchor}-" if several else "", first)
+        parts = _parts(run, shown, missing, Html("") if several else guide)
+        sections.append(page.section(run.name, *parts, anchor=anchor) if several else tag("section", *parts))
+        first += len(shown)
+    return page.document(
+        f"saprof: {title}",
+        GENERATOR,
+        Path(__file__).with_name("report.css").read_text(encoding="utf-8"),
+        tag("header", tag("p", "saprof", class_="overline"), tag("h1", title)),
+        tag("nav", page.items(links)) if several else Html(""),
+        tag("main", *sections),
+    )
+
+
+def _draw(run: Recorded, folder: Path, prefix: str, first: int) -> tuple[list[Html], dict[str, list[str]]]:
+    """The figures of a run, numbered from `first`, and why others could not be drawn."""
+    from saprof.plots import write
+    from saprof.plots.gallery import drawings
+
+    shown: list[Html] = []
+    missing: dict[str, list[str]] = {}
+    for drawing in drawings(run.rows, run.calibration, run.caption):
+        print(f"{run.name}: {drawing.title}", file=sys.stderr)
+        try:
+            _, svg = write(drawing.draw(), folder / (prefix + drawing.stem))
+        except ValueError as error:
+            missing.setdefault(str(error), []).append(drawing.title)
+        else:
+            shown.append(page.picture(svg.read_bytes(), drawing.alt, drawing.caption, first + len(shown)))
+    return shown, missing
+
+
+def _parts(run: Recorded, shown: Sequence[Html], missing: dict[str, list[str]], guide: Html) -> list[Html]:
+    """All about one run."""
+    from saprof.plots import frame
+    from saprof.plots.gallery import extremes
+
+    found = extremes(frame(run.rows), "unfold")
+    return [
+        tag("p", _lead(run), class_="lead"),
+        _doubts(run),
+        page.section("In short", page.items(found), level=3) if found else Html(""),
+        guide,
+        page.section("Figures", *shown, _not_drawn(missing), level=3),
+        *_tables(run),
+        _not_run(run.rows),
+        page.section("Noise and roofs", *_roofs(run), level=3),
+        page.section("Where this was measured", page.facts(_facts(run)), level=3),
+    ]
+
+
+def _lead(run: Recorded) -> str:
+    measured = [row for row in run.rows if row.status in MEASURED]
+    names = {kind: len({row.name for row in run.rows if row.kind == kind}) for kind in ("model", "operator")}
+    spelled = {"model": "network", "operator": "operator"}
+    what = " and ".join(f"{count} {spelled[kind]}{'s' * (count > 1)}" for kind, count in names.items() if count)
+    return (
+        f"{what} on {run.provenance.get('device')}, {run.provenance.get('threads')} threads: "
+        f"{len(run.rows)} cells, of which {len(measured) or 'none'} ran. {_times(run.rows)}"
+    )
+
+
+def _times(rows: Sequence[Row]) -> str:
+    times = sorted(row.time.replace("T", " ")[:16] for row in rows if row.time)
+    if not times:
+        return "The rows do not say when they were measured."
+    return f"Measured {times[0]}" + (f" to {times[-1]}" if times[-1] != times[0] else "") + " UTC."
+
+
+def _doubts(run: Recorded) -> Html:
+    """What a reader should not simply believe."""
+    measured = [row for row in run.rows if row.status in MEASURED]
+    doubts = [
+        f"{len(some)} of {len(measured)} latencies {'is' if len(some) == 1 else 'are'} {status}: {_named(some)}"
+        for status in ("contended", "unstable")
+        if (some := [row for row in measured if row.status == status])
+    ]
+    if wrong := [row for row in run.rows if row.status == "incorrect"]:
+        doubts.append(
+            f"{len(wrong)} cells computed something else than the reference, and were not timed: {_named(wrong)}"
+        )
+    if run.calibration and run.calibration.contended:
+        doubts.append("the roofs are too low, since other processes ran while they were measured")
+    if run.calibration and (above := [row for row in measured if calibration.above_roof(row, run.calibration)]):
+        doubts.append(f"{len(above)} rows are faster than the machine allows, a measurement error: {_named(above)}")
+    if run.provenance.get("dirty"):
+        doubts.append("the code had changes that are in no commit, so nobody else can run the same")
+    if not doubts:
+        return Html("")
+    return tag("div", tag("p", "Believe with care"), page.items(doubts), class_="doubt", role="note")
+
+
+def _named(rows: Sequence[Row]) -> str:
+    names = [f"{row.name} {row.footprint} {row.mode} {row.backend}" for row in rows[:EXAMPLES]]
+    return "; ".join(names) + (f"; and {len(rows) - EXAMPLES} more" if len(rows) > EXAMPLES else "")
+
+
+def _not_drawn(missing: dict[str, list[str]]) -> Html:
+    if not missing:
+        return Html("")
+    reasons = [f"{', '.join(dict.fromkeys(titles))}: {reason}" for reason, titles in missing.items()]
+    return tag("div", tag("p", "Figures that could not be drawn:"), page.items(reasons))
+
+
+def _tables(run: Recorded) -> list[Html]:
+    return [
+        page.section(title, page.table(*_without_empty(header, body), title), level=3)
+        for title, header, body in summary.tables(run.rows, run.calibration)
+    ]
+
+
+def _without_empty(header: Sequence[str], body: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table less the columns that say nothing."""
+    kept = [column for column in range(len(header)) if any(line[column] for line in body)]
+    return [header[i] for i in kept], [[line[i] for i in kept] for line in body]
+
+
+def _not_run(rows: Sequence[Row]) -> Html:
+    """Cells without a latency, counted by their reason."""
+    left = Counter((row.status, row.backend, _why(row)) for row in rows if row.status not in MEASURED)
+    if not left:
+        return Html("")
+    body = [[f"{count}", *what] for what, count in left.most_common()]
+    table = page.table(["cells", "status", "backend", "why"], body, "Cells that did not run")
+    return page.section("What did not run", table, level=3)
+
+
+def _why(row: Row) -> str:
+    """The reason, less the operator that no backend has."""
+    reason = row.reason or ""
+    return reason.removeprefix(f"{row.name}: ") if row.status == "unsupported" else reason
+
+
+def _roofs(run: Recorded) -> list[Html]:
+    """How far identical calls differed, and what the machine reached; or how to have that."""
+    roofs = run.calibration
+    if roofs is None:
+        how = tag("code", f"python -m saprof.roofline {run.folder} --calibrate")
+        return [tag("p", "Neither was measured with this run. On the same machine, ", how, " adds its roofs.")]
+    noise = (
+        f"Identical calls differed by ± {roofs.noise_within:.1%} in the same interleaved rounds, and by "
+        f"{roofs.noise_between:.1%} from one time of the run to another: smaller differences are none."
+    )
+    rates = {
+        f"{kind}, {dtype}": f"{rate / 1e9:.3g} GFLOP/s"
+        for kind, measured in (("FMAs", roofs.fma), ("matrix products", roofs.gemm))
+        for dtype, rate in measured.items()
+    }
+    streams = {
+        f"{name}, {max(sizes) / 1e6:.0f} MB": f"{sizes[max(sizes)] / 1e9:.3g} GB/s"
+        for name, sizes in roofs.streams.items()
+    }
+    return [tag("p", noise), page.facts([*streams.items(), *rates.items(), ("measured", roofs.time)])]
+
+
+def _facts(run: Recorded) -> list[tuple[str, str]]:
+    where = run.provenance
+    versions = where.get("versions") or {}
+    facts = {
+        "device": where.get("device"),
+        "processor": f"{where.get('cpu')}, {where.get('threads')} threads on {where.get('cores')} cores",
+        "memory": f"{where['memory_bytes'] / 1e9:.3g} GB" if where.get("memory_bytes") else None,
+        "driver": where.get("driver"),
+        "nvcc": where.get("nvcc"),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "Python": f"{where.get('python')} on {where.get('platform')}",
+        "commit": f"{where.get('commit') or 'none'}{' with changes' if where.get('dirty') else ''}",
+        "environment": ", ".join(f"{name}={value}" for name, value in (where.get("flags") or {}).items()),
+        "command": tag("code", " ".join(["python -m saprof.sweep", *where.get("argv", [])])),
+    }
+    return [(name, value) for name, value in facts.items() if value]
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,242 @@
+"""`python -m saprof.roofline RUN`: how much of what the machine allows each row of a run reaches.
+
+`--calibrate` measures the roofs here and now: of this machine alone, or for a run that was made without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from saprof import calibration as roofs
+from saprof import command, recorded, text
+from saprof.calibration import Bound, Calibration
+from saprof.recorded import Recorded
+from saprof.results import Row
+from saprof.summary import figure
+from saprof.workload import ITEMSIZE
+
+COLUMNS = (
+    "what", "footprint", "map", "mode", "ran on", "FLOP/byte", "bound by", "least ms", "latency ms", "% of roof",
+    "speed-up", "at most", "note",
+)  # fmt: skip
+SAME = ("name", "footprint", "n", "h", "w", "r", "v", "g", "dtype", "device", "mode")
+"""What rows share whose speeds are compared."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if arguments.run is None:
+        if not arguments.calibrate:
+            raise ValueError("expected a run folder, or --calibrate for the roofs of this machine alone")
+        print(_roofs_here(arguments.format))
+        return command.OK
+    run = recorded.read(arguments.run)
+    calibration = _calibrate_run(run) if arguments.calibrate else run.calibration
+    if calibration is None:
+        raise ValueError(f"{run.folder} has no {roofs.FILE}; measure the roofs now with --calibrate")
+    lines = place(run.rows, calibration)
+    print(render(lines, run.rows, calibration, arguments.format))
+    _draw(run, calibration, arguments.output or run.folder)
+    return command.OK if lines and not any(line["note"] for line in lines) else command.FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m saprof.roofline",
+        description="Hold the rows of a run against the roofs of its machine: % of roof, and a figure.",
+    )
+    parser.add_argument("run", nargs="?", type=Path, help="run folder of saprof.sweep")
+    parser.add_argument("--calibrate", action="store_true", help="measure the roofs here and now")
+    parser.add_argument("--format", default="table", choices=text.FORMATS)
+    parser.add_argument("--output", type=Path, help="folder of roofline.png and .svg (default: the run's)")
+    return parser
+
+
+def place(rows: Sequence[Row], calibration: Calibration) -> list[dict[str, Any]]:
+    """A flat record for each row that has a place under the roofs; SI units in the names."""
+    slowest = _slowest(rows)
+    return [
+        _record(row, bound, slowest.get(_same(row)))
+        | {"note": _error(row, calibration) if roofs.above_roof(row, calibration) else ""}
+        for row in rows
+        if roofs.why_not(row, calibration) is None and (bound := roofs.bound(row, calibration))
+    ]
+
+
+def _same(row: Row) -> tuple[Any, ...]:
+    return tuple(getattr(row, name) for name in SAME)
+
+
+def _slowest(rows: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
+    """Of each group that was measured in the same rounds: all but the first of such a group have a ratio to it."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row.latency_s is not None:
+            groups.setdefault(_same(row), []).append(row)
+    return {
+        same: max(group, key=lambda row: row.ratio or 1)
+        for same, group in groups.items()
+        if len(group) > 1 and sum(row.ratio is None for row in group) == 1
+    }
+
+
+def _record(row: Row, bound: Bound, slowest: Row | None) -> dict[str, Any]:
+    latency = row.latency_s or 0.0
+    intensity = None
+    if row.kind == "operator" and row.flops_hardware is not None and row.compulsory_bytes:
+        intensity = row.flops_hardware / row.compulsory_bytes
+    compared = slowest if slowest is not row else None
+    return {
+        **{name: getattr(row, name) for name in SAME},
+        "backend": row.backend,
+        "attention": row.attention,
+        "compiled": row.compiled,
+        "flop_hardware_per_byte": intensity,
+        "bound_by": bound.by,
+        "bound_s": bound.seconds,
+        "latency_s": latency,
+        "roof_share": bound.seconds / latency,
+        "slowest": _ran(compared) if compared else None,
+        "speed_up": (compared.ratio or 1) / (row.ratio or 1) if compared else None,
+        "speed_up_at_most": (compared.latency_s or 0) / bound.seconds if compared else None,
+    }
+
+
+def _ran(row: Row) -> str:
+    return row.backend + (" fused" if row.attention == "fused" else "") + ("+compile" if row.compiled else "")
+
+
+def _error(row: Row, calibration: Calibration) -> str:
+    return f"measurement error: {roofs.share(row, calibration) or 0:.0%} of the roof"
+
+
+def render(lines: Sequence[Mapping[str, Any]], rows: Sequence[Row], calibration: Calibration, form: str) -> str:
+    """The records of `place`; for people also the roofs' origin, and why the other rows have no place."""
+    if form in ("csv", "json"):
+        return text.records(lines, form)
+    left = Counter(reason for row in rows if (reason := roofs.why_not(row, calibration)))
+    parts = [_origin(rows, calibration)]
+    if lines:
+        parts += [text.align(COLUMNS, [_cells(line) for line in lines], form)]
+    if left:
+        parts += ["\n".join(f"not placed, {count} of {len(rows)} rows: {reason}" for reason, count in left.items())]
+    if wrong := sum(bool(line["note"]) for line in lines):
+        parts += [f"{wrong} of {len(lines)} rows are faster than the roofs allow: measurement error"]
+    return "\n\n".join(parts)
+
+
+def _origin(rows: Sequence[Row], calibration: Calibration) -> str:
+    times = sorted(row.time for row in rows if row.time)
+    threads = f"{calibration.threads} threads" if calibration.kind == "cpu" else "a GPU"
+    when = f"; rows of {times[0]} to {times[-1]}" if times else ""
+    late = ", before the roofs" if times and times[-1] < calibration.time else ""
+    noise = f"identical calls differed by ± {calibration.noise_within:.1%} in the same rounds, "
+    noise += f"by {calibration.noise_between:.1%} from time to time"
+    low = "; too low, since other processes ran meanwhile" if calibration.contended else ""
+    return f"Roofs of {calibration.device} ({threads}), measured {calibration.time}{low}{when}{late}; {noise}"
+
+
+def _cells(line: Mapping[str, Any]) -> list[str]:
+    intensity = line["flop_hardware_per_byte"]
+    compared = line["slowest"] is not None
+    return [
+        line["name"],
+        line["footprint"],
+        f"{line['n']}×{line['h']}×{line['w']}",
+        line["mode"],
+        line["backend"] + (" fused" if line["attention"] == "fused" else "") + ("+compile" if line["compiled"] else ""),
+        "" if intensity is None else figure(intensity),
+        line["bound_by"],
+        figure(1e3 * line["bound_s"]),
+        figure(1e3 * line["latency_s"]),
+        figure(100 * line["roof_share"]),
+        f"{figure(line['speed_up'])}× {line['slowest']}" if compared else "",
+        f"{figure(line['speed_up_at_most'])}×" if compared else "",
+        line["note"],
+    ]
+
+
+def _calibrate_run(run: Recorded) -> Calibration:
+    """Measure the roofs of a run's machine, if it is this one, and keep them with the run."""
+    if run.calibration:
+        raise ValueError(f"{run.folder} has roofs of {run.calibration.time}; delete its {roofs.FILE} to measure others")
+    import torch
+
+    from saprof.backends import check_device
+    from saprof.measure import environment
+    from saprof.measure.calibrate import calibrate
+
+    device, where = run.rows[0].device, run.provenance
+    check_device(device)
+    here = {"device": environment.device_name(device), "threads": torch.get_num_threads()}
+    differ = [f"{name} was {where[name]!r} and is {is_!r}" for name, is_ in here.items() if where[name] != is_]
+    if differ:
+        raise ValueError(f"{run.folder} was not measured like this: {', '.join(differ)}; calibrate where it was")
+    calibration = calibrate(device, sorted({row.dtype for row in run.rows}))
+    roofs.write(run.folder, calibration)
+    return calibration
+
+
+def _roofs_here(form: str) -> str:
+    """The roofs of this machine's CPU, and of its GPU if it has one."""
+    import torch
+
+    from saprof.measure.calibrate import calibrate
+
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    found = [calibrate(device, tuple(ITEMSIZE)) for device in devices]
+    if form in ("csv", "json"):
+        return text.records([record for calibration in found for record in _records_of(calibration)], form)
+    return "\n\n".join(f"{_origin([], calibration)}\n\n{_tables_of(calibration, form)}" for calibration in found)
+
+
+def _records_of(calibration: Calibration) -> list[dict[str, Any]]:
+    device = {"device": calibration.device, "threads": calibration.threads, "time": calibration.time}
+    streams = [
+        device | {"roof": name, "bytes": moved, "dtype": None, "bytes_per_s": rate, "flop_per_s": None}
+        for name, stream in calibration.streams.items()
+        for moved, rate in stream.items()
+    ]
+    computing = [
+        device | {"roof": name, "bytes": None, "dtype": dtype, "bytes_per_s": None, "flop_per_s": rate}
+        for name, rates in (("fma", calibration.fma), ("gemm", calibration.gemm))
+        for dtype, rate in rates.items()
+    ]
+    return streams + computing
+
+
+def _tables_of(calibration: Calibration, form: str) -> str:
+    streams = [
+        [f"{moved / 2**20:g}", *(figure(stream[moved] / 1e9) for stream in calibration.streams.values())]
+        for moved in next(iter(calibration.streams.values()))
+    ]
+    rates = [
+        [
+            dtype,
+            *(figure(rates[dtype] / 1e9) if dtype in rates else "" for rates in (calibration.fma, calibration.gemm)),
+        ]
+        for dtype in calibration.gemm
+    ]
+    bandwidth = text.align(["MiB moved", *(f"{name} GB/s" for name in calibration.streams)], streams, form)
+    return f"{bandwidth}\n\n{text.align(['dtype', 'FMA GFLOP/s', 'GEMM GFLOP/s'], rates, form)}"
+
+
+def _draw(run: Recorded, calibration: Calibration, folder: Path) -> None:
+    placed = [row for row in run.rows if row.kind == "operator" and roofs.why_not(row, calibration) is None]
+    if not placed:
+        print("no operator has a place under the roofs, so there is no figure", file=sys.stderr)
+        return
+    from saprof.plots import frame, roofline_figure, write
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = write(roofline_figure(frame(placed), calibration, run.caption), folder / "roofline")
+    print(f"figure in {' and '.join(map(str, paths))}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    command.run(main)
