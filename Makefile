@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep train tables test slurm lint bench gpu clean
+.PHONY: sweep train tables lab notebooks test slurm lint bench gpu clean
 
 sweep: $(VENV)/.base
 	$(BIN)/python -m saprof.sweep --footprint 3,5,7,9,11
@@ -13,6 +13,12 @@ train: $(VENV)/.studies
 
 tables: $(VENV)/.studies
 	$(BIN)/python -m studies.reproduce all --data digits --seeds 6
+
+lab: $(VENV)/.notebooks
+	$(BIN)/jupyter lab --notebook-dir . notebooks/01_operators.ipynb
+
+notebooks: $(VENV)/.notebooks
+	$(BIN)/python notebooks/execute.py
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -49,6 +55,10 @@ $(VENV)/.base: pyproject.toml $(VENV)/constraints.txt
 
 $(VENV)/.studies: $(VENV)/.base
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable '.[studies]'
+	@touch $@
+
+$(VENV)/.notebooks: $(VENV)/.base
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable '.[notebooks]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base

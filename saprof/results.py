@@ -156,7 +156,9 @@ def _parse(path: Path, number: int, line: bytes) -> Row:
     except (ValueError, AttributeError):
         raise ValueError(f"{where} is damaged: expected one JSON object; mend or delete that line") from None
     if schema != SCHEMA:
-        raise ValueError(f"{where} has schema {schema}; expected {SCHEMA}")
+        raise ValueError(
+            f"{where} has schema {schema}; expected {SCHEMA}: read it with the saprof that wrote it, or measure again"
+        )
     unknown = content.keys() - _FIELDS
     if unknown:
         raise ValueError(f"{where} has unknown fields: {', '.join(sorted(unknown))}")

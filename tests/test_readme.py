@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [
     line.partition("#")[0].split()
@@ -19,7 +20,7 @@ COMMANDS = [
 
 
 LESS = {
-    "saprof.sweep": ["--seconds", "0.05"],
+    "saprof.sweep": ["--seconds", "0.05", "--roofs", "skip"],
     "saprof.verify": ["--workloads", "tiny", "--dtype", "float32"],
     "studies.train": ["--epochs", "1"],
 }
@@ -28,6 +29,7 @@ LESS = {
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_commands(command, tmp_path):
+    (tmp_path / "studies").symlink_to(ROOT / "studies")
     less = next((how for module, how in LESS.items() if module in command and how[0] not in command), [])
     done = subprocess.run([sys.executable, *command[1:], *less], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -42,11 +44,11 @@ def test_python(tmp_path, capsys):
 
 
 def test_every_make_target_exists():
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
 def test_links_and_figures_exist():
     for path in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (Path(__file__).parents[1] / path).exists(), path
+        assert (ROOT / path).exists(), path

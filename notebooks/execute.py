@@ -1,0 +1,43 @@
+"""Runs the notebooks from top to bottom and keeps their outputs: `make notebooks`, or some by name.
+
+    python notebooks/execute.py [NAME ...]
+
+Kept is what reads well on a code host and changes only when a result does: no times, no versions, no widget views.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+FOLDER = Path(__file__).parent
+WIDGET = "application/vnd.jupyter.widget-view+json"
+LONGEST = 60
+"""Seconds that a notebook may take."""
+
+
+def execute(path: Path) -> NotebookNode:
+    """The notebook with the outputs of its cells; CellExecutionError if one of them fails."""
+    notebook = nbformat.read(path, as_version=4)
+    where = {"metadata": {"path": str(FOLDER)}}
+    NotebookClient(notebook, timeout=LONGEST, kernel_name="python3", resources=where, record_timing=False).execute()
+    notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    for cell in notebook.cells:
+        cell.metadata = {}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+    return notebook
+
+
+def main(names: list[str]) -> None:
+    for path in [FOLDER / name for name in names] or sorted(FOLDER.glob("*.ipynb")):
+        print(path.name, file=sys.stderr)
+        nbformat.write(execute(path), path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
