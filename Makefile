@@ -15,7 +15,7 @@ tables: $(VENV)/.studies
 	$(BIN)/python -m studies.reproduce all --data digits --seeds 6
 
 lab: $(VENV)/.notebooks
-	$(BIN)/jupyter lab --notebook-dir . notebooks/01_operators.ipynb
+	$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_operators.ipynb
 
 notebooks: $(VENV)/.notebooks
 	$(BIN)/python notebooks/execute.py

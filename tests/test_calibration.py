@@ -206,7 +206,7 @@ def test_the_fma_loop_of_a_gpu_computes_the_same():
 
     values = np.random.default_rng(0).normal(size=(gpu_rates.CHAINS, 40)).astype("float32")
     expected = iterated(values.astype("float64"), 0.75, 1.5, 5)
-    with backend._on(torch.device("cpu")) as stream:
+    with backend.on_stream(torch.device("cpu")) as stream:
         gpu_rates.iterate(values, 0.75, 1.5, 5, stream)
     np.testing.assert_allclose(values, expected, rtol=1e-5)
 

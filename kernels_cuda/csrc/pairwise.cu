@@ -96,7 +96,7 @@ struct Pairwise {
 // y and the logarithms of the softmax's denominators, of a tile of centres.
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 4)
-    attention_kernel(Pairwise<T> of, T* __restrict__ y, Real<T>* __restrict__ lse, Lookups at) {
+    pairwise_attention_kernel(Pairwise<T> of, T* __restrict__ y, Real<T>* __restrict__ lse, Lookups at) {
   using R = Real<T>;
   Room room = {shared_memory<unsigned char>()};
   const Workspace<R> memory(room, of.plan, of.widths, at.k, of.v + 3 * of.g, 0);
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(THREADS, 4)
 // Moments of the last layer's outputs over the tiles of a worker.
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 4)
-    statistics_kernel(Pairwise<T> of, Moments<Real<T>>* __restrict__ partial, Lookups at) {
+    pairwise_statistics_kernel(Pairwise<T> of, Moments<Real<T>>* __restrict__ partial, Lookups at) {
   using R = Real<T>;
   Room room = {shared_memory<unsigned char>()};
   const int rows = of.widths.last(), watched = rows * parts_of(rows);
@@ -464,7 +464,7 @@ void pairwise_attention(const Arrays& a, const Lookups& at, const Core& core) {
     auto of = pairwise_of<T>(offset, factor, map, beta, parameters, at, core);
     const int sums = of.v + 3 * of.g;
     of.plan = plan_of<Real<T>>(of.widths, at, sums, 0);
-    start(attention_kernel<T>, ceil_div(of.centres, of.plan.positions), THREADS,
+    start(pairwise_attention_kernel<T>, ceil_div(of.centres, of.plan.positions), THREADS,
           bytes_of<Real<T>>(of.plan, of.widths, at.k, sums, 0), at.stream, of, y.as<T>(), lse.as<Real<T>>(), at);
   });
 }
@@ -492,8 +492,8 @@ void pairwise_statistics(const Arrays& a, const Lookups& at, const Core& core) {
     of.plan = plan_of<R>(of.widths, at, 0, moments);
     const int workers = std::min(ceil_div(of.centres, of.plan.positions), core.workers);
     auto* partial = a[6].as<Moments<R>>();
-    start(statistics_kernel<T>, workers, THREADS, bytes_of<R>(of.plan, of.widths, at.k, 0, moments), at.stream, of,
-          partial, at);
+    start(pairwise_statistics_kernel<T>, workers, THREADS, bytes_of<R>(of.plan, of.widths, at.k, 0, moments), at.stream,
+          of, partial, at);
     merge_moments(partial, workers, rows, mean.as<R>(), variance.as<R>(), at.stream);
   });
 }

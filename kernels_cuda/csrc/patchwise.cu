@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(THREADS, 4)
 // The last layer, a group of channels at a time, and the aggregation.
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 4)
-    attention_kernel(Patchwise<T> of, Product<Real<T>> layer, T* __restrict__ y, Plan plan, Lookups at) {
+    patchwise_attention_kernel(Patchwise<T> of, Product<Real<T>> layer, T* __restrict__ y, Plan plan, Lookups at) {
   using R = Real<T>;
   Room room = {shared_memory<unsigned char>()};
   const int share = of.v / of.g;
@@ -292,8 +292,8 @@ __global__ void __launch_bounds__(THREADS, 4)
 // Moments of the last layer's outputs, or of the relation's rows, over the columns of a worker.
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 4)
-    statistics_kernel(Patchwise<T> of, Product<Real<T>> layer, int outputs, int workers,
-                      Moments<Real<T>>* __restrict__ partial, Plan plan, Lookups at) {
+    patchwise_statistics_kernel(Patchwise<T> of, Product<Real<T>> layer, int outputs, int workers,
+                                Moments<Real<T>>* __restrict__ partial, Plan plan, Lookups at) {
   using R = Real<T>;
   Room room = {shared_memory<unsigned char>()};
   int64_t block = blockIdx.x;
@@ -648,7 +648,7 @@ struct Launcher {
     const int share = of.v / of.g;
     const auto sums = [&](const Plan& plan) { return share * plan.columns; };
     const Plan plan = plan_of<R>(at, {TILE, TILE, MOST_ROWS}, of.columns * of.g, at.k, last.depth, sums);
-    start(attention_kernel<T>, int64_t(ceil_div(of.columns, plan.columns)) * of.g, THREADS,
+    start(patchwise_attention_kernel<T>, int64_t(ceil_div(of.columns, plan.columns)) * of.g, THREADS,
           bytes_of<R>(plan, at.k, sums(plan)), at.stream, of, last, y, plan, at);
   }
 
@@ -665,8 +665,8 @@ struct Launcher {
     const Plan plan = plan_of<R>(at, {TILE, TILE, MOST_ROWS}, of.columns, rows, last.depth, moments);
     const int panels = ceil_div(rows, plan.outputs), count = workers_of(plan, panels);
     auto* found = reinterpret_cast<Moments<R>*>(partial);
-    start(statistics_kernel<T>, int64_t(panels) * count, THREADS, bytes_of<R>(plan, at.k, moments(plan)), at.stream, of,
-          last, rows, count, found, plan, at);
+    start(patchwise_statistics_kernel<T>, int64_t(panels) * count, THREADS, bytes_of<R>(plan, at.k, moments(plan)),
+          at.stream, of, last, rows, count, found, plan, at);
     merge_moments(found, count, rows, mean, variance, at.stream);
   }
 

@@ -44,7 +44,7 @@ touched for the first time."""
 def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     if device not in _RUN:
         return f"no kernels for {device} tensors"
-    return _why_no_gpu() if device == "cuda" else None
+    return why_no_gpu() if device == "cuda" else None
 
 
 @cache
@@ -102,12 +102,12 @@ def _run_on_cpu(
         memory = first.new_empty(threads, planes * rows.shape[1] * len(columns) + _cpu().SLACK)
         return _cpu().Frame(*lookups, memory.numpy())
 
-    with _threads(threads):
+    with threads_set_to(threads):
         getattr(_cpu(), name)(*arrays, frame)
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads_set_to(count: int) -> Iterator[None]:
     """With so many threads for Numba's kernels."""
     numba = _numba()
     with _turn():
@@ -161,7 +161,7 @@ def _run_core(
     prefix, prepare = _WORK[map_.device.type]
     kernels = import_module(f"kernels_numba.{prefix}{name.partition('_')[0]}")
     with prepare(footprint, map_) as work:
-        arrays = [None if x is None else _array(x) for x in tensors]
+        arrays = [None if x is None else as_array(x) for x in tensors]
         getattr(kernels, name)(*arrays, tuple(widths), flag, work)
 
 
@@ -171,16 +171,16 @@ cores.register(cores.Kernels("numba", _run_core, _empty))
 @contextmanager
 def _work_on_cpu(footprint: Footprint, map_: Tensor) -> Iterator[_Work]:
     work = _Work(footprint, map_, torch.get_num_threads())
-    with _threads(work.threads):
+    with threads_set_to(work.threads):
         yield work
 
 
 def _run_on_gpu(
     name: str, tensors: Sequence[Tensor | None], first: Tensor, footprint: Footprint, sizes: Mapping[str, int]
 ) -> None:
-    with _on(first.device) as stream:
-        arrays = [None if x is None else _array(x) for x in tensors]
-        tables = [_array(x) for x in _tables(footprint, sizes["h"], sizes["w"], first.device)]
+    with on_stream(first.device) as stream:
+        arrays = [None if x is None else as_array(x) for x in tensors]
+        tables = [as_array(x) for x in _tables(footprint, sizes["h"], sizes["w"], first.device)]
         getattr(_gpu(), name)(*arrays, _gpu().Lookups(*tables, stream))
 
 
@@ -203,9 +203,9 @@ class _GpuWork(NamedTuple):
 
 @contextmanager
 def _work_on_gpu(footprint: Footprint, map_: Tensor) -> Iterator[_GpuWork]:
-    with _on(map_.device) as stream:
-        tables = [_array(x) for x in _tables(footprint, *map_.shape[2:], map_.device)]
-        empty = lambda *shape: _array(map_.new_empty(shape))  # noqa: E731
+    with on_stream(map_.device) as stream:
+        tables = [as_array(x) for x in _tables(footprint, *map_.shape[2:], map_.device)]
+        empty = lambda *shape: as_array(map_.new_empty(shape))  # noqa: E731
         yield _GpuWork(*tables, stream=stream, excludes=footprint.boundary == "exclude", empty=empty)
 
 
@@ -214,7 +214,8 @@ _WORK = {"cpu": ("", _work_on_cpu), "cuda": ("gpu_", _work_on_gpu)}
 
 
 @cache
-def _why_no_gpu() -> str | None:
+def why_no_gpu() -> str | None:
+    """Why Numba has no kernels for a GPU here; None if it has."""
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     if find_spec("numba_cuda") is None:
@@ -223,7 +224,7 @@ def _why_no_gpu() -> str | None:
 
 
 @contextmanager
-def _on(device: torch.device) -> Iterator[Any]:
+def on_stream(device: torch.device) -> Iterator[Any]:
     """With `device` as both libraries' current one, torch's current stream as Numba knows it."""
     if device.type == "cpu":  # where Numba simulates a GPU
         yield 0
@@ -232,7 +233,8 @@ def _on(device: torch.device) -> Iterator[Any]:
         yield _numba_cuda().external_stream(torch.cuda.current_stream(device).cuda_stream)
 
 
-def _array(x: Tensor) -> Any:
+def as_array(x: Tensor) -> Any:
+    """The tensor's memory, as Numba takes it."""
     return x.numpy() if x.device.type == "cpu" else _numba_cuda().as_cuda_array(x, sync=False)
 
 

@@ -195,7 +195,7 @@ def _undisturbed(call: Call, device: str, seconds: float) -> float:
 
 
 def _why_no_fma(kind: str) -> str | None:
-    return numba._why_no_gpu() if kind == "cuda" else None
+    return numba.why_no_gpu() if kind == "cuda" else None
 
 
 def _fma_rate(device: str, dtype: str, seconds: float) -> float | None:
@@ -213,7 +213,7 @@ def _fma_on_cpu(device: str, dtype: torch.dtype, steps: int = 1 << 20) -> tuple[
     values = np.ones((threads, rates.CHAINS * rates.BYTES // dtype.itemsize), str(dtype).removeprefix("torch."))
 
     def call() -> None:
-        with numba._threads(threads):
+        with numba.threads_set_to(threads):
             rates.iterate(values, 0.5, 1.0, steps)
 
     return 2 * values.size * steps, call
@@ -227,8 +227,8 @@ def _fma_on_gpu(device: str, dtype: torch.dtype, steps: int = 1 << 14) -> tuple[
     values = torch.ones(rates.CHAINS, threads, dtype=dtype, device=device)
 
     def call() -> None:
-        with numba._on(values.device) as stream:
-            rates.iterate(numba._array(values), 0.5, 1.0, steps, stream)
+        with numba.on_stream(values.device) as stream:
+            rates.iterate(numba.as_array(values), 0.5, 1.0, steps, stream)
 
     return 2 * values.numel() * steps, call
 
