@@ -1,10 +1,11 @@
 """The explorer: every choice draws what was chosen."""
 
-import IPython.display
 import numpy as np
 import pytest
 
 pytest.importorskip("ipywidgets", reason="needs the extra notebooks")
+
+import IPython.display
 
 from saprof.plots.explorer import METRICS, PICKED, explorer, metric_figure
 from saprof.plots.style import frame

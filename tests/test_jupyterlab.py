@@ -11,8 +11,9 @@ import urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import nbformat
 import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="needs the extra notebooks")
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = "02_footprint.ipynb"

@@ -5,8 +5,9 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
 import pytest
+
+nbformat = pytest.importorskip("nbformat", reason="needs the extra notebooks")
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
