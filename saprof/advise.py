@@ -27,6 +27,7 @@ from saprof.budget import QUANTITIES, Budget
 from saprof.cells import MODES
 from saprof.measure import environment
 from saprof.operators import BACKENDS
+from saprof.recorded import Recorded
 from saprof.summary import figure
 from saprof.workload import ITEMSIZE
 
@@ -79,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     asked = {quantity: getattr(arguments, f"max_{quantity.name}") for quantity in QUANTITIES}
     limits = {quantity: quantity.read(most) for quantity, most in asked.items() if most is not None}
-    sources = [_read(folder) for folder in arguments.run or _recorded()]
+    runs = [recorded.read(folder) for folder in arguments.run] if arguments.run else _recorded()
+    sources = [_source(run) for run in runs]
     lines = _measured(sources, arguments)
     groups = [group for _, group in lines.groupby([*GROUP], sort=False)]
     judged = [budget.judge(group, limits) for group in groups]
@@ -119,10 +121,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _recorded() -> list[Path]:
+def _recorded() -> list[Recorded]:
     """The runs in the source tree that are about networks."""
-    folders = [path.parent for path in sorted(RECORDED.glob("*/rows.jsonl"))]
-    found = [folder for folder in folders if any(row.kind == "model" for row in results.read(folder))]
+    runs = [recorded.read(path.parent) for path in sorted(RECORDED.glob("*/rows.jsonl"))]
+    found = [run for run in runs if any(row.kind == "model" for row in run.rows)]
     if not found:
         raise ValueError(
             f"no recorded run about networks in {RECORDED}; measure some with saprof.sweep, and pass --run"
@@ -130,12 +132,11 @@ def _recorded() -> list[Path]:
     return found
 
 
-def _read(folder: Path) -> Source:
-    run = recorded.read(folder)
+def _source(run: Recorded) -> Source:
     roofs = run.calibration
     believed = [row for row in run.rows if roofs is None or not calibration.above_roof(row, roofs)]
     refused = len(run.rows) - len(believed)
-    return Source(_short(folder), run.provenance, believed, refused, roofs and roofs.noise_between)
+    return Source(_short(run.folder), run.provenance, believed, refused, roofs and roofs.noise_between)
 
 
 def _short(folder: Path) -> Path:

@@ -214,7 +214,8 @@ def _run(groups: list[Group], arguments: argparse.Namespace) -> int:
     folder = arguments.output or Path("runs") / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     run = Run(folder, where, resume=arguments.resume)
     fingerprint = run.fingerprint
-    if arguments.roofs == "measure":
+    calibrating = arguments.roofs == "measure" and any(c.key(fingerprint) not in run.done for g in groups for c in g)
+    if calibrating:
         _calibrate(run.folder, groups, arguments)
     started = time.monotonic()
     try:
@@ -231,7 +232,9 @@ def _run(groups: list[Group], arguments: argparse.Namespace) -> int:
         print(f"\nwhat is done is kept; go on with --resume --output {folder}", file=sys.stderr)
         raise
     rows = run.rows(cell.key(fingerprint) for group in groups for cell in group)
-    print(summarise(rows, arguments.format, _calibrated(run.folder, arguments)))
+    if calibrating:
+        _note_drift(run.folder, arguments.device)
+    print(summarise(rows, arguments.format, calibration.read(run.folder)))
     left = sum(map(len, groups)) - len(rows)
     if left:
         print(f"{left} cells left when the time budget ran out; go on with --resume --output {folder}", file=sys.stderr)
@@ -267,15 +270,12 @@ def _calibrate(folder: Path, groups: list[Group], arguments: argparse.Namespace)
         calibration.write(folder, calibrate(arguments.device, list(dtypes)))
 
 
-def _calibrated(folder: Path, arguments: argparse.Namespace) -> calibration.Calibration | None:
-    """The roofs of a run that is over, which notes how far the machine has drifted meanwhile."""
+def _note_drift(folder: Path, device: str) -> None:
+    """Keep how far the machine has drifted since the run began, or was gone on with."""
     from saprof.measure.calibrate import anchor
 
-    roofs = calibration.read(folder)
-    if roofs is not None and arguments.roofs == "measure":
-        roofs = calibration.with_anchor(roofs, anchor(arguments.device))
-        calibration.write(folder, roofs)
-    return roofs
+    if roofs := calibration.read(folder):
+        calibration.write(folder, calibration.with_anchor(roofs, anchor(device)))
 
 
 def _measure(group: Group, fingerprint: str, arguments: argparse.Namespace) -> list[Row]:

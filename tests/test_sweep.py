@@ -89,6 +89,8 @@ def test_roofs_are_measured_with_the_run(tmp_path, capsys):
     assert len(resumed.anchors) == 3
     shares = [row["roof_share"] for row in json.loads(capsys.readouterr().out)]
     assert shares == [calibration.share(row, resumed) for row in read(tmp_path)]
+    run(tmp_path, *arguments, "--resume", "--mode", "forward,train_forward")
+    assert calibration.read(tmp_path) == resumed, "a run that is done measures nothing"
 
 
 @pytest.mark.parametrize("form", ["csv", "json", "md"])
