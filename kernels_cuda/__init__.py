@@ -1,5 +1,6 @@
 """Handwritten CUDA kernels and their build: leaves that know arrays and integers, and nothing of saprof."""
 
+import math
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -10,9 +11,9 @@ CSRC = Path(__file__).parent / "csrc"
 
 WORKERS = 512
 """Blocks that have sums of their own, at most: some more than an H200 runs at once."""
-SCRATCH = {"pairwise": 1 << 24, "patchwise": 1 << 19}
+SCRATCH = {"pairwise": 1 << 24, "stand_alone": 1 << 20, "patchwise": 1 << 19}
 """Elements that their sums take together, unless those of one take more. Of pairwise kernels a worker is a block, of
-patchwise ones a block for each panel of a layer."""
+stand-alone ones a block for each head, of patchwise ones a block for each panel of a layer."""
 
 
 @cache
@@ -30,7 +31,7 @@ def cores() -> dict[str, int]:
 
 def scratch(name: str, centres: int, widths: Sequence[int]) -> tuple[int, int]:
     """Elements of a core's scratch memory, and the workers that have sums in there, for all images' centres."""
-    family, hidden = name.partition("_")[0], sum(widths[1:-1])
+    family, hidden = next(family for family in SCRATCH if name.startswith(family)), sum(widths[1:-1])
     layers = [(i + 1) * o for i, o in pairwise(widths)]
     per_centre, per_worker = 0, 0
     match name:
@@ -40,6 +41,9 @@ def scratch(name: str, centres: int, widths: Sequence[int]) -> tuple[int, int]:
             per_centre, per_worker = hidden * (family == "patchwise"), 3 * widths[-1]
         case "pairwise_statistics_backward":
             per_worker = sum(layers)
+        case "stand_alone_attention_backward":  # sums are of each tap: it sees for itself for how many workers they are
+            room = min(4 * math.prod(widths) * centres, SCRATCH[family])
+            return widths[-1] * centres + room, WORKERS
         case "patchwise_attention":
             per_centre = hidden
         case "patchwise_attention_backward":

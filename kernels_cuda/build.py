@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from kernels_cuda import CSRC
 
 SOURCES = (
-    *("products.cu", "pairwise.cu", "patchwise.cu", "vectors.cu", "cliques.cu", "spreads.cu"),
+    *("products.cu", "pairwise.cu", "patchwise.cu", "stand_alone.cu", "vectors.cu", "cliques.cu", "spreads.cu"),
     *("mapping.cu", "operators.cu", "cores.cu", "binding.cpp"),
 )
 """Those that take longest come first."""

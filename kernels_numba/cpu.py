@@ -197,8 +197,9 @@ def _combine(offset, scale, map_, taps, first, frame):
 
 
 @part
-def _dots(a, at_a, step_a, room_a, b, at_b, step_b, start, channels, to, at, step, room):
-    """For every tap, the sum over channels of a · b at the tap: 8 channels at a time, whose `a` stay in registers."""
+def _dots(a, at_a, step_a, room_a, b, at_b, step_b, start, channels, to, at, step, room, adds=False):
+    """For every tap, the sum over channels of a · b at the tap: 8 channels at a time, whose `a` stay in registers; if
+    it adds, beside what is there."""
     for c in range(0, channels - BLOCK + 1, BLOCK):
         o = at_a + c * step_a
         a0, a1 = _read(a, o, room_a), _read(a, o + step_a, room_a)
@@ -209,7 +210,7 @@ def _dots(a, at_a, step_a, room_a, b, at_b, step_b, start, channels, to, at, ste
         for j in range(start.shape[0]):
             o = at_b + c * step_b + start[j]
             even = odd = zeros(b)
-            if c > 0:
+            if adds or c > 0:
                 even = _read(to, at + j * step, room)
             even, odd = fma(a0, load(b, o), even), fma(a1, load(b, o + step_b), odd)
             even, odd = fma(a2, load(b, o + 2 * step_b), even), fma(a3, load(b, o + 3 * step_b), odd)
@@ -221,7 +222,7 @@ def _dots(a, at_a, step_a, room_a, b, at_b, step_b, start, channels, to, at, ste
         x = _read(a, at_a + c * step_a, room_a)
         for j in range(start.shape[0]):
             total = zeros(b)
-            if c > 0:
+            if adds or c > 0:
                 total = _read(to, at + j * step, room)
             _write(to, at + j * step, fma(x, load(b, at_b + c * step_b + start[j]), total), room)
 

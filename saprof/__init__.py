@@ -20,15 +20,20 @@ from saprof.operators import (
     patchwise_concatenation,
     patchwise_star_product,
 )
+from saprof.stand_alone import stand_alone_attention
 
 if TYPE_CHECKING:
     from saprof.backends import Unsupported
     from saprof.counting import count, teach_fvcore
     from saprof.models import (
         SAN,
+        SASA,
         ResNet,
         ResNetConfig,
+        RetinaNet,
+        RetinaNetConfig,
         SANConfig,
+        SASAConfig,
         attention_weights,
         create_model,
         list_models,
@@ -43,9 +48,13 @@ _LAZY = {
     "saprof.counting": ["count", "teach_fvcore"],
     "saprof.models": [
         "SAN",
+        "SASA",
         "ResNet",
         "ResNetConfig",
+        "RetinaNet",
+        "RetinaNetConfig",
         "SANConfig",
+        "SASAConfig",
         "attention_weights",
         "create_model",
         "list_models",
@@ -58,11 +67,15 @@ _LAZY = {
 
 __all__ = [
     "SAN",
+    "SASA",
     "Cost",
     "Footprint",
     "ResNet",
     "ResNetConfig",
+    "RetinaNet",
+    "RetinaNetConfig",
     "SANConfig",
+    "SASAConfig",
     "Unsupported",
     "aggregation",
     "attention_weights",
@@ -83,6 +96,7 @@ __all__ = [
     "patchwise_concatenation",
     "patchwise_star_product",
     "save",
+    "stand_alone_attention",
     "teach_fvcore",
 ]
 

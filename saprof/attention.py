@@ -163,6 +163,7 @@ def _make(family: str, relation: str, position: str, mapping: str) -> Attention:
         inputs=(*maps, *parameters),
         output="n v oh ow",
         body=_body(delta, len(at_taps)),
+        masked=True,
         implied={axis: implied[axis] for axis in hidden},
         delta=delta,
         position=position,

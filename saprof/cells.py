@@ -21,8 +21,9 @@ MODES = ("forward", "train_forward", "backward", "train_step")
 
 @dataclass(frozen=True)
 class Network:
-    """A whole model at a batch of square images. A footprint replaces the model's own as in SAN Table 7: in all stages
-    of a SAN but the first, which keeps 3 × 3, and in every k × k convolution of a ResNet."""
+    """A whole model at a batch of square images. A footprint replaces the model's own: as in SAN Table 7 in all stages
+    of a SAN but the first, which keeps 3 × 3, in every k × k convolution of a ResNet, and as in SASA Table 4 in every
+    attention of a stand-alone network."""
 
     name: str
     footprint: Footprint | None = None
@@ -33,7 +34,7 @@ class Network:
     @property
     def has_backends(self) -> bool:
         """Whether anything in the network is computed by a backend of ours."""
-        return not self.name.startswith("resnet")
+        return not self.name.removeprefix("retinanet_").startswith("resnet")
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -42,6 +43,8 @@ class Network:
             return {}
         if not self.has_backends:
             return {"footprint": self.footprint.lattice[0][0] if self.footprint.lattice else 0}
+        if not self.name.startswith("san"):
+            return {"footprint": self.footprint}
         return {"footprints": (Footprint.square(3, boundary=self.footprint.boundary), *[self.footprint] * 4)}
 
     def __str__(self) -> str:

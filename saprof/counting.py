@@ -142,7 +142,17 @@ def _computes(output: Any, inputs: Sequence[Tensor]) -> bool:
 
 
 _FREE = {"cat", "stack", "clone", "contiguous", "reshape", "flatten", "to", "pad", "where", "masked_fill", "getitem"}
-_FREE |= {"index_select", "dropout", "empty_like", "zeros_like", "ones_like", "new_empty", "new_zeros", "new_ones"}
+_FREE |= {
+    "interpolate",
+    "index_select",
+    "dropout",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+    "new_empty",
+    "new_zeros",
+    "new_ones",
+}
 """Functions that move, make or mask numbers without arithmetic (dropout does none in evaluation)."""
 
 
@@ -197,11 +207,13 @@ _RULES: dict[str, Callable[..., dict[str, int]]] = {
     "relu": _relu,
     "max_pool2d": _max_pool2d,
     "adaptive_avg_pool2d": _average_pool,
+    "avg_pool2d": _average_pool,
     "softmax": _softmax,
     "add": _elementwise,
     "sub": _elementwise,
     "mul": _elementwise,
     "div": _elementwise,
+    "sin": _elementwise,
     "matmul": _matmul,
     "bmm": _matmul,
 }

@@ -2,10 +2,13 @@
 
 A declaration is a function at one position: its name is the operator's name everywhere, its parameters say what it
 reads (`phi_i` at the centre, `psi_j` at one tap, `psi_R` at all taps of the footprint, as rows), its body is the
-literal reference, its docstring the equation. The decorator adds the named axes and what the operation costs.
+literal reference, its docstring the equation. A parameter with no place, such as `relative`, is read as it is, and
+`inside` comes first where a softmax is over the taps that the boundary keeps. The decorator adds the named axes and
+what the operation costs.
 Input checks, dispatch, cost, conformance tests, benchmarks and sweep columns are read off this.
 
-Axes: n image, r channels of φ and ψ, v channels of β, g weight groups, h w map, oh ow centres, p = oh·ow, k taps.
+Axes: n image, r channels of φ and ψ, v channels of β, g weight groups or heads, d channels of a head, h w map, oh ow
+centres, p = oh·ow, k taps.
 A returned tuple is the concatenation [a, b] of its flattened parts.
 
 To add a relation, declare it, here or in code of your own, and give each backend that shall compute it a kernel of
@@ -52,22 +55,26 @@ class Operator:
     degree: int | None = None
     """1 if linear in all inputs together, 2 if in each of two: how opaque kernels are differentiated twice."""
     implied: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """What a workload takes for axes that it does not name: others that it does."""
+    """What a workload takes for axes that it does not name, in terms of those that it does."""
+    heads: int | None = None
+    """g in the paper's networks, where it does not grow with their channels."""
+    masked: bool = False
+    """Whether the body is first told which taps take part in a softmax."""
 
     @property
     def family(self) -> str:
-        """`pairwise`, `patchwise`, or the operator's own name."""
-        return self.name.partition("_")[0]
+        """One of FAMILIES, or the operator's own name."""
+        return family_of(self.name)
 
     @property
     def relation(self) -> str:
         """The relation's name within its family."""
-        return self.name.partition("_")[2]
+        return self.name.removeprefix(self.family).removeprefix("_")
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
         """Where the body reads each input: `i` the centre, `j` one tap, `R` all taps; a parameter, nowhere, is ``."""
-        return tuple(parameter.rpartition("_")[2] for parameter in inspect.signature(self.body).parameters)
+        return tuple(read for _, read in _parameters(self.body))
 
     @property
     def own_dtype(self) -> frozenset[str]:
@@ -110,7 +117,7 @@ class Operator:
                 elif sizes.setdefault(letter, size) != size:
                     raise self._misfit(letter, name, size, f"{sizes[letter]}, as in {self._first(letter)}")
         for letter, size in sizes.items():
-            if letter in "rvgefhw" and size < 1:
+            if letter in "rvgdefhw" and size < 1:
                 raise self._misfit(letter, self._first(letter), size, "at least 1")
         oh, ow = footprint.output_size(sizes["h"], sizes["w"])
         if sizes.setdefault("k", footprint.taps) != footprint.taps:
@@ -163,6 +170,15 @@ def _expressions(axes: str) -> tuple[CodeType, ...]:
     return tuple(compile(axis, axes, "eval") for axis in axes.split())
 
 
+FAMILIES = ("pairwise", "patchwise", "stand_alone")
+"""What the names of operators begin with, but for the aggregation's."""
+
+
+def family_of(name: str) -> str:
+    """The family of the operator, or core, of that name; the name itself if it has none."""
+    return next((family for family in FAMILIES if name.startswith(f"{family}_")), name)
+
+
 BACKENDS = ("cuda", "numba", "unfold")
 """Who can compute them: a module of `saprof.backends` each, the best first."""
 
@@ -205,7 +221,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {"pairwise": (), "patchwise": ()}
 
 
 def operator(
-    *, axes: str, source: str, degree: int | None = None, **costs: Any
+    *, axes: str, source: str, degree: int | None = None, variant: bool = False, **facts: Any
 ) -> Callable[[Callable[..., Any]], Operator]:
     """Declare the decorated function as an operator; `axes` reads `n r h w, n r h w -> n r k p`.
 
@@ -215,7 +231,7 @@ def operator(
 
     def make(body: Callable[..., Any]) -> Operator:
         name = body.__name__
-        names = [parameter.rpartition("_")[0] for parameter in inspect.signature(body).parameters]
+        names = [name for name, _ in _parameters(body)]
         shapes = [part.strip() for part in inputs.split(",")]
         if len(names) != len(shapes) or not output:
             raise ValueError(f"{name}: axes are {axes!r}; expected those of {', '.join(names)} -> those of the output")
@@ -227,17 +243,24 @@ def operator(
             output=output.strip(),
             body=body,
             degree=degree,
-            **costs,
+            masked="inside" in inspect.signature(body).parameters,
+            **facts,
         )
-        if not set(declared.reads) <= set("ijR"):
+        if not set(declared.reads) <= {"i", "j", "R", ""}:
             raise ValueError(f"{name}: parameters are read at {', '.join(declared.reads)}; expected _i, _j or _R each")
         object.__setattr__(declared, "__doc__", describe(declared))
-        declare(declared)
+        declare(declared, variant=variant)
         if declared.family in RELATIONS:
             RELATIONS[declared.family] += (declared.relation,)
         return declared
 
     return make
+
+
+def _parameters(body: Callable[..., Any]) -> list[tuple[str, str]]:
+    """The inputs that a body has parameters for, and where it reads each."""
+    names = [name.rpartition("_") for name in inspect.signature(body).parameters if name != "inside"]
+    return [(name, read) if at else (read, "") for name, at, read in names]
 
 
 def describe(op: Operator) -> str:

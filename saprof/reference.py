@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from saprof.attention import Attention
 from saprof.footprint import Footprint
 from saprof.operators import Operator, Sizes
 
@@ -39,7 +38,7 @@ def reference(
             arguments.append(_at_centres(x.double(), centres, footprint))
     over_images = tuple(0 if read else None for read in operator.reads)
     over_centres = over_images
-    if isinstance(operator, Attention):
+    if operator.masked:
         arguments.insert(0, _takes_part(sizes, centres, footprint, inputs[0].device))
         over_images, over_centres = (None, *over_images), (0, *over_centres)
     at_centres = torch.vmap(_at_one_position(operator), over_centres)
@@ -81,9 +80,9 @@ def _at_one_position(operator: Operator) -> Callable[..., Tensor]:
 
 
 def _at_centres(x: Tensor, centres: Sequence[Position], footprint: Footprint) -> Tensor:
-    """n p' c: the vector at each centre."""
+    """n p' c: what is at each centre, a vector or a matrix."""
     ys, xs = ([centre[axis] * footprint.stride for centre in centres] for axis in (0, 1))
-    return x[:, :, ys, xs].movedim(-1, 1)
+    return x[..., ys, xs].movedim(-1, 1)
 
 
 def _takes_part(sizes: Sizes, centres: Sequence[Position], footprint: Footprint, device: torch.device) -> Tensor:
@@ -102,7 +101,7 @@ def _takes_part(sizes: Sizes, centres: Sequence[Position], footprint: Footprint,
 
 
 def _at_taps(x: Tensor, centres: Sequence[Position], footprint: Footprint) -> Tensor:
-    """n p' k c: the vectors at the taps of each centre, 0 where there is none."""
+    """n p' k c: what is at the taps of each centre, 0 where there is none."""
     height, width = x.shape[-2:]
     taps: list[Position | None] = []
     for oy, ox in centres:
@@ -112,5 +111,5 @@ def _at_taps(x: Tensor, centres: Sequence[Position], footprint: Footprint) -> Te
             taps.append(None if row is None or column is None else (row, column))
     ys, xs = ([tap[axis] if tap else 0 for tap in taps] for axis in (0, 1))
     exists = torch.tensor([tap is not None for tap in taps], device=x.device)
-    values = x[:, :, ys, xs].where(exists, 0.0)  # n c (p' k)
-    return values.unflatten(-1, (len(centres), footprint.taps)).movedim(1, -1)
+    values = x[..., ys, xs].where(exists, 0.0)  # n c (p' k)
+    return values.unflatten(-1, (len(centres), footprint.taps)).movedim((-2, -1), (1, 2))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from saprof.footprint import BOUNDARIES, Footprint
-from saprof.operators import Operator
+from saprof.operators import Operator, shape_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +39,7 @@ class Workload:
     def stage(cls, operator: Operator, footprint: Footprint, channels: int, size: int, batch: int = 1) -> Workload:
         """The operator as it runs in SAN, on a size × size map with C = `channels`."""
         r, v, g = (max(channels // REDUCTIONS[axis], 1) for axis in "rvg")
-        return cls(operator, footprint, n=batch, r=r, v=v, g=g, h=size, w=size)
+        return cls(operator, footprint, n=batch, r=r, v=v, g=operator.heads or g, h=size, w=size)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -47,7 +47,7 @@ class Workload:
         oh, ow = self.footprint.output_size(self.h, self.w)
         derived = {"k": self.footprint.taps, "p": oh * ow, "oh": oh, "ow": ow}
         sizes = {axis: getattr(self, axis) for axis in "nrvghw"} | derived
-        return sizes | {axis: sizes[like] for axis, like in self.operator.implied.items()}
+        return sizes | {axis: shape_of(as_, sizes)[0] for axis, as_ in self.operator.implied.items()}
 
     @property
     def itemsize(self) -> int:
@@ -61,7 +61,7 @@ class Workload:
 
     def tensors(self, device: str = "cpu") -> list[Tensor]:
         """Normal inputs, the same for every device and, up to rounding, every dtype; the weights of a linear layer are
-        so small that it keeps the size of what it is given."""
+        so small that it keeps the size of what it is given, and queries so small that a softmax has several terms."""
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
@@ -69,7 +69,8 @@ class Workload:
         inputs = []
         for shape, (name, _) in zip(self.operator.input_shapes(self.sizes), self.operator.inputs, strict=True):
             x = torch.randn(shape, generator=generator)
-            inputs.append((x / shape[-1] ** 0.5 if name.startswith("weight") else x).to(device, dtype))
+            summed = {"weight": -1, "query": 1}.get(name.partition("_")[0])
+            inputs.append((x if summed is None else x / shape[summed] ** 0.5).to(device, dtype))
         return inputs
 
 

@@ -78,6 +78,11 @@ def _logits(classifier: Classifier, dataset: Dataset) -> int:
     with torch.no_grad():
         logits = classifier.eval()(torch.zeros(1, *dataset.size))
     classifier.train(training)
+    if logits.dim() != 2:
+        raise ValueError(
+            f"{type(classifier.model).__name__} makes {tuple(logits.shape)} of an image; expected (1, classes), since "
+            "classifiers are what is trained here"
+        )
     return logits.shape[1]
 
 

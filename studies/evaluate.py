@@ -24,7 +24,7 @@ from studies.config import DEVICES, Config
 from studies.judging import PARTS, Asked, How, judge, robustness, sample
 
 if TYPE_CHECKING:
-    from saprof.models import SAN, ResNet
+    from saprof.models.architectures import Model
     from studies.data import Dataset
     from studies.engine import Classifier
     from studies.robust import Attack
@@ -59,7 +59,7 @@ class Checkpoint:
             self._check_name(model)
         return Classifier(model, dataset).eval()
 
-    def _check_name(self, model: SAN | ResNet) -> None:
+    def _check_name(self, model: Model) -> None:
         from saprof.counting import blueprint
 
         as_named = blueprint(str(self.model), num_classes=model.config.num_classes)
@@ -120,7 +120,7 @@ def _figures(cell: Mapping[str, Any], clean: Mapping[str, Any]) -> dict[str, Any
     return flat | {"top1_drop": clean["top1"] - cell["top1"], "top5_drop": clean["top5"] - cell["top5"]}
 
 
-def _printed(row: Mapping[str, Any]) -> dict[str, float]:
+def _printed(row: Mapping[str, Any]) -> dict[str, float | None]:
     """What the paper prints of the same model under the same condition, on ImageNet."""
     model, condition = row["model"], row["condition"]
     if (row["data"], row["classes"], row["evaluation_set"]) != ("folder", 1000, "val-original"):

@@ -50,15 +50,27 @@ def pairwise_attention(offset, factor, map_, beta, parameters, widths, rectified
     """y (n, v, p) and lse (n, g, p)."""
     z = pairwise_rows(offset, factor, map_, footprint)
     logits = mapping(z.relu() if rectified else z, parameters, widths)
+    return average(logits, beta, footprint)
+
+
+def stand_alone_attention(query, key, relative, beta, widths, footprint):
+    """y (n, v, p) and lse (n, g, p)."""
+    terms = query[:, :, None] * (0 if key is None else at_taps(key, footprint))
+    if relative is not None:
+        terms = terms + query[:, :, None] * relative[:, :, None]
+    return average(terms.unflatten(1, tuple(widths)).sum(1), beta, footprint)
+
+
+def average(logits: Tensor, beta: Tensor, footprint: Footprint) -> tuple[Tensor, Tensor]:
+    """y (n, v, p) and lse (n, g, p) of logits (n, g, k, p)."""
     if footprint.boundary == "exclude":
-        inside = footprint.inside(*map_.shape[-2:])
+        inside = footprint.inside(*beta.shape[-2:])
         logits = logits.masked_fill(~inside, -torch.inf)
         none = ~inside.any(0)
         lse = logits.masked_fill(none, 0.0).logsumexp(2).masked_fill(none, 0.0)
-        alpha = (logits - lse[:, :, None]).exp()
     else:
         lse = logits.logsumexp(2)
-        alpha = (logits - lse[:, :, None]).exp()
+    alpha = (logits - lse[:, :, None]).exp()
     return aggregate(alpha, beta, footprint), lse
 
 

@@ -110,13 +110,13 @@ def steps(output: Path, fingerprint: str) -> list[Step]:
         everything = f"--operator all --dtype float32,bfloat16 {options}"
         return f"{everything} --stage 2:5 --footprint 7", f"{everything} --stage 1 --footprint 3"
 
-    networks = "--model san10_pairwise,san10_patchwise,resnet26 --dtype float32,bfloat16 --seconds 0.5"
+    networks = "--model san10_pairwise,san10_patchwise,sasa_resnet26,resnet26 --dtype float32,bfloat16 --seconds 0.25"
     peers = "--backend cuda,unfold --compile both --mode forward,train_step"
     gpu_tests = python("pytest", "-m gpu -q -p no:cacheprovider --durations=10")
     return [
         Step("build", 120, (python("kernels_cuda.build", "--report"),), vital=True),
         Step("verify", 60, (python("saprof.verify", "--device cuda --backend cuda --dtype all --workloads edge"),)),
-        sweeps("operators", 0.5, *at_all_stages("--mode forward --seconds 0.25")),
+        sweeps("operators", 0.5, *at_all_stages("--mode forward --seconds 0.1")),
         sweeps("networks", 3.5, f"{networks} --mode forward,train_step"),
         sanitizer("memcheck", 90),
         benchmark("flex", "tests/benchmarks/test_flex_attention.py", 90),

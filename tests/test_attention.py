@@ -366,34 +366,31 @@ class TestBadInput:
 # the cores
 
 
-def core_arguments(name, footprint, with_factor=True):
-    """What a core takes: tensors that require gradients, widths and flag."""
+def core_arguments(name, footprint, without=None):
+    """What a core takes: tensors that require gradients, but for the one it is to do without, widths and flag."""
     core = next(core for core in cores.CORES if core.name == name)
     new = torch.Generator().manual_seed(0)
     oh, ow = footprint.output_size(4, 5)
-    e, g, v, n, k = 3, 2, 4, 2, footprint.taps
-    by_pair = name.startswith("pairwise")
-    widths = [e, 4, g] if by_pair else [e * (k + 1), g, g * k]
+    e, d, g, v, n, k = 3, 5, 2, 4, 2, footprint.taps
+    widths = {"pairwise": [e, 4, g], "patchwise": [e * (k + 1), g, g * k], "stand_alone": [d, g]}[core.family]
+    flags = {"pairwise": [True], "patchwise": ["concatenation"], "stand_alone": []}[core.family]
     parameters = sum(i * o + o for i, o in pairwise(widths))
     shapes = {
-        "offset": (n, e, oh * ow), "factor": (n, e, oh * ow) if with_factor else None, "centres": (n, e, oh * ow),
-        "map": (n, e, 4, 5), "beta": (n, v, 4, 5), "scale": (e * k,), "shift": (e * k,), "parameters": (parameters,),
+        "offset": (n, e, oh * ow), "factor": (n, e, oh * ow), "centres": (n, e, oh * ow), "map": (n, e, 4, 5),
+        "query": (n, d * g, oh * ow), "key": (n, d * g, 4, 5), "relative": (d * g, k), "beta": (n, v, 4, 5),
+        "scale": (e * k,), "shift": (e * k,), "parameters": (parameters,),
     }  # fmt: skip
-    tensors = [
-        None if shapes[x] is None else torch.randn(shapes[x], generator=new).requires_grad_() for x in core.inputs
-    ]
-    return core, tensors, [widths, True if by_pair else "concatenation", str(footprint)]
+    tensors = [None if x == without else torch.randn(shapes[x], generator=new).requires_grad_() for x in core.inputs]
+    return core, tensors, [widths, *flags, str(footprint)]
 
 
 each_core = pytest.mark.parametrize("name", [core.name for core in cores.CORES])
+WITHOUT = [(core.name, x) for core in cores.CORES for x in (None, *cores.OPTIONAL) if x is None or x in core.inputs]
 
 
-@each_core
-@pytest.mark.parametrize("with_factor", [True, False], ids=["factor", "no factor"])
-def test_opcheck_of_a_core(name, with_factor):
-    core, tensors, facts = core_arguments(name, FOOTPRINTS[1], with_factor)
-    if not with_factor and "factor" not in core.inputs:
-        pytest.skip("it has no factor")
+@pytest.mark.parametrize(("name", "without"), WITHOUT, ids=lambda x: x or "all")
+def test_opcheck_of_a_core(name, without):
+    _, tensors, facts = core_arguments(name, FOOTPRINTS[1], without)
     torch.library.opcheck(getattr(torch.ops.saprof_numba, name).default, (*tensors, *facts))
 
 

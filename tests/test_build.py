@@ -536,12 +536,12 @@ def test_nvcc_refuses(compiled):
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    """The library of csrc/ for one GPU, which takes minutes as it is."""
+def real(request):
+    """The library of csrc/ for one GPU, which takes minutes as it is; kept from run to run, under its fingerprint."""
     if not build._nvcc():
         pytest.skip("there is no nvcc")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAPROF_BUILD_DIR", str(tmp_path_factory.mktemp("built")))
+        patch.setenv("SAPROF_BUILD_DIR", str(request.config.cache.mkdir("kernels_cuda")))
         return build.library(["9.0"])
 
 

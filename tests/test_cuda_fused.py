@@ -51,6 +51,40 @@ class Case:
         return oh * ow
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Of stand-alone attention; `depth` channels each, `share` of β, and logits of what is `given`."""
+
+    text: str
+    depth: int = 3
+    g: int = 2
+    share: int = 2
+    n: int = 2
+    h: int = 5
+    w: int = 6
+    given: tuple[str, ...] = ("key", "relative")
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.g}x{self.depth} {'+'.join(self.given)}"
+
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint.parse(self.text)
+
+
+STAND_ALONE = (
+    Heads("3"),
+    Heads("7 boundary=zero", depth=8, share=8, h=6, w=8, n=1),
+    Heads("3 boundary=exclude", depth=1, g=3, share=4, given=("key",)),
+    Heads("5 stride=2 boundary=exclude", depth=9, h=8, w=9, n=1),
+    Heads("disk:5 boundary=circular", depth=5, share=1, given=("relative",)),
+    Heads("7 boundary=replicate", depth=4, h=2, w=3, n=3),
+    Heads("7", h=3, w=2, given=("key",)),
+    Heads("offsets:9,9;0,1;-1,0;2,-2 boundary=exclude", depth=17, share=5, g=1, h=4, w=4),
+    Heads("dilated:3x2 stride=2 boundary=zero", share=3, h=7, w=5),
+    Heads("rectangle:1x17 boundary=exclude", h=3, w=12),
+    Heads("3", depth=40, g=1, share=30, n=1, h=3, w=9),
+)
 PAIRWISE = (
     Case("3"),
     Case("3 boundary=exclude", e=3, hidden=(), g=3, share=1, rectified=False, factor=False),
@@ -180,6 +214,30 @@ def check_pairwise_statistics(case: Case, layers: int, dtype=torch.float64, need
     return judge(name, backward, want, widths, case.rectified, footprint, dtype, needed=needed)
 
 
+def stand_alone_inputs(case: Heads, dtype=torch.float64):
+    new, oh_ow = Tensors(), case.footprint.output_size(case.h, case.w)
+    e = case.depth * case.g
+    inputs = {
+        "query": new(case.n, e, oh_ow[0] * oh_ow[1]) / case.depth**0.5,
+        "key": new(case.n, e, case.h, case.w) if "key" in case.given else None,
+        "relative": new(e, case.footprint.taps) if "relative" in case.given else None,
+        "beta": new(case.n, case.g * case.share, case.h, case.w),
+    }
+    return new, rounded(inputs, dtype)
+
+
+def check_stand_alone(case: Heads, dtype=torch.float64, needed=None):
+    widths, footprint = [case.depth, case.g], case.footprint
+    new, inputs = stand_alone_inputs(case, dtype)
+    given = leaves(inputs)
+    y, lse = cores.stand_alone_attention(*given.values(), widths, footprint)
+    judge("stand_alone_attention", inputs, {"y": y, "lse": lse}, widths, None, footprint, dtype)
+    gradient = stored(new(*y.shape), dtype, False).double()
+    want = gradients(y, given, list(inputs), gradient)
+    backward = {"gradient": gradient, "y": y, "lse": lse} | inputs
+    return judge("stand_alone_attention_backward", backward, want, widths, None, footprint, dtype, needed=needed)
+
+
 def patchwise_inputs(kind: str, case: Case, widths: list[int], dtype=torch.float64):
     new, k = Tensors(), case.footprint.taps
     map_, beta = new(case.n, case.e, case.h, case.w), new(case.n, case.g * case.share, case.h, case.w)
@@ -254,6 +312,20 @@ class TestPairwise:
             check_pairwise_statistics(case, 1, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("case", STAND_ALONE, ids=str)
+class TestStandAlone:
+    def test_attention(self, case, dtype, host):
+        with kernels_in(host):
+            check_stand_alone(case, dtype)
+
+    @pytest.mark.parametrize("shared_bytes", [2048, 4096, 8192])
+    def test_with_little_shared_memory(self, case, dtype, shared_bytes, host):
+        """Fewer rows, a few channels or pieces at a time, and in the end no frames."""
+        with kernels_in(host, SHARED_BYTES=shared_bytes, WORKERS=2):
+            check_stand_alone(case, dtype)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", PATCHWISE, ids=str)
 class TestPatchwise:
@@ -288,6 +360,8 @@ def test_too_little_shared_memory(host):
     with kernels_in(host, SHARED_BYTES=64):
         with pytest.raises(RuntimeError, match=f"pairwise attention {message}"):
             check_pairwise_attention(PAIRWISE[0])
+        with pytest.raises(RuntimeError, match=f"stand-alone attention {message}"):
+            check_stand_alone(STAND_ALONE[0])
         for kind in KINDS:
             with pytest.raises(RuntimeError, match=f"patchwise attention {message}"):
                 check_patchwise_attention(kind, PATCHWISE[2])
@@ -303,6 +377,11 @@ def test_watched(sanitizer, request):
     ):
         check_all(small, Case("offsets:0,0;0,1;2,-1 stride=2", e=2, hidden=(3, 5), n=2, h=4, w=5), torch.float32)
         check_pairwise_attention(Case("3 stride=2", e=34, hidden=(5, 3), n=1, h=3, w=3), torch.bfloat16)
+        check_stand_alone(Heads("3 boundary=exclude", depth=5, w=8), torch.float32)
+        check_stand_alone(Heads("5 stride=2", depth=9, h=6), torch.float32)
+        with kernels_in(host, SHARED_BYTES=2 << 10, WORKERS=2):
+            check_stand_alone(Heads("disk:5 boundary=circular", depth=9, w=12), torch.float32)
+            check_stand_alone(Heads("5 boundary=zero", depth=17, share=5, w=7), torch.float32)
 
 
 class TestOutputs:
@@ -314,6 +393,11 @@ class TestOutputs:
             check_pairwise_attention(PAIRWISE[0], needed=[f"d_{needed}"])
             if needed != "beta":
                 check_pairwise_statistics(PAIRWISE[0], 1, needed=[f"d_{needed}"])
+
+    @pytest.mark.parametrize("needed", ["query", "key", "relative", "beta"])
+    def test_stand_alone(self, needed, host):
+        with kernels_in(host):
+            check_stand_alone(STAND_ALONE[0], needed=[f"d_{needed}"])
 
     @pytest.mark.parametrize("needed", ["centres", "map", "beta", "scale", "shift", "parameters"])
     @pytest.mark.parametrize("kind", KINDS)
@@ -327,6 +411,7 @@ class TestOutputs:
         with kernels_in(host, WORKERS=3):
             for check, case in (
                 (check_pairwise_attention, PAIRWISE[0]),
+                (check_stand_alone, STAND_ALONE[0]),
                 *((lambda case, kind=kind: check_patchwise_attention(kind, case), PATCHWISE[0]) for kind in KINDS),
             ):
                 once, again = check(case), check(case)

@@ -13,7 +13,7 @@ ORDER = [
     ["saprof.atomic", "saprof.command", "saprof.page", "saprof.ratios", "saprof.text"],  # know nothing of saprof
     ["saprof.footprint"],
     ["saprof.operators"],
-    ["saprof.attention"],
+    ["saprof.attention", "saprof.stand_alone"],
     ["saprof.reference", "saprof.cost", "saprof.workload"],
     ["saprof.backends"],
     ["saprof.conformance"],
@@ -45,7 +45,7 @@ ORDER = [
     ["studies.rates", "studies.records", "studies.budget"],
     ["studies.report"],
     ["studies.figures", "studies.summary"],
-    ["studies.reproduce"],
+    ["studies.reproduce", "studies.footprints"],
 ]
 """The rooms, left to right: modules, or packages with what is in them. Those side by side know nothing of each other,
 and what a package's modules know of each other has no order, only no circle."""

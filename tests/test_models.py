@@ -54,6 +54,8 @@ def test_the_names():
     names = saprof.list_models()
     assert len(set(names)) == len(names)
     assert {f"san{depth}_{family}" for depth in (10, 15, 19) for family in ("pairwise", "patchwise")} < set(names)
+    assert {f"sasa_resnet{depth}{stem}" for depth in (26, 38, 50) for stem in ("", "_convolution_stem")} < set(names)
+    assert {"retinanet_resnet50", "retinanet_sasa_resnet50", "sasa_mini"} < set(names)
     assert {"resnet26", "resnet38", "resnet50", "resnet26_5x5", "resnet26_7x7", "san10_stand_alone"} < set(names)
 
 
@@ -61,8 +63,13 @@ def test_the_names():
 def test_every_name_builds_and_runs(name):
     with torch.device("meta"):
         model = saprof.create_model(name, num_classes=7).eval()
-        for size in ((33, 47), (8, 8)):
-            assert model(torch.empty(2, 3, *size)).shape == (2, 7)
+        blocks = getattr(model.config, "stem", "convolution") != "convolution"  # a stem of 4 × 4 blocks
+        for size in ((36, 44) if blocks else (33, 47), (8, 8)):
+            output = model(torch.empty(2, 3, *size))
+            if name.startswith("retinanet"):
+                assert (output.dim(), output.shape[2]) == (3, 7 + 4)
+            else:
+                assert output.shape == (2, 7)
 
 
 def test_footprints_are_the_papers():

@@ -311,9 +311,17 @@ def test_every_command_is_understood(capsys):
                     assert build._parser().parse_args(arguments).report, step
                 case "pytest":
                     for path in (on_gpu.ROOT / argument for argument in arguments if argument.endswith(".py")):
-                        assert "@pytest.mark.gpu" in path.read_text(), path
+                        assert "pytest.mark.gpu" in path.read_text(), path
                 case _:
                     pytest.fail(f"{step}: nobody knows {module}")
+
+
+def test_no_operator_is_named():
+    """So that a new one is part of it."""
+    commands = [argv for step in on_gpu.steps(Path("out"), "f0") for argv in step.commands]
+    asked = [argv[argv.index("--operator") + 1] for argv in commands if "--operator" in argv]
+    assert set(asked) == {"all"}
+    assert not [argv for argv in commands if "saprof.verify" in argv and "--operator" in argv]
 
 
 def test_what_matters_most_fits_into_one_call():

@@ -148,6 +148,7 @@ class TestOutput:
                 "aggregation": (2, 4, 3, 3),
                 "pairwise_attention": (2, 4, 3, 3),
                 "patchwise_attention": (2, 4, 3, 3),
+                "stand_alone_attention": (2, 4, 3, 3),
             }[op.name]
         )
 
@@ -189,7 +190,7 @@ class TestOutput:
 
 
 STRIDES = {
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "channels_last": lambda x: x.movedim(1, -1).contiguous().movedim(-1, 1),
     "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
     "batch_last": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
     "sliced": lambda x: torch.stack([x, x.detach() + 1], dim=-1)[..., 0],
@@ -484,7 +485,7 @@ class TestDeclarations:
         assert op.__doc__
         assert op.equation in op.__doc__
         assert op.source in op.__doc__
-        assert op.source.startswith("SAN ")
+        assert op.source.startswith(("SAN ", "SASA "))
 
     @each_operator
     def test_is_public_under_its_name(self, op: Operator):

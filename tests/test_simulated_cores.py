@@ -8,14 +8,16 @@ of a block, and looks in a loop whether all of them wait; that they take turns m
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
 import test_cuda_fused as fused
 import torch
-from test_cuda_fused import KINDS, Case
+from test_cuda_fused import KINDS, Case, Heads
 
 from saprof.backends import numba as backend
+from saprof.operators import family_of
 
 pytestmark = pytest.mark.simulated
 
@@ -28,6 +30,13 @@ PATCHWISE = (
     Case("offsets:0,0;0,1;-1,0;2,0 boundary=exclude", e=3, hidden=(5,), g=2, share=2, n=2, h=3, w=3),
     Case("cross:3 stride=2", e=2, hidden=(), g=1, share=5, n=1, h=2, w=3),
 )
+STAND_ALONE = (
+    Heads("3 boundary=exclude", depth=3, g=2, share=2, n=2, h=2, w=2),
+    Heads("3 stride=2 boundary=zero", depth=2, g=1, share=3, n=1, h=3, w=2, given=("key",)),
+    Heads("offsets:9,9;0,1;-1,0 boundary=exclude", depth=1, g=3, share=1, n=1, h=2, w=3, given=("relative",)),
+    Heads("offsets:0,0;2,1", depth=4, g=1, share=2, n=2, h=2, w=3),
+)
+SMALLEST_HEADS = Heads("offsets:0,0;0,1", depth=2, g=1, share=1, n=1, h=2, w=2)
 SMALLEST = Case("offsets:0,0;0,1", e=2, hidden=(2,), g=1, share=1, n=1, h=2, w=2)
 
 
@@ -59,7 +68,7 @@ def small(monkeypatch):
 
 def run(name, tensors, widths, flag, footprint):
     """A core's arrays are torch's tensors, and its scratch memory is full of NaN."""
-    from kernels_numba import gpu, gpu_pairwise, gpu_patchwise
+    from kernels_numba import gpu
 
     map_ = next(x for x in tensors if x is not None and x.dim() == 4)
     tables = backend._tables(footprint, *map_.shape[2:], map_.device)
@@ -69,8 +78,9 @@ def run(name, tensors, widths, flag, footprint):
         empty=lambda *shape: map_.new_full(shape, torch.nan).numpy(),
     )
     arrays = [None if x is None else x.numpy() for x in tensors]
-    family = gpu_pairwise if name.startswith("pairwise") else gpu_patchwise
-    getattr(family, name)(*arrays, tuple(widths), flag, lookups)
+    family = import_module(f"kernels_numba.gpu_{family_of(name)}")
+    flags = [] if flag is None else [flag]
+    getattr(family, name)(*arrays, tuple(widths), *flags, lookups)
 
 
 @pytest.mark.parametrize("case", PAIRWISE, ids=str)
@@ -81,6 +91,11 @@ class TestPairwise:
     def test_statistics(self, case):
         for layers in (0, len(case.hidden) + 1):
             fused.check_pairwise_statistics(case, layers)
+
+
+@pytest.mark.parametrize("case", STAND_ALONE, ids=str)
+def test_stand_alone(case):
+    fused.check_stand_alone(case)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,6 +115,7 @@ def test_three_layers():
 
 def test_in_float32():
     fused.check_all(SMALLEST, SMALLEST, torch.float32)
+    fused.check_stand_alone(SMALLEST_HEADS, torch.float32)
 
 
 def test_little_shared_memory(small):
@@ -111,6 +127,7 @@ def test_little_shared_memory(small):
     small(gpu_mapping, SHARED_BYTES=1 << 10)
     fused.check_pairwise_attention(Case("3", e=2, hidden=(3,), g=1, share=1, n=1, h=2, w=3))
     fused.check_patchwise_attention("clique_product", Case("offsets:0,0;0,1;1,0", e=14, hidden=(7,), n=1, h=2, w=3))
+    fused.check_stand_alone(Heads("3", depth=9, g=1, share=9, n=1, h=2, w=3))
 
 
 def test_too_little_shared_memory(small):
@@ -120,6 +137,8 @@ def test_too_little_shared_memory(small):
     small(gpu_mapping, SHARED_BYTES=64)
     with pytest.raises(ValueError, match=f"pairwise attention {message}"):
         fused.check_pairwise_attention(SMALLEST)
+    with pytest.raises(ValueError, match=f"stand-alone attention {message}"):
+        fused.check_stand_alone(SMALLEST_HEADS)
     for kind in KINDS:
         with pytest.raises(ValueError, match=f"patchwise attention {message}"):
             fused.check_patchwise_attention(kind, SMALLEST)
@@ -137,6 +156,10 @@ class TestOutputs:
     def test_pairwise(self, needed):
         fused.check_pairwise_attention(SMALLEST, needed=[f"d_{needed}"])
 
+    @pytest.mark.parametrize("needed", ["query", "key", "relative", "beta"])
+    def test_stand_alone(self, needed):
+        fused.check_stand_alone(SMALLEST_HEADS, needed=[f"d_{needed}"])
+
     @pytest.mark.parametrize("needed", ["centres", "map", "beta", "scale", "shift", "parameters"])
     @pytest.mark.parametrize("kind", KINDS)
     def test_patchwise(self, kind, needed):
@@ -144,6 +167,10 @@ class TestOutputs:
 
 
 def test_the_same_bits_twice():
-    for check in (fused.check_pairwise_attention, lambda case: fused.check_patchwise_attention(KINDS[0], case)):
-        once, again = check(SMALLEST), check(SMALLEST)
+    for check in (
+        lambda: fused.check_pairwise_attention(SMALLEST),
+        lambda: fused.check_patchwise_attention(KINDS[0], SMALLEST),
+        lambda: fused.check_stand_alone(SMALLEST_HEADS),
+    ):
+        once, again = check(), check()
         assert all(torch.equal(once[key], again[key]) for key in once)

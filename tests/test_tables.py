@@ -56,7 +56,7 @@ def test_a_model_is_counted_once(monkeypatch):
 
     counted = []
     count = saprof.counting.count
-    monkeypatch.setattr(saprof.counting, "count", lambda model: counted.append(model) or count(model))
+    monkeypatch.setattr(saprof.counting, "count", lambda model, size: counted.append(model) or count(model, size))
     monkeypatch.setattr(tables, "_cost", cache(tables._cost.__wrapped__))
     tables.compute(["8", 8, "8"])
     assert len(counted) == 4
@@ -116,7 +116,7 @@ def tampered(monkeypatch):
     def tamper(**figure):
         first, *others = honest["8"].rows
         table = replace(honest["8"], rows=(replace(first, **figure), *others))
-        monkeypatch.setattr(tables, "paper", lambda: honest | {"8": table})
+        monkeypatch.setattr(tables, "paper", lambda of="san": honest | {"8": table})
 
     return tamper
 

@@ -17,6 +17,8 @@ const std::map<std::string, Entry> CORES = {
     {"pairwise_attention_backward", {pairwise_attention_backward, 8, 5}},
     {"pairwise_statistics", {pairwise_statistics, 4, 2}},
     {"pairwise_statistics_backward", {pairwise_statistics_backward, 7, 4}},
+    {"stand_alone_attention", {stand_alone_attention, 4, 2}},
+    {"stand_alone_attention_backward", {stand_alone_attention_backward, 7, 4}},
     {"patchwise_attention", {patchwise_attention, 6, 1}},
     {"patchwise_attention_backward", {patchwise_attention_backward, 7, 6}},
     {"patchwise_statistics", {patchwise_statistics, 5, 2}},

@@ -1,4 +1,4 @@
-// The cores of the fused attentions: inputs, outputs and scratch memory, in the order of saprof/backends/fused.py. What
+// The cores of the fused attentions: inputs, outputs and scratch memory, in the order of saprof/backends/cores.py. What
 // nobody needs, or has, has no data.
 
 #pragma once
@@ -12,6 +12,10 @@ void pairwise_attention(const Arrays& a, const Lookups& at, const Core& core);
 void pairwise_attention_backward(const Arrays& a, const Lookups& at, const Core& core);
 void pairwise_statistics(const Arrays& a, const Lookups& at, const Core& core);
 void pairwise_statistics_backward(const Arrays& a, const Lookups& at, const Core& core);
+
+// stand_alone.cu
+void stand_alone_attention(const Arrays& a, const Lookups& at, const Core& core);
+void stand_alone_attention_backward(const Arrays& a, const Lookups& at, const Core& core);
 
 // patchwise.cu
 void patchwise_attention(const Arrays& a, const Lookups& at, const Core& core);

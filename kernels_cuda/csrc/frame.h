@@ -22,6 +22,14 @@ constexpr int BLOCK = 8;
 template <typename T>
 using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// Centres of a row that a thread has at most: more would take too many registers.
+template <typename T>
+constexpr int WIDE = sizeof(T) == 8 ? 2 : 4;
+
+// Channels whose values one instruction loads.
+template <typename T>
+constexpr int PACKED = 16 / sizeof(Real<T>);
+
 // What one instruction loads or stores: up to 16 bytes of consecutive elements.
 template <typename T, int V>
 struct alignas(sizeof(T) * V) Vector {
@@ -237,21 +245,27 @@ int vector_width(int64_t size, std::initializer_list<const void*> addresses) {
   return width;
 }
 
+// The types that there are kernels of; a build that takes long for each may have fewer.
+#ifndef SAPROF_TYPES
+#define SAPROF_TYPES double, float, c10::Half, c10::BFloat16
+#endif
+
+template <typename T>
+constexpr Type TYPE = std::is_same_v<T, double>      ? Type::float64
+                      : std::is_same_v<T, float>     ? Type::float32
+                      : std::is_same_v<T, c10::Half> ? Type::float16
+                                                     : Type::bfloat16;
+
+template <typename... Ts, typename F>
+void with_one_of(Type type, F f) {
+  if (!((type == TYPE<Ts> && (f.template operator()<Ts>(), true)) || ...))
+    throw std::invalid_argument("kernels expect float64, float32, float16 or bfloat16, and to be compiled for it");
+}
+
 // Call f.operator()<T>() with the array's type.
 template <typename F>
 void with_type(Type type, F f) {
-  switch (type) {
-    case Type::float64:
-      return f.template operator()<double>();
-    case Type::float32:
-      return f.template operator()<float>();
-    case Type::float16:
-      return f.template operator()<c10::Half>();
-    case Type::bfloat16:
-      return f.template operator()<c10::BFloat16>();
-    default:
-      throw std::invalid_argument("kernels expect float64, float32, float16 or bfloat16");
-  }
+  with_one_of<SAPROF_TYPES>(type, f);
 }
 
 // Call f.operator()<V>() with the width, at most MOST.

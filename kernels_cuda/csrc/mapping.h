@@ -421,6 +421,7 @@ __device__ void write_moments(const Moments<R>* moments, int rows, Moments<R>* t
 
 // What a core is told besides its arrays and the footprint.
 struct Core {
+  // stand-alone: of a head, and how many there are.
   Widths widths;
   // pairwise: are rows rectified? patchwise: the relation, a Kind.
   int flag;
@@ -431,6 +432,8 @@ struct Core {
 };
 
 // mapping.cu
+// to[n, g, p]: what the softmax takes from every tap of a centre, Σ gradient · y over the channels of a group.
+void share_gradient(const Array& gradient, const Array& y, int g, void* to, cudaStream_t stream);
 // to[i] = Σ_w partial[w][i], of `size` elements, in the order of the workers.
 template <typename R>
 void add_up(const R* partial, int workers, int64_t size, R* to, cudaStream_t stream);

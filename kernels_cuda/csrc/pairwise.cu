@@ -193,20 +193,6 @@ __global__ void __launch_bounds__(THREADS, 4)
   write_moments(moments, rows, partial + int64_t(blockIdx.x) * rows);
 }
 
-// D_i[g] = Σ gradient · y over the channels c that are g modulo the groups: what the softmax takes from every tap.
-template <typename T>
-__global__ void shared_gradient_kernel(const T* __restrict__ gradient, const T* __restrict__ y, int64_t items, int v,
-                                       int g, int64_t p, Real<T>* __restrict__ to) {
-  const int64_t item = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (item >= items) return;
-  int64_t rest = item / p;
-  const int group = digit(rest, g);
-  const int64_t begin = (rest * v + group) * p + item % p;
-  Real<T> sum = 0;
-  for (int64_t c = 0; c < v / g; ++c) sum += Real<T>(gradient[begin + c * g * p]) * Real<T>(y[begin + c * g * p]);
-  to[item] = sum;
-}
-
 // What flows to the logits: first alpha in their place, then the gradient in its.
 template <typename T>
 struct Softmax {
@@ -476,8 +462,7 @@ void pairwise_attention_backward(const Arrays& a, const Lookups& at, const Core&
     const auto of = pairwise_of<T>(offset, factor, map, beta, a[7], at, core);
     const int64_t items = map.sizes[0] * of.g * of.p;
     R *shared = a[13].as<R>(), *partial = shared + items;
-    start(shared_gradient_kernel<T>, ceil_div(items, THREADS), THREADS, 0, at.stream, gradient.as<const T>(),
-          y.as<const T>(), items, of.v, of.g, of.p, shared);
+    share_gradient(gradient, y, of.g, shared, at.stream);
     const Softmax<T> head = {gradient.as<const T>(), lse.as<const R>(), shared};
     start_backward(of, head, a[8], a[9], a[10], a[11], a[12], partial, at, core);
   });

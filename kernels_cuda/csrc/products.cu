@@ -121,14 +121,6 @@ __global__ void __launch_bounds__(THREADS, 4)
   }
 }
 
-// Centres of a row that a thread has at most: more would take too many registers.
-template <typename T>
-constexpr int WIDE = sizeof(T) == 8 ? 2 : 4;
-
-// Channels whose values one instruction loads.
-template <typename T>
-constexpr int PACKED = 16 / sizeof(Real<T>);
-
 template <typename T, int C, int MOST_W>
 void start_aggregate(const Array& taps, const Array& map, const Array& centres, const Lookups& at) {
   const int64_t images = map.sizes[0];

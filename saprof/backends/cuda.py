@@ -15,7 +15,6 @@ from torch import Tensor
 
 import kernels_cuda
 from kernels_cuda import build
-from saprof.attention import Attention
 from saprof.backends import cores, fused, opaque
 from saprof.footprint import Footprint, readers
 from saprof.operators import OPERATORS
@@ -49,7 +48,7 @@ def _run(name: str, tensors: Sequence[Tensor | None], footprint: Footprint, size
 
 
 for _operator in OPERATORS.values():
-    if not isinstance(_operator, Attention):
+    if not _operator.masked:
         opaque.register(opaque.Kernels("cuda", _run, working=lambda x: x.dtype), _operator)
 
 
@@ -66,14 +65,14 @@ def _why_no_library() -> str | None:
 
 
 def run_core(
-    name: str, tensors: Sequence[Tensor | None], widths: Sequence[int], flag: bool | str, footprint: Footprint
+    name: str, tensors: Sequence[Tensor | None], widths: Sequence[int], flag: cores.Flag, footprint: Footprint
 ) -> None:
     """Compute a core of a fused attention, such as `pairwise_attention`: its outputs are behind its inputs.
 
     None is an input that there is not, or an output that nobody needs. `flag` tells of pairwise cores whether rows are
-    rectified, and of patchwise ones the relation.
+    rectified, of patchwise ones the relation, and of stand-alone ones nothing.
     """
-    map_ = next(x for x in tensors if x is not None and x.dim() == 4)
+    map_ = cores.map_of(tensors)
     if not map_.numel():
         for output in tensors[kernels_cuda.cores()[name] :]:
             if output is not None:
@@ -82,7 +81,7 @@ def run_core(
     tables, numbers = _lookups(footprint, *map_.shape[2:], map_.device)
     oh, ow = footprint.output_size(*map_.shape[2:])
     kinds = {"concatenation": 0, "star_product": 1, "clique_product": 2}
-    told = [kinds[flag] if isinstance(flag, str) else int(flag), int(footprint.boundary == "exclude")]
+    told = [kinds[flag] if isinstance(flag, str) else int(flag or 0), int(footprint.boundary == "exclude")]
     size, workers = kernels_cuda.scratch(name, map_.shape[0] * oh * ow, widths)
     dtype = torch.float64 if map_.dtype == torch.float64 else torch.float32
     arrays = [map_.new_empty(0) if x is None else x for x in (*tensors, map_.new_empty(size, dtype=dtype))]

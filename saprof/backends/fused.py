@@ -1,13 +1,14 @@
 """The fused attentions on a backend's cores: torch does what is per position or per parameter, cores do the pairs.
 
-Whatever the relation and the position encoding, with the first batch norm folded into them the rows that γ starts from
-are offset_i + factor_i ⊙ map_j (pairwise) or scale ⊙ δ + shift (patchwise); later batch norms fold into the linears
-before them. Half precision is computed in float32.
+The heads of stand-alone attention reach their core as they are. Of SAN's attentions, whatever the relation and the
+position encoding, with the first batch norm folded into them the rows that γ starts from are offset_i + factor_i ⊙
+map_j (pairwise) or scale ⊙ δ + shift (patchwise); later batch norms fold into the linears before them. Half precision
+is computed in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,23 +34,39 @@ def kernel(backend: str, name: str) -> Callable[..., Any] | None:
     """The fused attention of that name, or its statistics, as a function of tensors and a footprint; None if it is the
     name of neither."""
     operator = DECLARED.get(name.removesuffix("_statistics"))
-    if not isinstance(operator, Attention):
+    if operator is None or not operator.masked:
         return None
-    compute = {"pairwise": _pairwise, "patchwise": _patchwise}[operator.family]
     cores = getattr(torch.ops, f"saprof_{backend}")
     statistics = operator.name != name
+
+    def compute(inputs: Sequence[Tensor], footprint: Footprint) -> Any:
+        if not isinstance(operator, Attention):
+            names = (name for name, _ in operator.inputs)
+            return _stand_alone(cores, dict(zip(names, inputs, strict=True)), footprint)
+        family = {"pairwise": _pairwise, "patchwise": _patchwise}[operator.family]
+        return family(cores, operator.delta.relation, operator.roles(inputs, statistics=statistics), footprint)
 
     def run(*arguments: Any) -> Any:
         *inputs, footprint = arguments
         wide = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
-        roles = operator.roles([x.to(wide) for x in inputs], statistics=statistics)
-        found = compute(cores, operator.delta.relation, roles, footprint)
+        found = compute([x.to(wide) for x in inputs], footprint)
         if statistics:
             return found
-        size = footprint.output_size(*inputs[1].shape[-2:])
+        size = footprint.output_size(*inputs[0].shape[-2:])
         return found.unflatten(2, size).to(inputs[0].dtype)
 
     return run
+
+
+def _stand_alone(cores: Any, inputs: Mapping[str, Tensor], footprint: Footprint) -> Tensor:
+    query, key, relative = (inputs.get(name) for name in ("query", "key", "relative"))
+    assert query is not None
+    return cores.stand_alone_attention(
+        _centres(query.flatten(1, 2), footprint),
+        None if key is None else key.flatten(1, 2),
+        None if relative is None else relative.flatten(0, 1),
+        *(inputs["value"], query.shape[1:3], str(footprint)),
+    )[0]
 
 
 def _pairwise(cores: Any, relation: str, inputs: Roles, footprint: Footprint) -> Any:

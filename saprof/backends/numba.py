@@ -26,10 +26,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saprof.attention import Attention
 from saprof.backends import cores, fused, opaque
 from saprof.footprint import Footprint
-from saprof.operators import OPERATORS
+from saprof.operators import OPERATORS, family_of
 
 if TYPE_CHECKING:
     from kernels_numba.cpu import Frame
@@ -85,7 +84,7 @@ def _run(name: str, tensors: Sequence[Tensor | None], footprint: Footprint, size
 
 
 for _operator in OPERATORS.values():
-    if not isinstance(_operator, Attention):
+    if not _operator.masked:
         opaque.register(opaque.Kernels("numba", _run, _working, _empty), _operator)
 
 
@@ -155,14 +154,15 @@ class _Work:
 
 
 def _run_core(
-    name: str, tensors: Sequence[Tensor | None], widths: Sequence[int], flag: bool | str, footprint: Footprint
+    name: str, tensors: Sequence[Tensor | None], widths: Sequence[int], flag: cores.Flag, footprint: Footprint
 ) -> None:
-    map_ = cores.map_of(name, tensors)
+    map_ = cores.map_of(tensors)
     prefix, prepare = _WORK[map_.device.type]
-    kernels = import_module(f"kernels_numba.{prefix}{name.partition('_')[0]}")
+    kernels = import_module(f"kernels_numba.{prefix}{family_of(name)}")
+    flags = [] if flag is None else [flag]
     with prepare(footprint, map_) as work:
         arrays = [None if x is None else as_array(x) for x in tensors]
-        getattr(kernels, name)(*arrays, tuple(widths), flag, work)
+        getattr(kernels, name)(*arrays, tuple(widths), *flags, work)
 
 
 cores.register(cores.Kernels("numba", _run_core, _empty))

@@ -7,7 +7,7 @@ or β in memory, and k more in the saved tensors of a product.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -144,16 +144,49 @@ def attention(operator: Attention, inputs: Roles, footprint: Footprint) -> Tenso
     alpha = _gamma(operator, inputs, footprint)
     if operator.family == "patchwise":
         return aggregation(alpha.squeeze(2).unflatten(1, (-1, footprint.taps)), inputs.beta, footprint)
-    if footprint.boundary == "exclude":
-        inside = footprint.inside(*inputs.beta.shape[-2:]).to(alpha.device)
-        alpha = alpha.masked_fill(~inside, torch.finfo(alpha.dtype).min)
-    return aggregation(alpha.softmax(2), inputs.beta, footprint)
+    return _average(alpha, inputs.beta, footprint)
 
 
 def statistics(operator: Attention, inputs: Roles, footprint: Footprint) -> tuple[Tensor, Tensor]:
     """Mean and variance of what the batch norm behind the given steps sees."""
     variance, mean = torch.var_mean(_gamma(operator, inputs, footprint), (0, 2, 3), correction=0)
     return mean, variance
+
+
+def stand_alone_attention(query, key, relative, value, footprint):
+    return _average(_content(query, key, footprint) + _position(query, relative, footprint), value, footprint)
+
+
+def stand_alone_attention_content(query, key, value, footprint):
+    return _average(_content(query, key, footprint), value, footprint)
+
+
+def stand_alone_attention_position(query, relative, value, footprint):
+    return _average(_position(query, relative, footprint), value, footprint)
+
+
+def _content(query, key, footprint) -> Float[Tensor, "n g k p"]:
+    heads = query.shape[2]
+    queries, keys = centre(query.flatten(1, 2), footprint), gather(key.flatten(1, 2), footprint)
+    return sum_of_products(queries.unflatten(1, (-1, heads)), keys.unflatten(1, (-1, heads)), 1)
+
+
+def _position(query, relative, footprint) -> Float[Tensor, "n g k p"]:
+    queries = query[..., :: footprint.stride, :: footprint.stride].flatten(3)  # n d g p
+    return relative.to(query.dtype).permute(1, 2, 0) @ queries.transpose(1, 2)
+
+
+def _average(logits, value, footprint):
+    return aggregation(softmax(logits, footprint, value.shape[-2:]), value, footprint)
+
+
+def softmax(logits: Float[Tensor, "n g k p"], footprint: Footprint, size: Sequence[Any]) -> Float[Tensor, "n g k p"]:
+    """Softmax over the taps; under `exclude`, over those inside the map."""
+    if footprint.boundary == "exclude":
+        outside = ~footprint.inside(*size).to(logits.device)
+        # no −∞: a centre without any tap inside has uniform weights over zeros, rather than NaN
+        logits = logits.masked_fill(outside, torch.finfo(logits.dtype).min)
+    return logits.softmax(dim=2)
 
 
 def _gamma(operator: Attention, inputs: Roles, footprint: Footprint) -> Float[Tensor, "n _ _ p"]:

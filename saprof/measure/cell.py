@@ -20,7 +20,7 @@ from saprof.backends import Unsupported, choose
 from saprof.cells import Cell, Network
 from saprof.conformance import check, sample_positions
 from saprof.counting import count
-from saprof.layers import StandAloneAttention, VectorAttention
+from saprof.layers import LocalAttention
 from saprof.measure.latency import Latency, interleave, ratio
 from saprof.measure.memory import peak_bytes, predicted_peak_bytes, saved_bytes
 from saprof.models import create_model
@@ -163,7 +163,7 @@ def _prepare_network(cell: Cell, subject: Network, training: bool) -> tuple[Prep
 def _what_runs(model: nn.Module, cell: Cell) -> dict[str, Any]:
     """How a model's attention layers run and on which backends, each joined by `+`; `torch` for a model without any."""
     dtype = getattr(torch, cell.subject.dtype)
-    layers = [layer for layer in model.modules() if isinstance(layer, VectorAttention | StandAloneAttention)]
+    layers = [layer for layer in model.modules() if isinstance(layer, LocalAttention)]
     plans = [layer.plan(dtype, cell.device) for layer in layers]
     if not plans:
         return {"backend": "torch"}

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from saprof.models.architectures import build
+from saprof.models.architectures import Model, build
 from saprof.models.checkpoint import load, load_official, save
 from saprof.models.inference import optimize_for_inference
 from saprof.models.resnet import ResNet, ResNetConfig
+from saprof.models.retinanet import RetinaNet, RetinaNetConfig
 from saprof.models.san import SAN, SANConfig
+from saprof.models.sasa import SASA, SASAConfig
 from saprof.models.weights import attention_weights
 from saprof.operators import RELATIONS
 from saprof.text import unknown
 
 __all__ = [
     "SAN",
+    "SASA",
     "ResNet",
     "ResNetConfig",
+    "RetinaNet",
+    "RetinaNetConfig",
     "SANConfig",
+    "SASAConfig",
     "attention_weights",
     "create_model",
     "list_models",
@@ -43,6 +49,15 @@ _MODELS |= {
 _MODELS["san10_stand_alone"] = ("SAN", {"family": "stand_alone"})
 _MODELS |= {f"resnet{depth}": ("ResNet", {"blocks": blocks}) for depth, blocks in _RESNET_BLOCKS.items()}
 _MODELS |= {f"resnet26_{k}x{k}": ("ResNet", {"blocks": _RESNET_BLOCKS[26], "footprint": k}) for k in (5, 7)}
+_MODELS |= {f"sasa_resnet{depth}": ("SASA", {"blocks": blocks}) for depth, blocks in _RESNET_BLOCKS.items()}
+_MODELS |= {
+    f"sasa_resnet{depth}_convolution_stem": ("SASA", {"blocks": blocks, "stem": "convolution"})
+    for depth, blocks in _RESNET_BLOCKS.items()
+}
+_MODELS |= {
+    "retinanet_resnet50": ("RetinaNet", {"attention_stages": (), "stem": "convolution", "predictors": "convolution"}),
+    "retinanet_sasa_resnet50": ("RetinaNet", {}),
+}
 _SMALL = {"channels": (32, 64), "blocks": (1, 1), "stem_stride": 1, "num_classes": 10}
 _SMALL_SAN = _SMALL | {"footprints": (7, 3), "value_reduction": 2, "attention": "composed"}
 _MODELS |= {
@@ -52,6 +67,10 @@ _MODELS |= {
 _MODELS |= {
     "san_mini_stand_alone": ("SAN", _SMALL_SAN | {"family": "stand_alone", "heads": 4}),
     "resnet_mini": ("ResNet", _SMALL | {"channels": (16, 32)}),
+    "sasa_mini": (
+        "SASA",
+        _SMALL | {"channels": (16, 32), "stem": "convolution", "footprint": 5, "heads": 4, "attention": "composed"},
+    ),
 }
 """Architecture and fields of its config. The small ones are for images of 8 to 32 pixels, where the parts of attention
 train faster than one piece."""
@@ -62,7 +81,7 @@ def list_models() -> list[str]:
     return list(_MODELS)
 
 
-def create_model(name: str, **overrides: Any) -> SAN | ResNet:
+def create_model(name: str, **overrides: Any) -> Model:
     """Build a model by name; `overrides` are fields of its config, such as `mapping="l"` or `num_classes=10`.
 
     Raises ValueError for an unknown name or field, or a value that does not fit.

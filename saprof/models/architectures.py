@@ -7,17 +7,29 @@ from dataclasses import fields
 from typing import Any
 
 from saprof.models.resnet import ResNet, ResNetConfig
+from saprof.models.retinanet import RetinaNet, RetinaNetConfig
 from saprof.models.san import SAN, SANConfig
+from saprof.models.sasa import SASA, SASAConfig
 from saprof.text import unknown
 
-CONFIGS: dict[str, type[SANConfig | ResNetConfig]] = {"SAN": SANConfig, "ResNet": ResNetConfig}
+Model = SAN | ResNet | SASA | RetinaNet
+
+ARCHITECTURES: dict[str, tuple[type[Any], type[Model]]] = {
+    "SAN": (SANConfig, SAN),
+    "ResNet": (ResNetConfig, ResNet),
+    "SASA": (SASAConfig, SASA),
+    "RetinaNet": (RetinaNetConfig, RetinaNet),
+}
+"""The config and the network of each."""
+
+EXPECTED = " or ".join([", ".join([*ARCHITECTURES][:-1]), [*ARCHITECTURES][-1]])
 
 
-def build(architecture: str, options: Mapping[str, Any]) -> SAN | ResNet:
+def build(architecture: str, options: Mapping[str, Any]) -> Model:
     """The network whose config has these fields; ValueError for an unknown field or a value that does not fit."""
-    valid = [field.name for field in fields(CONFIGS[architecture])]
+    config, network = ARCHITECTURES[architecture]
+    valid = [field.name for field in fields(config)]
     for option in options:
         if option not in valid:
             raise ValueError(unknown(f"option of {architecture}", option, valid))
-    config = CONFIGS[architecture](**options)
-    return SAN(config) if isinstance(config, SANConfig) else ResNet(config)
+    return network(config(**options))

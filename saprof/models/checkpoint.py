@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from saprof import atomic
-from saprof.models.architectures import CONFIGS, build
-from saprof.models.resnet import ResNet
+from saprof.models.architectures import ARCHITECTURES, EXPECTED, Model, build
 from saprof.models.san import SAN
 
 FORMAT = 1
@@ -42,14 +41,14 @@ _OFFICIAL_KEYS = [
 """The names of the released checkpoints, and ours, applied in order."""
 
 
-def save(model: SAN | ResNet, path: str | Path) -> None:
+def save(model: Model, path: str | Path) -> None:
     """Write the model's config and weights to `path`, whole or not at all.
 
-    ValueError if it is no SAN or ResNet, or has no weights; OSError if the file cannot be written.
+    ValueError if it is none of our models, or has no weights; OSError if the file cannot be written.
     """
     architecture = type(model).__name__
-    if architecture not in CONFIGS:
-        raise ValueError(f"cannot save a {architecture}; expected a {' or '.join(CONFIGS)}, not wrapped in anything")
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"cannot save a {architecture}; expected a {EXPECTED}, not wrapped in anything")
     weights = model.state_dict()
     if any(value.is_meta for value in weights.values()):
         raise ValueError(f"cannot save a {architecture} on the meta device; expected one with weights")
@@ -59,7 +58,7 @@ def save(model: SAN | ResNet, path: str | Path) -> None:
     atomic.write(path, buffer.getvalue())
 
 
-def load(path: str | Path) -> SAN | ResNet:
+def load(path: str | Path) -> Model:
     """Rebuild the model that `save` wrote to `path`, on the CPU. ValueError if the file is anything else."""
     match _read(path):
         case {
@@ -67,7 +66,7 @@ def load(path: str | Path) -> SAN | ResNet:
             "architecture": str(architecture),
             "config": dict(config),
             "weights": weights,
-        } if version == FORMAT and architecture in CONFIGS:
+        } if version == FORMAT and architecture in ARCHITECTURES:
             return _rebuild(architecture, config, _state_dict(weights, str(path)), str(path))
         case _:
             raise ValueError(
@@ -132,7 +131,7 @@ def _reason(error: Exception) -> str:
     return f"it is damaged, or no checkpoint at all ({clause})"
 
 
-def _rebuild(architecture: str, config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> SAN | ResNet:
+def _rebuild(architecture: str, config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> Model:
     try:
         model = build(architecture, config)
     except ValueError as error:

@@ -10,31 +10,33 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from saprof.layers import SelfAttentionBlock, VectorAttention
+from saprof.models.architectures import ARCHITECTURES, EXPECTED, Model
 from saprof.models.resnet import Bottleneck, ResNet
 from saprof.models.san import SAN
 
 
-def optimize_for_inference(model: SAN | ResNet) -> SAN | ResNet:
+def optimize_for_inference(model: Model) -> Model:
     """A copy of `model` in evaluation mode that gives the same logits, up to rounding, in less time.
 
     Convolutions absorb the batch norms behind them; φ, ψ and β become one layer; where the attention is a weighted mean
     (pairwise, no tap dropped), β absorbs the batch norm behind the attention. The attention itself runs as `attention=`
     and `backend=` say. The copy has other parameters, without gradients, so it cannot be saved or trained. ValueError
-    if it is no SAN or ResNet.
+    if it is none of our models.
     """
-    if not isinstance(model, SAN | ResNet):
-        raise ValueError(f"cannot optimize a {type(model).__name__}; expected a SAN or ResNet, not wrapped in anything")
+    if type(model).__name__ not in ARCHITECTURES:
+        raise ValueError(f"cannot optimize a {type(model).__name__}; expected a {EXPECTED}, not wrapped in anything")
     model = copy.deepcopy(model).eval().requires_grad_(False)  # only what is in evaluation can be folded
     for module in model.modules():
         match module:
             case SAN():
                 convolution, norm, relu = module.stem
                 module.stem = nn.Sequential(_folded(convolution, norm), relu)
-            case ResNet():
+            case ResNet(conv1=nn.Conv2d()):
                 _fold(module, "conv1", "bn1")
             case Bottleneck():
                 for number in (1, 2, 3):
-                    _fold(module, f"conv{number}", f"bn{number}")
+                    if isinstance(getattr(module, f"conv{number}"), nn.Conv2d):
+                        _fold(module, f"conv{number}", f"bn{number}")
                 if module.downsample is not None:
                     module.downsample = nn.Sequential(_folded(*module.downsample))
             case SelfAttentionBlock(attention=VectorAttention() as attention):

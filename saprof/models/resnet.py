@@ -19,12 +19,11 @@ EXPANSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
-    """One entry of `blocks` and `channels` per stage; `footprint` is the k of every bottleneck's k × k convolution."""
+class StagesConfig:
+    """What networks of bottlenecks have in common: one entry of `blocks` and `channels` per stage."""
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     channels: tuple[int, ...] = (64, 128, 256, 512)
-    footprint: int = 3
     stem_stride: int = 4
     """Side of the image over that of the first stage's map: 4, or 1 for images of a few pixels, whose stem is one
     3 × 3 convolution."""
@@ -33,21 +32,32 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         check_stages(self)
         positive("num_classes", self.num_classes)
-        positive("footprint", self.footprint)
         check_stem_stride(self.stem_stride, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig(StagesConfig):
+    """A convolutional network; `footprint` is the k of every bottleneck's k × k convolution."""
+
+    footprint: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("footprint", self.footprint)
         if self.footprint % 2 == 0:
             raise ValueError(f"footprint is {self.footprint}; expected an odd size, as a padded convolution needs")
 
 
 class Bottleneck(nn.Module):
-    """1 × 1, k × k, 1 × 1 convolutions beside a shortcut (He et al. 2016)."""
+    """1 × 1, k × k, 1 × 1 convolutions beside a shortcut (He et al. 2016); or `spatial`, what mixes positions in place
+    of the k × k convolution, which has the stride."""
 
-    def __init__(self, inputs: int, channels: int, footprint: int, stride: int) -> None:
+    def __init__(self, inputs: int, channels: int, stride: int, spatial: nn.Module) -> None:
         super().__init__()
         outputs = channels * EXPANSION
         self.conv1 = nn.Conv2d(inputs, channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, footprint, stride, padding=footprint // 2, bias=False)
+        self.conv2 = spatial
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
@@ -65,28 +75,49 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Images to logits: stem, stages of bottlenecks, global average pool, linear."""
 
-    def __init__(self, config: ResNetConfig) -> None:
+    def __init__(self, config: StagesConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.channels[0]
-        side, stride = (7, 2) if config.stem_stride == 4 else (3, 1)
-        self.conv1 = nn.Conv2d(3, width, side, stride, padding=side // 2, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        inputs = width
-        for index, (blocks, channels) in enumerate(zip(config.blocks, config.channels, strict=True)):
+        self.build_stem(config.channels[0])
+        inputs = config.channels[0]
+        for number, (blocks, channels) in enumerate(zip(config.blocks, config.channels, strict=True), start=1):
             stage = nn.Sequential()
             for block in range(blocks):
-                stride = 2 if index and not block else 1
-                stage.append(Bottleneck(inputs, channels, config.footprint, stride))
+                stride = 2 if number > 1 and not block else 1
+                stage.append(Bottleneck(inputs, channels, stride, self.spatial(number, channels, stride)))
                 inputs = channels * EXPANSION
-            self.add_module(f"layer{index + 1}", stage)
+            self.add_module(f"layer{number}", stage)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(inputs, config.num_classes)
 
-    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
+    def build_stem(self, width: int) -> None:
+        side, stride = (7, 2) if self.config.stem_stride == 4 else (3, 1)
+        self.conv1 = nn.Conv2d(3, width, side, stride, padding=side // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+
+    def spatial(self, stage: int, channels: int, stride: int) -> nn.Module:
+        """What mixes the positions of a bottleneck in that stage, from 1 on."""
+        assert isinstance(self.config, ResNetConfig)
+        return convolution(channels, self.config.footprint, stride)
+
+    def embed(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h2 w2"]:
+        """The stem."""
         x = F.relu(self.bn1(self.conv1(x)))
-        if self.config.stem_stride == 4:
-            x = F.max_pool2d(x, 3, stride=2, padding=1)
-        for index in range(len(self.config.blocks)):
-            x = getattr(self, f"layer{index + 1}")(x)
-        return self.fc(self.avgpool(x).flatten(1))
+        return F.max_pool2d(x, 3, stride=2, padding=1) if self.config.stem_stride == 4 else x
+
+    def features(self, x: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
+        """The map that every stage ends with."""
+        x = self.embed(x)
+        found = []
+        for number in range(1, len(self.config.blocks) + 1):
+            x = getattr(self, f"layer{number}")(x)
+            found.append(x)
+        return found
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
+        return self.fc(self.avgpool(self.features(x)[-1]).flatten(1))
+
+
+def convolution(channels: int, size: int, stride: int) -> nn.Conv2d:
+    """That of a bottleneck."""
+    return nn.Conv2d(channels, channels, size, stride, padding=size // 2, bias=False)

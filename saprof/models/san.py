@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from saprof.footprint import BOUNDARIES, Footprint, positive
 from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, expect, linear
-from saprof.models.stages import check_stages, check_stem_stride
+from saprof.models.stages import block_footprint, check_stages, check_stem_stride
 from saprof.workload import STAGES
 
 
@@ -40,18 +40,7 @@ class SANConfig(AttentionConfig):
     @property
     def stage_footprints(self) -> tuple[Footprint, ...]:
         """The footprint of every stage, whatever it was given as."""
-        return tuple(self._footprint(f) for f in self.footprints)
-
-    def _footprint(self, footprint: Footprint | int | str) -> Footprint:
-        if isinstance(footprint, int):
-            footprint = Footprint.square(footprint, boundary=self.boundary)
-        elif isinstance(footprint, str):
-            footprint = Footprint.parse(footprint)
-        elif not isinstance(footprint, Footprint):
-            raise ValueError(f"footprint is {footprint!r}; expected a Footprint, a size, or text such as 'disk:9'")
-        if footprint.stride != 1:
-            raise ValueError(f"footprint {footprint} has stride {footprint.stride}; expected 1 inside a residual block")
-        return footprint
+        return tuple(block_footprint(f, self.boundary) for f in self.footprints)
 
 
 class Stage(nn.Module):

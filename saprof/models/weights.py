@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.layers import StandAloneAttention, VectorAttention
+from saprof.layers import LocalAttention
 
 
 @torch.no_grad()
@@ -26,7 +26,7 @@ def attention_weights(model: nn.Module, images: Float[Tensor, "n c h w"]) -> dic
     def keep(name: str, module: Any, inputs: tuple[Tensor, ...]) -> None:
         found[name] = module.weights(*inputs)
 
-    modules = [(n, m) for n, m in model.named_modules() if isinstance(m, VectorAttention | StandAloneAttention)]
+    modules = [(n, m) for n, m in model.named_modules() if isinstance(m, LocalAttention)]
     if not modules:
         raise ValueError(f"{type(model).__name__} has no attention; expected a SAN")
     hooks = [module.register_forward_pre_hook(partial(keep, name)) for name, module in modules]

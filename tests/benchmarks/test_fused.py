@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 
-from saprof.attention import Attention
 from saprof.backends import choose
 from saprof.footprint import Footprint
 from saprof.measure import environment
@@ -16,7 +15,7 @@ from saprof.models import create_model
 from saprof.operators import OPERATORS
 from saprof.workload import STAGES, Workload, stages
 
-ATTENTIONS = [operator for operator in OPERATORS.values() if isinstance(operator, Attention)]
+ATTENTIONS = [operator for operator in OPERATORS.values() if operator.masked]
 each_attention = pytest.mark.parametrize("operator", ATTENTIONS, ids=lambda operator: operator.name)
 SIDE = 1024
 """Of the matrices that are multiplied for comparison."""
@@ -73,7 +72,7 @@ def test_growth_with_the_footprint(operator, channels, benchmark):
 
 
 @pytest.mark.benchmark(group="growth")
-@pytest.mark.parametrize("name", ["san10_pairwise", "san10_patchwise"])
+@pytest.mark.parametrize("name", ["san10_pairwise", "san10_patchwise", "san10_stand_alone"])
 def test_growth_with_the_image(name, benchmark):
     model = create_model(name).eval()
     calls = {side: partial(model, torch.randn(1, 3, side, side)) for side in (112, 224, 448, 896)}

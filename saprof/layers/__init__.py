@@ -1,0 +1,47 @@
+"""The layers of the papers: attention modules, the self-attention block, the transition, the stems.
+
+Where the authors' released code and SAN's text differ, the code is followed, so that their checkpoints load:
+
+- Departure: γ opens with batch norm and ReLU, and every ReLU in it follows a batch norm (SAN Sec. 3.1 writes L→R→L).
+- Departure: pairwise weights pass a softmax over the footprint (Eq. 2 has none); patchwise weights do not.
+- Departure: channel c of β takes weight channel c mod g, so the channels that share a weight are interleaved.
+- Departure: a transition is pool → linear; its batch norm and ReLU close the stage before it (Sec. 3.4).
+
+Where SASA's text and its printed counts differ, the counts are followed; what neither says was chosen:
+
+- Departure: queries, keys and values are whole matrices, where the text has one per head (`projection_groups`).
+- Departure: heads are interleaved over the channels, as SAN's groups are, where the text has them side by side.
+- Chosen: at a border the neighbourhood is clipped (`boundary="exclude"`), absolute positions are sinusoids, added to
+  the input, embeddings start as normals, and there is no ReLU behind the attention of the stem.
+
+Under `boundary="exclude"` the softmax runs over the taps inside the map; batch norm still sees the dropped ones, as
+taps whose ψ is 0.
+"""
+
+from saprof.layers.block import ATTENTION, SelfAttentionBlock, Transition, pool
+from saprof.layers.config import TRANSFORMATIONS, AttentionConfig
+from saprof.layers.local import LocalAttention
+from saprof.layers.parts import coordinates, divide, expect, linear
+from saprof.layers.stand_alone import StandAloneAttention
+from saprof.layers.stem import STEMS, AttentionStem
+from saprof.layers.vector import PairwiseAttention, PatchwiseAttention, VectorAttention
+
+__all__ = [
+    "ATTENTION",
+    "STEMS",
+    "TRANSFORMATIONS",
+    "AttentionConfig",
+    "AttentionStem",
+    "LocalAttention",
+    "PairwiseAttention",
+    "PatchwiseAttention",
+    "SelfAttentionBlock",
+    "StandAloneAttention",
+    "Transition",
+    "VectorAttention",
+    "coordinates",
+    "divide",
+    "expect",
+    "linear",
+    "pool",
+]

@@ -1,0 +1,106 @@
+"""What the attention modules of one network have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from saprof.attention import CHOICES, MAPPINGS, POSITIONS
+from saprof.backends import BACKENDS
+from saprof.footprint import positive
+from saprof.layers.parts import expect
+from saprof.operators import FAMILIES, RELATIONS
+from saprof.stand_alone import HEADS, LOGITS
+from saprof.workload import REDUCTIONS
+
+TRANSFORMATIONS = ("distinct", "shared_phi_psi", "shared")
+
+_UNUSED = {
+    "pairwise": ("heads", "logits", "scaled", "projection_groups", "bias"),
+    "patchwise": ("heads", "logits", "scaled", "projection_groups", "bias"),
+    "stand_alone": ("relation", "mapping", "transformations", "relation_reduction", "share"),
+}
+"""The fields that say nothing about a family's attention, and so stay as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """What the attention modules of one network have in common. None means the paper's choice for the family."""
+
+    family: str = "pairwise"
+    relation: str | None = None
+    mapping: str = "lrl"
+    """One of MAPPINGS."""
+    transformations: str = "distinct"
+    """`shared_phi_psi` is φ = ψ ≠ β, `shared` is φ = ψ = β (SAN Table 6)."""
+    position: str | None = None
+    relation_reduction: int | None = None
+    """r₁: φ and ψ have C / r₁ channels."""
+    value_reduction: int = REDUCTIONS["v"]
+    """r₂: β has C / r₂ channels."""
+    share: int = REDUCTIONS["g"] // REDUCTIONS["v"]
+    """Channels of β that share one attention weight."""
+    heads: int = HEADS
+    """Of stand-alone attention."""
+    logits: str | None = None
+    """What those of stand-alone attention are of: one of LOGITS. None is `both` with relative positions, else
+    `content`."""
+    scaled: bool = False
+    """Whether they are divided by the root of a head's channels."""
+    projection_groups: int = 1
+    """Of queries, keys and values in stand-alone attention: 1 is whole matrices, as SASA's parameter counts demand, and
+    as many as heads is one matrix per head, as its text has it."""
+    bias: bool = True
+    """Whether these projections have one."""
+    backend: str = "auto"
+    attention: str = "auto"
+    """`fused` is one operator with no footprint-sized tensor, `composed` relation, γ, softmax and aggregation one by
+    one, `auto` the first where a backend has it compiled. Weights and results are the same."""
+
+    def __post_init__(self) -> None:
+        expect("family", self.family, FAMILIES)
+        expect("backend", self.backend, (*BACKENDS, "auto"))
+        expect("attention", self.attention, CHOICES)
+        for field in fields(self):
+            if field.name in _UNUSED[self.family] and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name} is {getattr(self, field.name)!r}; expected {field.default!r}, "
+                    f"since {self.family} attention does not read it"
+                )
+        for name in ("value_reduction", "share", "heads", "projection_groups"):
+            positive(name, getattr(self, name))
+        if self.family == "stand_alone":
+            self._complete_heads()
+        else:
+            self._complete()
+
+    def _complete_heads(self) -> None:
+        """Choose what is None in stand-alone attention, and check the rest."""
+        self._default("position", "none" if self.logits == "content" else "relative")
+        expect("position", self.position, POSITIONS)
+        self._default("logits", "both" if self.position == "relative" else "content")
+        expect("logits", self.logits, LOGITS)
+        if (self.logits == "content") == (self.position == "relative"):
+            valid = "'both' or 'position'" if self.position == "relative" else "'content'"
+            raise ValueError(f"logits is {self.logits!r}; expected {valid}, since position is {self.position!r}")
+
+    def _complete(self) -> None:
+        """Choose what is None, as the paper does for the family, and check the rest."""
+        expect("mapping", self.mapping, MAPPINGS)
+        expect("transformations", self.transformations, TRANSFORMATIONS)
+        pairwise_family = self.family == "pairwise"
+        self._default("relation", "subtraction" if pairwise_family else "concatenation")
+        self._default("position", "relative" if pairwise_family else "none")
+        one_layer = self.transformations == "shared"
+        self._default("relation_reduction", self.value_reduction if one_layer else REDUCTIONS["r"])
+        expect(f"{self.family} relation", self.relation, RELATIONS[self.family])
+        expect(f"{self.family} position", self.position, POSITIONS if pairwise_family else POSITIONS[:1])
+        positive("relation_reduction", self.relation_reduction)
+        if one_layer and self.relation_reduction != self.value_reduction:
+            raise ValueError(
+                f"relation_reduction is {self.relation_reduction}; expected value_reduction = {self.value_reduction}, "
+                "since φ = ψ = β is one layer"
+            )
+
+    def _default(self, name: str, value: object) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)

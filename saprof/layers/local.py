@@ -1,0 +1,112 @@
+"""What all attentions over a footprint have in common: they are computed as one operator or by their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saprof.backends import Unsupported, choose
+from saprof.footprint import Footprint
+from saprof.layers.config import AttentionConfig
+from saprof.operators import Operator, aggregation
+
+
+class LocalAttention(nn.Module):
+    """Maps to maps of `value_channels` channels; what weights there are, and of what maps, is up to the family."""
+
+    def __init__(self, footprint: Footprint, config: AttentionConfig, fused: Operator | None) -> None:
+        super().__init__()
+        self.value_channels: int
+        self.footprint = footprint
+        self.backend = config.backend
+        self.attention = config.attention
+        self.fused = fused
+        """The operator that computes all at once, if there is one."""
+        self.ran: str | None = None
+        """How the last forward computed the attention, and what on."""
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
+        maps = self.transform(x)
+        if x.is_meta:  # what has shapes alone is composed, so that every part is counted under its own module
+            return self.compose(*maps)
+        where = maps[0].dtype, x.device.type
+        backend = self.fused_backend(*where)
+        if not torch.compiler.is_compiling():
+            self.ran = " on ".join(self._planned(backend, *where))
+        return self.compose(*maps) if backend is None else self.fuse(*maps, backend)
+
+    def plan(self, dtype: torch.dtype, device: str) -> tuple[str, str]:
+        """How the attention of such maps is computed, `fused` or `composed`, and the backends that do, joined by `+`.
+
+        Raises Unsupported where no backend can, or `attention="fused"` cannot be.
+        """
+        return self._planned(self.fused_backend(dtype, device), dtype, device)
+
+    def _planned(self, backend: str | None, dtype: torch.dtype, device: str) -> tuple[str, str]:
+        """The plan, given the backend that fuses the attention, if one does."""
+        if backend is not None:
+            return "fused", backend
+        chosen = [choose(part, dtype, device, self.footprint, self.backend) for part in self.parts]
+        return "composed", "+".join(dict.fromkeys(chosen))
+
+    @torch.compiler.assume_constant_result
+    def fused_backend(self, dtype: torch.dtype, device: str) -> str | None:
+        """The backend that computes the attention of such maps as one operator; None if it is composed."""
+        if self.attention == "composed":
+            return None
+        reason, backend = self._why_composed(dtype, device)
+        if reason is None:
+            return backend
+        if self.attention == "fused":
+            raise Unsupported(f"fused attention: {reason}; expected attention='composed' or 'auto'")
+        return None
+
+    def _why_composed(self, dtype: torch.dtype, device: str) -> tuple[str | None, str]:
+        """Why the attention cannot be fused there, or None and the backend that does."""
+        if obstacle := self.obstacle():
+            return obstacle, ""
+        assert self.fused is not None
+        try:
+            backend = choose(self.fused, dtype, device, self.footprint, self.backend)
+        except Unsupported as error:
+            return str(error), ""
+        if backend == "unfold":
+            return "unfold computes it by its parts", ""
+        return None, backend
+
+    def obstacle(self) -> str | None:
+        """Why the module as it is now can only be composed, if so."""
+        return None
+
+    @property
+    def parts(self) -> Sequence[Operator]:
+        """The operators that compute the attention one by one."""
+        raise NotImplementedError
+
+    def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The maps of which the weights are, then the values."""
+        raise NotImplementedError
+
+    def alpha(self, first: Tensor, second: Tensor, /) -> Float[Tensor, "n g k p"]:
+        """The attention weights of every group, at every tap of every centre."""
+        raise NotImplementedError
+
+    def compose(self, first: Tensor, second: Tensor, values: Tensor, /) -> Float[Tensor, "n v h w"]:
+        """The attention by its parts."""
+        return aggregation(self.alpha(first, second), values, footprint=self.footprint, backend=self.backend)
+
+    def fuse(self, first: Tensor, second: Tensor, values: Tensor, /, backend: str) -> Float[Tensor, "n v h w"]:
+        """The attention as one operator."""
+        raise NotImplementedError
+
+    def weights(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n g k p"]:
+        """The attention weights of every group, at every tap of every centre."""
+        first, second, _ = self.transform(x)
+        return self.alpha(first, second)
+
+    def extra_repr(self) -> str:
+        ran = f", ran {self.ran}" if self.ran else ""
+        return f"footprint={self.footprint}, backend={self.backend}, attention={self.attention}{ran}"

@@ -1,0 +1,45 @@
+"""What layers are made of, and how their sizes are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saprof.text import unknown
+
+
+def linear(inputs: int, outputs: int, bias: bool = True, groups: int = 1) -> nn.Conv2d:
+    """A linear layer at every position, or one per group of channels."""
+    return nn.Conv2d(inputs, outputs, kernel_size=1, bias=bias, groups=groups)
+
+
+def coordinates(size: Sequence[int], like: Tensor) -> Float[Tensor, "1 2 h w"]:
+    """Horizontal, then vertical position on a map, each from −1 to 1 (SAN Sec. 3.1, position encoding).
+
+    A side of 1 is at −1.
+    """
+    h, w = size
+    ys, xs = (torch.linspace(-1, 1, side, device=like.device, dtype=like.dtype) for side in (h, w))
+    return torch.cat([xs.expand(1, 1, h, w), ys[:, None].expand(1, 1, h, w)], dim=1)
+
+
+def expect(what: str, got: str | None, valid: Sequence[str]) -> None:
+    """ValueError unless `got` is one of `valid`."""
+    if got not in valid:
+        raise ValueError(unknown(what, str(got), valid))
+
+
+def divide(what: str, size: int, by: str, divisor: int | None) -> int:
+    """size / divisor, which must be whole."""
+    if divisor is None or size % divisor:
+        raise ValueError(f"{by} is {divisor}; expected a divisor of {what} = {size}")
+    return size // divisor
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

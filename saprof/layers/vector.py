@@ -1,0 +1,223 @@
+"""Attention whose weights are vectors: pairwise and patchwise (SAN Sec. 3.1 and 3.2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saprof.attention import ATTENTIONS, Attention
+from saprof.backends.unfold import softmax
+from saprof.footprint import Footprint
+from saprof.layers.config import AttentionConfig
+from saprof.layers.local import LocalAttention
+from saprof.layers.parts import coordinates, divide, linear, no_autocast
+from saprof.operators import OPERATORS, Operator, aggregation, pairwise_concatenation, pairwise_subtraction
+from saprof.workload import REDUCTIONS
+
+
+def mapping(widths: Sequence[int]) -> nn.Sequential:
+    """γ through `widths`: batch norm, ReLU and linear per step; the last linear has a bias."""
+    layers: list[nn.Module] = []
+    for step, (inputs, outputs) in enumerate(pairwise(widths), start=2):
+        layers += [nn.BatchNorm2d(inputs), nn.ReLU(), linear(inputs, outputs, bias=step == len(widths))]
+    return nn.Sequential(*layers)
+
+
+class VectorAttention(LocalAttention):
+    """What pairwise and patchwise attention have in common: φ, ψ, β and γ (SAN Fig. 1)."""
+
+    first_channel = 0
+    """The first of δ's channels that γ reads."""
+
+    def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
+        variant = config.family, str(config.relation), str(config.position), config.mapping
+        super().__init__(footprint, config, ATTENTIONS.get(variant))
+        r = divide("channels", channels, "relation_reduction", config.relation_reduction)
+        v = divide("channels", channels, "value_reduction", config.value_reduction)
+        self.groups = divide("value channels", v, "share", config.share)
+        self.value_channels = v
+        self.relation = OPERATORS[f"{config.family}_{config.relation}"]
+        self.gamma: nn.Sequential
+        self.phi = linear(channels, r)
+        self.psi = linear(channels, r) if config.transformations == "distinct" else None
+        self.beta = linear(channels, v) if config.transformations != "shared" else None
+        self.transformations: nn.Module | None = None
+        """What computes all three at once, if anything does."""
+        # φ = ψ = β widens φ to C / 4; γ keeps the hidden width C / 16 that the parameter count of Table 6 asks for
+        self.hidden = r if self.beta is not None else max(channels // REDUCTIONS["r"], 1)
+
+    @property
+    def parts(self) -> Sequence[Operator]:
+        return self.relation, aggregation
+
+    def obstacle(self) -> str | None:
+        if self.fused is None:
+            return f"{self.relation.name} has no fused attention"
+        for layer in self.gamma:
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and type(layer) is not nn.BatchNorm2d:
+                return f"γ has a {type(layer).__name__}, and only the statistics of a BatchNorm2d are computed"
+            if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+                return "γ's layers have hooks, which it would not call"
+        return None
+
+    def fuse(self, phi: Tensor, psi: Tensor, beta: Tensor, backend: str) -> Float[Tensor, "n v h w"]:
+        """The attention as one operator, which is given γ's batch norms as scales and shifts."""
+        fused, how = self.fused, {"footprint": self.footprint, "backend": backend}
+        assert isinstance(fused, Attention)
+        positions = self.positions(phi)
+        parameters: list[Tensor] = []
+        unread = self.first_channel
+
+        def statistics() -> tuple[Tensor, ...]:
+            return tuple(x[unread:] for x in fused.statistics(phi, psi, *positions, *parameters, **how))
+
+        for norm, weight in self.steps():
+            scale, shift = affine(norm, statistics, self.samples(phi))
+            parameters += [F.pad(x, (unread, 0)) if unread else x for x in (scale, shift, weight)]
+            unread = 0
+        weight = parameters.pop()
+        bias = self.gamma[-1].get_parameter("bias").view(self.outputs)
+        return fused(phi, psi, beta, *positions, *parameters, weight.view(*self.outputs, -1), bias, **how)
+
+    def steps(self) -> Iterator[tuple[nn.BatchNorm2d, Tensor]]:
+        """The batch norms of γ, each with the weight of the linear layer behind it."""
+        layers = list(self.gamma)
+        for norm, layer in zip(layers[::3], layers[2::3], strict=True):
+            assert isinstance(norm, nn.BatchNorm2d)
+            assert isinstance(layer, nn.Conv2d)
+            yield norm, layer.weight.flatten(1)
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """The axes of what γ gives per position: the groups, and in the patchwise family the taps."""
+        return (self.groups,)
+
+    def positions(self, like: Tensor) -> list[Tensor]:
+        """The positions at centres and taps, as the fused operator takes them."""
+        return []
+
+    def samples(self, phi: Tensor) -> int:
+        """How many values of a channel a batch norm of γ sees."""
+        return len(phi) * math.prod(self.footprint.output_size(*phi.shape[-2:]))
+
+    def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """φ(x), ψ(x), β(x); a layer that two of them share runs once."""
+        if self.transformations is not None:
+            return self.transformations(x)
+        phi = self.phi(x)
+        psi = phi if self.psi is None else self.psi(x)
+        beta = phi if self.beta is None else self.beta(x)
+        return phi, psi, beta
+
+    def relation_channels(self) -> int:
+        """d, the width of δ."""
+        return self.relation.output_shape({"n": 1, "r": self.phi.out_channels, "k": self.footprint.taps, "p": 1})[1]
+
+    def extra_repr(self) -> str:
+        return f"{self.relation.name}, {super().extra_repr()}"
+
+
+class PairwiseAttention(VectorAttention):
+    """y_i = Σ_j softmax_j γ([δ(x_i, x_j), p_i − p_j]) ⊙ β(x_j) (SAN Eq. 2 and 3)."""
+
+    def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
+        super().__init__(channels, footprint, config)
+        self.position_encoding = config.position
+        self.position = linear(2, 2) if config.position != "none" else None
+        width = self.relation_channels() + (2 if self.position is not None else 0)
+        hidden = [self.hidden] * (len(config.mapping) // 2)
+        self.gamma = mapping([width, *hidden, self.groups])
+
+    def alpha(self, phi: Tensor, psi: Tensor) -> Float[Tensor, "n g k p"]:
+        delta = self.relation(phi, psi, footprint=self.footprint, backend=self.backend)
+        position = self.position_relation(phi.shape[-2:])
+        if position is not None:
+            delta = torch.cat([delta, position.expand(len(phi), -1, -1, -1).to(delta.dtype)], dim=1)
+        return softmax(self.gamma(delta), self.footprint, phi.shape[-2:])
+
+    def position_relation(self, size: Sequence[int]) -> Float[Tensor, "1 2 k p"] | None:
+        """p_i − p_j on a map of `size`; p_j where the encoding is absolute, None where there is none."""
+        if self.position is None:
+            return None
+        how = {"footprint": self.footprint, "backend": self.backend}
+        with no_autocast(self.position.weight):  # in bfloat16 the neighbours on a large map are hardly apart
+            p = self.position(coordinates(size, self.position.weight))
+            if self.position_encoding == "relative":
+                return pairwise_subtraction(p, p, **how)
+            return pairwise_concatenation(p, p, **how)[:, 2:]  # the p_j of [p_i, p_j]
+
+    def positions(self, like: Tensor) -> list[Tensor]:
+        if self.position is None:
+            return []
+        with no_autocast(self.position.weight):
+            p = self.position(coordinates(like.shape[-2:], self.position.weight)).expand(len(like), -1, -1, -1)
+        return [p, p] if self.position_encoding == "relative" else [p]
+
+    def samples(self, phi: Tensor) -> int:
+        return super().samples(phi) * self.footprint.taps
+
+
+class PatchwiseAttention(VectorAttention):
+    """y_i = Σ_j γ(δ(x_R(i)))_j ⊙ β(x_j) (SAN Eq. 4 and 5)."""
+
+    def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
+        super().__init__(channels, footprint, config)
+        # where φ = ψ, a centre that is one of the taps is in δ already, and Table 6 counts it once
+        twice = self.psi is None and config.relation == "concatenation" and (0, 0) in footprint.offsets
+        self.first_channel = self.phi.out_channels if twice else 0
+        hidden = {"l": [], "lrl": [self.groups], "lrlrl": [self.hidden, self.groups]}[config.mapping]
+        width = self.relation_channels() - self.first_channel
+        self.gamma = mapping([width, *hidden, self.groups * footprint.taps])
+        self.taps = footprint.taps
+
+    def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.footprint.taps != self.taps:
+            raise ValueError(
+                f"{self.relation.name}: axis k of γ is {self.taps}; expected {self.footprint.taps}, the taps of "
+                f"footprint {self.footprint}, since a patchwise γ is built for one number of taps"
+            )
+        return super().transform(x)
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        return self.groups, self.footprint.taps
+
+    def alpha(self, phi: Tensor, psi: Tensor) -> Float[Tensor, "n g k p"]:
+        delta = self.relation(phi, psi, footprint=self.footprint, backend=self.backend)
+        alpha = self.gamma(delta[:, self.first_channel :])  # n g·k 1 p
+        return alpha.reshape(len(phi), self.groups, self.footprint.taps, alpha.shape[-1])
+
+
+def affine(norm: nn.BatchNorm2d, statistics: Callable[[], tuple[Tensor, ...]], samples: int) -> tuple[Tensor, Tensor]:
+    """The scale and shift by which a batch norm acts. In training they come of the batch's `statistics`, mean and
+    biased variance over so many `samples`, and the running ones follow as in torch."""
+    mean, variance = norm.running_mean, norm.running_var
+    if norm.training or mean is None or variance is None:
+        mean, variance = statistics()
+        if norm.training and norm.track_running_stats:
+            _follow(norm, mean, variance, samples)
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.affine:
+        scale = norm.weight * scale
+        return scale, norm.bias - mean * scale
+    return scale, -mean * scale
+
+
+@torch.no_grad()
+def _follow(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, samples: int) -> None:
+    if samples < 2:
+        raise ValueError("a batch norm of γ sees one value per channel in training; expected more, to have a variance")
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    momentum = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+    unbiased = variance * (samples / (samples - 1))
+    for running, now in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+        running.copy_((1 - momentum) * running + momentum * now)

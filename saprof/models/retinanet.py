@@ -1,0 +1,116 @@
+"""RetinaNet (Lin et al. 2017) with convolutions or stand-alone attention in its backbone and heads (SASA Table 2).
+
+It is here for its cost and for its maps: there is no training of detectors in this project.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saprof.footprint import Footprint, positive
+from saprof.layers import StandAloneAttention, expect, linear
+from saprof.models.resnet import EXPANSION
+from saprof.models.sasa import SASA, SASAConfig
+
+PREDICTORS = ("convolution", "attention")
+COORDINATES = 4
+"""Of a box."""
+DEPTH = 4
+"""Layers of a head before the one that predicts."""
+PRIOR = 0.01
+"""What a class's probability is at first (Lin et al. 2017, Sec. 4.1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetinaNetConfig(SASAConfig):
+    """The config of the backbone, the pyramid and the heads. Without attention stages, and with a convolutional stem,
+    the backbone is a ResNet."""
+
+    predictors: str = "attention"
+    """What the two heads are made of: one of PREDICTORS."""
+    width: int = 256
+    """Channels of the pyramid's maps and of the heads."""
+    anchors: int = 6
+    """Per position. 6 anchors of 90 classes are what the printed counts demand."""
+    num_classes: int = 90
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect("predictors", self.predictors, PREDICTORS)
+        for name in ("width", "anchors"):
+            positive(name, getattr(self, name))
+        if len(self.channels) < 3:
+            raise ValueError(f"channels has {len(self.channels)} stages; expected 3 at least, for the pyramid")
+
+    @property
+    def attends(self) -> bool:
+        return super().attends or self.predictors == "attention"
+
+
+class RetinaNet(nn.Module):
+    """Images to class logits and box offsets: (n, positions · anchors, classes + 4), the finest map first."""
+
+    def __init__(self, config: RetinaNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = SASA(config)
+        del self.backbone.avgpool, self.backbone.fc
+        width = config.width
+        self.lateral = nn.ModuleList(linear(channels * EXPANSION, width) for channels in config.channels[-3:])
+        self.smooth = nn.ModuleList(convolution3x3(width, width) for _ in range(3))
+        self.coarser = nn.ModuleList(convolution3x3(width, width, stride=2) for _ in range(2))
+        self.classes = head(config, config.anchors * config.num_classes)
+        self.boxes = head(config, config.anchors * COORDINATES)
+        nn.init.constant_(self.classes[-1].get_parameter("bias"), -math.log((1 - PRIOR) / PRIOR))
+
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n a classes+4"]:
+        found = []
+        for map_ in self.pyramid(x):
+            logits, offsets = (
+                predicted.unflatten(1, (self.config.anchors, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3)
+                for predicted in (self.classes(map_), self.boxes(map_))
+            )
+            found.append(torch.cat([logits, offsets], dim=2))
+        return torch.cat(found, dim=1)
+
+    def pyramid(self, x: Float[Tensor, "n 3 h w"]) -> Iterator[Tensor]:
+        """P3 to P7: the last three stages with what is coarser added, and two strided convolutions."""
+        *_, c3, c4, c5 = self.backbone.features(x)
+        lateral3, lateral4, lateral5 = self.lateral
+        p5 = lateral5(c5)
+        p4 = lateral4(c4) + F.interpolate(p5, size=c4.shape[-2:])
+        p3 = lateral3(c3) + F.interpolate(p4, size=c3.shape[-2:])
+        smooth3, smooth4, smooth5 = self.smooth
+        coarser6, coarser7 = self.coarser
+        yield smooth3(p3)
+        yield smooth4(p4)
+        p5 = smooth5(p5)
+        yield p5
+        p6 = coarser6(p5)
+        yield p6
+        yield coarser7(F.relu(p6))
+
+
+def convolution3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1)
+
+
+def head(config: RetinaNetConfig, outputs: int) -> nn.Sequential:
+    """Four layers, each with a ReLU, and one that predicts; one of attention ends in a linear layer."""
+    footprint, width = config.footprint, config.width
+    assert isinstance(footprint, Footprint)
+    layers: list[nn.Module] = []
+    for _ in range(DEPTH):
+        layers += [StandAloneAttention(width, footprint, config)] if config.predictors == "attention" else []
+        layers += [convolution3x3(width, width)] if config.predictors == "convolution" else []
+        layers.append(nn.ReLU())
+    if config.predictors == "convolution":
+        return nn.Sequential(*layers, convolution3x3(width, outputs))
+    return nn.Sequential(*layers, StandAloneAttention(width, footprint, config), linear(width, outputs))

@@ -1,0 +1,78 @@
+"""Stand-alone self-attention networks: ResNets whose 3 × 3 convolutions, and stem, are attention (SASA Sec. 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from saprof.footprint import BOUNDARIES, Footprint
+from saprof.layers import STEMS, AttentionConfig, AttentionStem, StandAloneAttention, expect
+from saprof.models.resnet import ResNet, StagesConfig, convolution
+from saprof.models.stages import block_footprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class SASAConfig(AttentionConfig, StagesConfig):
+    """A whole network. `footprint` may be a Footprint, a size, or what `Footprint.parse` reads.
+
+    `boundary` is that of a size. The paper does not say how its neighbourhoods end at a border: `exclude` clips them.
+    """
+
+    family: str = "stand_alone"
+    value_reduction: int = 1
+    bias: bool = False
+    footprint: Footprint | int | str = 7
+    boundary: str = "exclude"
+    attention_stages: tuple[int, ...] | None = None
+    """The stages with attention, the first being 1 (SASA Table 3); the others keep convolutions. None is all."""
+    stem: str = "spatial_attention"
+    """One of STEMS."""
+
+    def __post_init__(self) -> None:
+        expect("family of SASA", self.family, ("stand_alone",))
+        AttentionConfig.__post_init__(self)
+        StagesConfig.__post_init__(self)
+        expect("boundary", self.boundary, BOUNDARIES)
+        expect("stem", self.stem, STEMS)
+        if self.stem_stride == 1 and self.stem != "convolution":
+            raise ValueError(f"stem is {self.stem!r}; expected 'convolution', since stem_stride is 1")
+        object.__setattr__(self, "footprint", block_footprint(self.footprint, self.boundary))
+        every = range(1, len(self.channels) + 1)
+        chosen = every if self.attention_stages is None else self.attention_stages
+        for stage in chosen:
+            if stage not in every or isinstance(stage, bool):
+                raise ValueError(f"attention_stages has {stage!r}; expected stages from 1 to {len(every)}")
+        object.__setattr__(self, "attention_stages", tuple(chosen))
+        if not self.attends and self.footprint != block_footprint(SASAConfig.footprint, self.boundary):
+            raise ValueError(f"footprint is {self.footprint}; expected {SASAConfig.footprint}, since nothing attends")
+
+    @property
+    def attends(self) -> bool:
+        """Whether any layer but the stem is attention."""
+        return bool(self.attention_stages)
+
+
+class SASA(ResNet):
+    """Images to logits. A block with stride 2 attends at the resolution of its input, and averages 2 × 2 behind it."""
+
+    config: SASAConfig
+
+    def build_stem(self, width: int) -> None:
+        if self.config.stem == "convolution":
+            super().build_stem(width)
+        else:
+            self.stem = AttentionStem(width, self.config.stem)
+
+    def embed(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h2 w2"]:
+        return super().embed(x) if self.config.stem == "convolution" else self.stem(x)
+
+    def spatial(self, stage: int, channels: int, stride: int) -> nn.Module:
+        if stage not in (self.config.attention_stages or ()):
+            return convolution(channels, 3, stride)
+        footprint = self.config.footprint
+        assert isinstance(footprint, Footprint)
+        attention = StandAloneAttention(channels, footprint, self.config)
+        # ceil_mode, as a strided convolution rounds an odd side up
+        return attention if stride == 1 else nn.Sequential(attention, nn.AvgPool2d(2, ceil_mode=True))
