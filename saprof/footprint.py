@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from math import isqrt
 from operator import index
+from random import Random
 from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
 
 if TYPE_CHECKING:
@@ -97,6 +99,28 @@ class Footprint:
         return cls(inside, stride, boundary)._called(f"disk:{size}")
 
     @classmethod
+    def random(
+        cls, taps: int, seed: int, size: int | None = None, *, stride: int = 1, boundary: str = "reflect"
+    ) -> Footprint:
+        """The centre and other taps of a size × size square, drawn without replacement and listed row by row.
+
+        Without a size, of the smallest odd square with at least twice as many positions. The same on every platform.
+        """
+        positive("number of taps", taps)
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise ValueError(f"seed is {seed!r}; expected an integer, 0 or more")
+        usual = _ceil_sqrt(2 * taps) | 1
+        size = usual if size is None else size
+        square = cls.square(size).offsets
+        if len(square) < taps:
+            raise ValueError(f"footprint size is {size}, for {taps} taps; expected at least {_ceil_sqrt(taps)}")
+        draw = Random(seed)  # of which only `random` is promised to stay the same in later versions of Python
+        rank = {offset: draw.random() for offset in square} | {(0, 0): -1.0}
+        chosen = sorted(sorted(square, key=rank.__getitem__)[:taps])
+        of_size = "" if size == usual else f"@size{size}"
+        return cls(tuple(chosen), stride, boundary)._called(f"random:{taps}@seed{seed}{of_size}")
+
+    @classmethod
     def from_offsets(
         cls, offsets: Iterable[tuple[int, int]], *, stride: int = 1, boundary: str = "reflect"
     ) -> Footprint:
@@ -105,8 +129,9 @@ class Footprint:
 
     @classmethod
     def parse(cls, text: str | int) -> Footprint:
-        """Read `7`, `square:7`, `dilated:5x2` (size x dilation), `rectangle:3x5`, `cross:13`, `disk:9` or
-        `offsets:0,0;0,1`, each optionally followed by `stride=2` and `boundary=zero`: what `str(footprint)` writes."""
+        """Read `7`, `square:7`, `dilated:5x2` (size x dilation), `rectangle:3x5`, `cross:13`, `disk:9`,
+        `random:49@seed1`, `random:49@seed1@size13` or `offsets:0,0;0,1`, each optionally followed by `stride=2` and
+        `boundary=zero`: what `str(footprint)` writes."""
         return _parse(str(text))
 
     def __str__(self) -> str:
@@ -259,6 +284,7 @@ _SHAPES = {
     "rectangle": ("[0-9]+x[0-9]+", Footprint.rectangle),
     "cross": ("[0-9]+", Footprint.cross),
     "disk": ("[0-9]+", Footprint.disk),
+    "random": ("[0-9]+@seed[0-9]+(@size[0-9]+)?", Footprint.random),
     "offsets": (
         "-?[0-9]+,-?[0-9]+(;-?[0-9]+,-?[0-9]+)*",
         lambda *numbers: Footprint.from_offsets(zip(numbers[::2], numbers[1::2], strict=True)),
@@ -274,9 +300,9 @@ def _parse(text: str) -> Footprint:
     if kind not in _SHAPES or not re.fullmatch(_SHAPES[kind][0], numbers):
         raise ValueError(
             f"cannot read footprint {text!r}; expected a size such as 7, or square:7, dilated:5x2, rectangle:3x5, "
-            "cross:13, disk:9, offsets:0,0;0,1"
+            "cross:13, disk:9, random:49@seed1, offsets:0,0;0,1"
         )
-    footprint = _SHAPES[kind][1](*map(int, re.split("[x,;]", numbers)))
+    footprint = _SHAPES[kind][1](*map(int, re.findall("-?[0-9]+", numbers)))
     for option in options:
         name, _, value = option.partition("=")
         if name not in ("stride", "boundary"):
@@ -295,6 +321,11 @@ def _axis(size: int, dilation: int = 1) -> range:
     positive("dilation", dilation)
     first = -((size - 1) // 2)
     return range(first * dilation, (first + size) * dilation, dilation)
+
+
+def _ceil_sqrt(number: int) -> int:
+    """⌈√number⌉ of a positive integer."""
+    return isqrt(number - 1) + 1
 
 
 def _step(axis: tuple[int, ...]) -> int | None:

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--relation", help="relations by name, in the families chosen")
     what.add_argument(
         "--footprint",
-        help="sizes, ranges, or square:7, cross:13, disk:9, dilated:5x2, … (default 7; of models, their own)",
+        help="sizes, ranges, or square:7, cross:13, disk:9, random:49@seed1, … (default 7; of models, their own)",
     )
     what.add_argument("--boundary", default="reflect", help=", ".join(BOUNDARIES))
     what.add_argument("--dilation", default="1", help="of square footprints")
@@ -131,8 +131,20 @@ def _networks(arguments: argparse.Namespace, batch: int, dtype: str) -> Iterator
     footprints = _footprints(arguments) if arguments.footprint is not None else [None]
     for name, footprint, size in product(names, footprints, sizes):
         network = Network(name, footprint, batch, size, dtype)
-        if arguments.model or network.has_backends or footprint is None or footprint.taps <= LARGEST_CONVOLUTION:
+        if network.has_backends or footprint is None:
             yield network
+        elif _convolvable(footprint):
+            if arguments.model or footprint.taps <= LARGEST_CONVOLUTION:
+                yield network
+        elif arguments.model not in (None, "all"):
+            raise ValueError(
+                f"footprint of {name} is {footprint}; expected an odd square, as its convolutions have one"
+            )
+
+
+def _convolvable(footprint: Footprint) -> bool:
+    """Whether a ResNet has it: an odd square without dilation."""
+    return footprint.lattice is not None and footprint.offsets == Footprint.square(footprint.lattice[0][0] | 1).offsets
 
 
 def _model_names(asked: str) -> list[str]:
@@ -187,18 +199,24 @@ def _shapes(arguments: argparse.Namespace) -> Iterator[tuple[int, int]]:
 def _footprints(arguments: argparse.Namespace) -> list[Footprint]:
     """Every footprint, dilation and boundary asked for."""
     asked = DEFAULT_FOOTPRINT if arguments.footprint is None else arguments.footprint
-    dilations = command.integers("dilation", arguments.dilation)
     boundaries = command.choices("boundary", arguments.boundary, BOUNDARIES)
-    footprints: list[Footprint] = []
+    found = footprints(asked, arguments.dilation)
+    return [footprint.with_(boundary=boundary) for footprint, boundary in product(found, boundaries)]
+
+
+def footprints(asked: str, dilation: str = "1") -> list[Footprint]:
+    """Read a comma list of sizes and ranges, each at every dilation, and of what `Footprint.parse` reads."""
+    dilations = command.integers("dilation", dilation)
+    found: list[Footprint] = []
     for part in [asked] if asked.startswith("offsets:") else asked.split(","):
         if all(bound.strip().isdigit() for bound in part.split(":")):
             sizes = command.integers("footprint", part)
-            footprints += [Footprint.square(size, dilation) for size, dilation in product(sizes, dilations)]
+            found += [Footprint.square(size, apart) for size, apart in product(sizes, dilations)]
         elif dilations != [1]:
-            raise ValueError(f"dilation is {arguments.dilation} with footprint {part}; expected a size such as 7")
+            raise ValueError(f"dilation is {dilation} with footprint {part}; expected a size such as 7")
         else:
-            footprints.append(Footprint.parse(part))
-    return [footprint.with_(boundary=boundary) for footprint, boundary in product(footprints, boundaries)]
+            found.append(Footprint.parse(part))
+    return found
 
 
 def _run(groups: list[Group], arguments: argparse.Namespace) -> int:

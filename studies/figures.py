@@ -106,6 +106,44 @@ def attacked_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
     return figure
 
 
+def footprints_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
+    """Accuracy over footprints of equally many taps, and its difference to the square of as many, or to the first; rows
+    are those of `studies.footprints.frame`."""
+    groups = [group for _, group in rows.groupby("taps", sort=False)]
+    sizes = [group["footprint"].nunique() for group in groups]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11.5, 0.5 * sum(sizes) + 0.9 * len(groups) + 0.9), layout="constrained")
+        panels = figure.subplots(len(groups), 2, squeeze=False, sharey="row", sharex="col", height_ratios=sizes)
+        for group, (accuracy, difference) in zip(groups, panels, strict=True):
+            names = list(dict.fromkeys(group["footprint"]))
+            families = list(dict.fromkeys(group["family"]))
+            for number, family in enumerate(families):
+                of = group[group["family"] == family]
+                shift = 0.5 * ((number + 0.5) / len(families) - 0.5)
+                places = [names.index(name) + shift for name in of["footprint"]]
+                _draw_interval(accuracy, of, places, family, ("top1", "low", "high"))
+                _draw_interval(difference, of, places, family, ("difference", "difference_low", "difference_high"))
+            labels = [f"{name}, the base" if name in set(group["against"]) else name for name in names]
+            accuracy.set_yticks(range(len(names)), labels)
+            accuracy.set_ylim(len(names) - 0.5, -0.5)
+            accuracy.set_title(f"{group['taps'].iloc[0]} taps")
+            difference.axvline(0, color="0.7", linewidth=1)
+            accuracy.grid(axis="x")
+            difference.grid(axis="x")
+        panels[-1, 0].set_xlabel("top-1, %  (bar: 95 % over seeds)")
+        panels[-1, 1].set_xlabel("difference to the base, points  (bar: Holm's interval)")
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
+        _sign(figure, rows, provenance)
+    return figure
+
+
+def _draw_interval(axes: Axes, rows: pd.DataFrame, places: Sequence[float], family: str, names: Sequence[str]) -> None:
+    """A family's values, a mark each, with their interval where there is one."""
+    value, low, high = (rows[name].astype(float) for name in names)
+    axes.hlines(places, low, high, color=COLOURS[family], linewidth=1.5)
+    axes.plot(value, places, MARKERS[family], color=COLOURS[family], label=family)
+
+
 def looked_at_figure(network: str | Path, number: int, centres: Sequence[tuple[int, int]], groups: int = 4) -> Figure:
     """What a trained network of digits, a file of `saprof.save`, looks at from these centres of a test image: the
     weights of the first groups of its first attention."""

@@ -18,6 +18,7 @@ SHAPES = st.one_of(
     st.builds(Footprint.rectangle, SIZES, SIZES),
     st.builds(Footprint.cross, SIZES),
     st.builds(Footprint.disk, SIZES),
+    st.builds(Footprint.random, st.integers(1, 25), st.integers(0, 2**70), st.none() | st.integers(5, 8)),
     st.builds(Footprint.from_offsets, OFFSETS),
 )
 FOOTPRINTS = st.builds(
@@ -85,6 +86,56 @@ def test_a_disk_of_9_has_as_many_taps_as_a_square_of_7():
     assert Footprint.disk(9).taps == Footprint.square(7).taps == 49
 
 
+def test_a_random_footprint_is_the_same_everywhere():
+    """Drawn by hand from what CPython promises to keep: the numbers of `random.Random(seed).random()`."""
+    assert picture(Footprint.random(9, seed=3, size=5)) == ["#....", "##.##", "..#..", "#....", ".#..#"]
+    assert picture(Footprint.random(25, seed=1)) == [
+        "#..#....#",
+        "#...#..#.",
+        ".##...#.#",
+        "#..###.##",
+        "...##.#..",
+        ".........",
+        "..##..#..",
+        "........#",
+        "#....#...",
+    ]
+
+
+@given(st.integers(1, 60), st.integers(0, 99))
+def test_a_random_footprint_has_the_centre_and_as_many_taps_as_asked(taps, seed):
+    footprint = Footprint.random(taps, seed)
+    side = next(side for side in range(1, 99, 2) if side**2 >= 2 * taps)
+    assert footprint.taps == taps
+    assert (0, 0) in footprint.offsets
+    assert set(footprint.offsets) <= set(Footprint.square(side).offsets)
+    assert list(footprint.offsets) == sorted(footprint.offsets)
+
+
+def test_every_tap_of_the_square_is_drawn_by_some_seed():
+    drawn = [set(Footprint.random(3, seed, size=4).offsets) for seed in range(60)]
+    assert set().union(*drawn) == set(Footprint.square(4).offsets)
+    assert Footprint.random(16, seed=5, size=4).offsets == Footprint.square(4).offsets
+    assert Footprint.random(1, seed=5).offsets == ((0, 0),)
+
+
+def test_the_size_of_a_random_footprint_is_told_where_it_is_not_the_usual_one():
+    assert str(Footprint.random(25, 1, 9, boundary="zero")) == "random:25@seed1 boundary=zero"
+    assert str(Footprint.random(25, 1, 7, stride=2)) == "random:25@seed1@size7 stride=2"
+    assert Footprint.random(25, 1, 7) != Footprint.random(25, 1)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        ["square:5", "cross:13", "dilated:5x2", "random:25@seed1"],
+        ["square:7", "disk:9", "cross:25", "dilated:7x2", "random:49@seed1"],
+    ],
+)
+def test_footprints_of_equally_many_taps(others):
+    assert {Footprint.parse(text).taps for text in others} == {Footprint.parse(others[0]).taps}
+
+
 def test_offsets_keep_their_order_and_may_be_any_integers():
     offsets = np.array([[3, -1], [0, 0]])
     assert Footprint.from_offsets(offsets).offsets == ((3, -1), (0, 0))
@@ -108,6 +159,8 @@ def test_parse_reads_what_str_writes(footprint):
         ("cross:13", Footprint.cross(13)),
         ("disk:9 boundary=exclude stride=3", Footprint.disk(9, stride=3, boundary="exclude")),
         ("offsets:0,0;-1,12", Footprint.from_offsets([(0, 0), (-1, 12)])),
+        ("random:49@seed1", Footprint.random(49, seed=1)),
+        ("random:9@seed20@size4 stride=2", Footprint.random(9, seed=20, size=4, stride=2)),
     ],
 )
 def test_parse(text, footprint):
@@ -283,7 +336,8 @@ CANNOT_READ = "cannot read footprint {!r}; expected a size such as 7, or square:
     "text",
     ["x", "", " ", "3,x,7", "3.5", "-3", "True", "square:", ":7", "square:3x4", "square:3x", "dilated:5", "cross:3x3",
      "rectangle:3", "triangle:3", "offsets:", "offsets:0", "offsets:0,0;1", "offsets:0,0,0", "offsets:a,b",
-     "square:٣", "7 7 7:7", None, True, 3.0, [3]],
+     "random:49", "random:49@1", "random:49@seed", "random:49@seed-1", "random:49@seed1x11", "random:@seed1",
+     "random:49@seed1@size", "random:49@size11@seed1", "square:٣", "7 7 7:7", None, True, 3.0, [3]],
     ids=repr,
 )  # fmt: skip
 def test_parse_refuses(text):
@@ -316,6 +370,13 @@ def test_parse_refuses(text):
         (lambda: Footprint.rectangle(3, 0), "footprint size is 0; expected a positive integer"),
         (lambda: Footprint.cross(0), "footprint size is 0; expected a positive integer"),
         (lambda: Footprint.disk(0), "footprint size is 0; expected a positive integer"),
+        (lambda: Footprint.random(0, 1), "number of taps is 0; expected a positive integer"),
+        (lambda: Footprint.random(9, -1), "seed is -1; expected an integer, 0 or more"),
+        (lambda: Footprint.random(9, True), "seed is True; expected an integer, 0 or more"),
+        (lambda: Footprint.random(9, 1.0), "seed is 1.0; expected an integer, 0 or more"),
+        (lambda: Footprint.random(9, 1, 0), "footprint size is 0; expected a positive integer"),
+        (lambda: Footprint.random(10, 1, 3), "footprint size is 3, for 10 taps; expected at least 4"),
+        (lambda: Footprint.parse("random:10@seed1@size3"), "footprint size is 3, for 10 taps; expected at least 4"),
         (lambda: Footprint.from_offsets([]), "the footprint has no taps; expected at least one (dy, dx)"),
         (lambda: Footprint.from_offsets([(0, 0), (1, 0), (0, 0)]), "offset (0, 0) appears twice; expected distinct"),
         (lambda: Footprint.from_offsets([(0,)]), "footprint offset (0,); expected a pair of integers (dy, dx)"),

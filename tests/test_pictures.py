@@ -19,6 +19,18 @@ def test_every_tap_is_drawn_at_its_offset_with_its_number():
         assert str(footprint.taps) in axes.get_title(loc="left") + axes.get_title()
 
 
+def test_numbers_are_no_wider_than_their_taps():
+    figure = footprint_picture([Footprint.cross(25), *[Footprint.random(49, seed=1)] * 4])
+    figure.set_dpi(400)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    tap = axes.transData.transform((1, 0))[0] - axes.transData.transform((0, 0))[0]
+    widest = max(text.get_window_extent().width for text in axes.texts)
+    assert 0.5 * tap < widest <= tap
+    few = footprint_picture([CROSS])
+    assert {text.get_fontsize() for text in few.axes[0].texts} == {6.0}
+
+
 def test_weights_are_where_their_taps_are():
     h, w, centre = 3, 4, (1, 2)
     alpha = np.random.default_rng(0).normal(size=(2, IRREGULAR.taps, h * w))

@@ -320,6 +320,13 @@ def test_planning_needs_no_torch():
         (["--operator", "all", "--stage", "1:5", "--footprint", "3:11:2"], len(OPERATORS) * 5 * 5),
         (["--operator", "aggregation", "--footprint", "3,square:5,disk:9,cross:13,dilated:5x2,rectangle:1x7"], 6),
         (["--operator", "aggregation", "--footprint", "offsets:0,0;0,1"], 1),
+        (["--operator", "aggregation", "--footprint", "square:7,cross:13,disk:9,dilated:5x2,random:49@seed1"], 5),
+        (["--operator", "aggregation", "--footprint", "random:9@seed1,random:9@seed1@size5,random:9@seed1@size7"], 2),
+        (["--footprint", "square:7,cross:13,disk:9,dilated:5x2,random:49@seed1"], 1 + 5 * 5),
+        (
+            ["--model", "all", "--footprint", "cross:3,4"],
+            2 * sum(Network(name).has_backends for name in saprof.list_models()),
+        ),
         (["--operator", "aggregation", "--footprint", "3,5", "--dilation", "1,2", "--boundary", "zero,exclude"], 8),
         (["--operator", "aggregation", "--batch", "1,8", "--dtype", "float32,bfloat16", "--stride", "1,2"], 8),
         (["--model", "san10_pairwise,resnet26", "--footprint", "3,5"], 4),
@@ -334,7 +341,7 @@ def test_axes(arguments, names):
     groups = plan(*arguments)
     assert len(groups) == names
     for group in groups:
-        choosable = not str(group[0].subject).startswith("resnet")
+        choosable = getattr(group[0].subject, "has_backends", True)
         assert [cell.backend for cell in group] == (list(BACKENDS) if choosable else ["auto"])
     keys = [cell.key("f") for group in groups for cell in group]
     assert len(set(keys)) == len(keys), "every cell needs a key of its own"
@@ -362,6 +369,14 @@ def test_backends_of_a_group(arguments, names):
         (["--footprint", ""], "cannot read footprint ''"),
         (["--footprint", "11:3"], "footprint is '11:3'; expected a range whose first is at most its last"),
         (["--footprint", "disk:5", "--dilation", "2"], "dilation is 2 with footprint disk:5"),
+        (["--footprint", "7,random:49"], "cannot read footprint 'random:49'; expected a size such as 7"),
+        (["--footprint", "random:49@seed1", "--dilation", "2"], "dilation is 2 with footprint random:49@seed1"),
+        (
+            ["--model", "resnet26", "--footprint", "3,dilated:3x2"],
+            "footprint of resnet26 is dilated:3x2; expected an odd",
+        ),
+        (["--model", "resnet26", "--footprint", "4"], "footprint of resnet26 is square:4; expected an odd square"),
+        (["--model", "resnet26", "--footprint", "cross:3"], "footprint of resnet26 is cross:3; expected an odd square"),
         (["--operator", "agregation"], "unknown operator 'agregation'; expected pairwise_summation"),
         (["--relation", "add"], "unknown relation 'add'; expected summation"),
         (["--family", "triple"], "unknown family 'triple'; expected pairwise, patchwise"),

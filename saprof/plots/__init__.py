@@ -5,6 +5,7 @@ from saprof.plots.panels import latency_figure, memory_figure
 from saprof.plots.pareto import accuracy_figure
 from saprof.plots.pictures import attention_picture, footprint_picture
 from saprof.plots.roofline import roofline_figure
+from saprof.plots.shapes import shapes_figure
 from saprof.plots.speedup import speedup_figure
 from saprof.plots.style import STYLE, frame, write
 
@@ -19,6 +20,7 @@ __all__ = [
     "latency_figure",
     "memory_figure",
     "roofline_figure",
+    "shapes_figure",
     "speedup_figure",
     "write",
 ]

@@ -21,17 +21,20 @@ if TYPE_CHECKING:
 
 TAP, CENTRE = "#56b4e9", "#d55e00"
 """Sky blue and vermilion of the Okabe-Ito palette."""
+SIDE = 2.6
+"""Of the picture of one footprint, inches."""
 
 
 def footprint_picture(footprints: Sequence[Footprint]) -> Figure:
     """The taps of each footprint around its centre, numbered in tap order."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(2.6 * len(footprints), 3.2), layout="compressed")
+        figure = Figure(figsize=(SIDE * len(footprints), SIDE + 0.6), layout="compressed")
         reach = max(abs(bound) for footprint in footprints for axis in footprint.reach for bound in axis)
+        tap = 72 * SIDE / (2 * reach + 2)  # points
         for footprint, axes in zip(footprints, figure.subplots(1, len(footprints), squeeze=False)[0], strict=True):
             for j, (dy, dx) in enumerate(footprint.offsets):
                 axes.add_patch(Rectangle((dx - 0.5, dy - 0.5), 1, 1, facecolor=TAP, edgecolor="white"))
-                axes.text(dx, dy, str(j), ha="center", va="center", fontsize=6)
+                axes.text(dx, dy, str(j), ha="center", va="center", fontsize=min(6.0, 0.7 * tap))
             axes.add_patch(Rectangle((-0.5, -0.5), 1, 1, fill=False, edgecolor=CENTRE, linewidth=2))
             axes.set(xlim=(-reach - 1, reach + 1), ylim=(reach + 1, -reach - 1), aspect="equal")
             axes.set_title(f"{footprint}\n{footprint.taps} taps", fontsize="medium")

@@ -1,0 +1,74 @@
+"""What the shape of a footprint costs: latency and memory over footprints, those of equally many taps side by side."""
+
+# What an index into a DataFrame gives is beyond pandas' annotations:
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
+
+from __future__ import annotations
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from saprof.plots import lines, style
+from saprof.plots.lines import LATENCY, MEMORY, Quantity
+from saprof.plots.style import STYLE
+
+
+def shapes_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
+    """Latency above and peak memory below, a column per operator or network and a line per footprint, sorted by taps.
+
+    ValueError if no row has both a footprint and a latency.
+    """
+    rows = style.attempted(lines.with_footprint(rows), "latency_s")
+    rows = lines.place(rows, "footprint", apart=("shape",)).sort_values("taps", kind="stable")
+    names = list(rows.sort_index()["name"].unique())
+    footprints = list(rows["footprint"].unique())
+    rows = rows.assign(y=rows["footprint"].map(footprints.index))
+    with matplotlib.rc_context(STYLE):
+        size = (3.1 * len(names) + 3.6, 2 * (0.3 * len(footprints) + 0.9) + 0.9)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(2, len(names), squeeze=False, sharey=True, sharex="row")
+        for quantity, above in zip((LATENCY, MEMORY), panels, strict=True):
+            for name, axes in zip(names, above, strict=True):
+                _draw(axes, rows[rows["name"] == name], quantity)
+                axes.set_title(name if quantity is LATENCY else "")
+            style.log_axis(above[0].xaxis)
+            for axes in above:
+                axes.grid(axis="x")
+                axes.tick_params(axis="x", labelsize=9)
+            above[len(names) // 2].set_xlabel(quantity.label.replace("band", "bar"))
+        _label_footprints(panels[0, 0], rows)
+        panels[0, -1].legend(handles=lines.legend_of_rans(rows), loc="upper left", bbox_to_anchor=(1.02, 1.02))
+        doubtful = [lines.DOUBTFUL] if rows["status"].isin(style.DOUBTFUL).any() else []
+        title = style.title("Latency and peak memory at equally many taps", rows)
+        style.finish(figure, title, doubtful + style.notes(rows), provenance)
+    return figure
+
+
+def _draw(axes: Axes, rows: pd.DataFrame, quantity: Quantity) -> None:
+    """A mark per footprint, backend and setting; of latencies with their interval."""
+    for _, line in rows.groupby(["ran", "setting"], sort=False):
+        look = style.look_of(line["ran"].iloc[0]) | lines.weight(line) | {"linestyle": "none"}
+        line = line.assign(x=quantity.of(line))
+        axes.plot(line["x"], line["y"], **look)
+        lines.mark_failed(axes, line["y"][line["latency_s"].isna()], look["color"], across=True)
+        if quantity is LATENCY:
+            axes.hlines(line["y"], *lines.interval(line), color=look["color"], linewidth=1.2)
+            lines.mark_doubtful(axes, line)
+
+
+def _label_footprints(axes: Axes, rows: pd.DataFrame) -> None:
+    """Their names, with the taps where these become more, and a line above there."""
+    first = rows.drop_duplicates("footprint")
+    begins = first["taps"].diff() != 0
+    labels = [
+        f"{taps} taps   {style.footprint_label(footprint)}" if begin else style.footprint_label(footprint)
+        for footprint, taps, begin in zip(first["footprint"], first["taps"], begins, strict=True)
+    ]
+    axes.set_yticks(first["y"], labels)
+    axes.set_ylim(len(first) - 0.4, -0.6)
+    for panel in axes.figure.axes:
+        for y in first["y"][begins][1:]:
+            panel.axhline(y - 0.5, color="0.8", linewidth=1)
