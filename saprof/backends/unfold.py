@@ -7,7 +7,7 @@ or β in memory, and k more in the saved tensors of a product.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -180,8 +180,8 @@ def _average(logits, value, footprint):
     return aggregation(softmax(logits, footprint, value.shape[-2:]), value, footprint)
 
 
-def softmax(logits: Float[Tensor, "n g k p"], footprint: Footprint, size: Sequence[Any]) -> Float[Tensor, "n g k p"]:
-    """Softmax over the taps; under `exclude`, over those inside the map."""
+def softmax(logits, footprint, size):  # its shapes are not annotated: torch.compile(fullgraph=True) traces it in layers
+    """Softmax of logits (n, g, k, p) over the taps; under `exclude`, over those inside the map."""
     if footprint.boundary == "exclude":
         outside = ~footprint.inside(*size).to(logits.device)
         # no −∞: a centre without any tap inside has uniform weights over zeros, rather than NaN
