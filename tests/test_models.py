@@ -303,7 +303,7 @@ BAD = {
     "heads of pairwise": ({"heads": 4}, "heads is 4; expected 8, since pairwise attention does not read it"),
     "heads not dividing": (
         {"family": "stand_alone", "heads": 3},
-        "2 · heads is 6; expected a divisor of value channels = 8",
+        "heads is 3; expected a divisor of value channels = 8",
     ),
     "heads of one channel": ({"family": "stand_alone"}, "2 · heads is 16; expected a divisor of value channels = 8"),
     "heads of 0": ({"family": "stand_alone", "heads": 0}, "heads is 0; expected a positive integer"),
@@ -344,5 +344,5 @@ def test_a_bad_resnet_says_what_is_bad(changes, message):
 
 
 def test_an_unknown_model_lists_the_known():
-    with pytest.raises(ValueError, match=r"unknown model 'san50'; expected 'san10_pairwise', .* or 'resnet_mini'"):
+    with pytest.raises(ValueError, match=r"unknown model 'san50'; expected 'san10_pairwise', .* or 'sasa_mini'"):
         saprof.create_model("san50")

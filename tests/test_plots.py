@@ -134,6 +134,8 @@ def test_names_look_the_same_in_every_figure():
     assert style.look("san10_pairwise") == style.look("pairwise_subtraction")
     assert style.look("san10_patchwise_star_product") == style.look("patchwise_star_product")
     assert style.look("resnet26_5x5") == style.look("resnet26")
+    assert style.look("sasa_resnet26") == style.look("san10_stand_alone") == style.look("stand_alone_attention")
+    assert style.look("sasa_resnet26_convolution_stem") not in (style.look("sasa_resnet26"), style.look("resnet26"))
     assert style.look("san15_pairwise") != style.look("san10_pairwise")
     assert style.look("my_relation") == style.look("my_relation")
 

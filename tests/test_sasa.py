@@ -124,6 +124,8 @@ def test_stem_pixel_by_pixel(values):
             taps = torch.stack([value[:, mine, r, c] for r, c in block], 1)
             attended[:, mine, y, x_] = (alpha[:, :, None] * taps).sum(1)
     close(stem(x), nn.functional.max_pool2d(stem.bn(attended), BLOCK))
+    if values == "spatial_attention":
+        close(stem.value.define(x), value)
 
 
 def _values(stem, x, values):

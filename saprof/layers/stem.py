@@ -66,7 +66,11 @@ class AttentionStem(nn.Module):
 
 class SpatialValues(nn.Module):
     """v_ab = Σ_m p(a, b, m) W_m x_ab, with p(a, b, m) = softmax_m((row_a + column_b)ᵀ ν_m) at row a and column b of a
-    block (SASA Sec. 3.2)."""
+    block (SASA Sec. 3.2).
+
+    The mixture is one of matrices, v_ab = (Σ_m p(a, b, m) W_m) x_ab, a fraction of the work and of the memory. What has
+    shapes alone goes by the definition, since that is what the paper counts.
+    """
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -76,13 +80,33 @@ class SpatialValues(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h w"]:
-        every = self.values(x).unflatten(1, (MIXTURE, -1))  # n m c h w
-        n, m, c, h, w = every.shape
-        every = every.view(n, m, c, h // BLOCK, BLOCK, w // BLOCK, BLOCK).permute(4, 6, 0, 3, 5, 2, 1)
-        share = ((self.row[:, None] + self.column) @ self.mixture.T).softmax(-1)  # a b m
-        mixed = every.flatten(2, 5) @ share[..., None]  # a b (n h/4 w/4 c) 1
-        mixed = mixed.view(BLOCK, BLOCK, n, h // BLOCK, w // BLOCK, c).permute(2, 5, 3, 0, 4, 1)
-        return mixed.reshape(n, c, h, w)
+        if x.is_meta:
+            return self.define(x)
+        matrices = self.share() @ self.values.weight.view(MIXTURE, -1)  # a b c·3
+        pixels = by_place(x).flatten(0, 1).flatten(1, 3)
+        values = pixels @ matrices.view(BLOCK * BLOCK, -1, 3).transpose(1, 2)
+        return from_place(values, x)
+
+    def define(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h w"]:
+        """The values of all matrices, and then their mixture."""
+        every = by_place(self.values(x)).unflatten(-1, (MIXTURE, -1)).transpose(-1, -2)  # a b n y x c m
+        return from_place(every.flatten(2, 5) @ self.share()[..., None], x)
+
+    def share(self) -> Float[Tensor, "a b m"]:
+        return ((self.row[:, None] + self.column) @ self.mixture.T).softmax(-1)
+
+
+def by_place(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "a b n y x c"]:
+    """By row and column in the block, then image, and row and column of the block."""
+    n, c, h, w = x.shape
+    return x.view(n, c, h // BLOCK, BLOCK, w // BLOCK, BLOCK).permute(3, 5, 0, 2, 4, 1)
+
+
+def from_place(values: Tensor, like: Float[Tensor, "n _ h w"]) -> Float[Tensor, "n c h w"]:
+    """The map of which values are `by_place`."""
+    n, _, h, w = like.shape
+    values = values.reshape(BLOCK, BLOCK, n, h // BLOCK, w // BLOCK, -1)
+    return values.permute(2, 5, 3, 0, 4, 1).reshape(n, -1, h, w)
 
 
 class SameConvolution(nn.Conv2d):

@@ -28,7 +28,7 @@ def attention_weights(model: nn.Module, images: Float[Tensor, "n c h w"]) -> dic
 
     modules = [(n, m) for n, m in model.named_modules() if isinstance(m, LocalAttention)]
     if not modules:
-        raise ValueError(f"{type(model).__name__} has no attention; expected a SAN")
+        raise ValueError(f"{type(model).__name__} has no attention; expected a SAN or SASA")
     hooks = [module.register_forward_pre_hook(partial(keep, name)) for name, module in modules]
     try:
         model(images)

@@ -63,13 +63,18 @@ LOOKS = {
     "patchwise_clique_product": ("#cc79a7", "h"),
     "patchwise_concatenation": ("#d55e00", "s"),
     "aggregation": ("#222222", "^"),
-    "stand_alone": ("#aa4499", ">"),
+    "stand_alone_attention": ("#aa4499", ">"),
+    "convolution_stem": ("#cc6677", "d"),
     "resnet": ("#666666", "D"),
 }
 """Colour and marker of operators, and of the networks made of them. The colours are from the palettes of Okabe and Ito
 and of Tol, which readers with any colour vision can tell apart; pairwise is cool, patchwise warm."""
 
-RELATION = {"pairwise": "pairwise_subtraction", "patchwise": "patchwise_concatenation"}
+RELATION = {
+    "pairwise": "pairwise_subtraction",
+    "patchwise": "patchwise_concatenation",
+    "stand_alone": "stand_alone_attention",
+}
 """What a network named for its family alone is made of."""
 
 SHADE = {15: 0.7, 38: 0.7, 19: 0.45, 50: 0.45}
@@ -130,9 +135,10 @@ def _statuses(rows: pd.DataFrame) -> str:
 def look(name: str) -> Look:
     """How an operator or a network is drawn in every figure: as its relation; deeper networks are darker."""
     depth, kind = 0, name
-    if network := re.fullmatch(r"(?:san|resnet)(\d*).*?_?([a-z]\w*)?", name):
-        depth = int(network[1] or 0)
-        kind = "resnet" if name.startswith("resnet") else RELATION.get(network[2], network[2])
+    if network := re.fullmatch(r"(san|sasa_resnet|resnet)(\d*).*?_?([a-z]\w*)?", name):
+        depth = int(network[2] or 0)
+        usual = {"resnet": "resnet", "sasa_resnet": network[3] or "stand_alone", "san": network[3]}[network[1]]
+        kind = RELATION.get(usual, usual)
     known = list(LOOKS.values())
     colour, marker = LOOKS.get(kind) or known[zlib.crc32(name.encode()) % len(known)]
     shaded = (share * SHADE.get(depth, 1) for share in to_rgb(colour))
