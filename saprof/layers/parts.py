@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from saprof.text import unknown
 
 
-def linear(inputs: int, outputs: int, bias: bool = True, groups: int = 1) -> nn.Conv2d:
-    """A linear layer at every position, or one per group of channels."""
-    return nn.Conv2d(inputs, outputs, kernel_size=1, bias=bias, groups=groups)
+def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
+    """A linear layer at every position."""
+    return nn.Conv2d(inputs, outputs, kernel_size=1, bias=bias)
 
 
 def coordinates(size: Sequence[int], like: Tensor) -> Float[Tensor, "1 2 h w"]:

@@ -40,8 +40,9 @@ class StandAloneAttention(LocalAttention):
         self.heads = config.heads
         self.scale = (width // config.heads) ** -0.5 if config.scaled else None
         self.absolute = config.position == "absolute"
-        self.query, self.value = (Projection(channels, width, config) for _ in range(2))
+        self.query = Projection(channels, width, config)
         self.key = Projection(channels, width, config) if config.logits != "position" else None
+        self.value = Projection(channels, width, config)
         self.embedding = config.position == "relative"
         if self.embedding:
             self._embed(divide("value channels", width, "2 · heads", 2 * config.heads))
