@@ -104,6 +104,34 @@ def _counts(of, plan, pairs, column):
 
 
 @device
+def _softmax(of, plan, pairs, shared, logits, most, groups, me, threads):
+    """exp(logit − the largest so far) in place of the chunk's logits. From `most` on shared memory has, of every group
+    and position, that largest, the sum so far, and by what what was summed before is to be scaled."""
+    zero, tile, columns = of.zero, plan.positions, plan.columns
+    total = most + groups * tile
+    scale = total + groups * tile
+    for item in range(me, groups * tile, threads):
+        group = item // tile
+        i = item - group * tile
+        mine = logits + group * columns
+        before = shared[most + item]
+        best, weights = before, zero
+        for column in range(i, columns, tile):
+            if _counts(of, plan, pairs, column):
+                best = max(best, shared[mine + column])
+        for column in range(i, columns, tile):
+            alpha = zero
+            if _counts(of, plan, pairs, column):
+                alpha = type(zero)(math.exp(shared[mine + column] - best))
+            shared[mine + column] = alpha
+            weights += alpha
+        factor = type(zero)(math.exp(before - best)) if best > before else type(zero)(1)
+        shared[scale + item] = factor
+        shared[total + item] = shared[total + item] * factor + weights
+        shared[most + item] = best
+
+
+@device
 def _rows(of, plan, pairs, shared, first, count, rectify, to, me, threads):
     """Rows of the first layer from `first` on, 0 where there is no pair."""
     columns = plan.columns
@@ -205,7 +233,7 @@ def _attention(of, y, lse, plan, at):
     pairs = cuda.shared.array(0, int32)
     shared = cuda.shared.array(0, of.map.dtype)
     me, threads = cuda.threadIdx.x, cuda.blockDim.x
-    zero, one, tile, columns = of.zero, type(of.zero)(1), plan.positions, plan.columns
+    zero, tile, columns = of.zero, plan.positions, plan.columns
     k, v, g, p = at.rows.shape[0], of.beta.shape[1], lse.shape[1], of.offset.shape[2]
     centres = of.offset.shape[0] * p
     begin = cuda.blockIdx.x * tile
@@ -223,25 +251,7 @@ def _attention(of, y, lse, plan, at):
         cuda.syncthreads()
         pair_centres(at, begin, centres, p, tile, tap, columns, pairs, me, threads)
         _forward(of, plan, pairs, shared, me, threads)
-        for item in range(me, g * tile, threads):
-            group = item // tile
-            i = item - group * tile
-            mine = logits + group * columns
-            before = shared[most + item]
-            best, weights = before, zero
-            for column in range(i, columns, tile):
-                if _counts(of, plan, pairs, column):
-                    best = max(best, shared[mine + column])
-            for column in range(i, columns, tile):
-                alpha = zero
-                if _counts(of, plan, pairs, column):
-                    alpha = type(zero)(math.exp(shared[mine + column] - best))
-                shared[mine + column] = alpha
-                weights += alpha
-            factor = type(zero)(math.exp(before - best)) if best > before else one
-            shared[scale + item] = factor
-            shared[total + item] = shared[total + item] * factor + weights
-            shared[most + item] = best
+        _softmax(of, plan, pairs, shared, logits, most, g, me, threads)
         cuda.syncthreads()
         for item in range(me, v * tile, threads):
             c = item // tile

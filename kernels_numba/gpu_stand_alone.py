@@ -39,7 +39,7 @@ from kernels_numba.gpu_mapping import (
     workers_of,
     zero_of,
 )
-from kernels_numba.gpu_pairwise import _counts, _shared_gradient
+from kernels_numba.gpu_pairwise import _counts, _shared_gradient, _softmax
 
 
 class StandAlone(NamedTuple):
@@ -135,7 +135,7 @@ def _attention(of, y, lse, plan, at):
     pairs = cuda.shared.array(0, int32)
     shared = cuda.shared.array(0, of.query.dtype)
     me, threads = cuda.threadIdx.x, cuda.blockDim.x
-    zero, one, tile, columns = of.zero, type(of.zero)(1), plan.positions, plan.columns
+    zero, tile, columns = of.zero, plan.positions, plan.columns
     k, heads, p = at.rows.shape[0], of.heads, of.query.shape[2]
     centres, share = of.query.shape[0] * p, of.beta.shape[1] // heads
     block = cuda.blockIdx.x // heads
@@ -156,22 +156,7 @@ def _attention(of, y, lse, plan, at):
         cuda.syncthreads()
         _scores(of, head, plan, pairs, shared, me, threads)
         cuda.syncthreads()
-        for i in range(me, tile, threads):
-            before = shared[most + i]
-            best, weights = before, zero
-            for column in range(i, columns, tile):
-                if _counts(of, plan, pairs, column):
-                    best = max(best, shared[scores + column])
-            for column in range(i, columns, tile):
-                alpha = zero
-                if _counts(of, plan, pairs, column):
-                    alpha = type(zero)(math.exp(shared[scores + column] - best))
-                shared[scores + column] = alpha
-                weights += alpha
-            factor = type(zero)(math.exp(before - best)) if best > before else one
-            shared[scale + i] = factor
-            shared[total + i] = shared[total + i] * factor + weights
-            shared[most + i] = best
+        _softmax(of, plan, pairs, shared, scores, most, 1, me, threads)
         cuda.syncthreads()
         for item in range(me, share * tile, threads):
             s = item // tile

@@ -26,7 +26,7 @@ from saprof.command import FAILED, OK, choices
 if TYPE_CHECKING:
     from saprof.cost import Cost
 
-PAPERS = {"san": ("paper.json", "paper", "paper convention"), "sasa": ("sasa.json", "flop2", "2 per multiply-add")}
+PAPERS = {"san": ("san.json", "paper", "paper convention"), "sasa": ("sasa.json", "flop2", "2 per multiply-add")}
 """Where the printed tables are, and the convention of their FLOPs, by name and in words."""
 
 

@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 
 class Failure(ValueError):
     """A run that cannot go on. Holds a sentence alone, so that it passes from one process to another."""
@@ -40,3 +43,12 @@ class Preempted(Exception):
     """A run was asked to stop, and has saved its state."""
 
     code = 75
+
+
+def until_stopped(work: Callable[[], int]) -> int:
+    """The exit code of `work`, or, with a sentence, that of one that was asked to stop."""
+    try:
+        return work()
+    except Preempted as stopped:
+        print(f"{stopped}; what is done is kept, and the same command goes on", file=sys.stderr)
+        return stopped.code

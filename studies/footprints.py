@@ -22,18 +22,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saprof import atomic, command, text
-from saprof.footprint import Footprint
+from saprof.footprint import Footprint, positive
 from saprof.sweep import footprints
 from saprof.tables import PaperRow
 from saprof.text import unknown
 from studies import rates, records, report, statistics
 from studies.budget import BANDWIDTH, budget
-from studies.config import Config
+from studies.config import DEVICES, Config
 from studies.executors import Local, Task, cores
-from studies.failures import Preempted
+from studies.failures import until_stopped
 from studies.grid import SIDES, Study
 from studies.records import Results
-from studies.report import number, probability
+from studies.report import between, interval, probability
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,16 +43,6 @@ FOOTPRINTS = "square:5,cross:13,dilated:5x2,random:25@seed1,random:25@seed2"
 RATES = {"digits": Path(__file__).with_name("digits")}
 """Reproductions of ours whose learning rates are taken, by data set."""
 PROTOCOL = "val-split"
-COMPARED = {
-    "difference": "mean",
-    "difference_low": "low",
-    "difference_high": "high",
-    "difference_level": "level",
-    "p": "p",
-    "p_holm": "p_adjusted",
-    "seeds_compared": "n",
-}
-"""Fields of rows, and those of a Difference that they hold."""
 
 Row = Mapping[str, Any]
 
@@ -75,11 +65,8 @@ class Network:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _checked(_parser().parse_args(argv))
-    try:
-        return _redraw(arguments) if arguments.from_ else _train(arguments)
-    except Preempted as stopped:
-        print(f"{stopped}; what is done is kept, and the same command goes on", file=sys.stderr)
-        return stopped.code
+    work = _redraw if arguments.from_ else _train
+    return until_stopped(lambda: work(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,12 +104,11 @@ def _checked(arguments: argparse.Namespace) -> argparse.Namespace:
     """The arguments, footprints and families as lists; ValueError for what does not fit."""
     if arguments.data not in SIDES:
         raise ValueError(unknown("data set", arguments.data, tuple(SIDES)))
-    if arguments.device not in ("auto", "cpu", "cuda"):
-        raise ValueError(unknown("device", arguments.device, ("auto", "cpu", "cuda")))
+    if arguments.device not in DEVICES:
+        raise ValueError(unknown("device", arguments.device, DEVICES))
     for field in ("seeds", "epochs", "jobs"):
-        value = getattr(arguments, field)
-        if value is not None and value < 1:
-            raise ValueError(f"{field} is {value}; expected a positive integer")
+        if getattr(arguments, field) is not None:
+            positive(field, getattr(arguments, field))
     arguments.family = command.choices("family", arguments.family, FAMILIES)
     arguments.footprint = list(dict.fromkeys(footprints(arguments.footprint)))
     for footprint in arguments.footprint:
@@ -275,7 +261,8 @@ def _rows(group: Sequence[Network], results: Results) -> Iterator[dict[str, Any]
             "taps": network.footprint.taps,
             **_ours(network, results),
             "against": "" if other is None else str(other.footprint),
-            **_compared(next(corrected) if difference else None),
+            **dict.fromkeys(report.COMPARED),
+            **report.compared(next(corrected) if difference else None),
             "note": note(network.footprint, results.study["data"]),
         }
 
@@ -300,26 +287,17 @@ def _ours(network: Network, results: Results) -> dict[str, Any]:
     if not runs:
         return {"seeds": 0}
     over = statistics.mean([run["top1"] for run in runs])
-    images = runs[0]["n"]
-    low, high = statistics.wilson(round(over.mean * images / 100), images)
-    losses = [run["loss"] for run in runs if run["loss"] is not None]
     return {
         "seeds": over.n,
         "top1": over.mean,
         "sd": over.sd,
         "low": over.low,
         "high": over.high,
-        "images": images,
-        "low_over_images": low,
-        "high_over_images": high,
-        "loss": statistics.mean(losses).mean if losses else None,
+        **report.over_images(runs, over.mean),
+        "loss": report.mean_loss(runs),
         "params": runs[0]["params"],
         "seconds_per_run": statistics.mean([run["train_seconds"] for run in runs]).mean,
     }
-
-
-def _compared(difference: statistics.Difference | None) -> dict[str, Any]:
-    return {name: difference and getattr(difference, field) for name, field in COMPARED.items()}
 
 
 def note(footprint: Footprint, data: str) -> str:
@@ -374,11 +352,7 @@ def _sections(results: Results) -> Iterator[str]:
         yield _table(lines, results.study["seeds"])
         compared = sum(row.get("p_holm") is not None for row in lines)
         if compared:
-            yield (
-                "Differences are paired by seed. p is of the paired t test, corrected for the number of comparisons "
-                f"in this table, {compared}, by Holm, and intervals are at the levels of Holm's steps. The interval "
-                "over seeds asks what another seed would give, the one over images what other images would."
-            )
+            yield report.paired(compared)
     if absent := missing(results):
         yield "\n".join([f"{len(absent)} runs are not in these tables:", "", *(f"- {it}" for it in absent)])
     yield "\n".join(_where(results))
@@ -396,11 +370,11 @@ def _table(lines: Sequence[Row], seeds: int) -> str:
         [
             row["family"],
             row["footprint"],
-            f"{number(row.get('top1'))} {_range(row, 'low', 'high')}".strip(),
+            interval(row, "top1", "low", "high"),
             f"{row['seeds']} of {seeds}",
-            _range(row, "low_over_images", "high_over_images"),
+            between(row, "low_over_images", "high_over_images"),
             row["against"],
-            f"{number(row.get('difference'), '+')} {_range(row, 'difference_low', 'difference_high', '+')}".strip(),
+            interval(row, "difference", "difference_low", "difference_high", "+"),
             probability(row.get("p_holm")),
             "" if row.get("loss") is None else f"{row['loss']:.3f}",
             f"{row['params']:,}" if "params" in row else "",
@@ -409,10 +383,6 @@ def _table(lines: Sequence[Row], seeds: int) -> str:
         for row in lines
     ]
     return text.align(header, body, "md")
-
-
-def _range(row: Row, low: str, high: str, sign: str = "") -> str:
-    return "" if row.get(low) is None else f"[{number(row[low], sign)}, {number(row[high], sign)}]"
 
 
 def _where(results: Results) -> Iterator[str]:

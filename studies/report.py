@@ -22,6 +22,16 @@ VARYING = ("model", "options", "lr", "seed")
 """What the runs of one table differ in."""
 SATURATED = 10
 """Classes up to which top-5 says little."""
+COMPARED = {
+    "difference": "mean",
+    "difference_low": "low",
+    "difference_high": "high",
+    "difference_level": "level",
+    "p": "p",
+    "p_holm": "p_adjusted",
+    "seeds_compared": "n",
+}
+"""Fields of rows, and those of a Difference that they hold."""
 
 Run = Mapping[str, Any]
 
@@ -246,7 +256,7 @@ def _row(
     if smoke:
         return row | {"verdict": SMOKE if base is not None else ""}
     verdict = statistics.verdict(printed, difference) if base is not None else None
-    return row | _ours(line, runs, values) | _compared(difference) | {"verdict": str(verdict or "")}
+    return row | _ours(line, runs, values) | compared(difference) | {"verdict": str(verdict or "")}
 
 
 def _ours(line: Line, runs: Mapping[int, Run], values: Mapping[int, float]) -> dict[str, Any]:
@@ -256,12 +266,9 @@ def _ours(line: Line, runs: Mapping[int, Run], values: Mapping[int, float]) -> d
     ours: dict[str, Any] = {"ours": over.mean, "sd": over.sd, "low": over.low, "high": over.high}
     these = [runs[seed] for seed in values]
     if line.measure == "top-1" and line.cell.table not in ROBUSTNESS:
-        correct, n = round(over.mean * these[0]["n"] / 100), these[0]["n"]
-        ours["images"] = n
-        ours["low_over_images"], ours["high_over_images"] = statistics.wilson(correct, n)
-        losses = [run["loss"] for run in these if run["loss"] is not None]
+        ours |= over_images(these, over.mean)
         ours["top5"] = statistics.mean([run["top5"] for run in these]).mean
-        ours["loss"] = statistics.mean(losses).mean if losses else None
+        ours["loss"] = mean_loss(these)
     if line.measure == "top-1 drop":
         ours |= _steady(line, these)
     seconds = statistics.mean([run["train_seconds"] for run in these]).mean
@@ -277,13 +284,31 @@ def _steady(line: Line, runs: Sequence[Run]) -> dict[str, Any]:
     return {"without_classes": " ".join(parts[0]["classes"]), "ours_without": statistics.mean(drops).mean}
 
 
-def _compared(difference: Difference | None) -> dict[str, Any]:
-    if difference is None:
-        return {}
-    names = {"low": "difference_low", "high": "difference_high", "level": "difference_level"}
-    kept = {to: getattr(difference, name) for name, to in names.items()}
-    p = {"p": difference.p, "p_holm": difference.p_adjusted, "seeds_compared": difference.n}
-    return {"difference": difference.mean} | kept | p
+def compared(difference: Difference | None) -> dict[str, Any]:
+    """What a row tells of a difference; nothing of none."""
+    return {} if difference is None else {name: getattr(difference, field) for name, field in COMPARED.items()}
+
+
+def over_images(runs: Sequence[Run], top1: float) -> dict[str, Any]:
+    """What other images would give of a mean top-1."""
+    n = runs[0]["n"]
+    low, high = statistics.wilson(round(top1 * n / 100), n)
+    return {"images": n, "low_over_images": low, "high_over_images": high}
+
+
+def mean_loss(runs: Sequence[Run]) -> float | None:
+    """Over the runs that have a finite one."""
+    losses = [run["loss"] for run in runs if run["loss"] is not None]
+    return statistics.mean(losses).mean if losses else None
+
+
+def paired(compared: int) -> str:
+    """What has to be said of so many differences of one table."""
+    return (
+        f"Differences are paired by seed. p is of the paired t test, corrected for the {compared} comparisons of this "
+        "table by Holm, and intervals are at the levels of Holm's steps. The interval over seeds asks what another "
+        "seed would give, the one over images what other images would."
+    )
 
 
 def _full_size(cell: Cell) -> Mapping[str, Any]:
@@ -346,16 +371,16 @@ def _columns(shown: Page) -> Iterator[tuple[str, Writer]]:
     else:
         (name,) = measures
     yield f"paper's {name}", lambda row: number(row["paper"])
-    yield f"our {name}, mean [95 % over seeds]", lambda row: _interval(row, "ours", "low", "high")
+    yield f"our {name}, mean [95 % over seeds]", lambda row: interval(row, "ours", "low", "high")
     yield "seeds", lambda row: f"{row['seeds']} of {row['seeds_asked']}"
     if any(row.get("ours_without") is not None for row in rows):
         classes = next(row["without_classes"] for row in rows if row.get("without_classes"))
         yield f"without classes {classes}", lambda row: number(row.get("ours_without"))
     if any(row.get("low_over_images") is not None for row in rows):
-        yield "95 % over images", lambda row: _range(row, "low_over_images", "high_over_images")
+        yield "95 % over images", lambda row: between(row, "low_over_images", "high_over_images")
     yield "against", lambda row: row["against"]
     yield "paper's Δ", lambda row: number(row["paper_difference"], "+")
-    yield "our Δ [Holm]", lambda row: _interval(row, "difference", "difference_low", "difference_high", "+")
+    yield "our Δ [Holm]", lambda row: interval(row, "difference", "difference_low", "difference_high", "+")
     yield "p (Holm)", lambda row: probability(row.get("p_holm"))
     yield "verdict", lambda row: row["verdict"]
     if any(row.get("top5") is not None for row in rows):
@@ -377,14 +402,14 @@ def probability(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
-def _range(row: Mapping[str, Any], low: str, high: str, sign: str = "") -> str:
+def between(row: Mapping[str, Any], low: str, high: str, sign: str = "") -> str:
     if row.get(low) is None:
         return ""
     return f"[{number(row[low], sign)}, {number(row[high], sign)}]"
 
 
-def _interval(row: Mapping[str, Any], centre: str, low: str, high: str, sign: str = "") -> str:
-    return f"{number(row.get(centre), sign)} {_range(row, low, high, sign)}".strip()
+def interval(row: Mapping[str, Any], centre: str, low: str, high: str, sign: str = "") -> str:
+    return f"{number(row.get(centre), sign)} {between(row, low, high, sign)}".strip()
 
 
 def _notes(shown: Page) -> Iterator[str]:
@@ -392,11 +417,7 @@ def _notes(shown: Page) -> Iterator[str]:
         yield f"{SMOKE}. One seed and too few epochs to say anything: no figure of ours is shown."
     compared = sum(row.get("p_holm") is not None for row in shown.rows)
     if compared:
-        yield (
-            f"Differences are paired by seed. p is of the paired t test, corrected for the {compared} comparisons "
-            "of this table by Holm, and intervals are at the levels of Holm's steps. The interval over seeds asks "
-            "what another seed would give, the one over images what other images would."
-        )
+        yield paired(compared)
     if any(row["table"] == "10" and row["paper"] is None for row in shown.rows):
         yield "Attacks wider than the paper's are shown without a claim, and are no part of the correction."
     if shown.missing:

@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from saprof.command import FAILED, OK
+from saprof.footprint import positive
 from saprof.text import unknown
 from studies import rates, records
 from studies.budget import BANDWIDTH, budget
+from studies.config import DEVICES
 from studies.executors import EXECUTORS, Local, Task, cores
-from studies.failures import Preempted
+from studies.failures import until_stopped
 from studies.grid import DATA, ROBUSTNESS, TABLES, Cell, Study, cells, unique
 
 SMOKE_IMAGES = 20
@@ -40,11 +42,8 @@ SMOKE = {"seeds": 1, "epochs": 2, "candidates": (0.1,), "tuning_seeds": (1000,)}
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _checked(_parser().parse_args(argv))
-    try:
-        return _redraw(arguments) if arguments.from_ else _reproduce(arguments)
-    except Preempted as stopped:
-        print(f"{stopped}; what is done is kept, and the same command goes on", file=sys.stderr)
-        return stopped.code
+    work = _redraw if arguments.from_ else _reproduce
+    return until_stopped(lambda: work(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,17 +103,16 @@ def _checked(arguments: argparse.Namespace) -> argparse.Namespace:
     if arguments.smoke:
         vars(arguments).update(SMOKE)
     for field in ("seeds", "epochs", "jobs", "time", "mem"):
-        value = getattr(arguments, field)
-        if value is not None and value < 1:
-            raise ValueError(f"{field} is {value}; expected a positive integer")
+        if getattr(arguments, field) is not None:
+            positive(field, getattr(arguments, field))
     if not (math.isfinite(arguments.bandwidth) and arguments.bandwidth > 0):
         raise ValueError(f"bandwidth is {arguments.bandwidth}; expected GB/s, such as {BANDWIDTH:g}")
     if arguments.gpus < 0 or (arguments.workers or 0) < 0:
         raise ValueError(f"gpus is {arguments.gpus}, workers {arguments.workers}; expected none or more")
     if arguments.seeds > min(rates.SEEDS):
         raise ValueError(f"seeds is {arguments.seeds}; expected at most {min(rates.SEEDS)}, where tuning seeds begin")
-    if arguments.device not in ("auto", "cpu", "cuda"):
-        raise ValueError(unknown("device", arguments.device, ("auto", "cpu", "cuda")))
+    if arguments.device not in DEVICES:
+        raise ValueError(unknown("device", arguments.device, DEVICES))
     arguments.output = arguments.output or arguments.from_ or Path("runs") / _default_folder(arguments)
     return arguments
 

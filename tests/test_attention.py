@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from derivatives import gradients, same_whatever_the_threads
 from test_cost import Calls, fvcore_analysis
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -66,11 +67,6 @@ def need(backend: str, operator: Attention, footprint: Footprint = SQUARE) -> No
     reason = why_not(backend, operator, torch.float32, "cpu", footprint)
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")
-
-
-def gradients(output, inputs, cotangent=None):
-    cotangent = torch.ones_like(output) if cotangent is None else cotangent
-    return torch.autograd.grad(output, inputs, cotangent, allow_unused=True, materialize_grads=True)
 
 
 def close(got, expected, tolerance=1e-9):
@@ -199,7 +195,6 @@ def test_an_empty_batch_has_gradients_of_zero(backend, variant):
 @each_default
 @each_fused_backend
 def test_is_the_same_whatever_the_threads(backend, variant):
-    """Bit by bit: twice alike all, and on two threads what is no sum over all centres."""
     operator = ATTENTIONS[variant]
     need(backend, operator)
     workload = Workload(operator, Footprint.square(5), n=2, r=5, v=18, h=13, w=11)
@@ -210,16 +205,7 @@ def test_is_the_same_whatever_the_threads(backend, variant):
         output = operator(*inputs, footprint=workload.footprint, backend=backend)
         return [output, *gradients(output, inputs, cotangent)]
 
-    once, again = run(), run()
-    try:
-        torch.set_num_threads(2)
-        on_two, on_two_again = run(), run()
-    finally:
-        torch.set_num_threads(1)
-    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(on_two, on_two_again, strict=True))
-    maps = [True, *(bool(read) for read in operator.reads)]
-    assert all(torch.equal(a, b) for a, b, is_map in zip(once, on_two, maps, strict=True) if is_map)
+    same_whatever_the_threads(run, operator.reads)
 
 
 def bad(message, change, operator=pairwise_attention):

@@ -94,23 +94,29 @@ def browser():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_a_notebook_runs_in_jupyterlab(browser, folder):
-    def all_of(selector):
-        return browser.find_elements("css selector", selector)
+    cells = sum(cell.cell_type == "code" for cell in nbformat.read(folder / "notebooks" / NOTEBOOK, 4).cells)
+
+    def read(selector, field):
+        """Of all elements that are there, at one moment: the page may draw them anew whenever it likes."""
+        script = f"return Array.from(document.querySelectorAll(arguments[0])).map(x => x.{field})"
+        return browser.execute_script(script, selector)
 
     def prompts():
-        return [x.text.strip("[]: ") for x in all_of(".jp-CodeCell .jp-InputArea-prompt")]
+        return [text.strip("[]:\xa0 ") for text in read(".jp-CodeCell .jp-InputArea-prompt", "textContent")]
+
+    def click(how, what):
+        until(LOAD, lambda: browser.find_elements(how, what))
+        browser.find_element(how, what).click()
 
     with lab(folder) as address:
         browser.get(address)
-        until(LOAD, lambda: all_of(".jp-Notebook-ExecutionIndicator[data-status=idle]"))
-        assert set(prompts()) == {""}
-        assert not all_of(".jp-OutputArea-output img")
-        next(menu for menu in all_of(".lm-MenuBar-item") if menu.text == "Run").click()
-        all_of("[data-command='runmenu:run-all']")[0].click()
-        until(RUN, lambda: all(prompt.isdigit() for prompt in prompts()))
-        assert not [x.text for x in all_of("[data-mime-type='application/vnd.jupyter.stderr']")]
-        widths = browser.execute_script(
-            "return Array.from(document.querySelectorAll('.jp-OutputArea-output img')).map(x => x.naturalWidth)"
-        )
+        until(LOAD, lambda: prompts() == [""] * cells)
+        until(LOAD, lambda: read(".jp-Notebook-ExecutionIndicator[data-status=idle]", "tagName"))
+        assert not read(".jp-OutputArea-output img", "tagName")
+        click("xpath", "//*[contains(@class, 'lm-MenuBar-item')][normalize-space()='Run']")
+        click("css selector", "[data-command='runmenu:run-all']")
+        until(RUN, lambda: len(prompts()) == cells and all(prompt.isdigit() for prompt in prompts()))
+        assert not read("[data-mime-type='application/vnd.jupyter.stderr']", "textContent")
+        widths = read(".jp-OutputArea-output img", "naturalWidth")
         assert widths, "no figure"
         assert min(widths) > 300

@@ -278,6 +278,10 @@ WRONG = {
         lambda: network(position="relative", logits="content"),
         "logits is 'content'; expected 'both' or 'position', since position is 'relative'",
     ),
+    "stages": (
+        lambda: network(attention_stages=2),
+        "attention_stages is 2; expected a list or tuple of stages from 1 to 2",
+    ),
     "stage": (lambda: network(attention_stages=(3,)), "attention_stages has 3; expected stages from 1 to 2"),
     "pixels": (
         lambda: network(stem_stride=1),

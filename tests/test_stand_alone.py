@@ -9,6 +9,7 @@ import cores
 import pytest
 import torch
 import torch.nn.functional as F
+from derivatives import gradients, same_whatever_the_threads
 from test_cuda_fused import STAND_ALONE, stand_alone_inputs
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
@@ -32,10 +33,6 @@ each_backend = pytest.mark.parametrize("backend", ["numba", "unfold"])
 
 def inputs_of(op: Operator, footprint: Footprint, **sizes) -> list[Tensor]:
     return [x.requires_grad_() for x in Workload(op, footprint, **sizes).tensors()]
-
-
-def gradients(output, inputs, cotangent):
-    return torch.autograd.grad(output, inputs, cotangent, allow_unused=True, materialize_grads=True)
 
 
 def close(got, expected, tolerance=1e-10):
@@ -209,7 +206,6 @@ def test_is_flex_attention(backend):
 
 @each_attention
 def test_is_the_same_whatever_the_threads(op):
-    """Bit by bit: twice alike all, and on two threads what is no sum over all centres."""
     footprint = Footprint.square(5)
     inputs = inputs_of(op, footprint, n=2, v=18, h=37, w=11)
     cotangent = torch.randn(2, 18, 37, 11)
@@ -218,16 +214,7 @@ def test_is_the_same_whatever_the_threads(op):
         output = op(*inputs, footprint=footprint, backend="numba")
         return [output, *gradients(output, inputs, cotangent)]
 
-    once, again = run(), run()
-    try:
-        torch.set_num_threads(2)
-        on_two, on_two_again = run(), run()
-    finally:
-        torch.set_num_threads(1)
-    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(on_two, on_two_again, strict=True))
-    maps = [True, *(bool(read) for read in op.reads)]
-    assert all(torch.equal(a, b) for a, b, is_map in zip(once, on_two, maps, strict=True) if is_map)
+    same_whatever_the_threads(run, op.reads)
 
 
 @each_attention

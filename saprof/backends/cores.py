@@ -53,12 +53,17 @@ class Core:
         return family_of(self.name)
 
     @property
+    def given(self) -> int:
+        """How many tensors its backward is given before the inputs: gradients of outputs, and outputs."""
+        return self.gradients + len(self.saved)
+
+    @property
     def schema(self) -> str:
         return f"{self.name}({self._arguments}, str footprint) -> ({_tensors(self.outputs)})"
 
     @property
     def backward_schema(self) -> str:
-        given = ", ".join(f"Tensor given_{number}" for number in range(self.gradients + len(self.saved)))
+        given = ", ".join(f"Tensor given_{number}" for number in range(self.given))
         count = len(self.inputs)
         arguments = f"{given}, {self._arguments}, str footprint, bool[{count}] needs"
         return f"{self.name}_backward({arguments}) -> ({_tensors(count)})"
@@ -149,7 +154,7 @@ def register(kernels: Kernels) -> None:
 
 def _implement(library: torch.library.Library, kernels: Kernels, core: Core) -> None:
     count = len(core.inputs)
-    given = core.gradients + len(core.saved) + count
+    given = core.given + count
 
     def forward(*arguments: Any) -> Any:
         inputs, (widths, *flag, text) = arguments[:count], arguments[count:]
@@ -193,8 +198,7 @@ def _fake(library: torch.library.Library, core: Core) -> None:
         return found if core.outputs > 1 else found[0]
 
     def gradients(*arguments: Any) -> tuple[Tensor, ...]:
-        before = core.gradients + len(core.saved)
-        inputs, needs = arguments[before : before + count], arguments[-1]
+        inputs, needs = arguments[core.given : core.given + count], arguments[-1]
         like = inputs[0]
         return tuple(
             like.new_empty(x.shape if x is not None and need else 0) for x, need in zip(inputs, needs, strict=True)
@@ -238,8 +242,7 @@ def _count(library: torch.library.Library, core: Core) -> None:
         return 2 * core.macs(inputs, widths, _only(flag), Footprint.parse(footprint))
 
     def backward_flops(*arguments: Any, out_shape: Any = None, **_: Any) -> int:
-        before = core.gradients + len(core.saved)
-        return 2 * flops(*arguments[before:-1]) if any(arguments[-1]) else 0
+        return 2 * flops(*arguments[core.given : -1]) if any(arguments[-1]) else 0
 
     register_flop_formula(getattr(ns, core.name))(flops)
     register_flop_formula(getattr(ns, f"{core.name}_backward"))(backward_flops)

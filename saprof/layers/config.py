@@ -14,9 +14,10 @@ from saprof.workload import REDUCTIONS
 
 TRANSFORMATIONS = ("distinct", "shared_phi_psi", "shared")
 
+_OF_HEADS = ("heads", "logits", "scaled", "projection_groups", "bias")
 _UNUSED = {
-    "pairwise": ("heads", "logits", "scaled", "projection_groups", "bias"),
-    "patchwise": ("heads", "logits", "scaled", "projection_groups", "bias"),
+    "pairwise": _OF_HEADS,
+    "patchwise": _OF_HEADS,
     "stand_alone": ("relation", "mapping", "transformations", "relation_reduction", "share"),
 }
 """The fields that say nothing about a family's attention, and so stay as they are."""

@@ -135,9 +135,9 @@ def check_blocks(x: Tensor) -> tuple[int, int]:
 
 def blocks(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "heads i b d"]:
     """By head, place in the block, and block."""
-    n, c, h, w = x.shape
-    x = x.view(n, HEADS, c // HEADS, h // BLOCK, BLOCK, w // BLOCK, BLOCK)
-    return x.permute(1, 4, 6, 0, 3, 5, 2).reshape(HEADS, BLOCK * BLOCK, -1, c // HEADS)
+    c = x.shape[1]
+    places = by_place(x).unflatten(-1, (HEADS, c // HEADS)).movedim(-2, 0)  # heads a b n y x d
+    return places.reshape(HEADS, BLOCK * BLOCK, -1, c // HEADS)
 
 
 def unblocks(y: Float[Tensor, "heads b i d"], size: tuple[int, int]) -> Float[Tensor, "n c h w"]:

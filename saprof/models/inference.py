@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from saprof.layers import SelfAttentionBlock, VectorAttention
-from saprof.models.architectures import ARCHITECTURES, EXPECTED, Model
+from saprof.models.architectures import EXPECTED, Model
 from saprof.models.resnet import Bottleneck, ResNet
 from saprof.models.san import SAN
 
@@ -23,7 +23,7 @@ def optimize_for_inference(model: Model) -> Model:
     and `backend=` say. The copy has other parameters, without gradients, so it cannot be saved or trained. ValueError
     if it is none of our models.
     """
-    if type(model).__name__ not in ARCHITECTURES:
+    if not isinstance(model, Model):
         raise ValueError(f"cannot optimize a {type(model).__name__}; expected a {EXPECTED}, not wrapped in anything")
     model = copy.deepcopy(model).eval().requires_grad_(False)  # only what is in evaluation can be folded
     for module in model.modules():

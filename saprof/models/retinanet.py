@@ -104,13 +104,12 @@ def convolution3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 def head(config: RetinaNetConfig, outputs: int) -> nn.Sequential:
     """Four layers, each with a ReLU, and one that predicts; one of attention ends in a linear layer."""
-    footprint, width = config.footprint, config.width
-    assert isinstance(footprint, Footprint)
-    layers: list[nn.Module] = []
-    for _ in range(DEPTH):
-        layers += [StandAloneAttention(width, footprint, config)] if config.predictors == "attention" else []
-        layers += [convolution3x3(width, width)] if config.predictors == "convolution" else []
-        layers.append(nn.ReLU())
-    if config.predictors == "convolution":
-        return nn.Sequential(*layers, convolution3x3(width, outputs))
-    return nn.Sequential(*layers, StandAloneAttention(width, footprint, config), linear(width, outputs))
+    width, attends = config.width, config.predictors == "attention"
+
+    def layer() -> nn.Module:
+        assert isinstance(config.footprint, Footprint)
+        return StandAloneAttention(width, config.footprint, config) if attends else convolution3x3(width, width)
+
+    hidden = [module for _ in range(DEPTH) for module in (layer(), nn.ReLU())]
+    last = (layer(), linear(width, outputs)) if attends else (convolution3x3(width, outputs),)
+    return nn.Sequential(*hidden, *last)

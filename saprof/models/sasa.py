@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -41,6 +42,10 @@ class SASAConfig(AttentionConfig, StagesConfig):
         object.__setattr__(self, "footprint", block_footprint(self.footprint, self.boundary))
         every = range(1, len(self.channels) + 1)
         chosen = every if self.attention_stages is None else self.attention_stages
+        if not isinstance(chosen, Sequence):
+            raise ValueError(
+                f"attention_stages is {chosen!r}; expected a list or tuple of stages from 1 to {len(every)}"
+            )
         for stage in chosen:
             if stage not in every or isinstance(stage, bool):
                 raise ValueError(f"attention_stages has {stage!r}; expected stages from 1 to {len(every)}")
