@@ -184,6 +184,10 @@ def _max_pool2d(output: Tensor, x: Tensor, kernel_size: int | Sequence[int], *_:
     return {"elementwise": output.numel() * (math.prod(sides) - 1), "paper": x.numel()}
 
 
+def _maximum(output: Tensor, x: Tensor, *_: Any, **__: Any) -> dict[str, int]:
+    return {"elementwise": x.numel() - output.numel(), "paper": x.numel()}
+
+
 def _average_pool(output: Tensor, x: Tensor, *_: Any, **__: Any) -> dict[str, int]:
     return {"elementwise": x.numel(), "paper": x.numel()}
 
@@ -206,6 +210,7 @@ _RULES: dict[str, Callable[..., dict[str, int]]] = {
     "batch_norm": _batch_norm,
     "relu": _relu,
     "max_pool2d": _max_pool2d,
+    "amax": _maximum,
     "adaptive_avg_pool2d": _average_pool,
     "avg_pool2d": _average_pool,
     "softmax": _softmax,

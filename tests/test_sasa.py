@@ -124,16 +124,16 @@ def test_stem_pixel_by_pixel(values):
             taps = torch.stack([value[:, mine, r, c] for r, c in block], 1)
             attended[:, mine, y, x_] = (alpha[:, :, None] * taps).sum(1)
     close(stem(x), nn.functional.max_pool2d(stem.bn(attended), BLOCK))
+    close(stem.define(x), stem.logits(x))
     if values == "spatial_attention":
-        close(stem.value.define(x), value)
+        close(stem.value.define(x), stem.value(x))
 
 
 def _values(stem, x, values):
     """The values, as the paper defines them."""
-    if values == "attention":
-        return stem.value(x)
-    if values == "convolution_values":
-        return nn.functional.conv2d(nn.functional.pad(x, (1, 2, 1, 2)), stem.value.weight)
+    if values != "spatial_attention":
+        edges = (1, 2, 1, 2) if values == "convolution_values" else (0, 0, 0, 0)
+        return nn.functional.conv2d(nn.functional.pad(x, edges), stem.value.weight)
     mixed = torch.zeros(len(x), 8, *x.shape[2:], dtype=x.dtype)
     matrices = stem.value.values.weight.view(4, 8, 3)
     for y in range(x.shape[2]):

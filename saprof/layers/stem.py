@@ -22,7 +22,8 @@ MIXTURE = 4
 class AttentionStem(nn.Module):
     """Attention of every pixel to the 4 × 4 block that it is in, batch norm, 4 × 4 max pool.
 
-    Relative rows and columns reach from −3 to 3. Heads are side by side here, where no operator shares them.
+    Relative rows and columns reach from −3 to 3. Heads are side by side here, where no operator shares them. A block
+    stays a map of its own, 4 × 4, from the logits to the pool: batch norm does not mind, and nothing is moved about.
     """
 
     offset: Tensor
@@ -32,9 +33,9 @@ class AttentionStem(nn.Module):
         head = divide("stem channels", outputs, "2 · heads of the stem", 2 * HEADS) * 2
         self.query, self.key = (linear(3, outputs, bias=False) for _ in range(2))
         self.value = {
-            "attention": lambda: linear(3, outputs, bias=False),
+            "attention": lambda: ConvolutionValues(outputs, 1),
             "spatial_attention": lambda: SpatialValues(outputs),
-            "convolution_values": lambda: SameConvolution(outputs),
+            "convolution_values": lambda: ConvolutionValues(outputs, BLOCK),
         }[values]()
         self.row_embedding = nn.Parameter(torch.randn(HEADS, head // 2, 2 * BLOCK - 1))
         self.column_embedding = nn.Parameter(torch.randn(HEADS, head // 2, 2 * BLOCK - 1))
@@ -43,13 +44,29 @@ class AttentionStem(nn.Module):
         self.register_buffer("offset", (at[None] - at[:, None]) + BLOCK - 1, persistent=False)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h/4 w/4"]:
-        size = check_blocks(x)
-        query, key, value = (blocks(each) for each in (self.query(x), self.key(x), self.value(x)))  # heads i b d
-        content = query.transpose(1, 2) @ key.permute(0, 2, 3, 1)  # heads b i j
-        position = (query @ self.relative()).transpose(1, 2)
-        alpha = (content + position).softmax(-1)
-        y = alpha @ value.transpose(1, 2)  # heads b i d
-        return F.max_pool2d(self.bn(unblocks(y, size)), BLOCK)
+        n, h, w = check_blocks(x)
+        alpha = (self.define(x) if x.is_meta else self.logits(x)).softmax(-1)
+        y = self.value(x).unflatten(1, (HEADS, -1)) @ alpha.transpose(-1, -2)  # b heads d i
+        y = self.bn(y.flatten(1, 2).unflatten(-1, (BLOCK, BLOCK))).amax((-1, -2))  # b c
+        return y.view(n, h, w, -1).permute(0, 3, 1, 2).contiguous()
+
+    def logits(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b heads i j"]:
+        """q_iᵀ k_j + q_iᵀ r_{j−i} = x_iᵀ (W_qᵀ W_k) x_j + x_iᵀ (W_qᵀ r_{j−i}): pixels have three channels, and what
+        queries and keys of many more would take need not be there."""
+        pixels = apart(x)  # b 3 j
+        query, key = (layer.weight.view(HEADS, -1, 3) for layer in (self.query, self.key))
+        product = (query.transpose(1, 2) @ key).transpose(0, 1).flatten(1)  # 3 heads·3
+        left = (pixels.transpose(1, 2) @ product).unflatten(-1, (HEADS, 3)).transpose(1, 2)  # b heads i 3
+        content = (left.flatten(1, 2) @ pixels).unflatten(1, (HEADS, -1))
+        relative = (query.transpose(1, 2)[:, None] @ self.relative()).permute(1, 2, 0, 3)  # i 3 heads j
+        position = (pixels.permute(2, 0, 1) @ relative.flatten(2)).unflatten(-1, (HEADS, -1))  # i b heads j
+        return content + position.permute(1, 2, 0, 3)
+
+    def define(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b heads i j"]:
+        """The same logits as the paper has them, which is what it counts."""
+        query, key = (apart(layer(x)).unflatten(1, (HEADS, -1)) for layer in (self.query, self.key))  # b heads d i
+        position = query.permute(1, 3, 0, 2) @ self.relative()  # heads i b j
+        return query.transpose(-1, -2) @ key + position.permute(2, 0, 1, 3)
 
     def relative(self) -> Float[Tensor, "heads i d j"]:
         """r_{j−i} of every two pixels of a block: half of a head's channels embed the row, half the column."""
@@ -79,70 +96,47 @@ class SpatialValues(nn.Module):
             nn.Parameter(torch.randn(count, outputs)) for count in (BLOCK, BLOCK, MIXTURE)
         )
 
-    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h w"]:
+    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b c j"]:
         if x.is_meta:
             return self.define(x)
-        matrices = self.share() @ self.values.weight.view(MIXTURE, -1)  # a b c·3
-        pixels = by_place(x).flatten(0, 1).flatten(1, 3)
-        values = pixels @ matrices.view(BLOCK * BLOCK, -1, 3).transpose(1, 2)
-        return from_place(values, x)
+        matrices = (self.share() @ self.values.weight.view(MIXTURE, -1)).unflatten(-1, (-1, 3))  # j c 3
+        return (apart(x).permute(2, 0, 1) @ matrices.transpose(1, 2)).permute(1, 2, 0)
 
-    def define(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h w"]:
+    def define(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b c j"]:
         """The values of all matrices, and then their mixture."""
-        every = by_place(self.values(x)).unflatten(-1, (MIXTURE, -1)).transpose(-1, -2)  # a b n y x c m
-        return from_place(every.flatten(2, 5) @ self.share()[..., None], x)
+        every = apart(self.values(x)).permute(2, 0, 1).unflatten(-1, (MIXTURE, -1)).transpose(-1, -2)  # j b c m
+        return (every.flatten(1, 2) @ self.share()[..., None]).view(every.shape[:-1]).permute(1, 2, 0)
 
-    def share(self) -> Float[Tensor, "a b m"]:
-        return ((self.row[:, None] + self.column) @ self.mixture.T).softmax(-1)
-
-
-def by_place(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "a b n y x c"]:
-    """By row and column in the block, then image, and row and column of the block."""
-    n, c, h, w = x.shape
-    return x.view(n, c, h // BLOCK, BLOCK, w // BLOCK, BLOCK).permute(3, 5, 0, 2, 4, 1)
+    def share(self) -> Float[Tensor, "j m"]:
+        return ((self.row[:, None] + self.column) @ self.mixture.T).softmax(-1).flatten(0, 1)
 
 
-def from_place(values: Tensor, like: Float[Tensor, "n _ h w"]) -> Float[Tensor, "n c h w"]:
-    """The map of which values are `by_place`."""
-    n, _, h, w = like.shape
-    values = values.reshape(BLOCK, BLOCK, n, h // BLOCK, w // BLOCK, -1)
-    return values.permute(2, 5, 3, 0, 4, 1).reshape(n, -1, h, w)
+class ConvolutionValues(nn.Conv2d):
+    """Values of so many pixels squared: one more column and row of them after the centre than before it."""
+
+    def __init__(self, outputs: int, side: int) -> None:
+        super().__init__(3, outputs, side, bias=False)
+
+    def forward(self, input: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b c j"]:
+        side = self.kernel_size[0]
+        before, after = (side - 1) // 2, side // 2
+        return apart(super().forward(F.pad(input, (before, after, before, after))))
 
 
-class SameConvolution(nn.Conv2d):
-    """A 4 × 4 convolution whose output is as large as its input: one more column and row after the centre than
-    before it."""
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__(3, outputs, BLOCK, bias=False)
-
-    def forward(self, input: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h w"]:
-        before = (BLOCK - 1) // 2
-        return super().forward(F.pad(input, (before, BLOCK - 1 - before, before, BLOCK - 1 - before)))
-
-
-def check_blocks(x: Tensor) -> tuple[int, int]:
-    """The map's size; ValueError unless blocks divide it."""
-    h, w = x.shape[-2:]
+def check_blocks(x: Tensor) -> tuple[int, int, int]:
+    """How many images, and rows and columns of blocks in each; ValueError unless blocks divide the image."""
+    n, _, h, w = x.shape
     for axis, side in (("h", h), ("w", w)):
         if side % BLOCK:
             raise ValueError(
                 f"attention stem: axis {axis} of the image is {side}; expected a multiple of {BLOCK}, the side of "
                 "its blocks"
             )
-    return h, w
+    return n, h // BLOCK, w // BLOCK
 
 
-def blocks(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "heads i b d"]:
-    """By head, place in the block, and block."""
-    c = x.shape[1]
-    places = by_place(x).unflatten(-1, (HEADS, c // HEADS)).movedim(-2, 0)  # heads a b n y x d
-    return places.reshape(HEADS, BLOCK * BLOCK, -1, c // HEADS)
-
-
-def unblocks(y: Float[Tensor, "heads b i d"], size: tuple[int, int]) -> Float[Tensor, "n c h w"]:
-    """What `blocks` took apart, with the place in the block behind the block."""
-    h, w = size
-    heads, d = y.shape[0], y.shape[-1]
-    y = y.view(heads, -1, h // BLOCK, w // BLOCK, BLOCK, BLOCK, d)
-    return y.permute(1, 0, 6, 2, 4, 3, 5).reshape(-1, heads * d, h, w)
+def apart(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "b c i"]:
+    """By block, channel, and place in the block."""
+    n, c, h, w = x.shape
+    x = x.view(n, c, h // BLOCK, BLOCK, w // BLOCK, BLOCK)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, c, BLOCK * BLOCK)
