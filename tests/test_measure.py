@@ -6,6 +6,7 @@ import torch
 
 import saprof
 from saprof.measure import environment
+from saprof.measure import latency as timing
 from saprof.measure.latency import MIN_ROUNDS, Latency, interleave, ratio
 from saprof.measure.memory import peak_bytes, predicted_peak_bytes, saved_bytes
 from saprof.operators import OPERATORS
@@ -107,6 +108,20 @@ def test_short_calls_are_repeated_and_long_ones_are_not():
     measured = interleave({"short": lambda: None, "long": lambda: time.sleep(2e-3)}, max_seconds=0.01)
     assert measured["short"].calls_per_sample > 100
     assert measured["long"].calls_per_sample == 1
+
+
+def test_a_short_call_does_not_pay_for_the_candidate_before(monkeypatch):
+    now, last = 0.0, None
+
+    def call(name, seconds, after_another):
+        nonlocal now, last
+        now += seconds + (after_another if last not in (name, None) else 0.0)
+        last = name
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    measured = interleave({"short": lambda: call("short", 0.002, 0.008), "long": lambda: call("long", 0.5, 0.001)})
+    assert measured["short"].samples == pytest.approx([0.002] * len(measured["short"].samples))
+    assert max(measured["long"].samples) == pytest.approx(0.501), "a long one has no untimed call before it"
 
 
 def test_the_interval_covers_the_median_as_often_as_it_says():

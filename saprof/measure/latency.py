@@ -12,6 +12,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import psutil
@@ -31,6 +32,9 @@ CONTENDED = 0.15
 """CPU cores that other processes may use before we say so."""
 SAMPLE_S = 1e-3
 """On a CPU, shorter calls are repeated within a sample, so that the clock and the loop stay below 0.1 % of it."""
+SETTLE_S = 0.1
+"""On a CPU, shorter calls are timed after an untimed one. The candidate before may have emptied the caches and given
+memory back to the system, which cost a call of half a millisecond seven more; beside a longer call it is nothing."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def interleave(
 ) -> dict[str, Latency]:
     """Measure every candidate for up to `max_seconds` in all, at least `MIN_ROUNDS` rounds; each is warmed up first."""
     clock = _CudaClock(device) if torch.device(device).type == "cuda" else _CpuClock()
-    repeats = {name: _warm_up(call, clock) for name, call in candidates.items()}
+    plans = {name: _warm_up(call, clock) for name, call in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     order = list(candidates)
     rng = random.Random(seed)
@@ -84,7 +88,7 @@ def interleave(
     for done in range(1, MAX_ROUNDS + 1):
         rng.shuffle(order)
         for name in order:
-            samples[name].append(clock.time(candidates[name], repeats[name]))
+            samples[name].append(clock.time(candidates[name], plans[name]))
         if done < MIN_ROUNDS:
             continue
         if all(_narrow(values) for values in samples.values()):
@@ -96,7 +100,7 @@ def interleave(
     switches, cpu_per_wall, others = usage.since()
     return {
         name: Latency(
-            tuple(values), repeats[name], stopped, switches, cpu_per_wall, others, clock.host(candidates[name])
+            tuple(values), plans[name].timed, stopped, switches, cpu_per_wall, others, clock.host(candidates[name])
         )
         for name, values in samples.items()
     }
@@ -112,21 +116,30 @@ def _narrow(samples: Sequence[float]) -> bool:
     return high - low <= 2 * NARROW * float(np.median(samples))
 
 
-def _warm_up(call: Call, clock: _CpuClock | _CudaClock) -> int:
-    """Call until caches, allocator and lazy set-up have settled; returns how many calls make a sample."""
+class _Sample(NamedTuple):
+    """How many calls make a sample."""
+
+    untimed: int
+    timed: int
+
+
+def _warm_up(call: Call, clock: _CpuClock | _CudaClock) -> _Sample:
+    """Call until caches, allocator and lazy set-up have settled; returns how to sample."""
     call()
-    return clock.calls_per_sample(min(clock.time(call, 1) for _ in range(2)))
+    return clock.plan(min(clock.time(call, _Sample(0, 1)) for _ in range(2)))
 
 
 class _CpuClock:
-    def time(self, call: Call, repeats: int) -> float:
-        start = time.perf_counter()
-        for _ in range(repeats):
+    def time(self, call: Call, sample: _Sample) -> float:
+        for _ in range(sample.untimed):
             call()
-        return (time.perf_counter() - start) / repeats
+        start = time.perf_counter()
+        for _ in range(sample.timed):
+            call()
+        return (time.perf_counter() - start) / sample.timed
 
-    def calls_per_sample(self, once: float) -> int:
-        return max(1, round(SAMPLE_S / max(once, 1e-9)))
+    def plan(self, once: float) -> _Sample:
+        return _Sample(int(once < SETTLE_S), max(1, round(SAMPLE_S / max(once, 1e-9))))
 
     def host(self, call: Call) -> None:
         return None
@@ -140,20 +153,20 @@ class _CudaClock:
         l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
         self.flush = torch.empty(2 * l2, dtype=torch.uint8, device=self.device)
 
-    def time(self, call: Call, repeats: int) -> float:
+    def time(self, call: Call, sample: _Sample) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with torch.cuda.device(self.device):
             self.flush.zero_()
             torch.cuda._sleep(1_000_000)  # about half a millisecond, in which the calls are queued
             start.record()
-            for _ in range(repeats):
+            for _ in range(sample.timed):
                 call()
             end.record()
             end.synchronize()
-        return start.elapsed_time(end) * 1e-3 / repeats
+        return start.elapsed_time(end) * 1e-3 / sample.timed
 
-    def calls_per_sample(self, once: float) -> int:
-        return 1  # a second call would find its inputs in L2
+    def plan(self, once: float) -> _Sample:
+        return _Sample(0, 1)  # a second call would find its inputs in L2
 
     def host(self, call: Call) -> float:
         times = []
