@@ -6,7 +6,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
 
 OK, FAILED, USAGE, REGRESSION = 0, 1, 2, 3
 """Exit codes: all is well; some cells failed or disagreed; the user's input was at fault; something got worse."""
@@ -39,6 +42,14 @@ def choices(what: str, text: str, valid: Sequence[str], extra: Sequence[str] = (
         if name not in (*valid, *extra):
             raise ValueError(f"unknown {what} {name!r}; expected {', '.join((*valid, *extra))} or all")
     return list(dict.fromkeys(names))
+
+
+def alone(parser: ArgumentParser, arguments: Namespace, option: str, beside: Sequence[str]) -> None:
+    """ValueError if something is asked for that `option` leaves undone: all but itself and what may stand `beside`."""
+    asked = [name for name, value in vars(arguments).items() if value != parser.get_default(name)]
+    undone = [f"--{name.replace('_', '-')}" for name in asked if name not in (option, *beside)]
+    if option in asked and undone:
+        raise ValueError(f"--{option.strip('_')} does nothing about {', '.join(undone)}; leave that out")
 
 
 def integers(what: str, text: str) -> list[int]:

@@ -27,6 +27,10 @@ repeats the edge; `circular` wraps; `zero` reads 0; `exclude` also reads 0 and i
 """
 
 
+LARGEST = 1024
+"""Side up to which a shape is listed tap by tap."""
+
+
 class Frame(NamedTuple):
     """A map continued by the boundary, tile by tile, so that taps are shifts: lookups for kernels.
 
@@ -318,6 +322,8 @@ def _parse(text: str) -> Footprint:
 
 def _axis(size: int, dilation: int = 1) -> range:
     positive("footprint size", size)
+    if size > LARGEST:
+        raise ValueError(f"footprint size is {size}; expected at most {LARGEST}")
     positive("dilation", dilation)
     first = -((size - 1) // 2)
     return range(first * dilation, (first + size) * dilation, dilation)

@@ -7,6 +7,7 @@ attention at the second stage, and the aggregation alone.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -208,7 +209,7 @@ def footprints(asked: str, dilation: str = "1") -> list[Footprint]:
     """Read a comma list of sizes and ranges, each at every dilation, and of what `Footprint.parse` reads."""
     dilations = command.integers("dilation", dilation)
     found: list[Footprint] = []
-    for part in [asked] if asked.startswith("offsets:") else asked.split(","):
+    for part in _parts(asked):
         if all(bound.strip().isdigit() for bound in part.split(":")):
             sizes = command.integers("footprint", part)
             found += [Footprint.square(size, apart) for size, apart in product(sizes, dilations)]
@@ -217,6 +218,12 @@ def footprints(asked: str, dilation: str = "1") -> list[Footprint]:
         else:
             found.append(Footprint.parse(part))
     return found
+
+
+def _parts(asked: str) -> list[str]:
+    """What commas part, but for those of offsets."""
+    pair = r"-?\d+,-?\d+"
+    return re.findall(rf"((?:offsets:{pair}(?:;{pair})*|[^,])*),", f"{asked},")
 
 
 def _run(groups: list[Group], arguments: argparse.Namespace) -> int:

@@ -36,6 +36,11 @@ def records(rows: Sequence[Mapping[str, Any]], form: str) -> str:
     return text.getvalue().rstrip("\n")
 
 
+def several(number: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def unknown(what: str, got: str, valid: Sequence[str]) -> str:
     """The sentence for a name nobody knows."""
     *most, last = map(repr, valid)

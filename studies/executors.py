@@ -120,6 +120,10 @@ class Local:
         failed: dict[str, str] = {}
         if not left:
             return failed
+        from studies.distributed import device
+
+        for name in {task.config.device for task in left}:
+            device(name)  # says once that there is none, and not in every run
         with stopped_by_signals(), _one_thread(), bar(len(left), label) as shown:
             try:
                 while left or any(worker.task for worker in self._workers):

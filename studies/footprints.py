@@ -9,7 +9,8 @@ a small network has each footprint in turn; it is compared with the square of as
 of its family, seed by seed. OUTPUT/runs keeps every run: a finished one is never repeated, an unfinished one is gone on
 with. OUTPUT/README.md has the tables, OUTPUT/results.json suffices to draw them again.
 
-Exit codes: 0 all is there, 1 some runs failed, 2 the input was at fault, 75 asked to stop, and saved.
+Exit codes: 0 all is there, 1 some runs failed, 2 the input was at fault, 3 the data are, 6 the folder is not to be
+written to, 75 asked to stop, and saved.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from saprof import atomic, command, text
 from saprof.footprint import Footprint, positive
 from saprof.sweep import footprints
 from saprof.tables import PaperRow
-from saprof.text import unknown
+from saprof.text import several, unknown
 from studies import rates, records, report, statistics
 from studies.budget import BANDWIDTH, budget
 from studies.config import DEVICES, Config
@@ -64,7 +65,10 @@ class Network:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _checked(_parser().parse_args(argv))
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    command.alone(parser, arguments, "from_", beside=("output",))
+    arguments = _checked(arguments)
     work = _redraw if arguments.from_ else _train
     return until_stopped(lambda: work(arguments))
 
@@ -172,7 +176,7 @@ def _train(arguments: argparse.Namespace) -> int:
     ]
     jobs = arguments.jobs or cores()
     if arguments.dry_run:
-        print(f"{sum(map(len, groups))} networks, {arguments.seeds} seeds")
+        print(f"{several(sum(map(len, groups)), 'network')}, {several(arguments.seeds, 'seed')}")
         print(budget(tasks, jobs=jobs, gpus=0, bandwidth=BANDWIDTH))
         print(*_noted(groups, arguments.data), "nothing was run", sep="\n")
         return command.OK
@@ -180,6 +184,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from studies import data
 
     data.load(study.recipe)  # says what is wrong with it once, and not in every run
+    records.prepare(arguments.output)
     with Local(jobs) as executor:
         executor.do(tasks)
     asked = {
@@ -192,7 +197,7 @@ def _train(arguments: argparse.Namespace) -> int:
     }
     results = records.collect(asked, chosen, tasks)
     records.write(arguments.output / records.FILE, results)
-    return _draw(arguments.output, results)
+    return _draw(arguments.output, results, arguments.output)
 
 
 def _rates(arguments: argparse.Namespace) -> dict[str, Any] | None:
@@ -211,25 +216,36 @@ def _rates(arguments: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _redraw(arguments: argparse.Namespace) -> int:
-    return _draw(arguments.output, records.read(arguments.from_ / records.FILE))
+    return _draw(arguments.output, read(arguments.from_), arguments.from_)
 
 
-def _draw(output: Path, results: Results) -> int:
+def _draw(output: Path, results: Results, source: Path) -> int:
     """Write the page, print it, and name what failed."""
     shown = page(results)
-    output.mkdir(parents=True, exist_ok=True)
+    records.prepare(output)
     atomic.write(output / "README.md", f"{shown}\n".encode())
     print(shown)
-    print(f"page in {output / 'README.md'}, figures in {output / records.FILE}", file=sys.stderr)
-    for sentence in missing(results):
+    print(f"page in {output / 'README.md'}, figures in {source / records.FILE}", file=sys.stderr)
+    absent = missing(results)
+    for sentence in absent:
         print(f"failed: {sentence}", file=sys.stderr)
-    return command.FAILED if results.failed else command.OK
+    return command.FAILED if absent else command.OK
+
+
+def read(folder: Path) -> Results:
+    """What a study kept in its folder; ValueError if that is of no study of footprints."""
+    results = records.read(folder / records.FILE)
+    data, families, asked = (results.study.get(name) for name in ("data", "families", "footprints"))
+    if not (families and asked):
+        raise ValueError(f"{folder} is of no study of footprints; expected the folder of python -m studies.footprints")
+    if data not in SIDES or not set(families) <= set(FAMILIES):
+        known = f"{', '.join(SIDES)}, and of {', '.join(FAMILIES)}"
+        raise ValueError(f"{folder} is of {data}, and of {', '.join(families)}; expected one of {known}")
+    return results
 
 
 def recorded(results: Results) -> list[list[Network]]:
     """The networks that results are of. ValueError if their runs are of several recipes or versions."""
-    if "footprints" not in results.study:
-        raise ValueError("the results are of no study of footprints; expected those of python -m studies.footprints")
     versions = sorted({results.versions(run) for run in results.runs.values()})
     if len(versions) > 1:
         raise ValueError(f"the tables would mix runs of {' and '.join(versions)}; train again with one of them")
@@ -246,7 +262,7 @@ def frame(folder: str | Path) -> pd.DataFrame:
     """The rows of a recorded study, `caution` being what has to be said of them."""
     import pandas as pd
 
-    results = records.read(Path(folder) / records.FILE)
+    results = read(Path(folder))
     return pd.DataFrame(rows(results)).assign(caution=caution(results))
 
 
@@ -310,9 +326,17 @@ def note(footprint: Footprint, data: str) -> str:
 
 
 def _noted(groups: Sequence[Sequence[Network]], data: str) -> list[str]:
-    """A sentence for every footprint that has a note."""
+    """A sentence for every footprint that has a note, or nothing to be compared with."""
     every = dict.fromkeys(network.footprint for group in groups for network in group)
-    return [f"{footprint} {note(footprint, data)}" for footprint in every if note(footprint, data)]
+    notes = [f"{footprint} {note(footprint, data)}" for footprint in every if note(footprint, data)]
+    return notes + [alone(group) for group in groups if alone(group)]
+
+
+def alone(group: Sequence[Network]) -> str:
+    """What a reader must know of a group that compares nothing."""
+    (footprint, *others) = dict.fromkeys(network.footprint for network in group)
+    taps = several(footprint.taps, "tap")
+    return "" if others else f"{footprint} alone has {taps} here, so that there is nothing to compare it with"
 
 
 def missing(results: Results) -> list[str]:
@@ -329,8 +353,8 @@ def caution(results: Results) -> str:
     """What is said first."""
     data, seeds = results.study["data"], results.study["seeds"]
     side = SIDES[data]
-    of = f"{data} at {side} × {side}, networks of two stages, {results.study['epochs']} epochs"
-    return f"{of}, {seeds} seed{'s' * (seeds != 1)}, not ImageNet."
+    of = f"{data} at {side} × {side}, networks of two stages, {several(results.study['epochs'], 'epoch')}"
+    return f"{of}, {several(seeds, 'seed')}, not ImageNet."
 
 
 def page(results: Results) -> str:
@@ -353,8 +377,10 @@ def _sections(results: Results) -> Iterator[str]:
         compared = sum(row.get("p_holm") is not None for row in lines)
         if compared:
             yield report.paired(compared)
+        if alone(group):
+            yield f"{alone(group)}."
     if absent := missing(results):
-        yield "\n".join([f"{len(absent)} runs are not in these tables:", "", *(f"- {it}" for it in absent)])
+        yield "\n".join([f"{several(len(absent), 'run')} not in these tables:", "", *(f"- {it}" for it in absent)])
     yield "\n".join(_where(results))
 
 
@@ -389,7 +415,8 @@ def _where(results: Results) -> Iterator[str]:
     from saprof.measure.environment import caption
 
     for at, place in enumerate(results.where):
-        yield f"- {sum(run['where'] == at for run in results.runs.values())} runs: {caption(dict(place))}"
+        made = sum(run["where"] == at for run in results.runs.values())
+        yield f"- {several(made, 'run')}: {caption(dict(place))}"
 
 
 if __name__ == "__main__":

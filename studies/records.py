@@ -6,6 +6,7 @@ What all runs have in common is written once; a run's `facts` are what it differ
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 from saprof import atomic
 from studies.config import Config
 from studies.executors import Task
+from studies.failures import CannotWrite
+from studies.run import Run
 
 SCHEMA = 1
 FILE = "results.json"
@@ -21,6 +24,15 @@ KEPT = ("top1", "top5", "loss", "n", "params", "steps", "train_seconds", "weight
 """What is taken over from a run's result."""
 PASSING = ("argv", "memory_bytes", "time", "step", "flags")
 """What is no part of where a run was made."""
+NUMBER, NONE = (int, float), type(None)
+CONTENT = {"study": dict, "learning_rates": (dict, NONE), "where": list, "failed": dict, "common": dict, "runs": list}
+STUDY = {"data": str, "epochs": int, "backend": (str, NONE), "seeds": int}
+PLACE = {"versions": dict, "device": str, "threads": int, "cores": int, "commit": (str, NONE), "dirty": bool}
+RUN = {"facts": dict, "where": int, "n": int, "params": int, "train_seconds": NUMBER} | dict.fromkeys(
+    ("top1", "top5", "loss"), (*NUMBER, NONE)
+)
+"""The types of what a file must hold: at its top, of its study, of a place, of a run."""
+MEND = "fetch it again, or run the study's command, which goes on from its runs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +66,7 @@ def collect(study: Mapping[str, Any], learning_rates: Mapping[str, Any] | None, 
         if found is None:
             failed[fingerprint] = task.run.failure() or "not finished"
             continue
-        place = _place(task.folder)
+        place = _place(task.run)
         if place not in where:
             where.append(place)
         figures = {name: found[name] for name in KEPT}
@@ -66,10 +78,12 @@ def collect(study: Mapping[str, Any], learning_rates: Mapping[str, Any] | None, 
     return Results(study=study, learning_rates=learning_rates, where=where, runs=runs, failed=failed)
 
 
-def _place(folder: Path) -> dict[str, Any]:
+def _place(run: Run) -> dict[str, Any]:
     """Where the last session that worked on a run was."""
-    session = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sessions"][-1]
-    return {name: value for name, value in session.items() if name not in PASSING}
+    sessions = run.sessions()
+    if not sessions:
+        raise ValueError(f"{run.folder} does not tell where its run was made; delete it to have it made again")
+    return {name: value for name, value in sessions[-1].items() if name not in PASSING}
 
 
 def _robustness(task: Task) -> dict[str, Any] | None:
@@ -91,6 +105,14 @@ def _robustness(task: Task) -> dict[str, Any] | None:
     }
 
 
+def prepare(folder: Path) -> None:
+    """Make a study's folder, if it is not there; CannotWrite where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"cannot write to {folder}: {error.strerror}; choose another --output") from None
+
+
 def write(path: Path, results: Results) -> None:
     """Keep the results, atomically."""
     every = [run["facts"] for run in results.runs.values()]
@@ -108,23 +130,69 @@ def write(path: Path, results: Results) -> None:
 
 
 def read(path: Path) -> Results:
-    """The results in a folder's file; ValueError if there are none, or not of this schema."""
+    """The results in a folder's file; ValueError if there are none, or not of this schema, or not whole."""
     if not path.exists():
-        raise ValueError(f"{path} is not there; expected the folder of a reproduction, which holds {FILE}")
+        raise ValueError(f"{path} is not there; expected the folder of a study that came to its end")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); fetch it again") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"it is a {type(content).__name__}, not an object")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {MEND}") from None
     if content.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {content.get('schema')!r}; expected {SCHEMA}")
-    known = {field.name for field in fields(Config)}
-    runs = {}
-    for run in content["runs"]:
-        facts = content["common"] | run["facts"]
-        if not facts.keys() <= known:
-            raise ValueError(
-                f"{path} has runs with {', '.join(sorted(facts.keys() - known))}, which nobody knows any more"
-            )
-        runs[Config(**facts).fingerprint()] = run | {"facts": facts}  # fields that came later have their defaults
-    parts = {name: content[name] for name in ("study", "learning_rates", "where", "failed")}
-    return Results(runs=runs, **parts)
+    try:
+        _check(content)
+        runs = {_fingerprint(run): run for run in content["runs"]}
+    except _Damaged as found:
+        raise ValueError(f"{path} is damaged: {found}; {MEND}") from None
+    return Results(runs=runs, **{name: content[name] for name in ("study", "learning_rates", "where", "failed")})
+
+
+class _Damaged(Exception):
+    """A sentence."""
+
+
+def _check(content: Mapping[str, Any]) -> None:
+    """Whether all is there that tables are drawn from; adds what runs have in common to each."""
+    _expect("it", content, CONTENT)
+    _expect("its study", content["study"], STUDY)
+    rates = content["learning_rates"]
+    if rates is not None:
+        _expect("its learning rates", rates, {"rule": str, "data": str, "families": dict})
+        for family, choice in rates["families"].items():
+            _expect(f"the learning rate of {family}", choice, {"chosen": NUMBER})
+    for number, place in enumerate(content["where"]):
+        _expect(f"place {number}", place, PLACE)
+    for number, run in enumerate(content["runs"]):
+        _expect(f"run {number}", run, RUN)
+        if not 0 <= run["where"] < len(content["where"]):
+            raise _Damaged(f"run {number} was made at place {run['where']} of {len(content['where'])}")
+        if not (_percent(run["top1"]) and run["n"] > 0):
+            raise _Damaged(f"run {number} has a top-1 of {run['top1']!r} % of {run['n']} images")
+        run["facts"] = content["common"] | run["facts"]
+
+
+def _expect(what: str, content: Any, types: Mapping[str, Any]) -> None:
+    if not isinstance(content, dict):
+        raise _Damaged(f"{what} is {content!r}")
+    for name, kind in types.items():
+        if name not in content:
+            raise _Damaged(f"no {name} in {what}")
+        if not isinstance(content[name], kind):
+            raise _Damaged(f"{name} in {what} is {content[name]!r}")
+
+
+def _percent(value: float | None) -> bool:
+    return value is not None and math.isfinite(value) and 0 <= value <= 100
+
+
+def _fingerprint(run: Mapping[str, Any]) -> str:
+    """Of its config; fields that came later have their defaults."""
+    foreign = sorted(run["facts"].keys() - {field.name for field in fields(Config)})
+    if foreign:
+        raise _Damaged(f"it has runs with {', '.join(foreign)}, which nobody knows any more")
+    try:
+        return Config(**run["facts"]).fingerprint()
+    except (TypeError, ValueError) as error:
+        raise _Damaged(f"it has a run that none can be ({error})") from None

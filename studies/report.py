@@ -78,6 +78,8 @@ def study(results: Results) -> Study:
         if mine != facts:
             raise ValueError(_mixed("the study", facts, mine))
     asked = {name: results.study[name] for name in ("data", "epochs", "backend")}
+    if facts and facts.get("epochs", asked["epochs"]) != asked["epochs"]:
+        raise ValueError(f"the study is of {asked['epochs']} epochs, its runs of {facts['epochs']}; expected the same")
     return Study(**asked, rates=rates, facts=facts)
 
 
@@ -88,12 +90,13 @@ def _mixed(what: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 def caution(data: str, seeds: int) -> str:
     """What every page says first."""
+    spelled = text.several(seeds, "seed")
     if data not in SIDES:
-        return f"{seeds} seeds; the paper has one run per row. Compared are the paper's networks by its own recipe."
+        return f"{spelled}; the paper has one run per row. Compared are the paper's networks by its own recipe."
     side = SIDES[data]
     name = f"digits-{side}x{side}" if data.startswith("digits") else f"{data}-{side}x{side}"
     return (
-        f"{name} miniature, {seeds} seed{'s' * (seeds != 1)}, not ImageNet; the paper's number is shown for reference, "
+        f"{name} miniature, {spelled}, not ImageNet; the paper's number is shown for reference, "
         "the difference has no meaning; only sign, resolved or not, is compared."
     )
 

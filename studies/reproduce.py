@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saprof.command import FAILED, OK
+from saprof.command import FAILED, OK, alone
 from saprof.footprint import positive
 from saprof.text import unknown
 from studies import rates, records
@@ -41,7 +41,10 @@ SMOKE = {"seeds": 1, "epochs": 2, "candidates": (0.1,), "tuning_seeds": (1000,)}
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _checked(_parser().parse_args(argv))
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    alone(parser, arguments, "from_", beside=("tables", "output"))
+    arguments = _checked(arguments)
     work = _redraw if arguments.from_ else _reproduce
     return until_stopped(lambda: work(arguments))
 
@@ -170,6 +173,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     from studies import data
 
     data.load(study.recipe)  # says what is wrong with it once, and not in every run
+    records.prepare(output)
     with _executor(arguments, study.recipe.workers) as executor:
         if tuning.families:
             executor.do(tuning.tasks(), "learning rates")

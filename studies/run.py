@@ -47,7 +47,7 @@ class Run:
 
     def result(self) -> dict[str, Any] | None:
         """What came of the run; None while it is not finished."""
-        return self._json("result.json")
+        return self._json("result.json", "fingerprint")
 
     def check(self, config: Config) -> None:
         """ValueError if the folder belongs to a run of another config, or to something else."""
@@ -85,10 +85,14 @@ class Run:
 
     def begin(self, config: Config, session: Mapping[str, Any]) -> None:
         """Note the config and who works on it from now on."""
-        sessions = (self._json("manifest.json") or {"sessions": []})["sessions"]
+        sessions = [*self.sessions(), session]
         self._write("config.yaml", configs.dump(config))
-        self._write_json("manifest.json", {"schema": SCHEMA, "sessions": [*sessions, session]})
+        self._write_json("manifest.json", {"schema": SCHEMA, "sessions": sessions})
         self.forgive()
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Who worked on it, the last one last."""
+        return (self._json("manifest.json", "sessions") or {"sessions": []})["sessions"]
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, less one that a crash cut short; BadCheckpoint where one is damaged."""
@@ -151,7 +155,7 @@ class Run:
 
     def failure(self) -> str | None:
         """Why the run could not go on, if that is kept."""
-        found = self._json("failed.json")
+        found = self._json("failed.json", "reason")
         return None if found is None else found["reason"]
 
     def forgive(self) -> None:
@@ -159,12 +163,15 @@ class Run:
         with suppress(OSError):
             (self.folder / "failed.json").unlink(missing_ok=True)
 
-    def _json(self, name: str) -> dict[str, Any] | None:
+    def _json(self, name: str, field: str) -> dict[str, Any] | None:
+        """The content of a file, which must have a field; None where there is no file."""
         path = self.folder / name
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(content, dict) or content.get("schema") != SCHEMA:
                 raise ValueError(f"its schema is not {SCHEMA}")
+            if field not in content:
+                raise ValueError(f"it has no {field}")
             return content
         except (FileNotFoundError, NotADirectoryError):
             return None

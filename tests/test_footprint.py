@@ -359,6 +359,8 @@ def test_parse_refuses(text):
         (lambda: Footprint.parse("7 boundary=mirror"), "unknown boundary 'mirror'; expected one of reflect, zero, "),
         (lambda: Footprint.square(0), "footprint size is 0; expected a positive integer"),
         (lambda: Footprint.square(-3), "footprint size is -3; expected a positive integer"),
+        (lambda: Footprint.square(99_999), "footprint size is 99999; expected at most 1024"),
+        (lambda: Footprint.random(10**9, 1), "footprint size is 44723; expected at most 1024"),
         (lambda: Footprint.square(True), "footprint size is True; expected a positive integer"),
         (lambda: Footprint.square(3.0), "footprint size is 3.0; expected a positive integer"),
         (lambda: Footprint.square("3"), "footprint size is '3'; expected a positive integer"),

@@ -320,6 +320,7 @@ def test_planning_needs_no_torch():
         (["--operator", "all", "--stage", "1:5", "--footprint", "3:11:2"], len(OPERATORS) * 5 * 5),
         (["--operator", "aggregation", "--footprint", "3,square:5,disk:9,cross:13,dilated:5x2,rectangle:1x7"], 6),
         (["--operator", "aggregation", "--footprint", "offsets:0,0;0,1"], 1),
+        (["--operator", "aggregation", "--footprint", "3,offsets:0,0;0,1,cross:3, offsets:0,0;-1,2 stride=2,5"], 5),
         (["--operator", "aggregation", "--footprint", "square:7,cross:13,disk:9,dilated:5x2,random:49@seed1"], 5),
         (["--operator", "aggregation", "--footprint", "random:9@seed1,random:9@seed1@size5,random:9@seed1@size7"], 2),
         (["--footprint", "square:7,cross:13,disk:9,dilated:5x2,random:49@seed1"], 1 + 5 * 5),

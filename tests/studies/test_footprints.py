@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from saprof.command import FAILED, OK
 from saprof.footprint import Footprint
 from studies import footprints, records
 from studies.config import Config
 from studies.executors import Task
+from studies.failures import CannotWrite
 from studies.figures import footprints_figure
 from studies.footprints import base, frame, networks, note, rows
 from studies.grid import Study, cells
@@ -167,19 +169,36 @@ def test_a_footprint_larger_than_the_map_is_noted():
         (["--seeds", "0"], "seeds is 0; expected a positive integer"),
         (["--epochs", "-1"], "epochs is -1; expected a positive integer"),
         (["--jobs", "0"], "jobs is 0; expected a positive integer"),
-        (["--rates", "/nowhere"], "results.json is not there; expected the folder of a reproduction"),
+        (["--rates", "/nowhere"], "results.json is not there; expected the folder of a study that came to its end"),
         (
             ["--data", "digits16", "--rates", str(RECORDED.with_name("digits"))],
             "are those of digits; expected those of",
         ),
-        (["--from", "/nowhere"], "results.json is not there; expected the folder of a reproduction"),
-        (["--from", str(RECORDED.with_name("digits"))], "are of no study of footprints; expected those of python -m"),
+        (["--from", "/nowhere"], "results.json is not there; expected the folder of a study that came to its end"),
+        (["--from", "x", "--seeds", "5", "--dry-run"], "--from does nothing about --seeds, --dry-run; leave that out"),
+        (
+            ["--from", str(RECORDED.with_name("digits"))],
+            "is of no study of footprints; expected the folder of python -m",
+        ),
     ],
 )
 def test_bad_input(argv, expected, tmp_path):
     with pytest.raises(ValueError, match=expected):
         footprints.main([*argv, "--output", str(tmp_path)])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_is_told_before_any_run(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotWrite, match=f"cannot write to {tmp_path}/file: File exists; choose another --output"):
+        footprints.main(["--footprint", "3", "--seeds", "1", "--output", str(tmp_path / "file")])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_a_device_that_is_missing_is_missed_once(tmp_path):
+    with pytest.raises(ValueError, match=r"^device is 'cuda', and torch sees no CUDA device; expected 'cpu' or 'auto'"):
+        footprints.main(["--footprint", "3", "--seeds", "1", "--device", "cuda", "--output", str(tmp_path)])
+    assert not list(tmp_path.glob("runs/*"))
 
 
 def test_help_needs_no_torch():
@@ -196,13 +215,22 @@ def test_a_dry_run_trains_nothing(tmp_path, capsys):
     assert "2 networks, 2 seeds" in shown
     assert "4 runs: 0 finished, 4 left" in shown
     assert "cross:13 spans 13 × 13, more than the first stage's map of 8 × 8" in shown
+    assert "nothing to compare" not in shown
     assert not list(tmp_path.iterdir())
+
+
+def test_a_footprint_without_another_of_as_many_taps_is_noted(tmp_path, capsys):
+    asked = ["--footprint", "3,5,cross:5", "--family", "pairwise,patchwise", "--output", str(tmp_path), "--dry-run"]
+    assert footprints.main(asked) == OK
+    shown = capsys.readouterr().out
+    assert "square:5 alone has 25 taps here, so that there is nothing to compare it with" in shown
+    assert shown.count("alone has") == 1
 
 
 def pretend(task: Task):
     """Stands for training."""
     task.folder.mkdir(parents=True)
-    session = {"sessions": [WHERE]}
+    session = {"schema": 1, "sessions": [WHERE]}
     (task.folder / "manifest.json").write_text(json.dumps(session))
     size = 90.0 + len(task.config.options["footprints"][0]) + task.config.seed
     result = {"schema": 1, "fingerprint": task.config.fingerprint(), "top1": size, "top5": 99.0, "loss": 0.5, "n": 500}
@@ -254,6 +282,40 @@ def test_a_run_that_failed_is_told_by_the_exit_code(tmp_path, capsys, monkeypatc
         == FAILED
     )
     assert "failed: pairwise, square:5, seed 0: not finite" in capsys.readouterr().err
+
+
+def recorded_with(folder, change) -> Path:
+    """The recorded study's results, changed."""
+    content = json.loads((RECORDED / records.FILE).read_text())
+    change(content)
+    folder.mkdir(exist_ok=True)
+    (folder / records.FILE).write_text(json.dumps(content))
+    return folder
+
+
+def test_a_run_that_is_not_recorded_is_told_by_the_exit_code(tmp_path, capsys):
+    folder = recorded_with(tmp_path, lambda content: content["study"].update(seeds=7))
+    assert footprints.main(["--from", str(folder)]) == FAILED
+    shown = capsys.readouterr()
+    assert "15 runs not in these tables:" in shown.out
+    assert "failed: pairwise, square:5, seed 6: not run (run " in shown.err
+    assert f"figures in {folder / records.FILE}" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda study: study.update(epochs=3), "the study is of 3 epochs, its runs of 20; expected the same"),
+        (lambda study: study.update(families=["triple"]), "is of digits, and of triple; expected one of"),
+        (lambda study: study.update(data="mnist"), "is of mnist, and of pairwise, patchwise, stand_alone; expected"),
+        (lambda study: study.pop("families"), "is of no study of footprints"),
+    ],
+)
+def test_a_study_that_does_not_fit_its_runs(change, expected, tmp_path):
+    folder = recorded_with(tmp_path, lambda content: change(content["study"]))
+    with pytest.raises(ValueError, match=expected):
+        footprints.main(["--from", str(folder)])
+    assert [path.name for path in folder.iterdir()] == [records.FILE]
 
 
 def test_two_epochs_are_trained_and_gone_on_with(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ WHERE = {
     "versions": {"saprof": "1", "torch": "2"},
     "device": "a CPU",
     "threads": 1,
+    "cores": 2,
     "platform": "Linux",
     "python": "3",
     "commit": None,
@@ -217,10 +219,53 @@ def test_results_of_another_time(tmp_path, change, expected):
 
 
 def test_results_that_are_damaged_or_not_there(tmp_path):
-    with pytest.raises(ValueError, match="expected the folder of a reproduction"):
+    with pytest.raises(ValueError, match="expected the folder of a study that came to its end"):
         records.read(tmp_path / records.FILE)
-    (tmp_path / records.FILE).write_text("{")
-    with pytest.raises(ValueError, match="is damaged"):
+    for damaged in ("{", "", "[]", "null", "3"):
+        (tmp_path / records.FILE).write_text(damaged)
+        with pytest.raises(ValueError, match=r"is damaged .*; fetch it again, or run the study's command"):
+            records.read(tmp_path / records.FILE)
+
+
+PARTS = {
+    "": (lambda content: content, records.CONTENT),
+    "study": (lambda content: content["study"], records.STUDY),
+    "place": (lambda content: content["where"][0], records.PLACE),
+    "run": (lambda content: content["runs"][0], records.RUN),
+}
+
+
+@pytest.mark.parametrize(("part", "field"), [(part, field) for part, (_, types) in PARTS.items() for field in types])
+def test_results_of_which_a_part_is_lost_or_of_another_kind(tmp_path, part, field):
+    records.write(tmp_path / records.FILE, results("8", of_table_8))
+    whole = (tmp_path / records.FILE).read_text()
+    odd = {} if PARTS[part][1][field] is list else []
+    for damage in (lambda found: found.pop(field), lambda found: found.update({field: odd})):
+        content = json.loads(whole)
+        damage(PARTS[part][0](content))
+        (tmp_path / records.FILE).write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=rf"is damaged: (no )?{field} in .*; fetch it again"):
+            records.read(tmp_path / records.FILE)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda content: content["runs"].__setitem__(0, "run"), "run 0 is 'run'"),
+        (lambda content: content["runs"][0].update(where=7), "run 0 was made at place 7 of 1"),
+        (lambda content: content["runs"][0].update(top1=200), "run 0 has a top-1 of 200 % of"),
+        (lambda content: content["runs"][0].update(top1=math.nan), "run 0 has a top-1 of nan % of"),
+        (lambda content: content["runs"][0].update(n=0), "run 0 has a top-1 of 90.0 % of 0 images"),
+        (lambda content: content["common"].update(epochs="x"), "it has a run that none can be"),
+        (lambda content: content.update(learning_rates={"rule": "", "data": ""}), "no families in its learning rates"),
+    ],
+)
+def test_results_that_cannot_be(tmp_path, change, expected):
+    records.write(tmp_path / records.FILE, results("8", of_table_8))
+    content = json.loads((tmp_path / records.FILE).read_text())
+    change(content)
+    (tmp_path / records.FILE).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"is damaged: {expected}"):
         records.read(tmp_path / records.FILE)
 
 

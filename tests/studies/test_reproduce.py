@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from saprof import atomic
-from studies import executors, rates, reproduce
+from studies import executors, rates, records, reproduce
 from studies.config import Config
 from studies.executors import Local, Task
 from studies.failures import BadData, NonFinite, Preempted
@@ -111,9 +111,18 @@ def test_the_result_of_another_config_is_refused(tmp_path):
 
 def test_a_damaged_result_is_named(tmp_path):
     (task,) = some(tmp_path, [0])
-    (task.folder / "result.json").write_text("{")
-    with pytest.raises(ValueError, match=r"0/result\.json is damaged .*; delete it to have it made again"):
-        task.left()
+    for damaged in ("{", "[]", '{"schema": 1}'):
+        (task.folder / "result.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"0/result\.json is damaged .*; delete it to have it made again"):
+            task.left()
+
+
+def test_a_run_without_its_place_is_named(tmp_path):
+    (task,) = some(tmp_path, [0])
+    finish(task)
+    (task.folder / "manifest.json").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"0 does not tell where its run was made; delete it to have it made again"):
+        records.collect({}, None, [task])
 
 
 def test_a_run_that_was_judged_in_part_is_not_done(tmp_path):
@@ -240,7 +249,8 @@ def test_tuning_seeds_are_not_reported():
         (["table4", "--candidates", "0.1,high"], "candidates is '0.1,high'; expected positive numbers"),
         (["table4", "--candidates", "0"], "candidates is '0'; expected positive numbers"),
         (["table4", "--bandwidth", "0"], "bandwidth is 0.0; expected GB/s"),
-        (["table4", "--from", "/nowhere"], "expected the folder of a reproduction"),
+        (["table4", "--from", "x", "--smoke"], "--from does nothing about --smoke; leave that out"),
+        (["table4", "--from", "/nowhere"], "expected the folder of a study that came to its end"),
     ],
 )
 def test_bad_input(argv, expected):
