@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+_LAST: list[dist.ProcessGroup | None] = []
+"""The group that was used last. Whoever frees a group waits for its threads, and these may wait for the interpreter, to
+free a tensor: a DistributedDataParallel would not let go of it meanwhile, and Python does. So ours is the last
+reference. (https://github.com/pytorch/pytorch/issues/56297)"""
+atexit.register(_LAST.clear)
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ def world(name: str) -> Iterator[World]:
         yield World(0, 1, place)
         return
     dist.init_process_group("nccl" if gpu else "gloo")
+    _LAST[:] = [dist.group.WORLD]
     try:
         yield World(rank, size, place)
     finally:

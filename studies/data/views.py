@@ -6,9 +6,12 @@ import hashlib
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -88,12 +91,23 @@ def batches(views: TorchDataset, keys: Iterable[Sequence], workers: int, pinned:
         num_workers=workers,
         pin_memory=pinned,
         worker_init_fn=_outlive_signals,
+        multiprocessing_context=_context() if workers else None,
         generator=torch.Generator(),  # for a number that nobody uses; torch's own would be moved on by it
     )
     try:
         yield from loader
     except BadData as error:  # a worker's comes with its traceback, and the sentence last
         raise BadData(str(error).strip().rpartition("BadData: ")[2]) from None
+
+
+def _context() -> BaseContext | None:
+    """How workers start. A process that is connected to others has threads, and must not be forked: a lock that one of
+    them holds would stay taken. None is torch's own way."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # torch, once for all workers
+    return context
 
 
 def _outlive_signals(_: int) -> None:
