@@ -1,5 +1,6 @@
 """What the README tells a reader to type works as written. `make` itself is what runs these tests."""
 
+import json
 import re
 import subprocess
 import sys
@@ -47,6 +48,14 @@ def test_every_make_target_exists():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_peers_take_what_was_recorded():
+    kept = json.loads((ROOT / "studies" / "peers_cpu" / "peers.json").read_text())["candidates"]
+    found = re.search(r"`numba` takes (\S+) ms .*?FlexAttention takes (\S+) ms .*?a mask (\S+) ms", README, re.DOTALL)
+    for told, name in zip(found.groups(), ("numba", "flex_attention", "scaled_dot_product_attention"), strict=True):
+        assert kept[name]["status"] == "ok"
+        assert told == f"{1e3 * kept[name]['latency_s']:.{'.' in told:d}f}"
 
 
 def test_links_and_figures_exist():

@@ -297,7 +297,7 @@ def test_a_run_that_is_not_recorded_is_told_by_the_exit_code(tmp_path, capsys):
     folder = recorded_with(tmp_path, lambda content: content["study"].update(seeds=7))
     assert footprints.main(["--from", str(folder)]) == FAILED
     shown = capsys.readouterr()
-    assert "15 runs not in these tables:" in shown.out
+    assert "27 runs not in these tables:" in shown.out
     assert "failed: pairwise, square:5, seed 6: not run (run " in shown.err
     assert f"figures in {folder / records.FILE}" in shown.err
 
