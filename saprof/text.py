@@ -36,7 +36,7 @@ def records(rows: Sequence[Mapping[str, Any]], form: str) -> str:
     return text.getvalue().rstrip("\n")
 
 
-def several(number: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{number} {noun}{'s' * (number != 1)}"
 

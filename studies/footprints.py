@@ -26,7 +26,7 @@ from saprof import atomic, command, text
 from saprof.footprint import Footprint, positive
 from saprof.sweep import footprints
 from saprof.tables import PaperRow
-from saprof.text import several, unknown
+from saprof.text import counted, unknown
 from studies import rates, records, report, statistics
 from studies.budget import BANDWIDTH, budget
 from studies.config import DEVICES, Config
@@ -166,6 +166,15 @@ def _train(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         rates=rates.rates(chosen["families"]) if chosen else {},
     )
+    asked = {
+        "data": study.data,
+        "epochs": study.recipe.epochs,
+        "backend": study.backend,
+        "seeds": arguments.seeds,
+        "families": arguments.family,
+        "footprints": [str(footprint) for footprint in arguments.footprint],
+    }
+    _check_earlier(arguments.output, asked)
     groups = networks(study, arguments.family, arguments.footprint)
     runs = arguments.output / "runs"
     tasks = [  # group by group and seed by seed, so that a study that is stopped has few comparisons half done
@@ -176,7 +185,7 @@ def _train(arguments: argparse.Namespace) -> int:
     ]
     jobs = arguments.jobs or cores()
     if arguments.dry_run:
-        print(f"{several(sum(map(len, groups)), 'network')}, {several(arguments.seeds, 'seed')}")
+        print(f"{counted(sum(map(len, groups)), 'network')}, {counted(arguments.seeds, 'seed')}")
         print(budget(tasks, jobs=jobs, gpus=0, bandwidth=BANDWIDTH))
         print(*_noted(groups, arguments.data), "nothing was run", sep="\n")
         return command.OK
@@ -187,17 +196,21 @@ def _train(arguments: argparse.Namespace) -> int:
     records.prepare(arguments.output)
     with Local(jobs) as executor:
         executor.do(tasks)
-    asked = {
-        "data": study.data,
-        "epochs": study.recipe.epochs,
-        "backend": study.backend,
-        "seeds": arguments.seeds,
-        "families": arguments.family,
-        "footprints": [str(footprint) for footprint in arguments.footprint],
-    }
     results = records.collect(asked, chosen, tasks)
     records.write(arguments.output / records.FILE, results)
     return _draw(arguments.output, results, arguments.output)
+
+
+def _check_earlier(output: Path, asked: Mapping[str, Any]) -> None:
+    """ValueError if the folder's page tells of what is not asked for now, and would be lost."""
+    if not (output / records.FILE).exists():
+        return
+    before = read(output).study
+    lost = [f"{name} {before[name]}" for name in ("data", "epochs") if before[name] != asked[name]]
+    lost += [f"seeds {before['seeds']}"] * (before["seeds"] > asked["seeds"])
+    lost += [one for name in ("families", "footprints") for one in before[name] if one not in asked[name]]
+    if lost:
+        raise ValueError(f"{output} holds a study with {', '.join(lost)}; ask for that too, or choose another --output")
 
 
 def _rates(arguments: argparse.Namespace) -> dict[str, Any] | None:
@@ -329,13 +342,13 @@ def _noted(groups: Sequence[Sequence[Network]], data: str) -> list[str]:
     """A sentence for every footprint that has a note, or nothing to be compared with."""
     every = dict.fromkeys(network.footprint for group in groups for network in group)
     notes = [f"{footprint} {note(footprint, data)}" for footprint in every if note(footprint, data)]
-    return notes + [alone(group) for group in groups if alone(group)]
+    return notes + [uncompared(group) for group in groups if uncompared(group)]
 
 
-def alone(group: Sequence[Network]) -> str:
+def uncompared(group: Sequence[Network]) -> str:
     """What a reader must know of a group that compares nothing."""
     (footprint, *others) = dict.fromkeys(network.footprint for network in group)
-    taps = several(footprint.taps, "tap")
+    taps = counted(footprint.taps, "tap")
     return "" if others else f"{footprint} alone has {taps} here, so that there is nothing to compare it with"
 
 
@@ -353,8 +366,8 @@ def caution(results: Results) -> str:
     """What is said first."""
     data, seeds = results.study["data"], results.study["seeds"]
     side = SIDES[data]
-    of = f"{data} at {side} × {side}, networks of two stages, {several(results.study['epochs'], 'epoch')}"
-    return f"{of}, {several(seeds, 'seed')}, not ImageNet."
+    of = f"{data} at {side} × {side}, networks of two stages, {counted(results.study['epochs'], 'epoch')}"
+    return f"{of}, {counted(seeds, 'seed')}, not ImageNet."
 
 
 def page(results: Results) -> str:
@@ -377,10 +390,10 @@ def _sections(results: Results) -> Iterator[str]:
         compared = sum(row.get("p_holm") is not None for row in lines)
         if compared:
             yield report.paired(compared)
-        if alone(group):
-            yield f"{alone(group)}."
+        if uncompared(group):
+            yield f"{uncompared(group)}."
     if absent := missing(results):
-        yield "\n".join([f"{several(len(absent), 'run')} not in these tables:", "", *(f"- {it}" for it in absent)])
+        yield "\n".join([f"{counted(len(absent), 'run')} not in these tables:", "", *(f"- {it}" for it in absent)])
     yield "\n".join(_where(results))
 
 
@@ -416,7 +429,7 @@ def _where(results: Results) -> Iterator[str]:
 
     for at, place in enumerate(results.where):
         made = sum(run["where"] == at for run in results.runs.values())
-        yield f"- {several(made, 'run')}: {caption(dict(place))}"
+        yield f"- {counted(made, 'run')}: {caption(dict(place))}"
 
 
 if __name__ == "__main__":

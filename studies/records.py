@@ -6,7 +6,6 @@ What all runs have in common is written once; a run's `facts` are what it differ
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,12 +26,12 @@ PASSING = ("argv", "memory_bytes", "time", "step", "flags")
 NUMBER, NONE = (int, float), type(None)
 CONTENT = {"study": dict, "learning_rates": (dict, NONE), "where": list, "failed": dict, "common": dict, "runs": list}
 STUDY = {"data": str, "epochs": int, "backend": (str, NONE), "seeds": int}
+RATES = {"rule": str, "data": str, "families": dict}
 PLACE = {"versions": dict, "device": str, "threads": int, "cores": int, "commit": (str, NONE), "dirty": bool}
-RUN = {"facts": dict, "where": int, "n": int, "params": int, "train_seconds": NUMBER} | dict.fromkeys(
-    ("top1", "top5", "loss"), (*NUMBER, NONE)
-)
-"""The types of what a file must hold: at its top, of its study, of a place, of a run."""
-MEND = "fetch it again, or run the study's command, which goes on from its runs"
+RUN = {"facts": dict, "where": int, "n": int, "params": int, "train_seconds": NUMBER, "top1": NUMBER}
+RUN |= {"top5": (*NUMBER, NONE), "loss": (*NUMBER, NONE)}
+"""The types of what a file must hold: at its top, of its study, of its learning rates, of a place, of a run."""
+MEND = "fetch it again; or delete it, and the study's command makes it again from its runs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,31 +134,24 @@ def read(path: Path) -> Results:
         raise ValueError(f"{path} is not there; expected the folder of a study that came to its end")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"it is a {type(content).__name__}, not an object")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); {MEND}") from None
-    if content.get("schema") != SCHEMA:
-        raise ValueError(f"{path} has schema {content.get('schema')!r}; expected {SCHEMA}")
-    try:
         _check(content)
-        runs = {_fingerprint(run): run for run in content["runs"]}
-    except _Damaged as found:
-        raise ValueError(f"{path} is damaged: {found}; {MEND}") from None
+        whole = [run | {"facts": content["common"] | run["facts"]} for run in content["runs"]]
+        runs = {_fingerprint(run): run for run in whole}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {MEND}") from None
     return Results(runs=runs, **{name: content[name] for name in ("study", "learning_rates", "where", "failed")})
 
 
-class _Damaged(Exception):
-    """A sentence."""
-
-
-def _check(content: Mapping[str, Any]) -> None:
-    """Whether all is there that tables are drawn from; adds what runs have in common to each."""
+def _check(content: Any) -> None:
+    """ValueError unless all is there that tables are drawn from."""
+    _expect("it", content, {"schema": int})
+    if content["schema"] != SCHEMA:
+        raise ValueError(f"its schema is {content['schema']}, not {SCHEMA}")
     _expect("it", content, CONTENT)
     _expect("its study", content["study"], STUDY)
     rates = content["learning_rates"]
     if rates is not None:
-        _expect("its learning rates", rates, {"rule": str, "data": str, "families": dict})
+        _expect("its learning rates", rates, RATES)
         for family, choice in rates["families"].items():
             _expect(f"the learning rate of {family}", choice, {"chosen": NUMBER})
     for number, place in enumerate(content["where"]):
@@ -167,32 +159,27 @@ def _check(content: Mapping[str, Any]) -> None:
     for number, run in enumerate(content["runs"]):
         _expect(f"run {number}", run, RUN)
         if not 0 <= run["where"] < len(content["where"]):
-            raise _Damaged(f"run {number} was made at place {run['where']} of {len(content['where'])}")
-        if not (_percent(run["top1"]) and run["n"] > 0):
-            raise _Damaged(f"run {number} has a top-1 of {run['top1']!r} % of {run['n']} images")
-        run["facts"] = content["common"] | run["facts"]
+            raise ValueError(f"run {number} was made at place {run['where']} of {len(content['where'])}")
+        if not (0 <= run["top1"] <= 100 and run["n"] > 0):
+            raise ValueError(f"run {number} has a top-1 of {run['top1']} % of {run['n']} images")
 
 
 def _expect(what: str, content: Any, types: Mapping[str, Any]) -> None:
     if not isinstance(content, dict):
-        raise _Damaged(f"{what} is {content!r}")
+        raise ValueError(f"{what} is {content!r}")
     for name, kind in types.items():
         if name not in content:
-            raise _Damaged(f"no {name} in {what}")
+            raise ValueError(f"no {name} in {what}")
         if not isinstance(content[name], kind):
-            raise _Damaged(f"{name} in {what} is {content[name]!r}")
-
-
-def _percent(value: float | None) -> bool:
-    return value is not None and math.isfinite(value) and 0 <= value <= 100
+            raise ValueError(f"{name} in {what} is {content[name]!r}")
 
 
 def _fingerprint(run: Mapping[str, Any]) -> str:
     """Of its config; fields that came later have their defaults."""
     foreign = sorted(run["facts"].keys() - {field.name for field in fields(Config)})
     if foreign:
-        raise _Damaged(f"it has runs with {', '.join(foreign)}, which nobody knows any more")
+        raise ValueError(f"there are runs with {', '.join(foreign)}, which nobody knows any more")
     try:
         return Config(**run["facts"]).fingerprint()
     except (TypeError, ValueError) as error:
-        raise _Damaged(f"it has a run that none can be ({error})") from None
+        raise ValueError(f"no run can be like that: {error}") from None

@@ -90,7 +90,7 @@ def _mixed(what: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 def caution(data: str, seeds: int) -> str:
     """What every page says first."""
-    spelled = text.several(seeds, "seed")
+    spelled = text.counted(seeds, "seed")
     if data not in SIDES:
         return f"{spelled}; the paper has one run per row. Compared are the paper's networks by its own recipe."
     side = SIDES[data]

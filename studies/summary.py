@@ -98,7 +98,7 @@ def _where(results: Results) -> Iterator[str]:
     for number_, place in enumerate(results.where):
         versions = ", ".join(f"{name} {version}" for name, version in place["versions"].items() if version)
         commit = (place["commit"] or "no commit")[:10] + (" with changes" if place["dirty"] else "")
-        threads = f"{text.several(place['threads'], 'thread')} per run"
+        threads = f"{text.counted(place['threads'], 'thread')} per run"
         yield (
             f"- {count[number_]} runs: {place['device']}, {threads}, {place['platform']}, Python {place['python']}, "
             f"{versions}, commit {commit}, code {place['code']}"

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from kernels_cuda.build import nvcc_version
+from saprof import text
 
 FLAGS = (
     "OMP_NUM_THREADS",
@@ -63,7 +64,7 @@ def fingerprint(provenance: dict[str, Any]) -> str:
 def caption(provenance: dict[str, Any]) -> str:
     """One line for the foot of a figure."""
     commit = (provenance["commit"] or "no commit")[:10] + ("+changes" if provenance["dirty"] else "")
-    threads = f"{provenance['threads']} threads of {provenance['cores']} cores"
+    threads = f"{text.counted(provenance['threads'], 'thread')} of {text.counted(provenance['cores'], 'core')}"
     torch = f"torch {provenance['versions']['torch']}"
     return "  ·  ".join([provenance["device"], threads, torch, f"saprof {commit}"])
 

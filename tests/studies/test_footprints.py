@@ -274,6 +274,27 @@ def test_what_is_recorded_is_drawn_again(tmp_path, capsys, monkeypatch):
     assert {run["facts"]["lr"] for run in kept.runs.values()} == {0.4, 0.05}
 
 
+@pytest.mark.parametrize(
+    ("changed", "lost"),
+    [
+        (["--footprint", "5,7"], "cross:13"),
+        (["--family", "patchwise"], "pairwise"),
+        (["--seeds", "1"], "seeds 2"),
+        (["--epochs", "3", "--data", "digits"], "epochs 20"),
+    ],
+)
+def test_a_page_that_would_lose_something_is_kept(changed, lost, tmp_path, monkeypatch):
+    monkeypatch.setattr(footprints, "Local", Here)
+    asked = ["--footprint", "5,cross:13", "--family", "pairwise", "--seeds", "2", "--output", str(tmp_path)]
+    assert footprints.main(asked) == OK
+    page = (tmp_path / "README.md").read_text()
+    with pytest.raises(ValueError, match=f"{tmp_path} holds a study with {lost}; ask for that too, or choose another"):
+        footprints.main([*asked, *changed])
+    assert (tmp_path / "README.md").read_text() == page
+    assert footprints.main([*asked, "--footprint", "3,5,cross:13", "--family", "all", "--seeds", "3"]) == OK
+    assert (tmp_path / "README.md").read_text().count("| 3 of 3 |") == 9
+
+
 def test_a_run_that_failed_is_told_by_the_exit_code(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(footprints, "Local", Here)
     monkeypatch.setattr(sys.modules[__name__], "pretend", lambda task: task.run.fail("NonFinite", "not finite"))

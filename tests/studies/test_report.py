@@ -206,8 +206,8 @@ def test_results_outlive_a_new_field_of_the_config(tmp_path):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"schema": 2}, "has schema 2; expected 1"),
-        ({"common": {"colour": "red"}}, "has runs with colour, which nobody knows any more"),
+        ({"schema": 2}, "its schema is 2, not 1"),
+        ({"common": {"colour": "red"}}, "there are runs with colour, which nobody knows any more"),
     ],
 )
 def test_results_of_another_time(tmp_path, change, expected):
@@ -223,7 +223,9 @@ def test_results_that_are_damaged_or_not_there(tmp_path):
         records.read(tmp_path / records.FILE)
     for damaged in ("{", "", "[]", "null", "3"):
         (tmp_path / records.FILE).write_text(damaged)
-        with pytest.raises(ValueError, match=r"is damaged .*; fetch it again, or run the study's command"):
+        with pytest.raises(
+            ValueError, match=r"cannot be read .*; fetch it again; or delete it, and the study's command"
+        ):
             records.read(tmp_path / records.FILE)
 
 
@@ -244,7 +246,7 @@ def test_results_of_which_a_part_is_lost_or_of_another_kind(tmp_path, part, fiel
         content = json.loads(whole)
         damage(PARTS[part][0](content))
         (tmp_path / records.FILE).write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=rf"is damaged: (no )?{field} in .*; fetch it again"):
+        with pytest.raises(ValueError, match=rf"cannot be read \((no )?{field} in .*; fetch it again"):
             records.read(tmp_path / records.FILE)
 
 
@@ -256,7 +258,7 @@ def test_results_of_which_a_part_is_lost_or_of_another_kind(tmp_path, part, fiel
         (lambda content: content["runs"][0].update(top1=200), "run 0 has a top-1 of 200 % of"),
         (lambda content: content["runs"][0].update(top1=math.nan), "run 0 has a top-1 of nan % of"),
         (lambda content: content["runs"][0].update(n=0), "run 0 has a top-1 of 90.0 % of 0 images"),
-        (lambda content: content["common"].update(epochs="x"), "it has a run that none can be"),
+        (lambda content: content["common"].update(epochs="x"), "no run can be like that: "),
         (lambda content: content.update(learning_rates={"rule": "", "data": ""}), "no families in its learning rates"),
     ],
 )
@@ -265,7 +267,7 @@ def test_results_that_cannot_be(tmp_path, change, expected):
     content = json.loads((tmp_path / records.FILE).read_text())
     change(content)
     (tmp_path / records.FILE).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=f"is damaged: {expected}"):
+    with pytest.raises(ValueError, match=rf"cannot be read \({expected}"):
         records.read(tmp_path / records.FILE)
 
 
