@@ -13,7 +13,7 @@ from numba import njit
 
 # Numba recompiles a function when the file it is in changes. Kernels inline functions of other files of this folder, so
 # the stamp that it compares covers them all.
-_STAMP = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+_STAMP = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()
 
 
 part = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)

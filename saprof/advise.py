@@ -22,19 +22,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saprof import budget, calibration, command, evidence, recorded, results, text
-from saprof.budget import QUANTITIES, Budget
-from saprof.cells import MODES
-from saprof.measure import environment
+from saprof import command, text
+from saprof.measure.cells import MODES
 from saprof.operators import BACKENDS
-from saprof.recorded import Recorded
-from saprof.summary import figure
-from saprof.workload import ITEMSIZE
+from saprof.operators.workload import ITEMSIZE
+from saprof.paper import budget, evidence
+from saprof.paper.budget import QUANTITIES, Budget
+from saprof.paper.summary import figure
+from saprof.records import calibration, environment
+from saprof.records.rows import Row
+from saprof.records.runs import Recorded, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RECORDED = Path(__file__).resolve().parents[1] / "studies"
+RECORDED = Path(__file__).resolve().parents[1] / "studies" / "recorded"
 """Where the runs are that come with the sources."""
 GROUP = ("machine", "device", "evaluation_set")
 """What is advised on apart: latencies of two machines do not compare, nor accuracies on two sets of images."""
@@ -55,7 +57,7 @@ class Source:
 
     folder: Path
     where: Mapping[str, Any]
-    rows: list[results.Row]
+    rows: list[Row]
     refused: int
     """Rows left out, being faster than the roofs of their machine allow."""
     drift: float | None
@@ -80,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     asked = {quantity: getattr(arguments, f"max_{quantity.name}") for quantity in QUANTITIES}
     limits = {quantity: quantity.read(most) for quantity, most in asked.items() if most is not None}
-    runs = [recorded.read(folder) for folder in arguments.run] if arguments.run else _recorded()
+    runs = [read_run(folder) for folder in arguments.run] if arguments.run else _recorded()
     sources = [_source(run) for run in runs]
     lines = _measured(sources, arguments)
     groups = [group for _, group in lines.groupby([*GROUP], sort=False)]
@@ -123,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _recorded() -> list[Recorded]:
     """The runs in the source tree that are about networks."""
-    runs = [recorded.read(path.parent) for path in sorted(RECORDED.glob("*/rows.jsonl"))]
+    runs = [read_run(path.parent) for path in sorted(RECORDED.glob("*/rows.jsonl"))]
     found = [run for run in runs if any(row.kind == "model" for row in run.rows)]
     if not found:
         raise ValueError(

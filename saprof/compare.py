@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from saprof import command, text
-from saprof.comparison import METRICS, Compared, Comparison, Matched, Metric, match
-from saprof.recorded import IDENTITY, Recorded, differences, read, require_same_machine
-from saprof.results import Row
-from saprof.summary import figure
+from saprof.paper.summary import figure
+from saprof.records.comparison import METRICS, Compared, Comparison, Matched, Metric, match
+from saprof.records.rows import Row
+from saprof.records.runs import IDENTITY, Recorded, differences, read_run, require_same_machine
 
 NAMED = 3
 """So many cells are named where more are counted."""
@@ -91,7 +91,7 @@ def share(asked: str) -> float:
 
 def _choose(arguments: argparse.Namespace) -> tuple[Comparison, Matched]:
     """The two sides, and their cells."""
-    runs = [read(folder) for folder in arguments.runs]
+    runs = [read_run(folder) for folder in arguments.runs]
     if arguments.backends is not None:
         return _backends(runs, arguments.backends)
     if len(runs) != 2:

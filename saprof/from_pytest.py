@@ -19,13 +19,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from saprof import calibration, command
-from saprof.cells import Cell
-from saprof.footprint import Footprint
-from saprof.measure.environment import fingerprint
+from saprof import command
+from saprof.measure.cells import Cell
 from saprof.operators import OPERATORS
-from saprof.results import Row, Run
-from saprof.workload import Workload
+from saprof.operators.footprint import Footprint
+from saprof.operators.workload import Workload
+from saprof.records import calibration
+from saprof.records.environment import fingerprint
+from saprof.records.rows import Row
+from saprof.records.runs import Run
 
 SOURCE = "tests/benchmarks/test_stages.py"
 PROVENANCE = ("versions", "device", "cpu", "cores", "threads", "code", "commit", "dirty")
@@ -142,7 +144,7 @@ def _measured(stats: Mapping[str, Any]) -> dict[str, Any]:
     import numpy as np
 
     from saprof.measure.latency import UNSTABLE
-    from saprof.ratios import median_interval
+    from saprof.records.ratios import median_interval
 
     median, p10, p90 = (float(x) for x in np.percentile(samples, (50, 10, 90)))
     low, high = median_interval(samples)

@@ -13,10 +13,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from saprof import calibration, command, page, recorded, summary
-from saprof.page import Html, tag
-from saprof.recorded import Recorded
-from saprof.results import MEASURED, Row
+from saprof import command
+from saprof.paper import summary
+from saprof.plots import page
+from saprof.plots.page import Html, tag
+from saprof.records import calibration
+from saprof.records.rows import MEASURED, Row
+from saprof.records.runs import Recorded, read_run
 
 GENERATOR = "saprof.report"
 PAGE = "index.html"
@@ -38,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.output is None and len(arguments.run) > 1:
         raise ValueError("a report on several runs belongs to none of them; expected its folder as --output")
-    runs = [recorded.read(folder) for folder in arguments.run]
+    runs = [read_run(folder) for folder in arguments.run]
     print(write(runs, arguments.output or arguments.run[0] / "report"))
     return command.OK
 
@@ -102,7 +105,7 @@ def render(runs: Sequence[Recorded], folder: Path) -> str:
     return page.document(
         f"saprof: {title}",
         GENERATOR,
-        Path(__file__).with_name("report.css").read_text(encoding="utf-8"),
+        Path(page.__file__).with_name("page.css").read_text(encoding="utf-8"),
         tag("header", tag("p", "saprof", class_="overline"), tag("h1", title)),
         tag("nav", page.items(links)) if several else Html(""),
         tag("main", *sections),

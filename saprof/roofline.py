@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saprof import calibration as roofs
-from saprof import command, recorded, text
-from saprof.calibration import Bound, Calibration
-from saprof.recorded import Recorded
-from saprof.results import Row
-from saprof.summary import figure
-from saprof.workload import ITEMSIZE
+from saprof import command, text
+from saprof.operators.workload import ITEMSIZE
+from saprof.paper.summary import figure
+from saprof.records import calibration as roofs
+from saprof.records.calibration import Bound, Calibration
+from saprof.records.rows import Row
+from saprof.records.runs import Recorded, read_run
 
 COLUMNS = (
     "what", "footprint", "map", "mode", "ran on", "FLOP/byte", "bound by", "least ms", "latency ms", "% of roof",
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("expected a run folder, or --calibrate for the roofs of this machine alone")
         print(_roofs_here(arguments.format))
         return command.OK
-    run = recorded.read(arguments.run)
+    run = read_run(arguments.run)
     calibration = _calibrate_run(run) if arguments.calibrate else run.calibration
     if calibration is None:
         raise ValueError(f"{run.folder} has no {roofs.FILE}; measure the roofs now with --calibrate")
@@ -168,8 +168,8 @@ def _calibrate_run(run: Recorded) -> Calibration:
     import torch
 
     from saprof.backends import check_device
-    from saprof.measure import environment
     from saprof.measure.calibrate import calibrate
+    from saprof.records import environment
 
     device, where = run.rows[0].device, run.provenance
     check_device(device)

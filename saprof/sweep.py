@@ -17,14 +17,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from saprof import calibration, command, text
-from saprof.attention import CHOICES
-from saprof.cells import MODES, Cell, Network
-from saprof.footprint import BOUNDARIES, Footprint
+from saprof import command, text
+from saprof.measure.cells import MODES, Cell, Network
 from saprof.operators import BACKENDS, OPERATORS, RELATIONS, Operator
-from saprof.results import MEASURED, Row, Run
-from saprof.summary import figure, summarise
-from saprof.workload import ITEMSIZE, STAGES, Workload
+from saprof.operators.attention import CHOICES
+from saprof.operators.footprint import BOUNDARIES, Footprint
+from saprof.operators.workload import ITEMSIZE, STAGES, Workload
+from saprof.paper.summary import figure, summarise
+from saprof.records import calibration
+from saprof.records.rows import MEASURED, Row
+from saprof.records.runs import Run
 
 DEFAULT_OPERATORS = ("pairwise_attention", "patchwise_attention", "aggregation")
 DEFAULT_MODELS = ("resnet26", "san10_pairwise", "san10_patchwise")
@@ -228,7 +230,7 @@ def _parts(asked: str) -> list[str]:
 
 def _run(groups: list[Group], arguments: argparse.Namespace) -> int:
     """Measure what is not yet measured, then print and draw it."""
-    from saprof.measure import environment
+    from saprof.records import environment
 
     if arguments.resume and arguments.output is None:
         raise ValueError("--resume goes on with a run; expected its folder as --output")
@@ -324,8 +326,8 @@ def _draw(rows: list[Row], folder: Path, where: dict[str, Any]) -> None:
     if not any(row.status in MEASURED and row.taps for row in rows):
         print(f"rows in {folder}; no cell has a footprint and a latency, so there is no figure", file=sys.stderr)
         return
-    from saprof.measure import environment
     from saprof.plots import footprint_figure, frame, write
+    from saprof.records import environment
 
     paths = write(footprint_figure(frame(rows), environment.caption(where)), folder / "footprint")
     print(f"rows in {folder}, figure in {' and '.join(map(str, paths))}", file=sys.stderr)

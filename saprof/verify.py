@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from saprof import command, text
 from saprof.operators import BACKENDS, OPERATORS, Operator
-from saprof.workload import ITEMSIZE, Workload, edge, stages, tiny
+from saprof.operators.workload import ITEMSIZE, Workload, edge, stages, tiny
 
 if TYPE_CHECKING:
-    from saprof.conformance import Verdict
+    from saprof.measure.conformance import Verdict
 
 WORKLOADS = {"tiny": tiny, "edge": edge, "stages": stages}
 HEADER = ("operator", "backend", "dtype", "passed", "worst error / tolerance", "gradients", "not run because")
@@ -91,7 +91,7 @@ def _judge(lines: Sequence[Line], which: str, device: str) -> None:
     from tqdm import tqdm
 
     from saprof.backends import check_device, why_not
-    from saprof.conformance import Verdict, check, sample_positions
+    from saprof.measure.conformance import Verdict, check, sample_positions
 
     check_device(device)
     if which != "stages":

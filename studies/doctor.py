@@ -88,14 +88,14 @@ def _extreme(which: Callable[..., int | None], classes: Sequence[str], counts: S
 
 def _torchvision() -> list[str]:
     """What keeps the images of a folder from being transformed."""
-    from studies import _torchvision
+    from studies.data import torchvision
 
     try:
-        version = _torchvision.load().__version__
+        version = torchvision.load().__version__
     except ValueError as error:
         return [str(error)]
     lacking = ", less its compiled operators, which are for another torch and are not needed"
-    print(f"\ntorchvision {version}{lacking if _torchvision.declared() else ''}")
+    print(f"\ntorchvision {version}{lacking if torchvision.declared() else ''}")
     return []
 
 

@@ -17,17 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saprof import tables, text
+from saprof import text
 from saprof.command import OK, choices
-from studies import paper
+from saprof.paper import printed
+from saprof.paper import robustness as printed_robustness
 from studies.config import DEVICES, Config
-from studies.judging import PARTS, Asked, How, judge, robustness, sample
+from studies.judging.judge import PARTS, Asked, How, judge, robustness, sample
 
 if TYPE_CHECKING:
-    from saprof.models.architectures import Model
+    from saprof.models.build import Model
     from studies.data import Dataset
-    from studies.engine import Classifier
-    from studies.robust import Attack
+    from studies.judging.robust import Attack
+    from studies.training.engine import Classifier
 
 __all__ = ["Checkpoint", "judge", "main", "of_checkpoint", "render", "rows"]
 
@@ -43,7 +44,7 @@ class Checkpoint:
     def classifier(self, config: Config, dataset: Dataset) -> Classifier:
         """Its network in evaluation mode; ValueError unless it is the one that is named and fits the data."""
         import saprof
-        from studies.engine import Classifier, network
+        from studies.training.engine import Classifier, network
 
         if self.official:
             classifier = network(config, dataset)
@@ -60,7 +61,7 @@ class Checkpoint:
         return Classifier(model, dataset).eval()
 
     def _check_name(self, model: Model) -> None:
-        from saprof.counting import blueprint
+        from saprof.models.counting import blueprint
 
         as_named = blueprint(str(self.model), num_classes=model.config.num_classes)
         how_computed = {"backend", "attention"}
@@ -75,7 +76,7 @@ def of_checkpoint(
 ) -> dict[str, Any]:
     """A report like that of a run, of a checkpoint on the validation set of the config's data."""
     from studies import data
-    from studies.distributed import device
+    from studies.training.distributed import device
 
     dataset = data.load(config)
     model = checkpoint.classifier(config, dataset)
@@ -125,8 +126,8 @@ def _printed(row: Mapping[str, Any]) -> dict[str, float | None]:
     model, condition = row["model"], row["condition"]
     if (row["data"], row["classes"], row["evaluation_set"]) != ("folder", 1000, "val-original"):
         return {}
-    table3 = {printed.model: printed for printed in tables.rows(3)}
-    turned, attacked = paper.turned().row(model), paper.attacked().row(model)
+    table3 = {row.model: row for row in printed.rows(3)}
+    turned, attacked = printed_robustness.turned().row(model), printed_robustness.attacked().row(model)
     if condition == "none" and model in table3:
         return {"top1_printed": table3[model].top1, "top5_printed": table3[model].top5}
     if turned and condition in turned.manipulations:
@@ -219,8 +220,8 @@ def _rate(row: Mapping[str, Any], figure: str, suffix: str = "") -> str:
 
 
 def _attacks(arguments: argparse.Namespace) -> tuple[Attack, ...]:
-    """Those of studies.robust, or the one that all three of radius, step and steps describe."""
-    from studies.robust import ATTACKS, Attack
+    """Those of studies.judging.robust, or the one that all three of radius, step and steps describe."""
+    from studies.judging.robust import ATTACKS, Attack
 
     numbers = [arguments.attack_epsilon, arguments.attack_step, arguments.attack_steps]
     if any(number is not None for number in numbers) and None in numbers:

@@ -2,7 +2,7 @@
 
     python -m studies.footprints --footprint square:5,cross:13,dilated:5x2,random:25@seed1
     python -m studies.footprints --data digits16 --family pairwise --footprint square:7,disk:9 --seeds 12
-    python -m studies.footprints --from studies/footprints_digits
+    python -m studies.footprints --from studies/recorded/footprints_digits
 
 SAN says that the footprint of pairwise attention may be irregular (Sec. 3.1) and tries squares. Here the first stage of
 a small network has each footprint in turn; it is compared with the square of as many taps, or else the first one given,
@@ -23,25 +23,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saprof import atomic, command, text
-from saprof.footprint import Footprint, positive
+from saprof.operators.footprint import Footprint, positive
+from saprof.paper.printed import PaperRow
 from saprof.sweep import footprints
-from saprof.tables import PaperRow
 from saprof.text import counted, unknown
-from studies import rates, records, report, statistics
-from studies.budget import BANDWIDTH, budget
 from studies.config import DEVICES, Config
-from studies.executors import Local, Task, cores
 from studies.failures import until_stopped
-from studies.grid import SIDES, Study
-from studies.records import Results
-from studies.report import between, interval, probability
+from studies.judging import statistics
+from studies.reproduction import rates, records, report
+from studies.reproduction.budget import BANDWIDTH, budget
+from studies.reproduction.executors import Local, Task, cores
+from studies.reproduction.grid import SIDES, Study
+from studies.reproduction.records import Results
+from studies.reproduction.report import between, interval, probability
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FAMILIES = ("pairwise", "patchwise", "stand_alone")
 FOOTPRINTS = "square:5,cross:13,dilated:5x2,random:25@seed1,random:25@seed2"
-RATES = {"digits": Path(__file__).with_name("digits")}
+RATES = {"digits": Path(__file__).parent / "recorded" / "digits"}
 """Reproductions of ours whose learning rates are taken, by data set."""
 PROTOCOL = "val-split"
 
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         "--rates",
         type=Path,
         metavar="FOLDER",
-        help="a reproduction whose learning rates are taken; default studies/digits for digits, else the recipe's rate",
+        help="a reproduction whose learning rates are taken; default those of studies/recorded/digits, or the recipe's",
     )
     how = parser.add_argument_group("how")
     how.add_argument("--jobs", type=int, help="runs at a time; default: cores here")
@@ -425,7 +426,7 @@ def _table(lines: Sequence[Row], seeds: int) -> str:
 
 
 def _where(results: Results) -> Iterator[str]:
-    from saprof.measure.environment import caption
+    from saprof.records.environment import caption
 
     for at, place in enumerate(results.where):
         made = sum(run["where"] == at for run in results.runs.values())

@@ -2,7 +2,7 @@
 
     python -m studies.reproduce table4 --data digits --seeds 6
     python -m studies.reproduce all --data folder --root /data/imagenet --executor slurm --gpus 8 --partition gpu
-    python -m studies.reproduce all --from studies/digits
+    python -m studies.reproduce all --from studies/recorded/digits
 
 Every row is trained over the seeds, rows of several tables that are one network once; Tables 9 and 10 judge those of
 Table 3 on turned and attacked images. OUTPUT/runs keeps every run: a finished one is never repeated, an unfinished one
@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from saprof.command import FAILED, OK, alone
-from saprof.footprint import positive
+from saprof.operators.footprint import positive
 from saprof.text import unknown
-from studies import rates, records
-from studies.budget import BANDWIDTH, budget
 from studies.config import DEVICES
-from studies.executors import EXECUTORS, Local, Task, cores
 from studies.failures import until_stopped
-from studies.grid import DATA, ROBUSTNESS, TABLES, Cell, Study, cells, unique
+from studies.reproduction import rates, records
+from studies.reproduction.budget import BANDWIDTH, budget
+from studies.reproduction.executors import EXECUTORS, Local, Task, cores
+from studies.reproduction.grid import DATA, ROBUSTNESS, TABLES, Cell, Study, cells, unique
 
 SMOKE_IMAGES = 20
 """How many images of a smoke test are turned and attacked."""
@@ -222,7 +222,7 @@ def _tasks(every: Sequence[Cell], arguments: argparse.Namespace) -> list[Task]:
 def _executor(arguments: argparse.Namespace, workers: int) -> Any:
     if arguments.executor == "local":
         return Local(_jobs(arguments))
-    from studies.slurm import Cluster, Slurm
+    from studies.reproduction.slurm import Cluster, Slurm
 
     return Slurm(
         Cluster(
@@ -271,7 +271,7 @@ def _redraw(arguments: argparse.Namespace) -> int:
 
 def _draw(output: Path, results: records.Results, tables: Sequence[str], failed: Mapping[str, str]) -> int:
     """Write the pages, print those asked for, and name what failed."""
-    from studies import report, summary
+    from studies.reproduction import report, summary
 
     pages = summary.write(output, results)
     for page in pages:

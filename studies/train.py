@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 from saprof.command import OK
 from studies.config import Config, parse
 from studies.failures import BadCheckpoint, Failure, Preempted
-from studies.run import Run, weights_sha256
+from studies.training.run import Run, weights_sha256
 
 if TYPE_CHECKING:
     from studies.data import Dataset
     from studies.data.split import Split
-    from studies.distributed import World
-    from studies.engine import State
+    from studies.training.distributed import World
+    from studies.training.engine import State
 
 
 def run(config: Config, progress: bool = True) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def run(config: Config, progress: bool = True) -> dict[str, Any]:
 
     from studies import data
     from studies.data import split
-    from studies.distributed import world
+    from studies.training.distributed import world
 
     with world(config.device) as here, asked_to_stop() as stop:
         dataset = data.load(config)
@@ -99,7 +99,7 @@ class _Session:
         """ValueError for what cannot be, before anything is written."""
         import torch
 
-        from studies import engine
+        from studies.training import engine
 
         if self.config.tensorboard and find_spec("tensorboard") is None:
             raise ValueError("tensorboard is not installed; pip install tensorboard, or leave --tensorboard")
@@ -109,7 +109,7 @@ class _Session:
         self.state = engine.State(self.config, engine.network(self.config, self.dataset), self.here)
 
     def work(self) -> dict[str, Any]:
-        from studies import engine
+        from studies.training import engine
 
         state, epoch = self.state, self.epoch
         self._go_on(state)
@@ -129,9 +129,9 @@ class _Session:
 
     def _go_on(self, state: State) -> None:
         """Take up the newest checkpoint, and note that this session works on the run now."""
-        from saprof.measure.environment import provenance
-        from studies import checkpoint
+        from saprof.records.environment import provenance
         from studies.data import split
+        from studies.training import checkpoint
 
         before = checkpoint.newest(self.folder.checkpoints, self._tell)
         kept = self.folder.folder / "split.json"
@@ -171,7 +171,7 @@ class _Session:
             self._save(state)
 
     def _save(self, state: State) -> None:
-        from studies import checkpoint
+        from studies.training import checkpoint
 
         content = {"step": state.step, "state": state.saved(), "conditions": self._conditions()}  # all refuse, or none
         content["fingerprint"] = self.config.fingerprint()
@@ -180,7 +180,7 @@ class _Session:
 
     def _report(self, state: State, epoch: int) -> None:
         """The line of an epoch that has ended, judged if it is time to."""
-        from studies import engine
+        from studies.training import engine
 
         progress = state.progress
         line = {"step": state.step, "epoch": epoch, "lr": state.optimizer.param_groups[0]["lr"]} | progress.record()

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from saprof.footprint import Footprint
+from saprof.operators.footprint import Footprint
 
 
 def at_taps(x: Tensor, footprint: Footprint) -> Tensor:

@@ -187,7 +187,7 @@ def provenance() -> dict[str, Any]:
     tests. Asked for in a process of its own, so that none of the GPU's memory is held here."""
     program = (
         "import json, torch\n"
-        "from saprof.measure.environment import fingerprint, provenance\n"
+        "from saprof.records.environment import fingerprint, provenance\n"
         "cuda = torch.cuda.is_available()\n"
         "where = provenance('cuda' if cuda else 'cpu', torch.get_num_threads())\n"
         "print(json.dumps(where | {'fingerprint': fingerprint(where), 'cuda': cuda}))"

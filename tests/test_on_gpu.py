@@ -16,9 +16,9 @@ from on_gpu import BUDGET, PYTHON, Step
 
 from kernels_cuda import build
 from saprof import command, sweep, verify
-from saprof.measure import environment
 from saprof.operators import BACKENDS
-from saprof.workload import ITEMSIZE
+from saprof.operators.workload import ITEMSIZE
+from saprof.records import environment
 
 WHERE = {
     "cuda": True,

@@ -51,7 +51,7 @@ def test_every_make_target_exists():
 
 
 def test_peers_take_what_was_recorded():
-    kept = json.loads((ROOT / "studies" / "peers_cpu" / "peers.json").read_text())["candidates"]
+    kept = json.loads((ROOT / "studies" / "recorded" / "peers_cpu" / "peers.json").read_text())["candidates"]
     found = re.search(r"`numba` takes (\S+) ms .*?FlexAttention takes (\S+) ms .*?a mask (\S+) ms", README, re.DOTALL)
     for told, name in zip(found.groups(), ("numba", "flex_attention", "scaled_dot_product_attention"), strict=True):
         assert kept[name]["status"] == "ok"

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from saprof import operators
-from saprof.attention import Attention
-from saprof.footprint import Footprint
 from saprof.operators import Operator, for_every_operator
+from saprof.operators.attention import Attention
+from saprof.operators.footprint import Footprint
 from saprof.text import unknown
 
 BACKENDS: dict[str, ModuleType] = {name: import_module(f"saprof.backends.{name}") for name in operators.BACKENDS}
@@ -32,18 +32,26 @@ class Unsupported(ValueError):
     """The backend cannot compute this operator on these inputs."""
 
 
-def call(operator: Operator, inputs: Sequence[Tensor], footprint: Footprint, backend: str = "auto") -> Tensor:
-    """Check the inputs at the border, then run `operator` through its dispatcher entry `saprof::<name>`."""
+def run(operator: Operator, *inputs: Tensor, footprint: Footprint, backend: str = "auto") -> Tensor:
+    """Compute `operator` on `inputs`, in the order of its declaration; `backend="auto"` takes the best that can.
+
+    Raises ValueError if the inputs do not fit the declaration or each other (number, axes, dtype, device), or if the
+    backend is unknown; Unsupported, with the backends' reasons, if none can run it.
+    """
     operator.check_count(inputs)
     named = [(name, x) for (name, _), x in zip(operator.inputs, inputs, strict=True)]
-    inputs = _check(operator, named, footprint, backend)
-    return _run(inputs, getattr(torch.ops.saprof, operator.name), str(footprint), backend)
+    checked = _check(operator, named, footprint, backend)
+    return _dispatch(checked, getattr(torch.ops.saprof, operator.name), str(footprint), backend)
 
 
-def call_statistics(
-    operator: Attention, inputs: Sequence[Tensor], footprint: Footprint, backend: str = "auto"
+def run_statistics(
+    operator: Attention, *inputs: Tensor, footprint: Footprint, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """The same for `Attention.statistics`."""
+    """Mean and biased variance of the input of a batch norm of γ, over images, centres and, if pairwise, taps.
+
+    `inputs` are the maps of the operator without β, then scale, shift and weight of each step before that norm. Raises
+    like `run`.
+    """
     expected = [entry for entry in operator.inputs if entry[0] != "beta"]
     named = [(name, x) for (name, _), x in zip(expected, inputs, strict=False)]
     maps = operator.maps - 1
@@ -52,8 +60,8 @@ def call_statistics(
             f"{operator.name}: got {len(inputs)} inputs of its statistics; expected "
             f"{', '.join(name for name, _ in expected[:maps])}, then the steps before the norm, of three each"
         )
-    inputs = _check(operator, named, footprint, backend)
-    return _run([inputs], getattr(torch.ops.saprof, f"{operator.name}_statistics"), str(footprint), backend)
+    checked = _check(operator, named, footprint, backend)
+    return _dispatch([checked], getattr(torch.ops.saprof, f"{operator.name}_statistics"), str(footprint), backend)
 
 
 def why_not(backend: str, operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
@@ -99,7 +107,7 @@ def _check(operator: Operator, named: Sequence[tuple[str, Tensor]], footprint: F
     return [x for _, x in named]
 
 
-def _run(inputs: Sequence[Any], entry: Callable[..., Any], footprint: str, backend: str) -> Any:
+def _dispatch(inputs: Sequence[Any], entry: Callable[..., Any], footprint: str, backend: str) -> Any:
     """Call a dispatcher entry; under autocast, no part of a backend is cast on its own."""
     first = inputs[0][0] if isinstance(inputs[0], list) else inputs[0]
     if not _casts(first):

@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from saprof.footprint import Footprint
 from saprof.operators import family_of
+from saprof.operators.footprint import Footprint
 
 Flag = bool | str | None
 

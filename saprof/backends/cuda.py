@@ -16,8 +16,8 @@ from torch import Tensor
 import kernels_cuda
 from kernels_cuda import build
 from saprof.backends import cores, fused, opaque
-from saprof.footprint import Footprint, readers
 from saprof.operators import OPERATORS
+from saprof.operators.footprint import Footprint, readers
 
 SHARED_BYTES = 48 << 10
 """What any GPU gives a block of threads of its shared memory."""

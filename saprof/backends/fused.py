@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saprof.attention import Attention, Roles, Step
-from saprof.footprint import Footprint
 from saprof.operators import DECLARED
+from saprof.operators.attention import Attention, Roles, Step
+from saprof.operators.footprint import Footprint
 
 Layers = list[tuple[Tensor, Tensor]]
 """(W, b) of linear layers."""

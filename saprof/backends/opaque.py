@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from saprof.footprint import Footprint
 from saprof.operators import Operator
+from saprof.operators.footprint import Footprint
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import torch.utils.flop_counter
 from jaxtyping import Float
 from torch import Tensor
 
-from saprof.attention import Attention, Roles
-from saprof.footprint import Footprint, source
 from saprof.operators import DECLARED
+from saprof.operators.attention import Attention, Roles
+from saprof.operators.footprint import Footprint, source
 
 
 def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:

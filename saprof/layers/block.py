@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.footprint import Footprint
 from saprof.layers.config import AttentionConfig
 from saprof.layers.local import LocalAttention
 from saprof.layers.parts import linear
 from saprof.layers.stand_alone import StandAloneAttention
 from saprof.layers.vector import PairwiseAttention, PatchwiseAttention
+from saprof.operators.footprint import Footprint
 
 ATTENTION: dict[str, type[PairwiseAttention | PatchwiseAttention | StandAloneAttention]] = {
     "pairwise": PairwiseAttention,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from saprof.attention import CHOICES, MAPPINGS, POSITIONS
 from saprof.backends import BACKENDS
-from saprof.footprint import positive
 from saprof.layers.parts import expect
 from saprof.operators import FAMILIES, RELATIONS
-from saprof.stand_alone import HEADS, LOGITS
-from saprof.workload import REDUCTIONS
+from saprof.operators.attention import CHOICES, MAPPINGS, POSITIONS
+from saprof.operators.footprint import positive
+from saprof.operators.stand_alone import HEADS, LOGITS
+from saprof.operators.workload import REDUCTIONS
 
 TRANSFORMATIONS = ("distinct", "shared_phi_psi", "shared")
 

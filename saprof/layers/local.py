@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.backends import Unsupported, choose
-from saprof.footprint import Footprint
+from saprof.backends import Unsupported, choose, run
 from saprof.layers.config import AttentionConfig
 from saprof.operators import Operator, aggregation
+from saprof.operators.footprint import Footprint
 
 
 class LocalAttention(nn.Module):
@@ -96,7 +96,7 @@ class LocalAttention(nn.Module):
 
     def compose(self, first: Tensor, second: Tensor, values: Tensor, /) -> Float[Tensor, "n v h w"]:
         """The attention by its parts."""
-        return aggregation(self.alpha(first, second), values, footprint=self.footprint, backend=self.backend)
+        return run(aggregation, self.alpha(first, second), values, footprint=self.footprint, backend=self.backend)
 
     def fuse(self, first: Tensor, second: Tensor, values: Tensor, /, backend: str) -> Float[Tensor, "n v h w"]:
         """The attention as one operator."""

@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saprof.backends import run
 from saprof.backends.unfold import softmax
-from saprof.footprint import Footprint
 from saprof.layers.config import AttentionConfig
 from saprof.layers.local import LocalAttention
 from saprof.layers.parts import divide
 from saprof.operators import Operator, aggregation, pairwise_dot_product
-from saprof.stand_alone import ATTENTIONS
+from saprof.operators.footprint import Footprint
+from saprof.operators.stand_alone import ATTENTIONS
 
 
 class StandAloneAttention(LocalAttention):
@@ -76,7 +77,7 @@ class StandAloneAttention(LocalAttention):
         if self.key is not None:
             key = self.split(second).transpose(1, 2)
             how = {"footprint": self.footprint, "backend": self.backend}
-            content = pairwise_dot_product(query.flatten(0, 1), key.flatten(0, 1), **how)
+            content = run(pairwise_dot_product, query.flatten(0, 1), key.flatten(0, 1), **how)
             logits.append(content.view(*query.shape[:2], *content.shape[2:]))
         if self.embedding:
             logits.append(self.relative().permute(1, 2, 0) @ query.flatten(3))
@@ -86,7 +87,7 @@ class StandAloneAttention(LocalAttention):
         assert self.fused is not None
         key = [] if self.key is None else [self.split(second)]
         relative = [self.relative()] if self.embedding else []
-        return self.fused(self.split(first), *key, *relative, values, footprint=self.footprint, backend=backend)
+        return run(self.fused, self.split(first), *key, *relative, values, footprint=self.footprint, backend=backend)
 
     def split(self, x: Float[Tensor, "n v h w"]) -> Float[Tensor, "n d heads h w"]:
         return x.unflatten(1, (-1, self.heads))

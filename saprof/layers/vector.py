@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.attention import ATTENTIONS, Attention
+from saprof.backends import run, run_statistics
 from saprof.backends.unfold import softmax
-from saprof.footprint import Footprint
 from saprof.layers.config import AttentionConfig
 from saprof.layers.local import LocalAttention
 from saprof.layers.parts import coordinates, divide, linear, no_autocast
 from saprof.operators import OPERATORS, Operator, aggregation, pairwise_concatenation, pairwise_subtraction
-from saprof.workload import REDUCTIONS
+from saprof.operators.attention import ATTENTIONS, Attention
+from saprof.operators.footprint import Footprint
+from saprof.operators.workload import REDUCTIONS
 
 
 def mapping(widths: Sequence[int]) -> nn.Sequential:
@@ -75,7 +76,7 @@ class VectorAttention(LocalAttention):
         unread = self.first_channel
 
         def statistics() -> tuple[Tensor, ...]:
-            return tuple(x[unread:] for x in fused.statistics(phi, psi, *positions, *parameters, **how))
+            return tuple(x[unread:] for x in run_statistics(fused, phi, psi, *positions, *parameters, **how))
 
         for norm, weight in self.steps():
             scale, shift = affine(norm, statistics, self.samples(phi))
@@ -83,7 +84,7 @@ class VectorAttention(LocalAttention):
             unread = 0
         weight = parameters.pop()
         bias = self.gamma[-1].get_parameter("bias").view(self.outputs)
-        return fused(phi, psi, beta, *positions, *parameters, weight.view(*self.outputs, -1), bias, **how)
+        return run(fused, phi, psi, beta, *positions, *parameters, weight.view(*self.outputs, -1), bias, **how)
 
     def steps(self) -> Iterator[tuple[nn.BatchNorm2d, Tensor]]:
         """The batch norms of γ, each with the weight of the linear layer behind it."""
@@ -135,7 +136,7 @@ class PairwiseAttention(VectorAttention):
         self.gamma = mapping([width, *hidden, self.groups])
 
     def alpha(self, phi: Tensor, psi: Tensor) -> Float[Tensor, "n g k p"]:
-        delta = self.relation(phi, psi, footprint=self.footprint, backend=self.backend)
+        delta = run(self.relation, phi, psi, footprint=self.footprint, backend=self.backend)
         position = self.position_relation(phi.shape[-2:])
         if position is not None:
             delta = torch.cat([delta, position.expand(len(phi), -1, -1, -1).to(delta.dtype)], dim=1)
@@ -149,8 +150,8 @@ class PairwiseAttention(VectorAttention):
         with no_autocast(self.position.weight):  # in bfloat16 the neighbours on a large map are hardly apart
             p = self.position(coordinates(size, self.position.weight))
             if self.position_encoding == "relative":
-                return pairwise_subtraction(p, p, **how)
-            return pairwise_concatenation(p, p, **how)[:, 2:]  # the p_j of [p_i, p_j]
+                return run(pairwise_subtraction, p, p, **how)
+            return run(pairwise_concatenation, p, p, **how)[:, 2:]  # the p_j of [p_i, p_j]
 
     def positions(self, like: Tensor) -> list[Tensor]:
         if self.position is None:
@@ -189,7 +190,7 @@ class PatchwiseAttention(VectorAttention):
         return self.groups, self.footprint.taps
 
     def alpha(self, phi: Tensor, psi: Tensor) -> Float[Tensor, "n g k p"]:
-        delta = self.relation(phi, psi, footprint=self.footprint, backend=self.backend)
+        delta = run(self.relation, phi, psi, footprint=self.footprint, backend=self.backend)
         alpha = self.gamma(delta[:, self.first_channel :])  # n g·k 1 p
         return alpha.reshape(len(phi), self.groups, self.footprint.taps, alpha.shape[-1])
 

@@ -1,1 +1,1 @@
-"""Measuring: where we are (environment), how long (latency), how much (memory)."""
+"""Measuring: cells, their latency and memory, the roofs of the machine, and the check against the reference."""

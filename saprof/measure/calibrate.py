@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from saprof.backends import numba
-from saprof.calibration import WIDER, Anchor, Calibration
-from saprof.measure.environment import cpu_name, device_name
 from saprof.measure.latency import Call, Latency, interleave
-from saprof.ratios import within_rounds
+from saprof.records.calibration import WIDER, Anchor, Calibration
+from saprof.records.environment import cpu_name, device_name
+from saprof.records.ratios import within_rounds
 
 SMALLEST, STEP = 64 << 10, 4
 """Bytes of the first working set, and by how much each is larger than the one before."""
@@ -209,7 +209,7 @@ def _fma_rate(device: str, dtype: str, seconds: float) -> float | None:
 
 def _fma_on_cpu(device: str, dtype: torch.dtype, steps: int = 1 << 20) -> tuple[int, Call]:
     """FLOPs and call of the loop, some milliseconds long."""
-    rates, threads = import_module("kernels_numba.rates"), torch.get_num_threads()
+    rates, threads = import_module("kernels_numba.cpu.rates"), torch.get_num_threads()
     values = np.ones((threads, rates.CHAINS * rates.BYTES // dtype.itemsize), str(dtype).removeprefix("torch."))
 
     def call() -> None:
@@ -221,7 +221,7 @@ def _fma_on_cpu(device: str, dtype: torch.dtype, steps: int = 1 << 20) -> tuple[
 
 def _fma_on_gpu(device: str, dtype: torch.dtype, steps: int = 1 << 14) -> tuple[int, Call]:
     """The same in as many threads as the device holds, about a millisecond long."""
-    rates = import_module("kernels_numba.gpu_rates")
+    rates = import_module("kernels_numba.gpu.rates")
     properties = torch.cuda.get_device_properties(device)
     threads = properties.multi_processor_count * properties.max_threads_per_multi_processor
     values = torch.ones(rates.CHAINS, threads, dtype=dtype, device=device)

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 from torch.utils._pytree import tree_leaves
 
-from saprof.backends import Unsupported, choose
-from saprof.cells import Cell, Network
-from saprof.conformance import check, sample_positions
-from saprof.counting import count
+from saprof.backends import Unsupported, choose, run
 from saprof.layers import LocalAttention
+from saprof.measure.cells import Cell, Network
+from saprof.measure.conformance import check, sample_positions
 from saprof.measure.latency import Latency, interleave, ratio
 from saprof.measure.memory import peak_bytes, predicted_peak_bytes, saved_bytes
 from saprof.models import create_model
-from saprof.results import Row
-from saprof.workload import Workload
+from saprof.models.counting import count
+from saprof.operators.workload import Workload
+from saprof.records.rows import Row
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def prepare(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
     operator, footprint = subject.operator, subject.footprint
 
     def function(*inputs: Tensor) -> Tensor:
-        return operator(*inputs, footprint=footprint, backend=backend)
+        return run(operator, *inputs, footprint=footprint, backend=backend)
 
     return Prepared(cell, function, inputs), {"backend": backend}
 

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import torch
 
-from saprof.ratios import Ratio, median_interval, within_rounds
+from saprof.records.ratios import Ratio, median_interval, within_rounds
 
 Call = Callable[[], object]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from saprof.layers import SelfAttentionBlock, VectorAttention
-from saprof.models.architectures import EXPECTED, Model
+from saprof.models.build import EXPECTED, Model
 from saprof.models.resnet import Bottleneck, ResNet
 from saprof.models.san import SAN
 

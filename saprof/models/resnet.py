@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.footprint import positive
 from saprof.models.stages import check_stages, check_stem_stride
+from saprof.operators.footprint import positive
 
 EXPANSION = 4
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.footprint import Footprint, positive
 from saprof.layers import StandAloneAttention, expect, linear
 from saprof.models.resnet import EXPANSION
 from saprof.models.sasa import SASA, SASAConfig
+from saprof.operators.footprint import Footprint, positive
 
 PREDICTORS = ("convolution", "attention")
 COORDINATES = 4

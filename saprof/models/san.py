@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.footprint import BOUNDARIES, Footprint, positive
 from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, expect, linear
 from saprof.models.stages import block_footprint, check_stages, check_stem_stride
-from saprof.workload import STAGES
+from saprof.operators.footprint import BOUNDARIES, Footprint, positive
+from saprof.operators.workload import STAGES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.footprint import BOUNDARIES, Footprint
 from saprof.layers import STEMS, AttentionConfig, AttentionStem, StandAloneAttention, expect
 from saprof.models.resnet import ResNet, StagesConfig, convolution
 from saprof.models.stages import block_footprint
+from saprof.operators.footprint import BOUNDARIES, Footprint
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from saprof.footprint import Footprint, positive
+from saprof.operators.footprint import Footprint, positive
 
 
 def check_stages(config: Any, *others: str) -> None:

@@ -1,26 +1,17 @@
 """Figures from rows: each a function from a DataFrame to a matplotlib Figure."""
 
-from saprof.plots.footprint import cost_figure, footprint_figure
-from saprof.plots.panels import latency_figure, memory_figure
-from saprof.plots.pareto import accuracy_figure
-from saprof.plots.pictures import attention_picture, footprint_picture
-from saprof.plots.roofline import roofline_figure
-from saprof.plots.shapes import shapes_figure
-from saprof.plots.speedup import speedup_figure
-from saprof.plots.style import STYLE, frame, write
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "STYLE",
-    "accuracy_figure",
-    "attention_picture",
-    "cost_figure",
-    "footprint_figure",
-    "footprint_picture",
-    "frame",
-    "latency_figure",
-    "memory_figure",
-    "roofline_figure",
-    "shapes_figure",
-    "speedup_figure",
-    "write",
-]
+from saprof.lazy import lazy
+
+if TYPE_CHECKING:
+    from saprof.plots.footprint import cost_figure, footprint_figure
+    from saprof.plots.panels import latency_figure, memory_figure
+    from saprof.plots.pareto import accuracy_figure
+    from saprof.plots.pictures import attention_picture, footprint_picture
+    from saprof.plots.roofline import roofline_figure
+    from saprof.plots.shapes import shapes_figure
+    from saprof.plots.speedup import speedup_figure
+    from saprof.plots.style import STYLE, frame, write
+
+__getattr__, __dir__, __all__ = lazy(__file__)

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saprof.cells import MODES
+from saprof.measure.cells import MODES
 from saprof.plots import style
 from saprof.plots.lines import HARDWARE_FLOPS, LATENCY, MEMORY, PARAMS, Quantity
 

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from saprof.paper.printed import PaperRow
+from saprof.paper.printed import rows as paper_rows
 from saprof.plots import lines, style
 from saprof.plots.lines import AGAINST, HARDWARE_FLOPS, LATENCY, MEMORY, PAPER_FLOPS, PARAMS, Quantity
 from saprof.plots.style import STYLE
-from saprof.tables import PaperRow
-from saprof.tables import rows as paper_rows
 
 OPERATIONS = {"model": PAPER_FLOPS, "operator": HARDWARE_FLOPS}
 """What the first panel of the overview shows of each kind."""

@@ -13,8 +13,7 @@ from functools import partial
 import pandas as pd
 from matplotlib.figure import Figure
 
-from saprof.calibration import Calibration
-from saprof.evidence import points
+from saprof.paper.evidence import points
 from saprof.plots import style
 from saprof.plots.footprint import cost_figure, footprint_figure
 from saprof.plots.lines import LATENCY, MEMORY, Quantity
@@ -22,7 +21,8 @@ from saprof.plots.panels import latency_figure, memory_figure
 from saprof.plots.pareto import COSTS, accuracy_figure
 from saprof.plots.roofline import roofline_figure
 from saprof.plots.speedup import factor, speedup_figure, speedups
-from saprof.results import Row
+from saprof.records.calibration import Calibration
+from saprof.records.rows import Row
 
 KINDS = {"model": "networks", "operator": "operators"}
 

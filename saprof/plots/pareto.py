@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from saprof.evidence import front
+from saprof.paper.evidence import front
 from saprof.plots import style
 from saprof.plots.style import STYLE
 from saprof.text import unknown
@@ -40,7 +40,7 @@ AROUND = [(reach, dx, dy) for reach in (1, 2, 3.2, 4.6) for dy, dx in product((1
 
 
 def accuracy_figure(points: pd.DataFrame, cost: str = "flops_paper", provenance: str = "") -> Figure:
-    """The printed accuracy of networks (`saprof.evidence.points`) against one of `COSTS`, with the Pareto front.
+    """The printed accuracy of networks (`saprof.paper.evidence.points`) against one of `COSTS`, with the Pareto front.
 
     A panel per evaluation set, and per mode, batch, dtype and device where the cost depends on them.
 

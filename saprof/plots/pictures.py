@@ -13,7 +13,7 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from saprof.footprint import Footprint
+from saprof.operators.footprint import Footprint
 from saprof.plots.style import STYLE
 
 if TYPE_CHECKING:

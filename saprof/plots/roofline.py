@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from saprof.calibration import FORWARD, Calibration
 from saprof.plots import style
 from saprof.plots.style import STYLE
+from saprof.records.calibration import FORWARD, Calibration
 
 PANEL = ["ran", "mode", "dtype"]
 LINE = ["name", "n", "h", "w", "r", "v", "g"]

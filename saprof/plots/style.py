@@ -22,7 +22,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from saprof.results import Row
+from saprof.records.rows import Row
 
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",

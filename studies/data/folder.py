@@ -21,9 +21,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from studies import _torchvision
 from studies.config import Config
-from studies.data import Dataset
+from studies.data import Dataset, torchvision
 from studies.data.survey import Survey
 from studies.failures import BadData
 
@@ -96,7 +95,7 @@ class Folder:
 
 def load(config: Config) -> Dataset:
     """The folder at `root`; views are of `image_size`, cut at random to train and out of the centre to be judged."""
-    _torchvision.load()
+    torchvision.load()
     from torchvision.transforms import v2
 
     found = survey(config.root).checked()

@@ -4,9 +4,8 @@ import psutil
 import pytest
 import torch
 
-from saprof import calibration
-from saprof.measure import environment
 from saprof.measure.calibrate import calibrate
+from saprof.records import calibration, environment
 
 CORES = psutil.cpu_count(logical=False) or 1
 ROOFS = pytest.StashKey[calibration.Calibration]()

@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 import torch
 
-from saprof.backends import why_not
-from saprof.cost import operator_cost
-from saprof.footprint import Footprint
-from saprof.measure import environment
+from saprof.backends import run, why_not
 from saprof.measure.latency import interleave
 from saprof.operators import BACKENDS, aggregation
-from saprof.workload import Workload
+from saprof.operators.cost import operator_cost
+from saprof.operators.footprint import Footprint
+from saprof.operators.workload import Workload
+from saprof.records import environment
 
 WORKLOAD = Workload.stage(aggregation, Footprint.square(7), 256, 56, batch=8)
 
@@ -33,7 +33,7 @@ def test_bandwidth(what, benchmark):
         benchmark.pedantic(lambda: target.copy_(source), rounds=30, warmup_rounds=3)
     else:
         nbytes = least_bytes(WORKLOAD)
-        benchmark.pedantic(lambda: aggregation(*inputs, footprint=WORKLOAD.footprint), rounds=30, warmup_rounds=3)
+        benchmark.pedantic(lambda: run(aggregation, *inputs, footprint=WORKLOAD.footprint), rounds=30, warmup_rounds=3)
     benchmark.extra_info |= {"bytes": nbytes, "gb_per_s": nbytes / benchmark.stats.stats.median / 1e9}
 
 
@@ -49,7 +49,7 @@ def test_bandwidth_of_a_gpu(dtype, benchmark):
     calls, nbytes = {"copy": lambda: target.copy_(source)}, {"copy": source.nbytes + target.nbytes}
     for backend in BACKENDS:
         if why_not(backend, aggregation, inputs[0].dtype, "cuda", workload.footprint) is None:
-            calls[backend] = partial(aggregation, *inputs, footprint=workload.footprint, backend=backend)
+            calls[backend] = partial(run, aggregation, *inputs, footprint=workload.footprint, backend=backend)
             nbytes[backend] = least_bytes(workload)
     with torch.no_grad():
         latencies = benchmark.pedantic(interleave, (calls, "cuda", 1.0 * len(calls)), rounds=1)

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from saprof import text
-from saprof.backends import why_not
-from saprof.footprint import Footprint
-from saprof.measure import environment
+from saprof.backends import run, why_not
 from saprof.measure.latency import Latency, interleave, ratio
 from saprof.operators import BACKENDS
-from saprof.reference import reference
-from saprof.stand_alone import ATTENTIONS
-from saprof.workload import STAGES, Workload
+from saprof.operators.footprint import Footprint
+from saprof.operators.reference import reference
+from saprof.operators.stand_alone import ATTENTIONS
+from saprof.operators.workload import STAGES, Workload
+from saprof.records import environment
 
 FOOTPRINT = Footprint.square(7, boundary="exclude")
 OPERATOR = ATTENTIONS["content"]
@@ -33,7 +33,7 @@ Inputs = list[Tensor]
 
 
 def compute(query: Tensor, key: Tensor, value: Tensor, backend: str) -> Tensor:
-    return OPERATOR(query, key, value, footprint=FOOTPRINT, backend=backend)
+    return run(OPERATOR, query, key, value, footprint=FOOTPRINT, backend=backend)
 
 
 def heads(query: Tensor, key: Tensor, value: Tensor) -> Inputs:
@@ -87,7 +87,8 @@ def error(got: Tensor, want: Tensor) -> float:
 
 
 def tolerance(query: Tensor, key: Tensor) -> float:
-    """A logit is a sum of d products, off by eps · (4 + √d) times its size at most, as saprof.conformance bounds it;
+    """A logit is a sum of d products, off by eps · (4 + √d) times its size at most, as saprof.measure.conformance
+    bounds it;
     the softmax makes this the relative error of a weight, beside which the roundings of the weighted sum are small."""
     largest = float(query.norm(dim=1).max() * key.norm(dim=1).max())
     return torch.finfo(query.dtype).eps * (4 + query.shape[1] ** 0.5) * max(1.0, largest)

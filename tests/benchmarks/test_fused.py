@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 import torch
 
-from saprof.backends import choose
-from saprof.footprint import Footprint
-from saprof.measure import environment
+from saprof.backends import choose, run
 from saprof.measure.latency import interleave
 from saprof.models import create_model
 from saprof.operators import OPERATORS
-from saprof.workload import STAGES, Workload, stages
+from saprof.operators.footprint import Footprint
+from saprof.operators.workload import STAGES, Workload, stages
+from saprof.records import environment
 
 ATTENTIONS = [operator for operator in OPERATORS.values() if operator.masked]
 each_attention = pytest.mark.parametrize("operator", ATTENTIONS, ids=lambda operator: operator.name)
@@ -45,7 +45,7 @@ def test_share_of_the_matrix_product_rate(operator, batch, benchmark):
     calls = {"product": lambda: a @ b}
     for name, workload in workloads.items():
         assert choose(operator, torch.float32, "cpu", workload.footprint) != "unfold"
-        calls[name] = partial(operator, *workload.tensors(), footprint=workload.footprint)
+        calls[name] = partial(run, operator, *workload.tensors(), footprint=workload.footprint)
     seconds = measured(benchmark, calls)
     rate = SIDE**3 / seconds["product"]
     shares = {name: operator.count("macs", w.sizes) / seconds[name] / rate for name, w in workloads.items()}
@@ -63,7 +63,7 @@ def test_growth_with_the_footprint(operator, channels, benchmark):
     calls, taps = {}, {}
     for k in range(3, 12, 2):
         workload = Workload.stage(operator, Footprint.square(k), channels, side)
-        calls[f"{k} × {k}"] = partial(operator, *workload.tensors(), footprint=workload.footprint)
+        calls[f"{k} × {k}"] = partial(run, operator, *workload.tensors(), footprint=workload.footprint)
         taps[f"{k} × {k}"] = k * k
     seconds = measured(benchmark, calls)
     found = slope({taps[name]: seconds[name] for name in taps})

@@ -6,9 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from studies import _torchvision
 from studies.config import Config
-from studies.data import load
+from studies.data import load, torchvision
 
 SIZE = 500, 375
 """Columns and rows of the usual ImageNet photograph."""
@@ -33,7 +32,7 @@ def _one_core(_all_cores):
 @pytest.mark.parametrize("what", ["decoded", "trained on", "judged"])
 def test_folder(what, root, benchmark):
     try:
-        _torchvision.load()
+        torchvision.load()
     except ValueError as error:
         pytest.skip(str(error))
     dataset = load(Config(data="folder", root=root))

@@ -7,9 +7,10 @@ several times as long.
 import pytest
 import torch
 
-from saprof.footprint import Footprint
+from saprof.backends import run
 from saprof.operators import aggregation
-from saprof.workload import Workload
+from saprof.operators.footprint import Footprint
+from saprof.operators.workload import Workload
 
 
 @pytest.mark.benchmark(group="thread pools")
@@ -22,6 +23,6 @@ def test_pools(what, benchmark):
         if what != "numba":
             torch.mm(matrix, matrix)
         if what != "torch":
-            aggregation(*inputs, footprint=workload.footprint, backend="numba")
+            run(aggregation, *inputs, footprint=workload.footprint, backend="numba")
 
     benchmark.pedantic(work, rounds=50, warmup_rounds=5)

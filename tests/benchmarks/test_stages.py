@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from saprof.backends import why_not
-from saprof.calibration import share
-from saprof.cells import benchmark_cells
-from saprof.conformance import check, sample_positions
 from saprof.measure.cell import prepare, row
+from saprof.measure.cells import benchmark_cells
+from saprof.measure.conformance import check, sample_positions
+from saprof.records.calibration import share
 
 
 @pytest.mark.parametrize("cell", list(benchmark_cells()), ids=str)

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from saprof import atomic
-from studies import checkpoint
-from studies.checkpoint import MAGIC, newest, paths, read, save
 from studies.failures import BadCheckpoint, CannotWrite
+from studies.training import checkpoint
+from studies.training.checkpoint import MAGIC, newest, paths, read, save
 
 START = len(MAGIC) + 32
 

@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from studies import _torchvision
 from studies.config import Config
-from studies.data import folder, load
+from studies.data import folder, load, torchvision
 from studies.failures import BadData
 
 
@@ -90,7 +89,7 @@ def config(root: Path | None) -> Config:
 def v2():
     """torchvision's transforms, where there is a torchvision."""
     try:
-        _torchvision.load()
+        torchvision.load()
     except ValueError as error:
         pytest.skip(str(error))
     from torchvision.transforms import v2

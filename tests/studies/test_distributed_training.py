@@ -18,11 +18,12 @@ import psutil
 import pytest
 import torch
 
-from studies import checkpoint, data, engine, train
+from studies import data, train
 from studies.config import Config
 from studies.data.split import split
-from studies.distributed import world
-from studies.run import Run
+from studies.training import checkpoint, engine
+from studies.training.distributed import world
+from studies.training.run import Run
 
 ROOT = Path(__file__).parents[2]
 OWN = ("seconds", "images_per_s", "data_wait", "train_seconds")
@@ -160,7 +161,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from studies.distributed import world
+from studies.training.distributed import world
 
 dist.init_process_group = partial(dist.init_process_group, store=dist.HashStore(), rank=0, world_size=1)
 

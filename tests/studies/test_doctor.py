@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from studies import _torchvision, doctor
+from studies import doctor
+from studies.data import torchvision
 
 
 @pytest.fixture
@@ -21,8 +22,8 @@ def root(tmp_path: Path, monkeypatch) -> Path:
             (tmp_path / part / name).mkdir(parents=True)
             for image in range(count):
                 Image.fromarray(pixels).save(tmp_path / part / name / f"{image:03}.png")
-    monkeypatch.setattr(_torchvision, "load", lambda: type("torchvision", (), {"__version__": "0.0"}))
-    monkeypatch.setattr(_torchvision, "_declared", [])
+    monkeypatch.setattr(torchvision, "load", lambda: type("torchvision", (), {"__version__": "0.0"}))
+    monkeypatch.setattr(torchvision, "_declared", [])
     return tmp_path
 
 
@@ -64,20 +65,20 @@ def test_all_opens_every_image(root, capsys):
 
 
 def test_a_torchvision_without_operators_or_none_is_told(root, capsys, monkeypatch):
-    monkeypatch.setattr(_torchvision, "_declared", [object()])
+    monkeypatch.setattr(torchvision, "_declared", [object()])
     assert doctor.main(["--root", str(root)]) == 0
     assert "torchvision 0.0, less its compiled operators" in capsys.readouterr().out
 
     def absent():
         raise ValueError("there is none")
 
-    monkeypatch.setattr(_torchvision, "load", absent)
+    monkeypatch.setattr(torchvision, "load", absent)
     assert doctor.main(["--root", str(root)]) == 3
     assert "PROBLEM there is none" in capsys.readouterr().err
 
 
 def test_a_missing_root_is_told_what_is_expected(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(_torchvision, "load", lambda: type("torchvision", (), {"__version__": "0.0"}))
+    monkeypatch.setattr(torchvision, "load", lambda: type("torchvision", (), {"__version__": "0.0"}))
     assert doctor.main(["--data", "folder", "--root", str(tmp_path / "away")]) == 3
     assert "away is not there; expected ROOT/train/<class>/*.jpg" in capsys.readouterr().err
     assert doctor.main(["--data", "cifar10"]) == 3

@@ -14,10 +14,10 @@ import saprof
 from saprof.operators import RELATIONS
 from studies.config import Config
 from studies.data.views import Plan, TrainingViews
-from studies.distributed import World
-from studies.engine import Hooks, State, evaluate, learning_rate, loss_function, network, plan, train_until
 from studies.failures import NonFinite, Preempted
-from studies.metrics import Score
+from studies.training.distributed import World
+from studies.training.engine import Hooks, State, evaluate, learning_rate, loss_function, network, plan, train_until
+from studies.training.metrics import Score
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)

@@ -12,19 +12,22 @@ import released_code
 import torch
 
 import saprof
-from saprof import tables
-from studies import data, distributed, evaluate, judging, paper
-from studies import run as runs
+from saprof.paper import robustness as printed_robustness
+from saprof.paper.printed import rows as rows_of
+from studies import data, evaluate
 from studies.config import Config
 from studies.data import Dataset, Pixels
 from studies.data.split import Subset
-from studies.engine import evaluate as score_of
 from studies.evaluate import main, render, rows
 from studies.failures import BadData
-from studies.judging import Asked, How, judge, judged, robustness, sample
-from studies.robust import ATTACKS, MANIPULATIONS, Attack, attacked
-from studies.statistics import wilson
+from studies.judging import judge as judge_module
+from studies.judging.judge import Asked, How, judge, judged, robustness, sample
+from studies.judging.robust import ATTACKS, MANIPULATIONS, Attack, attacked
+from studies.judging.statistics import wilson
 from studies.train import run as train
+from studies.training import distributed
+from studies.training import run as runs
+from studies.training.engine import evaluate as score_of
 
 QUICK = ["--only", "clean"]
 SMALL = [Attack(32, 16, 2)]
@@ -49,7 +52,7 @@ def untouchable(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("nothing should be judged")
 
-    return lambda: monkeypatch.setattr(judging, "robustness", refuse)
+    return lambda: monkeypatch.setattr(judge_module, "robustness", refuse)
 
 
 def test_a_report_counts_what_evaluate_counts(folder):
@@ -118,8 +121,8 @@ def test_what_is_judged_is_not_judged_again(folder, capsys, untouchable):
 
 def test_what_is_missing_is_added(folder, monkeypatch):
     asked = []
-    true = judging.robustness
-    monkeypatch.setattr(judging, "robustness", lambda *a: asked.append(a[3]) or true(*a))
+    true = judge_module.robustness
+    monkeypatch.setattr(judge_module, "robustness", lambda *a: asked.append(a[3]) or true(*a))
     judge(folder, Asked.of(["clean"]))
     assert judged(folder, asked=Asked.of(["clean"])) == judged(folder)
     assert judged(folder, asked=Asked.of(["rotations"])) is None
@@ -172,7 +175,7 @@ def test_a_damaged_report_is_named(folder):
 
 
 def test_a_report_that_cannot_be_written_has_its_exit_code(folder, monkeypatch):
-    monkeypatch.setattr(judging, "FILE", "missing/robustness.json")
+    monkeypatch.setattr(judge_module, "FILE", "missing/robustness.json")
     with pytest.raises(ValueError, match=r"^cannot write .*robustness\.json: No such file") as refused:
         judge(folder, Asked.of(["clean"]))
     assert refused.value.code == 6
@@ -234,12 +237,12 @@ def test_a_released_checkpoint_beside_the_paper(noise, tmp_path, capsys, family,
     assert (found["none"]["n"], found["none"]["correct1"], found["none"]["correct5"]) == (6, 3, 5)
     loss = torch.nn.functional.cross_entropy(logits, noise.labels)
     assert found["none"]["loss"] == pytest.approx(loss.item(), rel=1e-4)
-    table3 = next(row for row in tables.rows(3) if row.model == model)
+    table3 = next(row for row in rows_of(3) if row.model == model)
     assert (found["none"]["top1_printed"], found["none"]["top5_printed"]) == (table3.top1, table3.top5)
-    for name, cell in paper.turned().row(model).manipulations.items():
+    for name, cell in printed_robustness.turned().row(model).manipulations.items():
         assert found[name]["top1_printed"] == cell.top1
         assert found[name].get("top1_drop_printed") == cell.top1_drop
-    printed = paper.attacked().row(model).attacks["pgd_8_4_2"]
+    printed = printed_robustness.attacked().row(model).attacks["pgd_8_4_2"]
     if options is ONE_ATTACK:
         cell = found["pgd_8_4_2"]
         assert (cell["success_rate_printed"], cell["top1_printed"]) == (printed.success_rate, printed.top1)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import saprof
-from studies import records
-from studies.figures import attacked_figure, claims_figure, frame, looked_at_figure, turned_figure
-from studies.run import weights_sha256
+from studies.reproduction import records
+from studies.reproduction.figures import attacked_figure, claims_figure, frame, looked_at_figure, turned_figure
+from studies.training.run import weights_sha256
 
-DIGITS = Path(__file__).parents[2] / "studies" / "digits"
+DIGITS = Path(__file__).parents[2] / "studies" / "recorded" / "digits"
 MODELS = sorted((DIGITS / "models").glob("*.pt"))
 
 

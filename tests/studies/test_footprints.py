@@ -11,18 +11,19 @@ import pytest
 import torch
 
 from saprof.command import FAILED, OK
-from saprof.footprint import Footprint
-from studies import footprints, records
+from saprof.operators.footprint import Footprint
+from studies import footprints
 from studies.config import Config
-from studies.executors import Task
 from studies.failures import CannotWrite
-from studies.figures import footprints_figure
 from studies.footprints import base, frame, networks, note, rows
-from studies.grid import Study, cells
-from studies.records import Results
-from studies.statistics import holm, paired
+from studies.judging.statistics import holm, paired
+from studies.reproduction import records
+from studies.reproduction.executors import Task
+from studies.reproduction.figures import footprints_figure
+from studies.reproduction.grid import Study, cells
+from studies.reproduction.records import Results
 
-RECORDED = Path(records.__file__).with_name("footprints_digits")
+RECORDED = Path(footprints.__file__).parent / "recorded" / "footprints_digits"
 WHERE = {
     "versions": {"saprof": "1", "torch": "2"},
     "device": "a CPU",

@@ -2,8 +2,8 @@ import pytest
 
 from saprof import tables
 from saprof.models import list_models
-from studies import grid
-from studies.grid import TABLES, Study, bases, cells, miniature, printed, unique
+from studies.reproduction import grid
+from studies.reproduction.grid import TABLES, Study, bases, cells, miniature, printed, unique
 
 DIGITS = Study()
 EVERY = [cell for table in TABLES for cell in cells(table, DIGITS)]
@@ -21,7 +21,7 @@ def test_all_tables_are_39_networks_in_69_rows():
 def test_every_row_has_a_network_that_can_be_built(cell):
     import torch
 
-    from saprof.counting import blueprint
+    from saprof.models.counting import blueprint
 
     network = blueprint(cell.config.model, **cell.config.options)
     assert network(torch.empty(2, 3, 8, 8, device="meta")).shape == (2, 10)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from studies.metrics import Score, score
+from studies.training.metrics import Score, score
 
 LABELS = torch.tensor([0, 3, 9, 5])
 

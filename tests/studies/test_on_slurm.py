@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 from saprof.command import FAILED, OK
-from studies import reproduce, slurm, train
+from studies import reproduce, train
 from studies.config import Config
-from studies.executors import Task
 from studies.failures import Preempted
-from studies.slurm import Cluster, Slurm
+from studies.reproduction import slurm
+from studies.reproduction.executors import Task
+from studies.reproduction.slurm import Cluster, Slurm
 
 pytestmark = pytest.mark.slurm
 

@@ -4,9 +4,10 @@ from decimal import Decimal
 
 import pytest
 
-from saprof import list_models, tables
-from studies import paper
-from studies.robust import ATTACKS, LADDER, MANIPULATIONS
+from saprof import list_models
+from saprof.paper import robustness
+from saprof.paper.printed import rows as rows_of
+from studies.judging.robust import ATTACKS, LADDER, MANIPULATIONS
 
 SLIPS = {
     ("san15_patchwise", "clockwise_90", "top1"): ("24.5", "24.3"),
@@ -20,7 +21,7 @@ SLIPS = {
 
 def test_printed_drops_are_clean_less_turned_but_for_five():
     found, cells = {}, 0
-    for row in paper.turned().rows:
+    for row in robustness.turned().rows:
         clean = row.manipulations["none"]
         for name, cell in row.manipulations.items():
             for figure in ("top1", "top5"):
@@ -36,9 +37,9 @@ def test_printed_drops_are_clean_less_turned_but_for_five():
     assert cells == 72
 
 
-@pytest.mark.parametrize("table", [paper.turned(), paper.attacked()], ids=["9", "10"])
+@pytest.mark.parametrize("table", [robustness.turned(), robustness.attacked()], ids=["9", "10"])
 def test_rows_are_those_of_table_3(table):
-    table3 = tables.rows(3)
+    table3 = rows_of(3)
     assert table.evaluation_set == tables.paper()["3"].evaluation_set == "val-original"
     names = [(row.family, row.network, row.model) for row in table.rows]
     assert names == [(row.family, row.network, row.model) for row in table3]
@@ -46,15 +47,15 @@ def test_rows_are_those_of_table_3(table):
 
 
 def test_clean_accuracy_is_that_of_table_3():
-    for row in tables.rows(3):
-        turned, attacked = paper.turned().row(row.model), paper.attacked().row(row.model)
+    for row in rows_of(3):
+        turned, attacked = robustness.turned().row(row.model), robustness.attacked().row(row.model)
         clean = turned.manipulations["none"]
         assert (clean.top1, clean.top5, attacked.top1) == (row.top1, row.top5, row.top1)
 
 
 def test_what_the_text_says_of_the_tables():
-    attacked, names = paper.attacked(), ("san19_pairwise", "resnet50")
-    drops = {model: paper.turned().row(model).manipulations["clockwise_180"].top1_drop for model in names}
+    attacked, names = robustness.attacked(), ("san19_pairwise", "resnet50")
+    drops = {model: robustness.turned().row(model).manipulations["clockwise_180"].top1_drop for model in names}
     assert drops["san19_pairwise"] == 18.9
     assert drops["resnet50"] - drops["san19_pairwise"] == pytest.approx(5.1)
     hard = {row.model: row.attacks["pgd_8_2_4"] for row in attacked.rows}
@@ -68,19 +69,19 @@ def test_what_the_text_says_of_the_tables():
 
 def test_the_columns_of_table_10_add_up_as_printed():
     sums = [
-        sum(Decimal(str(getattr(row.attacks[name], figure))) for row in paper.attacked().rows)
-        for name in paper.attacks()
+        sum(Decimal(str(getattr(row.attacks[name], figure))) for row in robustness.attacked().rows)
+        for name in robustness.attacks()
         for figure in ("success_rate", "top1")
     ]
     assert list(map(str, sums)) == ["212.3", "403.1", "709.5", "120.6"]
 
 
 def test_names_are_those_that_are_judged():
-    for row in paper.turned().rows:
+    for row in robustness.turned().rows:
         assert list(row.manipulations) == list(MANIPULATIONS)
-    for row in paper.attacked().rows:
-        assert list(row.attacks) == list(paper.attacks())
-    assert [attack.name for attack in ATTACKS[:2]] == list(paper.attacks())
+    for row in robustness.attacked().rows:
+        assert list(row.attacks) == list(robustness.attacks())
+    assert [attack.name for attack in ATTACKS[:2]] == list(robustness.attacks())
     assert [(a.epsilon, a.step, a.steps) for a in ATTACKS[:2]] == [(8, 4, 2), (8, 2, 4)]
 
 
@@ -90,4 +91,4 @@ def test_every_attack_just_reaches_the_border():
 
 
 def test_unknown_models_have_no_row():
-    assert paper.turned().row("resnet_mini") is None
+    assert robustness.turned().row("resnet_mini") is None

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from saprof.command import FAILED, OK
-from studies import records, reproduce
+from studies import reproduce
 from studies.config import Config
+from studies.reproduction import records
 
-DIGITS = Path(records.__file__).with_name("digits")
+DIGITS = Path(reproduce.__file__).parent / "recorded" / "digits"
 
 
 def test_pages_are_drawn_from_the_results(tmp_path, capsys):

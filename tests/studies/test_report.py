@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from studies import records, report, summary
-from studies.grid import Study, cells
-from studies.records import Results
-from studies.statistics import holm, paired
+from studies.judging.statistics import holm, paired
+from studies.reproduction import records, report, summary
+from studies.reproduction.grid import Study, cells
+from studies.reproduction.records import Results
 
 WHERE = {
     "versions": {"saprof": "1", "torch": "2"},

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from saprof import atomic
-from studies import executors, rates, records, reproduce
+from studies import reproduce
 from studies.config import Config
-from studies.executors import Local, Task
 from studies.failures import BadData, NonFinite, Preempted
-from studies.grid import Study
-from studies.run import Run
+from studies.reproduction import executors, rates, records
+from studies.reproduction.executors import Local, Task
+from studies.reproduction.grid import Study
+from studies.training.run import Run
 
 ENDS_WITH = {100: "an answer", 101: "a failure", 102: "its process", 103: "never"}
 
@@ -127,7 +128,7 @@ def test_a_run_without_its_place_is_named(tmp_path):
 
 def test_a_run_that_was_judged_in_part_is_not_done(tmp_path):
     """As `studies.evaluate --only clean` leaves it."""
-    from studies.robust import ATTACKS, MANIPULATIONS
+    from studies.judging.robust import ATTACKS, MANIPULATIONS
 
     task = replace(some(tmp_path, [0])[0], judged=True, images=20)
     finish(task)
@@ -150,7 +151,7 @@ import sys
 sys.path.insert(0, {tests!r})
 if __name__ == "__main__":
     from pathlib import Path
-    from studies.executors import Local
+    from studies.reproduction.executors import Local
     from studies.failures import Preempted
     from test_reproduce import pretend, some
     with Local(2, pretend) as executor:

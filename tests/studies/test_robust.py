@@ -11,8 +11,19 @@ from torch import nn
 
 import saprof
 from studies.data import Dataset, Pixels
-from studies.engine import Classifier, evaluate
-from studies.robust import ATTACKS, LADDER, MANIPULATIONS, STARTS, TARGETS, Attack, Batch, aim, attacked, perturb
+from studies.judging.robust import (
+    ATTACKS,
+    LADDER,
+    MANIPULATIONS,
+    STARTS,
+    TARGETS,
+    Attack,
+    Batch,
+    aim,
+    attacked,
+    perturb,
+)
+from studies.training.engine import Classifier, evaluate
 
 CLASSES = 10
 

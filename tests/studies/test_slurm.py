@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from test_reproduce import attempts, pretend, some
 
-from studies import slurm
 from studies.failures import Preempted
-from studies.slurm import Cluster, Job, Slurm
+from studies.reproduction import slurm
+from studies.reproduction.slurm import Cluster, Job, Slurm
 
 submitit = pytest.importorskip("submitit")
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from studies import statistics
-from studies.statistics import Difference, Mean, holm, mean, paired, verdict, wilson
+from studies.judging import statistics
+from studies.judging.statistics import Difference, Mean, holm, mean, paired, verdict, wilson
 
 SEEDS = range(6)
 

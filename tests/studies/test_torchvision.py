@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from studies import _torchvision
+from studies.data import torchvision as extra
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def torchvision(monkeypatch):
         def define(self, schema):
             declared.append(schema)
 
-    monkeypatch.setattr(_torchvision, "_declared", [])
+    monkeypatch.setattr(extra, "_declared", [])
     monkeypatch.setattr(torch.library, "Library", Library)
 
     def make(*errors: Exception) -> list:
@@ -35,7 +35,7 @@ def torchvision(monkeypatch):
                 raise left.pop(0)
             return ModuleType("torchvision")
 
-        monkeypatch.setattr(_torchvision, "import_module", import_module)
+        monkeypatch.setattr(extra, "import_module", import_module)
         return declared
 
     return make
@@ -43,9 +43,9 @@ def torchvision(monkeypatch):
 
 def test_one_that_works_is_left_alone(torchvision):
     declared = torchvision()
-    assert _torchvision.load().__name__ == "torchvision"
+    assert extra.load().__name__ == "torchvision"
     assert not declared
-    assert not _torchvision.declared()
+    assert not extra.declared()
 
 
 def test_one_built_for_another_torch_gets_two_operators(torchvision, monkeypatch):
@@ -53,10 +53,10 @@ def test_one_built_for_another_torch_gets_two_operators(torchvision, monkeypatch
     for name in ("torchvision.extension", "torchvision"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "torchvisionary", ModuleType("torchvisionary"))
-    assert _torchvision.load().__name__ == "torchvision"
+    assert extra.load().__name__ == "torchvision"
     schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
     assert declared == [("torchvision", "FRAGMENT"), f"nms{schema}", f"qnms{schema}"]
-    assert _torchvision.declared()
+    assert extra.declared()
     assert "torchvision.extension" not in sys.modules  # half imported: it is imported anew
     assert "torchvisionary" in sys.modules
 
@@ -83,15 +83,15 @@ def test_one_built_for_another_torch_gets_two_operators(torchvision, monkeypatch
 def test_what_else_is_wrong_is_said_and_nothing_declared(error, said, torchvision):
     declared = torchvision(error)
     with pytest.raises(ValueError, match=said):
-        _torchvision.load()
+        extra.load()
     assert not declared
-    assert not _torchvision.declared()
+    assert not extra.declared()
 
 
 def test_one_that_is_really_absent(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(ValueError, match="need torchvision, which is not installed"):
-        _torchvision.load()
+        extra.load()
 
 
 SCRIPT = """
@@ -104,9 +104,9 @@ try:
 except RuntimeError as error:
     assert "operator torchvision::nms does not exist" in str(error), error
     whole = False
-from studies import _torchvision
-assert _torchvision.load() is _torchvision.load()
-assert _torchvision.declared() is not whole
+from studies.data import torchvision as extra
+assert extra.load() is extra.load()
+assert extra.declared() is not whole
 import torchvision
 from torchvision.transforms import v2
 torchvision.datasets.ImageFolder, torchvision.models.resnet18
@@ -117,7 +117,7 @@ print("whole" if whole else "declared")
 
 def test_the_one_that_is_installed_can_be_imported():
     try:
-        _torchvision.load()
+        extra.load()
     except ValueError as error:
         pytest.skip(str(error))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

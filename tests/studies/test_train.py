@@ -19,10 +19,11 @@ import torch
 
 import saprof
 from saprof import atomic
-from studies import checkpoint, data, engine, train
+from studies import data, train
 from studies.config import Config
 from studies.failures import Preempted
-from studies.run import Run, trained, weights_sha256
+from studies.training import checkpoint, engine
+from studies.training.run import Run, trained, weights_sha256
 
 ROOT = Path(__file__).parents[2]
 OWN = ("seconds", "images_per_s", "data_wait")

@@ -1,0 +1,1 @@
+"""GPU kernels, twins of those in `kernels_numba.cpu`."""

@@ -1,0 +1,47 @@
+"""Models built by name, or from the fields of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from saprof.models.catalogue import MODELS, list_models
+from saprof.models.resnet import ResNet, ResNetConfig
+from saprof.models.retinanet import RetinaNet, RetinaNetConfig
+from saprof.models.san import SAN, SANConfig
+from saprof.models.sasa import SASA, SASAConfig
+from saprof.text import unknown
+
+Model = SAN | ResNet | SASA | RetinaNet
+
+ARCHITECTURES: dict[str, tuple[type[Any], type[Model]]] = {
+    "SAN": (SANConfig, SAN),
+    "ResNet": (ResNetConfig, ResNet),
+    "SASA": (SASAConfig, SASA),
+    "RetinaNet": (RetinaNetConfig, RetinaNet),
+}
+"""The config and the network of each."""
+
+EXPECTED = " or ".join([", ".join([*ARCHITECTURES][:-1]), [*ARCHITECTURES][-1]])
+
+
+def build(architecture: str, options: Mapping[str, Any]) -> Model:
+    """The network whose config has these fields; ValueError for an unknown field or a value that does not fit."""
+    config, network = ARCHITECTURES[architecture]
+    valid = [field.name for field in fields(config)]
+    for option in options:
+        if option not in valid:
+            raise ValueError(unknown(f"option of {architecture}", option, valid))
+    return network(config(**options))
+
+
+def create_model(name: str, **overrides: Any) -> Model:
+    """Build a model by name; `overrides` are fields of its config, such as `mapping="l"` or `num_classes=10`.
+
+    Raises ValueError for an unknown name or field, or a value that does not fit.
+    """
+    if name not in MODELS:
+        raise ValueError(unknown("model", name, list_models()))
+    architecture, options = MODELS[name]
+    return build(architecture, options | overrides)

@@ -1,0 +1,167 @@
+"""Weights on disk: the SAN authors' released checkpoints, and our own, which carry their config.
+
+Loading never executes what is in a file: everything goes through `torch.load(weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saprof import atomic
+from saprof.models.build import ARCHITECTURES, EXPECTED, Model, build
+from saprof.models.san import SAN
+
+FORMAT = 1
+
+_OFFICIAL_KEYS = [
+    (r"^module\.", ""),
+    (r"^conv_in\.", "stem.0."),
+    (r"^bn_in\.", "stem.1."),
+    (r"^conv(\d)\.", r"stages.\1.transition.linear."),
+    (r"^bn(\d)\.", r"stages.\1.norm."),
+    (r"^layer(\d)\.(\d+)\.", r"stages.\1.blocks.\2."),
+    (r"(blocks\.\d+)\.bn1\.", r"\1.norm_in."),
+    (r"(blocks\.\d+)\.bn2\.", r"\1.norm_out."),
+    (r"(blocks\.\d+)\.conv\.", r"\1.expand."),
+    (r"\.sam\.conv1\.", ".attention.phi."),
+    (r"\.sam\.conv2\.", ".attention.psi."),
+    (r"\.sam\.conv3\.", ".attention.beta."),
+    (r"\.sam\.conv_w\.", ".attention.gamma."),
+    (r"\.sam\.conv_p\.", ".attention.position."),
+    (r"^fc\.", "head."),
+]
+"""The names of the released checkpoints, and ours, applied in order."""
+
+
+def save(model: Model, path: str | Path) -> None:
+    """Write the model's config and weights to `path`, whole or not at all.
+
+    ValueError if it is none of our models, or has no weights; OSError if the file cannot be written.
+    """
+    architecture = type(model).__name__
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"cannot save a {architecture}; expected a {EXPECTED}, not wrapped in anything")
+    weights = model.state_dict()
+    if any(value.is_meta for value in weights.values()):
+        raise ValueError(f"cannot save a {architecture} on the meta device; expected one with weights")
+    config = {name: _plain(value) for name, value in vars(model.config).items()}
+    buffer = io.BytesIO()
+    torch.save({"saprof": FORMAT, "architecture": architecture, "config": config, "weights": weights}, buffer)
+    atomic.write(path, buffer.getvalue())
+
+
+def load(path: str | Path) -> Model:
+    """Rebuild the model that `save` wrote to `path`, on the CPU. ValueError if the file is anything else."""
+    match _read(path):
+        case {
+            "saprof": int(version),
+            "architecture": str(architecture),
+            "config": dict(config),
+            "weights": weights,
+        } if version == FORMAT and architecture in ARCHITECTURES:
+            return _rebuild(architecture, config, _state_dict(weights, str(path)), str(path))
+        case _:
+            raise ValueError(
+                f"{path} is not a saprof checkpoint of format {FORMAT}; load the authors' with load_official"
+            )
+
+
+def load_official(model: SAN, checkpoint: str | Path | Mapping[str, Any]) -> SAN:
+    """Load a checkpoint of the SAN authors' released code (hszhao/SAN) into a pairwise or patchwise `model`.
+
+    `checkpoint` is a path, the loaded file, or its state dict. ValueError lists what is missing or misshapen, and then
+    the model is as it was.
+    """
+    where = "the checkpoint" if isinstance(checkpoint, Mapping) else str(checkpoint)
+    content = checkpoint if isinstance(checkpoint, Mapping) else _read(checkpoint)
+    weights = _state_dict(content.get("state_dict", content), where)
+    renamed = {official_to_ours(key): value for key, value in weights.items()}
+    if len(renamed) < len(weights):
+        raise ValueError(f"{where} has some weights twice, with and without the prefix 'module.'")
+    _check_weights(model, renamed, where)
+    model.load_state_dict(renamed)
+    return model
+
+
+def official_to_ours(key: str) -> str:
+    """The name here of a parameter or buffer of the released code."""
+    for pattern, name in _OFFICIAL_KEYS:
+        key = re.sub(pattern, name, key)
+    return key
+
+
+def _plain(value: Any) -> Any:
+    """Only what weights_only reads back: a footprint goes as text."""
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return value if value is None or isinstance(value, int | float | bool) else str(value)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    # accuracies of training checkpoints are often numpy scalars: data like any other, under the name of either numpy
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
+    harmless = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes]
+    try:
+        with torch.serialization.safe_globals(harmless):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"cannot read checkpoint {path}: {error.strerror or error}") from None
+    except Exception as error:  # reading a damaged pickle can raise anything, says its documentation
+        raise ValueError(f"cannot read checkpoint {path}: {_reason(error)}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    """What torch.load says in paragraphs, in a clause."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2]
+    if refused := re.search(r"GLOBAL (\S+)", text):
+        return f"it holds {refused[1]}, and nothing but tensors and plain values is loaded"
+    clause = re.split(r"[.\n]", text)[0] or type(error).__name__
+    return f"it is damaged, or no checkpoint at all ({clause})"
+
+
+def _rebuild(architecture: str, config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> Model:
+    try:
+        model = build(architecture, config)
+    except ValueError as error:
+        raise ValueError(f"{where} has a config that does not fit this version of saprof: {error}") from None
+    _check_weights(model, weights, where)
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def _state_dict(weights: object, where: str) -> dict[str, Tensor]:
+    if isinstance(weights, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()):
+        return dict(weights)
+    raise ValueError(f"{where} holds no state dict; expected names and tensors, and nothing else")
+
+
+def _check_weights(model: nn.Module, theirs: Mapping[str, Tensor], where: str) -> None:
+    ours = model.state_dict()
+    problems = [f"{key} is missing" for key in ours.keys() - theirs.keys()]
+    problems += [f"{key} is unexpected" for key in theirs.keys() - ours.keys()]
+    misfits = {key: _misfit(ours[key], theirs[key]) for key in ours.keys() & theirs.keys()}
+    problems += [f"{key} {misfit}" for key, misfit in misfits.items() if misfit]
+    if problems:
+        shown = "; ".join(sorted(problems)[:8])
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ValueError(f"{where} does not fit this model: {shown}{more}")
+
+
+def _misfit(ours: Tensor, theirs: Tensor) -> str | None:
+    if theirs.shape != ours.shape:
+        return f"is {tuple(theirs.shape)}, expected {tuple(ours.shape)}"
+    if theirs.is_floating_point() != ours.is_floating_point():
+        return f"is {theirs.dtype}, expected {ours.dtype}"
+    return "has no data" if theirs.is_meta else None

@@ -1,0 +1,59 @@
+"""Operators: what each one computes and costs, declared once; footprints, workloads, and the literal float64 reference.
+
+Nothing here computes a map: that is for `saprof.backends`. Only `reference` imports torch.
+"""
+
+from saprof.operators.attention import pairwise_attention, patchwise_attention
+from saprof.operators.declaration import (
+    BACKENDS,
+    DECLARED,
+    FAMILIES,
+    OPERATORS,
+    RELATIONS,
+    Operator,
+    declare,
+    describe,
+    family_of,
+    for_every_operator,
+    operator,
+    shape_of,
+)
+from saprof.operators.relations import (
+    aggregation,
+    pairwise_concatenation,
+    pairwise_dot_product,
+    pairwise_hadamard_product,
+    pairwise_subtraction,
+    pairwise_summation,
+    patchwise_clique_product,
+    patchwise_concatenation,
+    patchwise_star_product,
+)
+from saprof.operators.stand_alone import stand_alone_attention
+
+__all__ = [
+    "BACKENDS",
+    "DECLARED",
+    "FAMILIES",
+    "OPERATORS",
+    "RELATIONS",
+    "Operator",
+    "aggregation",
+    "declare",
+    "describe",
+    "family_of",
+    "for_every_operator",
+    "operator",
+    "pairwise_attention",
+    "pairwise_concatenation",
+    "pairwise_dot_product",
+    "pairwise_hadamard_product",
+    "pairwise_subtraction",
+    "pairwise_summation",
+    "patchwise_attention",
+    "patchwise_clique_product",
+    "patchwise_concatenation",
+    "patchwise_star_product",
+    "shape_of",
+    "stand_alone_attention",
+]

@@ -1,0 +1,258 @@
+"""The operators of the two papers, each declared once.
+
+A declaration is a function at one position: its name is the operator's name everywhere, its parameters say what it
+reads (`phi_i` at the centre, `psi_j` at one tap, `psi_R` at all taps of the footprint, as rows), its body is the
+literal reference, its docstring the equation. A parameter with no place, such as `relative`, is read as it is, and
+`inside` comes first where a softmax is over the taps that the boundary keeps. The decorator adds the named axes and
+what the operation costs.
+Input checks, dispatch, cost, conformance tests, benchmarks and sweep columns are read off this.
+
+Axes: n image, r channels of φ and ψ, v channels of β, g weight groups or heads, d channels of a head, h w map, oh ow
+centres, p = oh·ow, k taps.
+A returned tuple is the concatenation [a, b] of its flattened parts.
+
+To add a relation, declare it, here or in code of your own, and give each backend that shall compute it a kernel of
+that name (`backends/unfold.py`, …).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saprof.operators.footprint import Footprint
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What one operator is. `saprof.run(operator, *inputs, footprint=…)` computes it."""
+
+    name: str
+    equation: str
+    source: str
+    inputs: tuple[tuple[str, str], ...]
+    """(name, axes) of each input, such as ("phi", "n r h w")."""
+    output: str
+    """Axes of the output; an axis is a product or sum of sizes, such as `2*r`."""
+    body: Callable[..., Any]
+    """The operator at one position, in any precision: what every backend is judged by."""
+    macs: str = "0"
+    """Multiply-adds, as axes whose product they are."""
+    elementwise: str = "0"
+    """Additions, subtractions and multiplications outside of multiply-adds, likewise."""
+    paper: str = "0"
+    """What the FLOP counter of the SAN authors counts of it, likewise."""
+    degree: int | None = None
+    """1 if linear in all inputs together, 2 if in each of two: how opaque kernels are differentiated twice."""
+    implied: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """What a workload takes for axes that it does not name, in terms of those that it does."""
+    heads: int | None = None
+    """g in the paper's networks, where it does not grow with their channels."""
+    masked: bool = False
+    """Whether the body is first told which taps take part in a softmax."""
+
+    @property
+    def family(self) -> str:
+        """One of FAMILIES, or the operator's own name."""
+        return family_of(self.name)
+
+    @property
+    def relation(self) -> str:
+        """The relation's name within its family."""
+        return self.name.removeprefix(self.family).removeprefix("_")
+
+    @cached_property
+    def reads(self) -> tuple[str, ...]:
+        """Where the body reads each input: `i` the centre, `j` one tap, `R` all taps; a parameter, nowhere, is ``."""
+        return tuple(read for _, read in _parameters(self.body))
+
+    @property
+    def own_dtype(self) -> frozenset[str]:
+        """The inputs whose type need not be that of the others: parameters."""
+        return frozenset(name for (name, _), read in zip(self.inputs, self.reads, strict=True) if not read)
+
+    @property
+    def schema(self) -> str:
+        """torch.library schema."""
+        tensors = ", ".join(f"Tensor {name}" for name, _ in self.inputs)
+        return f"{self.name}({tensors}, str footprint, str backend) -> Tensor"
+
+    def __reduce__(self) -> tuple[Callable[[str], Operator], tuple[str]]:
+        """An operator travels, and is copied, as its name."""
+        return _named, (self.name,)
+
+    def bind(self, shapes: Sequence[Sequence[int]], footprint: Footprint) -> dict[str, int]:
+        """Sizes of all named axes, from the shapes of the inputs; ValueError names the axis that does not fit."""
+        self.check_count(shapes)
+        sizes: dict[str, int] = {}
+        composed: list[tuple[str, str, int]] = []
+        for (name, axes), shape in zip(self.inputs, shapes, strict=True):
+            letters = axes.split()
+            if len(shape) != len(letters):
+                raise ValueError(
+                    f"{self.name}: {name} has {len(shape)} axes {tuple(shape)}; expected {len(letters)}: {axes}"
+                )
+            for letter, size in zip(letters, shape, strict=True):
+                if not letter.isalpha():
+                    composed.append((letter, name, size))
+                elif sizes.setdefault(letter, size) != size:
+                    raise self._misfit(letter, name, size, f"{sizes[letter]}, as in {self._first(letter)}")
+        for letter, size in sizes.items():
+            if letter in "rvgdefhw" and size < 1:
+                raise self._misfit(letter, self._first(letter), size, "at least 1")
+        oh, ow = footprint.output_size(sizes["h"], sizes["w"])
+        if sizes.setdefault("k", footprint.taps) != footprint.taps:
+            why = f"{footprint.taps}, the taps of footprint {footprint}"
+            raise self._misfit("k", self._first("k"), sizes["k"], why)
+        if sizes.setdefault("p", oh * ow) != oh * ow:
+            why = f"{oh * ow}, the centres of footprint {footprint} on a {sizes['h']}×{sizes['w']} map"
+            raise self._misfit("p", self._first("p"), sizes["p"], why)
+        if "g" in sizes and sizes["v"] % sizes["g"]:
+            why = f"a divisor of v = {sizes['v']}, since v = g·share"
+            raise self._misfit("g", self._first("g"), sizes["g"], why)
+        sizes["oh"], sizes["ow"] = oh, ow
+        for axis, name, size in composed:
+            (expected,) = shape_of(axis, sizes)
+            if size != expected:
+                raise self._misfit(axis, name, size, str(expected))
+        return sizes
+
+    def check_count(self, inputs: Sequence[object]) -> None:
+        """ValueError unless there is one for each declared input."""
+        if len(inputs) != len(self.inputs):
+            names = ", ".join(name for name, _ in self.inputs)
+            raise ValueError(f"{self.name}: got {len(inputs)} inputs; expected {len(self.inputs)}: {names}")
+
+    def _first(self, letter: str) -> str:
+        """The first input that has this axis."""
+        return next(name for name, axes in self.inputs if letter in axes.split())
+
+    def _misfit(self, letter: str, name: str, size: int, expected: str) -> ValueError:
+        return ValueError(f"{self.name}: axis {letter} of {name} is {size}; expected {expected}")
+
+    def input_shapes(self, sizes: Sizes) -> list[tuple[int, ...]]:
+        return [shape_of(axes, sizes) for _, axes in self.inputs]
+
+    def output_shape(self, sizes: Sizes) -> tuple[int, ...]:
+        return shape_of(self.output, sizes)
+
+    def count(self, what: str, sizes: Sizes) -> int:
+        """How many `macs`, `elementwise` or `paper` operations at these sizes."""
+        return math.prod(shape_of(getattr(self, what), sizes))
+
+
+def shape_of(axes: str, sizes: Sizes) -> tuple[int, ...]:
+    """Evaluate axes such as `n 2*r k p`."""
+    return tuple(eval(axis, {"__builtins__": {}}, dict(sizes)) for axis in _expressions(axes))
+
+
+@cache
+def _expressions(axes: str) -> tuple[CodeType, ...]:
+    return tuple(compile(axis, axes, "eval") for axis in axes.split())
+
+
+FAMILIES = ("pairwise", "patchwise", "stand_alone")
+"""What the names of operators begin with, but for the aggregation's."""
+
+
+def family_of(name: str) -> str:
+    """The family of the operator, or core, of that name; the name itself if it has none."""
+    return next((family for family in FAMILIES if name.startswith(f"{family}_")), name)
+
+
+BACKENDS = ("cuda", "numba", "unfold")
+"""Who can compute them: a module of `saprof.backends` each, the best first."""
+
+OPERATORS: dict[str, Operator] = {}
+"""The operators that are verified, measured and tested one by one, by name, in order of declaration."""
+
+DECLARED: dict[str, Operator] = {}
+"""Every operator by name: those, and the variants of the fused attentions."""
+
+
+def _named(name: str) -> Operator:
+    return DECLARED[name]
+
+
+_listeners: list[Callable[[Operator], None]] = []
+
+
+def for_every_operator(do: Callable[[Operator], None]) -> None:
+    """Do this with each operator declared so far, and with each declared later."""
+    for declared in DECLARED.values():
+        do(declared)
+    _listeners.append(do)
+
+
+def declare(operator: Operator, *, variant: bool = False) -> None:
+    """Make an operator known; ValueError if its name is taken."""
+    if operator.name in DECLARED:
+        raise ValueError(
+            f"{operator.name}: already declared, as {DECLARED[operator.name].equation}; expected a new name"
+        )
+    DECLARED[operator.name] = operator
+    if not variant:
+        OPERATORS[operator.name] = operator
+    for tell in _listeners:
+        tell(operator)
+
+
+RELATIONS: dict[str, tuple[str, ...]] = {"pairwise": (), "patchwise": ()}
+"""The relations of each family, as the models know them; a declaration adds its own."""
+
+
+def operator(
+    *, axes: str, source: str, degree: int | None = None, variant: bool = False, **facts: Any
+) -> Callable[[Callable[..., Any]], Operator]:
+    """Declare the decorated function as an operator; `axes` reads `n r h w, n r h w -> n r k p`.
+
+    Raises ValueError where the declaration does not fit the function, or its name is taken.
+    """
+    inputs, _, output = axes.partition("->")
+
+    def make(body: Callable[..., Any]) -> Operator:
+        name = body.__name__
+        names = [name for name, _ in _parameters(body)]
+        shapes = [part.strip() for part in inputs.split(",")]
+        if len(names) != len(shapes) or not output:
+            raise ValueError(f"{name}: axes are {axes!r}; expected those of {', '.join(names)} -> those of the output")
+        declared = Operator(
+            name=name,
+            equation=(body.__doc__ or "").strip(),
+            source=source,
+            inputs=tuple(zip(names, shapes, strict=True)),
+            output=output.strip(),
+            body=body,
+            degree=degree,
+            masked="inside" in inspect.signature(body).parameters,
+            **facts,
+        )
+        if not set(declared.reads) <= {"i", "j", "R", ""}:
+            raise ValueError(f"{name}: parameters are read at {', '.join(declared.reads)}; expected _i, _j or _R each")
+        object.__setattr__(declared, "__doc__", describe(declared))
+        declare(declared, variant=variant)
+        if declared.family in RELATIONS:
+            RELATIONS[declared.family] += (declared.relation,)
+        return declared
+
+    return make
+
+
+def _parameters(body: Callable[..., Any]) -> list[tuple[str, str]]:
+    """The inputs that a body has parameters for, and where it reads each."""
+    names = [name.rpartition("_") for name in inspect.signature(body).parameters if name != "inside"]
+    return [(name, read) if at else (read, "") for name, at, read in names]
+
+
+def describe(op: Operator) -> str:
+    """Its docstring."""
+    inputs = "; ".join(f"{name}: {axes}" for name, axes in op.inputs)
+    return f"{op.equation} ({op.source})\n\n({inputs}) → {op.output}"

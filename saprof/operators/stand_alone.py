@@ -1,0 +1,81 @@
+"""The attention of stand-alone self-attention (SASA, Ramachandran et al. 2019): heads of dot products over a footprint.
+
+Its queries, keys and embeddings are matrices of channels and heads. Channel c of the values is of head c mod g, as SAN
+shares its weights. The logits are those of the content, of the position, or both (SASA Table 6); a scale of theirs
+belongs to the query.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from saprof.operators.declaration import DECLARED, Operator, operator
+from saprof.operators.relations import aggregation
+
+LOGITS = ("both", "content", "position")
+"""What the logits are of."""
+HEADS = 8
+"""Of every attention in the paper's networks."""
+
+_facts: Any = {
+    "paper": "n v k p",
+    "implied": {"d": "v//g"},
+    "heads": HEADS,
+    "source": "SASA Eq. 2 and 3",
+}
+
+
+@operator(
+    axes="n d g h w, n d g h w, d g k, n v h w -> n v oh ow",
+    macs="n p k 2*d*g+v",
+    elementwise="n p k 6*g",  # the sum of the logits, and 5 of the softmax
+    **_facts,
+)
+def stand_alone_attention(inside, query_i, key_R, relative, value_R):
+    """y_i = Σ_j softmax_j(q_iᵀ k_j + q_iᵀ r_{j−i}) v_j"""
+    return _average(inside, _content(query_i, key_R) + _position(query_i, relative), value_R)
+
+
+@operator(
+    axes="n d g h w, n d g h w, n v h w -> n v oh ow",
+    macs="n p k d*g+v",
+    elementwise="n p k 5*g",
+    variant=True,
+    **_facts,
+)
+def stand_alone_attention_content(inside, query_i, key_R, value_R):
+    """y_i = Σ_j softmax_j(q_iᵀ k_j) v_j"""
+    return _average(inside, _content(query_i, key_R), value_R)
+
+
+@operator(
+    axes="n d g h w, d g k, n v h w -> n v oh ow",
+    macs="n p k d*g+v",
+    elementwise="n p k 5*g",
+    variant=True,
+    **_facts,
+)
+def stand_alone_attention_position(inside, query_i, relative, value_R):
+    """y_i = Σ_j softmax_j(q_iᵀ r_{j−i}) v_j"""
+    return _average(inside, _position(query_i, relative), value_R)
+
+
+def _content(query, key_R):
+    return (query * key_R).sum(1).T  # g k
+
+
+def _position(query, relative):
+    return (query[..., None] * relative).sum(0)
+
+
+def _average(inside, logits, value_R):
+    import torch
+
+    logits = logits.where(inside, torch.finfo(logits.dtype).min)
+    return aggregation.body(logits.softmax(1), value_R)
+
+
+ATTENTIONS: dict[str, Operator] = {
+    logits: DECLARED["stand_alone_attention" + ("" if logits == "both" else f"_{logits}")] for logits in LOGITS
+}
+"""By what the logits are of."""

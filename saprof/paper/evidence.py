@@ -1,0 +1,178 @@
+"""What networks cost where they were measured, beside the accuracy that SAN prints for them; and which of them no other
+one beats.
+
+The accuracies are the paper's. Its tables judge on two sets of images, which never share an axis: ResNet26 has 76.0 on
+val-split and 73.6 on val-original.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from saprof.operators.footprint import Footprint
+from saprof.paper.printed import PaperRow, paper, rows
+from saprof.records.rows import Row
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+TABLES = ("7", "4", "3")
+"""Where accuracies are taken from; of two tables that judge the same network on the same set, the first counts."""
+COSTS = ("latency_s", "peak_bytes", "params", "flops_paper")
+ALIKE = ("mode", "n", "dtype", "device", "evaluation_set")
+"""What lines must share before a front of them means anything."""
+COLUMNS = (
+    "name", "family", "relation", "footprint", "taps", "backend", "attention", "compiled", "mode", "n", "dtype",
+    "device", "status", "time", "params", "flops_paper", "latency_s", "latency_low_s", "latency_high_s", "peak_bytes",
+    "top1", "evaluation_set", "source",
+)  # fmt: skip
+
+_IMAGE = (224, 224)
+_NAME = re.compile(
+    r"(?P<resnet>resnet\d+)(?:_(?P<size>\d+)x(?P=size))?"
+    r"|(?P<san>san\d+_(?P<family>pairwise|patchwise))(?:_(?P<relation>\w+))?"
+)
+_SIZE = {"resnet": 3, "san": 7}
+"""Side of the footprint of networks that say nothing of it."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network, however it was spelled: `san10_pairwise` is `san10_pairwise_subtraction`."""
+
+    name: str
+    """Without relation and footprint: `san10_pairwise`, `resnet26`."""
+    relation: str | None
+    """None of a ResNet."""
+    size: int
+    """Side of the square footprint: of all stages of a SAN but the first, or of a ResNet's convolutions."""
+
+    @property
+    def model(self) -> str:
+        """As `saprof.create_model` knows it, but for the footprint."""
+        usual = _usual_relations().get(self.name.partition("_")[2])
+        return f"{self.name}_{self.relation}" if usual is not None and self.relation != usual else self.name
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A row of one of SAN's tables, and the network that it is about."""
+
+    network: Variant
+    table: str
+    row: PaperRow
+
+    @property
+    def evaluation_set(self) -> str:
+        return paper()[self.table].evaluation_set
+
+    @property
+    def source(self) -> str:
+        return f"SAN Table {self.table}, as printed, ImageNet {self.evaluation_set}"
+
+
+def variant(row: Row) -> Variant | None:
+    """Which network a row is about; None of operators, of other models than SAN and ResNet, and where the footprint is
+    no plain square."""
+    if row.kind != "model":
+        return None
+    if row.footprint == "default":
+        return _variant(row.name)
+    footprint = Footprint.parse(row.footprint)
+    side = footprint.lattice[0][0] if footprint.lattice else 1
+    return _variant(row.name, side) if footprint == Footprint.square(side) else None
+
+
+def printed(row: Row) -> tuple[Printed, ...]:
+    """What SAN prints of the network that a row is about, one per evaluation set; nothing unless at 224 × 224."""
+    network = variant(row) if (row.h, row.w) == _IMAGE else None
+    return () if network is None else _all_printed().get(network, ())
+
+
+def points(rows: Sequence[Row]) -> pd.DataFrame:
+    """One line per network row, counted or measured, and evaluation set for which an accuracy is printed. Networks are
+    spelled as `Variant` does: `default` footprints and relations by what they are."""
+    import pandas as pd
+
+    known = [row for row in rows if row.params is not None]
+    return pd.DataFrame([_point(row, about) for row in known for about in printed(row)], columns=list(COLUMNS))
+
+
+def label(line: Mapping[Any, Any]) -> str:
+    """A line of `points` in words: `san10_pairwise 7×7 on numba fused`."""
+    size = str(line["footprint"]).partition(":")[2]
+    return f"{Variant(line['name'], line['relation'], int(size)).model} {size}×{size} on {ran_on(line)}"
+
+
+def ran_on(line: Mapping[Any, Any]) -> str:
+    """Who computed a line: `numba fused+compile`, `torch`."""
+    how = line["attention"] if isinstance(line["attention"], str) else "composed"
+    return line["backend"] + (f" {how}" if how != "composed" else "") + ("+compile" if line["compiled"] else "")
+
+
+def dominance(frame: pd.DataFrame, costs: Sequence[str] = COSTS, gain: str = "top1") -> np.ndarray:
+    """[i, j] says whether line i is at least as good as line j in everything, and better in something. A line that
+    lacks a figure can be compared with none."""
+    import numpy as np
+
+    losses = np.column_stack([frame[list(costs)].to_numpy(float), -frame[gain].to_numpy(float)])
+    one, other = losses[:, None], losses[None]
+    return np.logical_and(np.all(one <= other, axis=-1), np.any(one < other, axis=-1))
+
+
+def front(frame: pd.DataFrame, costs: Sequence[str] = COSTS, gain: str = "top1") -> pd.Series:
+    """Of each line, whether no other is at least as good in everything and better in something; equals stay together,
+    and a line that lacks a figure is left out. The lines are to be alike in `ALIKE`."""
+    import pandas as pd
+
+    complete = frame[[*costs, gain]].notna().to_numpy().all(axis=1)
+    return pd.Series(complete & ~dominance(frame, costs, gain).any(axis=0), index=frame.index)
+
+
+def _variant(name: str, size: int | None = None) -> Variant | None:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    if match["resnet"]:
+        return Variant(match["resnet"], None, size or int(match["size"] or _SIZE["resnet"]))
+    relation = match["relation"] or _usual_relations()[match["family"]]
+    return Variant(match["san"], relation, size or _SIZE["san"])
+
+
+@cache
+def _usual_relations() -> dict[str, str]:
+    """That of each family where none is told: Table 4 calls these networks by the family alone."""
+    return {row.family: str(row.setting) for row in rows(4) if row.model == f"san10_{row.family}"}
+
+
+@cache
+def _all_printed() -> dict[Variant, tuple[Printed, ...]]:
+    found: dict[Variant, dict[str, Printed]] = {}
+    for table in TABLES:
+        for row in rows(table):
+            *_, size = row.overrides.get("footprints", [None])
+            network = _variant(row.model, size=size)
+            if network is not None:
+                about = Printed(network, table, row)
+                found.setdefault(network, {}).setdefault(about.evaluation_set, about)
+    return {network: tuple(by_set.values()) for network, by_set in found.items()}
+
+
+def _point(row: Row, about: Printed) -> dict[str, Any]:
+    network = about.network
+    own = {name: getattr(row, name) for name in COLUMNS if hasattr(row, name)}
+    return own | {
+        "name": network.name,
+        "family": about.row.family,
+        "relation": network.relation,
+        "footprint": f"square:{network.size}",
+        "taps": network.size**2,
+        "top1": about.row.top1,
+        "evaluation_set": about.evaluation_set,
+        "source": about.source,
+    }

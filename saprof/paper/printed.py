@@ -1,0 +1,109 @@
+"""The tables that the papers print: parameters, FLOPs and accuracies, as data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Decimal
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+PAPERS = {"san": ("san.json", "paper", "paper convention"), "sasa": ("sasa.json", "flop2", "2 per multiply-add")}
+"""Where the printed tables are, and the convention of their FLOPs, by name and in words."""
+
+
+def figures(paper: str) -> dict[str, str]:
+    """What is compared: the exact count, and its name as the paper rounds it."""
+    convention = PAPERS[paper][1]
+    return {"params": "params_M", f"flops_{convention}": f"flops_{convention}_G"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperRow:
+    """One printed row, and the model that it is about."""
+
+    family: str
+    """`convolution`, `pairwise`, `patchwise` or `stand_alone`."""
+    network: str
+    setting: str | int | None = None
+    """The value of what the table varies; None is the baseline, or a table that varies the network alone."""
+    model: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """With `model`, the arguments of `saprof.create_model`."""
+    top1: float | None = None
+    top5: float | None = None
+    params_M: float | None
+    flops_G: float
+    unreproduced: tuple[str, ...] = ()
+    """Of `params` and `flops` what no convention that we know gives."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTable:
+    caption: str
+    evaluation_set: str = ""
+    """What accuracies are of, if there are any."""
+    varies: str | None
+    input_size: tuple[int, ...] = (3, 224, 224)
+    """Of the images that FLOPs are counted for."""
+    rows: tuple[PaperRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What an abstract says a network saves against another."""
+
+    about: str
+    figure: str
+    """`params` or `flops`."""
+    table: str
+    row: int
+    """The number of the network's row, from 0 on."""
+    against: int
+    """That of the other's."""
+    percent: int
+    unreproduced: bool = False
+
+
+@cache
+def paper(name: str = "san") -> dict[str, PaperTable]:
+    """The printed tables of a paper by their names."""
+    return {
+        number: PaperTable(**table | {"rows": tuple(PaperRow(**row) for row in table["rows"])})
+        for number, table in _printed(name)["tables"].items()
+    }
+
+
+@cache
+def claims(name: str) -> tuple[Claim, ...]:
+    """What the abstract of a paper claims, where that is about parameters and FLOPs."""
+    return tuple(Claim(**claim) for claim in _printed(name).get("claims", ()))
+
+
+def _printed(name: str) -> dict[str, Any]:
+    return json.loads(Path(__file__).with_name(PAPERS[name][0]).read_text(encoding="utf-8"))
+
+
+def rows(table: str | int, of: str = "san") -> tuple[PaperRow, ...]:
+    """The printed rows of one table of a paper; ValueError for a table that is not among them."""
+    name = str(table)
+    if name not in paper(of):
+        raise ValueError(f"unknown table {name!r}; expected {', '.join(paper(of))}")
+    return paper(of)[name].rows
+
+
+def printed_params(params: int) -> Decimal:
+    """Parameters in millions, as the tables print them: halves up, one decimal."""
+    return rounded(Decimal(params).scaleb(-6), "0.1")
+
+
+def printed_flops(flops: int) -> Decimal:
+    """FLOPs in G, as the tables print them: what the authors' counter shows with two decimals, rounded once more."""
+    return rounded(rounded(Decimal(flops).scaleb(-9), "0.01"), "0.1")
+
+
+def rounded(value: Decimal, to: str) -> Decimal:
+    """To the decimals of `to`, halves up."""
+    return value.quantize(Decimal(to), ROUND_HALF_UP)

@@ -1,0 +1,239 @@
+"""What a device can do, as it was measured when a run was made, and what it therefore allows the run's rows at best.
+
+A run folder keeps it as `calibration.json`: facts alone, from which noise and bounds are computed here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from saprof import atomic
+from saprof.records.rows import Row
+
+SCHEMA = 1
+FILE = "calibration.json"
+FORWARD = ("forward", "train_forward")
+"""Modes whose work is what is declared: costs are of one forward."""
+WIDER = {"float16": "float32", "bfloat16": "float32"}
+"""A dtype that kernels may compute another in, where that is faster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchor:
+    """The same calls at one time of a run, each measured beside itself in interleaved rounds."""
+
+    time: str
+    blocks_s: Mapping[str, tuple[float, ...]]
+    """`copy`, `gemm`: the median of each block of consecutive rounds."""
+    ratios: Mapping[str, tuple[float, float]]
+    """`copy`, `gemm`: 95 % interval of one call's time over that of its twin; 1 but for noise."""
+    others_cpu: float
+    """CPU cores that other processes used meanwhile."""
+    contended: bool
+    """Whether that is more than a measurement bears."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What a device reached when a run was made: its roofs, and how much it differs from itself."""
+
+    device: str
+    """Model name, as in `run.json`."""
+    threads: int
+    cpu: str
+    torch: str
+    """Its version."""
+    time: str
+    streams: Mapping[str, Mapping[int, float]]
+    """`copy` and `read`: bytes moved per call, and bytes/s. A copy moves each byte twice."""
+    fma: Mapping[str, float]
+    """FLOP/s by dtype, 2 per FMA; some may be missing."""
+    gemm: Mapping[str, float]
+    """FLOP/s by dtype, 2 per multiply-add."""
+    anchors: tuple[Anchor, ...]
+
+    def __post_init__(self) -> None:
+        rates = [*self.fma.values(), *self.gemm.values(), *(x for s in self.streams.values() for x in s.values())]
+        times = [x for anchor in self.anchors for block in anchor.blocks_s.values() for x in block]
+        if not any(self.streams.values()) or not times or min([*rates, *times]) <= 0:
+            raise ValueError("expected streams, and an anchor, with positive rates and times")
+
+    @property
+    def kind(self) -> str:
+        """`cpu` or `cuda`: of the devices that rows name."""
+        return "cpu" if self.device == self.cpu else "cuda"
+
+    @property
+    def noise_within(self) -> float:
+        """How far identical calls in the same interleaved rounds differ: 0.013 is ± 1.3 %."""
+        return max(abs(x - 1) for anchor in self.anchors for interval in anchor.ratios.values() for x in interval)
+
+    @property
+    def noise_between(self) -> float:
+        """How far the medians of identical calls at different times of the run differ, as a share of the shorter."""
+        medians: dict[str, list[float]] = {}
+        for anchor in self.anchors:
+            for call, blocks in anchor.blocks_s.items():
+                medians.setdefault(call, []).extend(blocks)
+        return max(max(times) / min(times) for times in medians.values()) - 1
+
+    @property
+    def contended(self) -> bool:
+        """Whether other processes had a part of the CPU when the roofs were measured, which are then too low."""
+        return self.anchors[0].contended
+
+    def bandwidth(self, size: float) -> float:
+        """The most bytes/s for `size` bytes: by the fastest stream that moves as many or more, the largest set below
+        `size` included, since fewer bytes find room in a faster cache."""
+        sets = sorted({moved for stream in self.streams.values() for moved in stream})
+        start = max((moved for moved in sets if moved <= size), default=sets[0])
+        return max(rate for stream in self.streams.values() for moved, rate in stream.items() if moved >= start)
+
+    def flop_rate(self, dtype: str) -> float | None:
+        """The most FLOP/s for elements of `dtype`, by FMAs or matrix products; None where neither was measured."""
+        if dtype not in self.fma and dtype not in self.gemm:
+            return None
+        computed_in = {dtype, WIDER.get(dtype, dtype)}
+        return max(rates[name] for rates in (self.fma, self.gemm) for name in computed_in & rates.keys())
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The least time that the roofs allow, and which one it is."""
+
+    seconds: float
+    by: str
+    """`memory` or `compute`."""
+
+
+def bound(row: Row, calibration: Calibration) -> Bound | None:
+    """The least time that the roofs allow a row: t ≥ max(bytes / bandwidth(bytes), FLOPs / rate); None where
+    `why_not` has a reason other than a missing latency.
+
+    Bytes are compulsory ones, FLOPs follow the `hardware` convention. Networks have the second term alone, times the
+    images, since layers may hand each other what is in the cache; a library that computes convolutions with fewer
+    multiply-adds than the definition (Winograd) may be faster than that.
+    """
+    rate = calibration.flop_rate(row.dtype)
+    if _why_no_bound(row, calibration) or rate is None or row.flops_hardware is None:
+        return None
+    if row.kind == "model":
+        return Bound(row.n * row.flops_hardware / rate, "compute")
+    size = row.compulsory_bytes or 0
+    memory, compute = size / calibration.bandwidth(size), row.flops_hardware / rate
+    return Bound(memory, "memory") if memory >= compute else Bound(compute, "compute")
+
+
+def share(row: Row, calibration: Calibration) -> float | None:
+    """Of the roof that a row reaches: least time over measured time, 0.25 being 25 %; None as `why_not` says."""
+    least = bound(row, calibration)
+    return None if least is None or row.latency_s is None else least.seconds / row.latency_s
+
+
+def above_roof(row: Row, calibration: Calibration) -> bool:
+    """Whether a row is faster than the roofs allow, with its whole confidence interval: a measurement error. Never
+    under roofs that were measured beside other processes, which are no bounds."""
+    least = bound(row, calibration)
+    if least is None or row.latency_high_s is None or calibration.contended:
+        return False
+    return row.latency_high_s < least.seconds
+
+
+def why_not(row: Row, calibration: Calibration) -> str | None:
+    """Why a row has no place under the roofs; None if it has one."""
+    if row.latency_s is None:
+        return f"{row.status}, so without a latency"
+    return _why_no_bound(row, calibration)
+
+
+def _why_no_bound(row: Row, calibration: Calibration) -> str | None:
+    if row.device.partition(":")[0] != calibration.kind:
+        return f"ran on {row.device}; the roofs are those of {calibration.device}"
+    if row.mode not in FORWARD:
+        return f"mode {row.mode}; declared costs are of one forward"
+    if row.flops_hardware is None:
+        return "no declared costs"
+    if calibration.flop_rate(row.dtype) is None:
+        return f"no FLOP/s were measured for {row.dtype}"
+    return None
+
+
+def with_anchor(calibration: Calibration, anchor: Anchor) -> Calibration:
+    """The same, with one more anchor."""
+    return replace(calibration, anchors=(*calibration.anchors, anchor))
+
+
+def write(folder: str | Path, calibration: Calibration) -> None:
+    """Keep it in a run folder, whole or not at all."""
+    text = json.dumps(content(calibration), indent=1, ensure_ascii=False, allow_nan=False)
+    atomic.write(Path(folder) / FILE, text.encode() + b"\n")
+
+
+def read(folder: str | Path) -> Calibration | None:
+    """That of a run folder; None where it has none, ValueError where it is damaged."""
+    path = Path(folder) / FILE
+    try:
+        return parse(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path} ({error}); delete it, and calibrate again") from None
+
+
+def content(calibration: Calibration) -> dict[str, Any]:
+    """What is kept of it, for JSON; units in the names."""
+    return {
+        "schema": SCHEMA,
+        **{name: getattr(calibration, name) for name in _PLAIN},
+        **{name: getattr(calibration, field) for name, (field, _) in _WITH_UNITS.items()},
+        "anchors": [vars(anchor) for anchor in calibration.anchors],
+    }
+
+
+def parse(content: Any) -> Calibration:
+    """What `content` made, back from JSON; ValueError for anything else."""
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise ValueError(f"expected a calibration of schema {SCHEMA}")
+    try:
+        return Calibration(
+            **{name: content[name] for name in _PLAIN},
+            **{field: read_as(content[name]) for name, (field, read_as) in _WITH_UNITS.items()},
+            anchors=tuple(_anchor(anchor) for anchor in content["anchors"]),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not a calibration: {error!r}") from None
+
+
+def _rates(content: Mapping[str, Any]) -> dict[str, float]:
+    return {str(name): float(rate) for name, rate in content.items()}
+
+
+def _streams(content: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+    return {name: {int(moved): float(rate) for moved, rate in stream.items()} for name, stream in content.items()}
+
+
+def _anchor(content: Mapping[str, Any]) -> Anchor:
+    return Anchor(
+        time=content["time"],
+        blocks_s={call: _floats(blocks) for call, blocks in content["blocks_s"].items()},
+        ratios={call: (float(low), float(high)) for call, (low, high) in content["ratios"].items()},
+        others_cpu=float(content["others_cpu"]),
+        contended=bool(content["contended"]),
+    )
+
+
+def _floats(values: Iterable[Any]) -> tuple[float, ...]:
+    return tuple(map(float, values))
+
+
+_PLAIN = ("device", "threads", "cpu", "torch", "time")
+_WITH_UNITS: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "streams_bytes_per_s": ("streams", _streams),
+    "fma_flop_per_s": ("fma", _rates),
+    "gemm_flop_per_s": ("gemm", _rates),
+}
+"""By its name in the file: a field of Calibration, and how it is read."""

@@ -1,0 +1,189 @@
+"""Two runs, or two backends of one run: which rows are about the same cell, how far they differ, and whether that is
+more than the machine differs from itself."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+
+from saprof.records import calibration
+from saprof.records.ratios import SAME, Ratio, independent, within_rounds
+from saprof.records.rows import MEASURED, Row
+from saprof.records.runs import Floor, Identity, Recorded, change, identity
+
+SAME_ROUNDS_S = 5
+"""Rows of the same rounds are written at once, and their times are of whole seconds."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A field of rows that is compared, and how people read it."""
+
+    column: str
+    unit: str
+    per_unit: float
+    words: Mapping[str, str] = field(default_factory=dict)
+    """Of what is exact: its own words for slower, faster and same."""
+
+    @property
+    def exact(self) -> bool:
+        return bool(self.words)
+
+    def of(self, row: Row) -> float | None:
+        return getattr(row, self.column)
+
+
+_EXACT = {"slower": "more", "faster": "less", "same": "equal"}
+METRICS = {
+    "latency": Metric("latency_s", "ms", 1e-3),
+    "peak": Metric("peak_bytes", "MB", 1e6, _EXACT),
+    "saved": Metric("saved_bytes", "MB", 1e6, _EXACT),
+}
+EXACT = Floor(0.0, "exact")
+FAILED_IN_B = "failed in B"
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Rows of two sides that are about the same cell, and the rows of cells that only one side has."""
+
+    pairs: tuple[tuple[Row, Row], ...]
+    only_before: tuple[Row, ...]
+    only_after: tuple[Row, ...]
+
+
+def match(before: Iterable[Row], after: Iterable[Row], without: Collection[str] = ()) -> Matched:
+    """Pairs that are alike but for the fields `without`, in the order of `before`.
+
+    A cell that was not measured names the backend and the attention that were asked for, maybe `auto`, and not what
+    ran: it is the pair of the only measured cell that it can be. Where backends may differ, attention may as well.
+    """
+    rest = {id(row): row for row in before}, {id(row): row for row in after}
+    order = {key: place for place, key in enumerate(rest[0])}
+    pairs: list[tuple[Row, Row]] = []
+    for loose in ((), ("attention",), ("attention", "backend")):
+        groups: dict[Identity, tuple[list[Row], list[Row]]] = defaultdict(lambda: ([], []))
+        for side, rows in enumerate(rest):
+            for row in rows.values():
+                groups[identity(row, {*without, *loose})][side].append(row)
+        for ours, theirs in groups.values():
+            if len(ours) == len(theirs) == 1 and (
+                not loose or "backend" in without or _was_asked_for(ours[0], theirs[0])
+            ):
+                pairs.append((ours[0], theirs[0]))
+                del rest[0][id(ours[0])], rest[1][id(theirs[0])]
+    pairs.sort(key=lambda pair: order[id(pair[0])])
+    return Matched(tuple(pairs), tuple(rest[0].values()), tuple(rest[1].values()))
+
+
+def _was_asked_for(one: Row, other: Row) -> bool:
+    """Whether one of the rows failed, and the other is of what was asked for there."""
+    failed, measured = sorted((one, other), key=lambda row: row.status in MEASURED)
+    if failed.status in MEASURED or measured.status not in MEASURED:
+        return False
+    return all(getattr(failed, name) in ("auto", getattr(measured, name)) for name in ("backend", "attention"))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One cell on both sides. There is no ratio where one side failed."""
+
+    before: Row
+    after: Row
+    metric: Metric
+    ratio: Ratio | None
+    floor: Floor
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def band(self) -> float:
+        """How far from 1 a ratio must be to mean anything."""
+        return 0.0 if self.metric.exact else max(SAME, self.floor.share)
+
+    @property
+    def verdict(self) -> str:
+        """That of the ratio, in the words of the metric; or on which side the cell failed."""
+        if self.ratio is None:
+            return FAILED_IN_B if self.before.status in MEASURED else "failed in A"
+        verdict = self.ratio.verdict(self.band)
+        return self.metric.words.get(verdict, verdict)
+
+    def is_regression(self, limit: float) -> bool:
+        """Whether B failed, or is worse by more than `limit`, as a share of A, and by more than noise."""
+        if self.ratio is None:
+            return self.verdict == FAILED_IN_B
+        return self.ratio.low > 1 + max(limit, self.band)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Side A and side B, and how noise between them is known."""
+
+    before: Recorded
+    after: Recorded
+    across_devices: bool = False
+
+    def compare(self, one: Row, other: Row, metric: Metric) -> Compared | None:
+        """B over A; None where neither was measured, or one was without this metric."""
+        a, b = metric.of(one), metric.of(other)
+        if a is not None and b is not None:
+            if metric.exact:
+                ratio = b / a if a else (math.inf if b else 1.0)
+                return Compared(one, other, metric, Ratio(ratio, ratio, ratio), EXACT)
+            return self._latency(one, other, metric)
+        if (a is None) != (b is None) and (one.status in MEASURED) != (other.status in MEASURED):
+            failed = other if one.status in MEASURED else one
+            return Compared(one, other, metric, None, EXACT, (f"{failed.status}: {failed.reason}",))
+        return None
+
+    def _latency(self, one: Row, other: Row, metric: Metric) -> Compared:
+        same_run = self.before is self.after
+        shared = same_run and same_rounds(one, other)
+        floor = self.before.within if shared else self._between
+        sides = ("A", self.before, one), ("B", self.after, other)
+        doubtful = {status: [side for side, _, row in sides if row.status == status] for status in MEASURED[1:]}
+        remarks = [f"{status} in {' and '.join(where)}" for status, where in doubtful.items() if where]
+        if same_run and not shared:
+            remarks.append("not in the same rounds")
+        if not (one.samples_s and other.samples_s):
+            remarks.append("no samples")
+        for side, run, row in sides:
+            if run.calibration is not None and calibration.above_roof(row, run.calibration):
+                remarks.append(f"{side} is faster than its roof: a measurement error")
+        return Compared(one, other, metric, latency_ratio(other, one, shared), floor, tuple(remarks))
+
+    @cached_property
+    def _between(self) -> Floor:
+        """The largest of the noise in each run and of what changed between the anchors of one and of the other."""
+        floors = [self.before.between, self.after.between]
+        ours, theirs = self.before.calibration, self.after.calibration
+        if ours is not None and theirs is not None and not self.across_devices:
+            floors.append(Floor(change(ours, theirs), "the same calls in A and in B"))
+        return max(floors, key=lambda floor: floor.share)
+
+
+def same_rounds(one: Row, other: Row) -> bool:
+    """Whether two rows of one run were measured in the same interleaved rounds."""
+    if not one.samples_s or not other.samples_s or len(one.samples_s) != len(other.samples_s):
+        return False
+    if one.time is None or other.time is None:
+        return False
+    apart = datetime.fromisoformat(one.time) - datetime.fromisoformat(other.time)
+    return abs(apart.total_seconds()) <= SAME_ROUNDS_S
+
+
+def latency_ratio(one: Row, other: Row, shared_rounds: bool) -> Ratio:
+    """one / other. Rows without samples have the ratio of their medians: with the widest interval that the intervals
+    of both allow, or, without those, with none, which is from 0 to infinity."""
+    assert one.latency_s is not None
+    assert other.latency_s is not None
+    if one.samples_s and other.samples_s:
+        return (within_rounds if shared_rounds else independent)(one.samples_s, other.samples_s)
+    ratio = one.latency_s / other.latency_s
+    if not (one.latency_low_s and one.latency_high_s and other.latency_low_s and other.latency_high_s):
+        return Ratio(ratio, 0.0, math.inf)
+    return Ratio(ratio, one.latency_low_s / other.latency_high_s, one.latency_high_s / other.latency_low_s)

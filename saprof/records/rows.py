@@ -1,0 +1,153 @@
+"""Rows: what one measured cell was and what came of it; append-only JSON lines in a run folder.
+
+Units are in the names (SI), an absent field was not measured, and a number travels with the fingerprint of its
+environment, whose full text is in the folder's `run.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+MEASURED = ("ok", "unstable", "contended")
+"""Statuses of a cell that has a latency."""
+STATUSES = (*MEASURED, "unsupported", "predicted_oom", "oom", "incorrect", "timeout", "error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One cell of a sweep. A cell that was not measured has a `status` and a `reason`, and no latency."""
+
+    key: str
+    """Hash of what the cell is, its code and its environment."""
+    status: str
+    schema: int = SCHEMA
+    reason: str | None = None
+    time: str | None = None
+    fingerprint: str | None = None
+
+    name: str
+    """The operator or the model."""
+    kind: str
+    """`operator` or `model`."""
+    footprint: str
+    """As `Footprint.parse` reads it; `default` for a model's own."""
+    taps: int | None = None
+    n: int
+    h: int
+    w: int
+    r: int | None = None
+    v: int | None = None
+    g: int | None = None
+    dtype: str
+    device: str
+    mode: str
+    backend: str
+    """What ran, whether asked for by name or chosen."""
+    attention: str | None = None
+    """How a network's attention ran, `fused` or `composed`; what was asked for where it did not."""
+    compiled: bool = False
+
+    params: int | None = None
+    macs: int | None = None
+    flops_paper: int | None = None
+    flops_hardware: int | None = None
+    compulsory_bytes: int | None = None
+    pairs: int | None = None
+    """k · p pairs (i, j) per image, those included that the boundary drops."""
+    pairs_inside: int | None = None
+
+    error: float | None = None
+    """Worst error against the reference before timing, as a share of its tolerance."""
+    latency_s: float | None = None
+    latency_low_s: float | None = None
+    latency_high_s: float | None = None
+    latency_p10_s: float | None = None
+    latency_p90_s: float | None = None
+    samples_s: list[float] | None = None
+    calls_per_sample: int | None = None
+    stopped: str | None = None
+    host_s: float | None = None
+    first_call_s: float | None = None
+    """Of a compiled candidate: compilation included."""
+    cpu_per_wall: float | None = None
+    others_cpu: float | None = None
+    involuntary_switches: int | None = None
+    ratio: float | None = None
+    """Latency over that of the group's first candidate, within rounds."""
+    ratio_low: float | None = None
+    ratio_high: float | None = None
+    verdict: str | None = None
+    peak_bytes: int | None = None
+    predicted_peak_bytes: int | None = None
+    saved_bytes: int | None = None
+    output_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"row {self.key}: unknown status {self.status!r}; expected {', '.join(STATUSES)}")
+        if (self.status in MEASURED) != (self.latency_s is not None):
+            raise ValueError(
+                f"row {self.key}: status {self.status} and latency_s = {self.latency_s}; expected a latency "
+                f"with {', '.join(MEASURED)}, and with no other status"
+            )
+        if self.status not in MEASURED and not self.reason:
+            raise ValueError(f"row {self.key}: status {self.status} without a reason")
+
+    def line(self) -> str:
+        """One line of JSON, what was not measured left out."""
+        known = {name: value for name, value in asdict(self).items() if value is not None}
+        return json.dumps(known, allow_nan=False, ensure_ascii=False)
+
+
+_FIELDS = {field.name for field in fields(Row)}
+
+
+def append_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Add rows, on disk when this returns."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(row.line() + "\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of a file or run folder. A damaged last line, as a killed run leaves it, is dropped with a warning;
+    damage anywhere else is a ValueError naming the line."""
+    path = Path(path)
+    path = path / "rows.jsonl" if path.is_dir() else path
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ValueError(f"cannot read rows from {path}: {error.strerror}") from None
+    complete, rest = lines[:-1], lines[-1]
+    rows = [_parse(path, number, line) for number, line in enumerate(complete, start=1)]
+    if rest:
+        warnings.warn(f"{path}: line {len(lines)} was cut short; dropped", stacklevel=2)
+    return rows
+
+
+def _parse(path: Path, number: int, line: bytes) -> Row:
+    where = f"{path}, line {number}"
+    try:
+        content: dict[str, Any] = json.loads(line)
+        schema = content.get("schema")
+    except (ValueError, AttributeError):
+        raise ValueError(f"{where} is damaged: expected one JSON object; mend or delete that line") from None
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{where} has schema {schema}; expected {SCHEMA}: read it with the saprof that wrote it, or measure again"
+        )
+    unknown = content.keys() - _FIELDS
+    if unknown:
+        raise ValueError(f"{where} has unknown fields: {', '.join(sorted(unknown))}")
+    try:
+        return Row(**content)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} is no row: {error}") from None

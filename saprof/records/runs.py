@@ -1,0 +1,208 @@
+"""Run folders as they were read: rows, provenance, and how far identical calls were found apart in them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from saprof import atomic
+from saprof.records import calibration
+from saprof.records.calibration import Calibration
+from saprof.records.environment import MAY_CHANGE, fingerprint
+from saprof.records.ratios import self_difference
+from saprof.records.rows import SCHEMA, Row, append_rows, read_rows
+
+IDENTITY = (
+    "kind", "name", "footprint", "n", "h", "w", "r", "v", "g",
+    "dtype", "device", "mode", "backend", "attention", "compiled",
+)  # fmt: skip
+"""The fields of a row that say which cell it is; of the device, its kind."""
+MACHINE = ("device", "cpu", "threads")
+"""What two runs must share to be compared."""
+TOLD = (*MACHINE, "cores", "versions", "commit", "dirty")
+"""What provenance must tell."""
+UNREMARKABLE = ("schema", "fingerprint", "argv", "memory_bytes")
+"""What two runs may differ in without a word: it follows from the rest, or is seen in the rows."""
+
+Identity = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """How far a ratio of identical calls may be from 1, as a share, and how that is known."""
+
+    share: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A run folder as it was read; a cell that was measured again has its last row."""
+
+    folder: Path
+    rows: tuple[Row, ...]
+    provenance: Mapping[str, Any]
+    calibration: Calibration | None
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
+
+    @property
+    def caption(self) -> str:
+        """One line on where it was measured, for the foot of a figure."""
+        from saprof.records import environment
+
+        return environment.caption(dict(self.provenance))
+
+    @property
+    def within(self) -> Floor:
+        """Noise between what was measured in the same rounds."""
+        if self.calibration is None:
+            return self._own
+        return Floor(self.calibration.noise_within, f"identical calls in the same rounds, {self.folder}")
+
+    @property
+    def between(self) -> Floor:
+        """Noise between different times of the run."""
+        if self.calibration is None:
+            return self._own
+        return Floor(self.calibration.noise_between, f"identical calls at different times, {self.folder}")
+
+    @cached_property
+    def _own(self) -> Floor:
+        """By what odd rounds of a cell differ from even ones, which 95 % of the cells keep to."""
+        import numpy as np
+
+        own = [self_difference(row.samples_s) for row in self.rows if row.samples_s and len(row.samples_s) > 1]
+        if not own:
+            return Floor(0.0, f"unknown, without a calibration and samples, {self.folder}")
+        source = f"odd against even rounds of each cell, without a calibration, {self.folder}"
+        return Floor(float(np.percentile(own, 95)), source)
+
+
+def read_run(folder: str | Path) -> Recorded:
+    """A run folder; ValueError if it is none, has no rows, or does not tell where they are from."""
+    folder = Path(folder)
+    provenance = read_provenance(folder)
+    missing = [name for name in TOLD if name not in provenance]
+    if missing:
+        raise ValueError(f"{folder / 'run.json'} does not tell {', '.join(missing)}; expected what a sweep writes")
+    rows = {identity(row): row for row in read_rows(folder)}
+    if not rows:
+        raise ValueError(f"{folder} has no rows; expected a run with at least one")
+    return Recorded(folder, tuple(rows.values()), provenance, calibration.read(folder))
+
+
+def identity(row: Row, without: Collection[str] = ()) -> Identity:
+    """Which cell a row is about, up to the fields left out."""
+    facts = vars(row) | {"device": row.device.partition(":")[0]}
+    return tuple(facts.get(name) for name in IDENTITY if name not in without)
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between the provenance of two runs, `versions` and `flags` by their entries."""
+    one, other = (_flat(provenance) for provenance in (before, after))
+    names = [name for name in {**one, **other} if name not in UNREMARKABLE]
+    return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
+
+
+def _flat(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in provenance.items():
+        flat |= {f"{name}.{part}": x for part, x in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def require_same_machine(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """ValueError that names what differs."""
+    apart = [
+        f"{name} is {before[name]!r} in A and {after[name]!r} in B" for name in MACHINE if before[name] != after[name]
+    ]
+    if apart:
+        raise ValueError(f"the runs are of different machines: {', '.join(apart)}; compare them with --across-devices")
+
+
+def change(before: Calibration, after: Calibration) -> float:
+    """How far the anchors' calls, the same in both runs, differ between them, as a share of the shorter."""
+    ours, theirs = _anchored(before), _anchored(after)
+    pairs = [(ours[call], theirs[call]) for call in ours.keys() & theirs.keys()]
+    return max((max(pair) / min(pair) - 1 for pair in pairs), default=0.0)
+
+
+def _anchored(calibration: Calibration) -> dict[str, float]:
+    """The median seconds of each anchor call over the run."""
+    blocks: dict[str, list[float]] = defaultdict(list)
+    for anchor in calibration.anchors:
+        for call, medians in anchor.blocks_s.items():
+            blocks[call] += medians
+    return {call: median(medians) for call, medians in blocks.items()}
+
+
+def read_provenance(folder: str | Path) -> dict[str, Any]:
+    """Where and with what the rows of a run folder were measured; ValueError if it does not say."""
+    path = Path(folder) / "run.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path} ({error}); expected the folder of a run") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise ValueError(f"{path} is not of schema {SCHEMA}; measure again")
+    return content
+
+
+class Run:
+    """A run folder: `rows.jsonl`, and `run.json` with the provenance of the rows."""
+
+    def __init__(self, folder: str | Path, provenance: dict[str, Any], resume: bool = False) -> None:
+        self.folder = Path(folder)
+        self.rows_path = self.folder / "rows.jsonl"
+        self.fingerprint = fingerprint(provenance)
+        self.done: dict[str, Row] = {}
+        header = self.folder / "run.json"
+        if not resume:
+            self._refuse_to_overwrite()
+        elif header.exists():
+            self._continue(header, provenance)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not header.exists():
+                content = {"schema": SCHEMA, "fingerprint": self.fingerprint, **provenance}
+                atomic.write(header, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+            self.rows_path.touch()
+        except OSError as error:
+            raise ValueError(f"cannot write to {self.folder}: {error.strerror}; choose another with --output") from None
+
+    def append(self, rows: Sequence[Row]) -> None:
+        append_rows(self.rows_path, rows)
+        self.done |= {row.key: row for row in rows}
+
+    def rows(self, keys: Iterable[str]) -> list[Row]:
+        """The rows of these cells, as far as they are done."""
+        return [self.done[key] for key in keys if key in self.done]
+
+    def _refuse_to_overwrite(self) -> None:
+        if self.rows_path.exists() and self.rows_path.stat().st_size:
+            raise ValueError(f"{self.folder} already holds rows; go on with --resume, or choose another with --output")
+
+    def _continue(self, header: Path, provenance: dict[str, Any]) -> None:
+        try:
+            before = json.loads(header.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{header} is damaged ({error}); start anew with another --output") from None
+        if before.get("fingerprint") != self.fingerprint:
+            changed = [
+                name for name, value in provenance.items() if name not in MAY_CHANGE and before.get(name) != value
+            ]
+            was = ", ".join(f"{name} was {before.get(name)!r} and is {provenance[name]!r}" for name in changed)
+            raise ValueError(f"{self.folder} was not measured here and like this: {was}; choose another --output")
+        if self.rows_path.exists():
+            rows = read_rows(self.rows_path)
+            self.done = {row.key: row for row in rows}
+            atomic.write(self.rows_path, "".join(row.line() + "\n" for row in rows).encode())  # less a cut line

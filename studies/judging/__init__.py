@@ -1,0 +1,1 @@
+"""Judging: trained networks on clean, turned and attacked images, and the statistics of what they got right."""

@@ -1,0 +1,206 @@
+"""Figures of a reproduction: what the seeds say of each claim, turned images, attacked images, and what a trained
+network looks at.
+
+All but the last are functions from a DataFrame, the rows of a page, to a matplotlib Figure.
+"""
+
+# What an index into a DataFrame gives is beyond pandas' annotations:
+# pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportReturnType=false
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from saprof.plots.style import STYLE
+from studies.reproduction import records
+from studies.reproduction.report import page
+
+COLOURS = {"convolution": "0.35", "pairwise": "#0072b2", "patchwise": "#d55e00", "stand_alone": "#009e73"}
+MARKERS = {"convolution": "s", "pairwise": "o", "patchwise": "^", "stand_alone": "D"}
+VERDICTS = {"same sign": "#009e73", "opposite": "#d55e00"}
+"""Colours of what is resolved; the rest is gray."""
+
+
+def frame(folder: str | Path, *tables: str) -> pd.DataFrame:
+    """The rows of these tables of a recorded reproduction, `caution` being what has to be said of them."""
+    results = records.read(Path(folder) / records.FILE)
+    pages = [page(table, results) for table in tables]
+    return pd.concat([pd.DataFrame(p.rows).assign(caution=p.caution) for p in pages], ignore_index=True)
+
+
+def claims_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
+    """Differences to the row that each is compared with: the paper's, and ours with its corrected interval."""
+    claims = rows.dropna(subset=["difference"])
+    if claims.empty:
+        raise ValueError("no row is compared with another; expected those of Tables 3 to 8")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(13, 0.36 * len(claims) + 1.8), layout="constrained")
+        paper, ours = figure.subplots(1, 2, sharey=True)
+        places = np.arange(len(claims))[::-1]
+        paper.plot(claims["paper_difference"], places, "D", color="0.2", fillstyle="none")
+        for place, (_, row) in zip(places, claims.iterrows(), strict=True):
+            colour = VERDICTS.get(str(row["verdict"]).partition(",")[0], "0.55")
+            ours.plot([row["difference_low"], row["difference_high"]], [place, place], color=colour, linewidth=2)
+            ours.plot(row["difference"], place, "o", color=colour)
+        labels = [f"{r.network} {r.family}, {r.setting}\nagainst {r.against}" for r in claims.itertuples()]
+        paper.set_yticks(places, labels, fontsize="small")
+        for axes, title in ((paper, "the paper, ImageNet"), (ours, "here, with Holm's interval over seeds")):
+            axes.axvline(0, color="0.7", linewidth=1)
+            axes.set_title(title, loc="left", fontsize="medium")
+            axes.set_xlabel("difference in top-1, points")
+            axes.margins(x=0.1)
+        for name, colour in [*VERDICTS.items(), ("not resolved, or no difference in the paper", "0.55")]:
+            ours.plot([], [], "o-", color=colour, label=name)
+        figure.legend(frameon=False, fontsize="small", loc="outside upper right", ncols=3)
+        _sign(figure, claims, provenance)
+    return figure
+
+
+def turned_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
+    """What turning the images costs each network: the paper's drop as an open marker, ours with its interval."""
+    return _families(rows[rows["measure"] == "top-1 drop"], "drop in top-1 accuracy, points", provenance)
+
+
+def attacked_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
+    """Accuracy under targeted PGD against its radius ε, one panel per size of network."""
+    rows = rows[rows["measure"] == "top-1"].copy()
+    found = rows["setting"].str.extract(r"pgd_(?P<epsilon>\d+)_(?P<step>\d+)_(?P<steps>\d+)").astype(int)
+    rows = rows.assign(epsilon=found["epsilon"], steps=found["steps"])
+    rows = rows[rows["steps"] == 4]  # one budget of steps per line
+    with matplotlib.rc_context(STYLE):
+        depths = _depths(rows)
+        figure = Figure(figsize=(4.0 * len(depths) + 2.4, 4.2), layout="constrained")
+        for axes, (depth, here) in zip(
+            figure.subplots(1, len(depths), sharey=True, squeeze=False)[0], depths, strict=True
+        ):
+            for family, line in here.groupby("family", sort=False):
+                how = {"color": COLOURS[family], "marker": MARKERS[family]}
+                axes.plot(line["epsilon"], line["ours"], label=f"{family}, here", **how)
+                axes.fill_between(
+                    line["epsilon"], line["low"], line["high"], color=how["color"], alpha=0.2, linewidth=0
+                )
+                axes.plot(
+                    line["epsilon"],
+                    line["paper"],
+                    linestyle="",
+                    fillstyle="none",
+                    markersize=9,
+                    label=f"{family}, paper",
+                    **how,
+                )
+            axes.set_title(depth, loc="left")
+            axes.set_xlabel("ε of PGD, gray levels of 255 (4 steps)")
+            axes.set_xticks(sorted(rows["epsilon"].unique()))
+        figure.axes[0].set_ylabel("top-1 accuracy, %  (band: 95 % over seeds)")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
+        _sign(figure, rows, provenance)
+    return figure
+
+
+def footprints_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
+    """Accuracy over footprints of equally many taps, and its difference to the square of as many, or to the first; rows
+    are those of `studies.footprints.frame`."""
+    groups = [group for _, group in rows.groupby("taps", sort=False)]
+    sizes = [group["footprint"].nunique() for group in groups]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11.5, 0.5 * sum(sizes) + 0.9 * len(groups) + 0.9), layout="constrained")
+        panels = figure.subplots(len(groups), 2, squeeze=False, sharey="row", sharex="col", height_ratios=sizes)
+        for group, (accuracy, difference) in zip(groups, panels, strict=True):
+            names = list(dict.fromkeys(group["footprint"]))
+            families = list(dict.fromkeys(group["family"]))
+            for number, family in enumerate(families):
+                of = group[group["family"] == family]
+                shift = 0.5 * ((number + 0.5) / len(families) - 0.5)
+                places = [names.index(name) + shift for name in of["footprint"]]
+                _draw_interval(accuracy, of, places, family, ("top1", "low", "high"))
+                _draw_interval(difference, of, places, family, ("difference", "difference_low", "difference_high"))
+            labels = [f"{name}, the base" if name in set(group["against"]) else name for name in names]
+            accuracy.set_yticks(range(len(names)), labels)
+            accuracy.set_ylim(len(names) - 0.5, -0.5)
+            accuracy.set_title(f"{group['taps'].iloc[0]} taps")
+            difference.axvline(0, color="0.7", linewidth=1)
+            accuracy.grid(axis="x")
+            difference.grid(axis="x")
+        panels[-1, 0].set_xlabel("top-1, %  (bar: 95 % over seeds)")
+        panels[-1, 1].set_xlabel("difference to the base, points  (bar: Holm's interval)")
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
+        _sign(figure, rows, provenance)
+    return figure
+
+
+def _draw_interval(axes: Axes, rows: pd.DataFrame, places: Sequence[float], family: str, names: Sequence[str]) -> None:
+    """A family's values, a mark each, with their interval where there is one."""
+    value, low, high = (rows[name].astype(float) for name in names)
+    axes.hlines(places, low, high, color=COLOURS[family], linewidth=1.5)
+    axes.plot(value, places, MARKERS[family], color=COLOURS[family], label=family)
+
+
+def looked_at_figure(network: str | Path, number: int, centres: Sequence[tuple[int, int]], groups: int = 4) -> Figure:
+    """What a trained network of digits, a file of `saprof.save`, looks at from these centres of a test image: the
+    weights of the first groups of its first attention."""
+    import torch
+
+    import saprof
+    from saprof.plots.pictures import attention_picture
+    from studies import data
+    from studies.config import Config
+    from studies.training.engine import Classifier
+
+    digits = data.load(Config(model=Path(network).stem, data="digits"))
+    classifier = Classifier(saprof.load(network), digits).eval()
+    pixels = digits.view(digits.test.read(number))
+    with torch.no_grad():
+        seen = digits.classes[int(classifier(pixels[None]).argmax())]
+    path, alpha = next(iter(saprof.attention_weights(classifier, pixels[None]).items()))
+    footprint = classifier.get_submodule(path).footprint
+    label = digits.classes[int(digits.test.labels[number])]
+    title = f"{Path(network).stem}: a {label}, read as {seen}"
+    return attention_picture(pixels[0].numpy(), alpha[0, :groups].numpy(), footprint, centres, title)
+
+
+def _families(rows: pd.DataFrame, label: str, provenance: str) -> Figure:
+    """A panel per size of network, a place per setting, a marker per family."""
+    with matplotlib.rc_context(STYLE):
+        depths = _depths(rows)
+        figure = Figure(figsize=(4.0 * len(depths) + 2.4, 4.2), layout="constrained")
+        for axes, (depth, here) in zip(
+            figure.subplots(1, len(depths), sharey=True, squeeze=False)[0], depths, strict=True
+        ):
+            settings = list(dict.fromkeys(here["setting"]))
+            for shift, (family, line) in zip((-0.22, 0, 0.22), here.groupby("family", sort=False), strict=False):
+                _draw_family(axes, family, line, [settings.index(s) + shift for s in line["setting"]])
+            axes.set_xticks(range(len(settings)), [s.replace("_", "\n") for s in settings])
+            axes.set_title(depth, loc="left")
+        figure.axes[0].set_ylabel(label)
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
+        _sign(figure, rows, provenance)
+    return figure
+
+
+def _draw_family(axes: Axes, family: str, line: pd.DataFrame, places: list[float]) -> None:
+    how = {"color": COLOURS[family], "marker": MARKERS[family], "linestyle": ""}
+    bars = [line["ours"] - line["low"], line["high"] - line["ours"]]
+    axes.errorbar(places, line["ours"], bars, capsize=2, label=f"{family}, here (95 % over seeds)", **how)
+    axes.plot(places, line["paper"], fillstyle="none", markersize=8, label=f"{family}, paper", **how)
+
+
+def _depths(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of ResNet26 and SAN10, of ResNet38 and SAN15, of ResNet50 and SAN19, each with its title."""
+    size = {"26": "10", "38": "15", "50": "19"}
+    numbers = rows["network"].map(lambda name: (number := re.sub(r"\D", "", name)) and size.get(number, number))
+    resnets = {san: resnet for resnet, san in size.items()}
+    return [(f"SAN{n}, ResNet{resnets[n]}", here) for n, here in rows.groupby(numbers, sort=False)]
+
+
+def _sign(figure: Figure, rows: pd.DataFrame, provenance: str) -> None:
+    caution = rows["caution"].iloc[0].partition(";")[0]
+    figure.supxlabel("  ·  ".join(filter(None, [caution, provenance])), fontsize="x-small", color="0.4")

@@ -1,0 +1,127 @@
+"""The learning rate of each family, by one rule for all, so that baselines are treated as fairly as what they are
+compared with.
+
+The family's default network is trained with every candidate and every tuning seed on val-split; the highest mean top-1
+wins, of equals the lower mean loss, then the lower rate. Tuning seeds are none of the reported ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from saprof import atomic
+from saprof.paper.printed import PaperRow
+from studies.config import Config
+from studies.reproduction.executors import Task
+from studies.reproduction.grid import Study
+
+CANDIDATES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
+SEEDS = (1000, 1001)
+RULE = (
+    "the family's default network, val-split, tuning seeds that are not reported: the highest mean top-1, of equals "
+    "the lower mean loss, then the lower rate; a candidate of which a run failed is out"
+)
+DEFAULTS = {
+    "convolution": "resnet26",
+    "pairwise": "san10_pairwise",
+    "patchwise": "san10_patchwise",
+    "stand_alone": "san10_stand_alone",
+}
+"""The network that a family's rate is chosen with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """The question: which families, which rates, which seeds."""
+
+    study: Study
+    runs: Path
+    families: tuple[str, ...]
+    candidates: tuple[float, ...] = CANDIDATES
+    seeds: tuple[int, ...] = SEEDS
+
+    def task(self, family: str, rate: float, seed: int) -> Task:
+        row = PaperRow(family=family, network="", model=DEFAULTS[family], top1=0, top5=0, params_M=0, flops_G=0)
+        config = replace(self.study.config(row, "val-split"), lr=rate, seed=seed)
+        return Task(config=placed(config, self.runs))
+
+    def tasks(self) -> list[Task]:
+        """One run per family, candidate and seed."""
+        return [self.task(f, rate, seed) for f in self.families for rate in self.candidates for seed in self.seeds]
+
+    def rule(self) -> dict[str, Any]:
+        """What must be alike for a choice to be taken up again."""
+        asked = {"data": self.study.data, "epochs": self.study.recipe.epochs, "protocol": "val-split"}
+        return {"rule": RULE, "candidates": list(self.candidates), "seeds": list(self.seeds)} | asked
+
+
+def placed(config: Config, runs: Path) -> Config:
+    """The config with the folder that its run has among `runs`."""
+    return replace(config, output=runs / f"{config.model}-seed{config.seed}-{config.fingerprint()}")
+
+
+def read(path: Path, tuning: Tuning) -> dict[str, Any]:
+    """The choices made so far, by family; ValueError if they were made by another rule."""
+    if not path.exists():
+        return {}
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    was = {name: kept[name] for name in tuning.rule()}
+    if was != tuning.rule():
+        changed = [
+            f"{name} {was[name]!r}, not {asked!r}" for name, asked in tuning.rule().items() if was[name] != asked
+        ]
+        raise ValueError(f"{path} was chosen with {'; '.join(changed)}; choose another --output")
+    return kept["families"]
+
+
+def choose(tuning: Tuning, path: Path) -> dict[str, Any]:
+    """Choose from finished runs, and keep the choice beside those made before; ValueError if a family has none."""
+    families = read(path, tuning) | {family: _chosen(tuning, family) for family in tuning.families}
+    content = json.dumps(tuning.rule() | {"families": families}, indent=1, ensure_ascii=False) + "\n"
+    atomic.write(path, content.encode())
+    return families
+
+
+def rates(families: Mapping[str, Any]) -> dict[str, float]:
+    """The chosen rates alone."""
+    return {family: choice["chosen"] for family, choice in families.items()}
+
+
+def _chosen(tuning: Tuning, family: str) -> dict[str, Any]:
+    candidates = [_candidate(tuning, family, rate) for rate in tuning.candidates]
+    complete = [candidate for candidate in candidates if candidate["top1"] is not None]
+    if not complete:
+        reasons = sorted({run["failed"] for candidate in candidates for run in candidate["runs"] if run.get("failed")})
+        raise ValueError(
+            f"no learning rate of {family} could be tried: {'; '.join(reasons)}; mend that, or --candidates"
+        )
+    best = min(complete, key=lambda c: (-c["top1"], float("inf") if c["loss"] is None else c["loss"], c["lr"]))
+    model = tuning.task(family, best["lr"], tuning.seeds[0]).config
+    edge = len(candidates) > 1 and best["lr"] in (min(tuning.candidates), max(tuning.candidates))
+    facts = {"model": model.model, "options": model.facts()["options"], "at_the_edge_of_candidates": edge}
+    return {"chosen": best["lr"], **facts, "candidates": candidates}
+
+
+def _candidate(tuning: Tuning, family: str, rate: float) -> dict[str, Any]:
+    runs = [_figures(tuning.task(family, rate, seed)) for seed in tuning.seeds]
+    complete = all("top1" in run for run in runs)
+    finite = complete and all(run["loss"] is not None for run in runs)
+    return {
+        "lr": rate,
+        "top1": fmean(run["top1"] for run in runs) if complete else None,
+        "loss": fmean(run["loss"] for run in runs) if finite else None,
+        "runs": runs,
+    }
+
+
+def _figures(task: Task) -> dict[str, Any]:
+    config, found = task.config, task.result()
+    facts = {"seed": config.seed, "fingerprint": config.fingerprint()}
+    if found is None:
+        return facts | {"failed": task.run.failure() or "not finished"}
+    return facts | {name: found[name] for name in ("top1", "loss", "train_seconds", "weights_sha256")}

@@ -1,0 +1,175 @@
+"""Training runs as an array of Slurm jobs, through submitit.
+
+Which jobs are queued is written down in the study's folder, so that a command that was killed finds them again. A job
+that is to make way saves, is queued once more and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saprof import atomic
+from studies.failures import Preempted
+from studies.reproduction.executors import Perform, Task, attempt, bar, perform, stopped_by_signals
+
+POLL = 5.0
+"""Seconds between two looks at the queue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What a job asks for."""
+
+    folder: Path
+    """Where jobs and their logs are kept, seen by all nodes."""
+    partition: str | None = None
+    minutes: int = 1440
+    gpus: int = 0
+    """Per run, one process each; 0 runs on a CPU."""
+    memory_gb: int = 8
+    cpus: int = 1
+    """Per process."""
+    at_once: int = 64
+    """Jobs of the array that run at a time."""
+
+
+class Job:
+    """What runs on the node; submitit pickles it."""
+
+    def __init__(self, task: Task, perform: Perform) -> None:
+        self.task, self.perform = task, perform
+
+    def __call__(self) -> str | None:
+        """Do the task, in as many processes as Slurm started; what went wrong."""
+        import submitit
+
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        requeue, unheard = signal.getsignal(signal.SIGUSR2), signal.getsignal(signal.SIGTERM)
+        asked: list[int] = []
+
+        def make_way(number: int, frame: Any) -> None:
+            """Have the run save first, if it is at it; it listens to SIGTERM then."""
+            asked.append(number)
+            if signal.getsignal(signal.SIGTERM) == unheard:
+                _call(requeue, number)
+            else:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        signal.signal(signal.SIGUSR2, make_way)
+        try:
+            return attempt(self.task, self.perform)
+        except Preempted:
+            if asked:  # and not cancelled
+                _call(requeue, signal.SIGUSR2)
+            sys.exit(Preempted.code)
+
+    def checkpoint(self) -> Any:
+        """What submitit queues once more: the same, which goes on from its folder."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def _call(handler: Any, number: int) -> None:
+    if callable(handler):
+        handler(number, None)
+
+
+class Slurm:
+    """Jobs on a cluster; a context, like the processes of this machine, that leaves nothing behind to end."""
+
+    def __init__(self, cluster: Cluster, perform: Perform = perform) -> None:
+        self.cluster, self.perform = cluster, perform
+
+    def __enter__(self) -> Slurm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def do(self, tasks: Sequence[Task], label: str = "runs") -> dict[str, str]:
+        """Do what is left of `tasks` as jobs, and wait for them; the sentences of those that failed, by folder.
+
+        Raises Preempted on SIGTERM and SIGINT; the jobs go on, and the same command waits for them again.
+        """
+        waiting = [task for task in tasks if task.left()]
+        failed: dict[str, str] = {}
+        if not waiting:
+            return failed
+        jobs = self._queue(waiting)
+        gone: set[str] = set()
+        with stopped_by_signals(), bar(len(waiting), label) as shown:
+            while waiting:
+                time.sleep(POLL)
+                queued = _queued()
+                for task in [task for task in waiting if jobs[str(task.folder)] not in queued]:
+                    folder = str(task.folder)
+                    if task.left() and folder not in gone:
+                        gone.add(folder)  # its files may be seen here a little later
+                        continue
+                    waiting.remove(task)
+                    shown.update()
+                    if task.left():
+                        logs = f"{self.cluster.folder}/{jobs[folder]}_*"
+                        failed[folder] = task.run.failure() or f"job {jobs[folder]} ended without a result; see {logs}"
+                shown.set_postfix_str(f"{len(waiting)} in the queue, {len(failed)} failed", refresh=sys.stderr.isatty())
+        return failed
+
+    def _queue(self, tasks: Sequence[Task]) -> dict[str, str]:
+        """The job of every task by folder, queued now where an earlier command did not."""
+        listing = self.cluster.folder / "jobs.json"
+        known: dict[str, str] = json.loads(listing.read_text()) if listing.exists() else {}
+        queued = _queued()
+        new = [task for task in tasks if known.get(str(task.folder)) not in queued]
+        if new:
+            known |= _submit(new, self.cluster, self.perform)
+            atomic.write(listing, json.dumps(known, indent=1).encode())
+        return known
+
+
+def _submit(tasks: Sequence[Task], cluster: Cluster, perform: Perform) -> dict[str, str]:
+    """Queue an array of jobs; their ids by folder."""
+    try:
+        import submitit
+    except ImportError:
+        raise ValueError("submitit is not installed; pip install 'saprof[slurm]', or take --executor local") from None
+    cluster.folder.mkdir(parents=True, exist_ok=True)
+    executor = submitit.SlurmExecutor(folder=cluster.folder.resolve(), max_num_timeout=1000)
+    executor.update_parameters(
+        job_name="saprof",
+        time=cluster.minutes,
+        nodes=1,
+        ntasks_per_node=max(1, cluster.gpus),
+        cpus_per_task=cluster.cpus,
+        mem=f"{cluster.memory_gb}GB",
+        array_parallelism=cluster.at_once,
+        setup=["export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1"],
+        **({"partition": cluster.partition} if cluster.partition else {}),
+        **({"gpus_per_node": cluster.gpus} if cluster.gpus else {}),
+    )
+    with executor.batch():
+        jobs = [executor.submit(Job(task, perform)) for task in tasks]
+    return {str(task.folder): str(job.job_id) for task, job in zip(tasks, jobs, strict=True)}
+
+
+def _queued() -> set[str]:
+    """Ids of this user's jobs that wait or run; ValueError where there is no Slurm."""
+    command = ["squeue", "--noheader", "--array", "--format=%i", "--user", getpass.getuser()]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    except FileNotFoundError:
+        raise ValueError("squeue is not to be found; run on a Slurm machine, or take --executor local") from None
+    except subprocess.CalledProcessError as error:
+        raise ValueError(f"squeue failed ({error.stderr.strip()}); expected Slurm to answer") from None
+    return set(answer.stdout.split())

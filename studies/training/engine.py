@@ -1,0 +1,336 @@
+"""Training and judging: plain PyTorch, one step at a time, every number a function of the config and the step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from importlib import import_module
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import saprof
+from studies.config import Config
+from studies.data import Dataset, Images
+from studies.data.views import Change, JudgedViews, Plan, TrainingViews, batches, number
+from studies.failures import NonFinite, Preempted
+from studies.training.distributed import World
+from studies.training.metrics import Score, score
+
+JUDGED_AT_ONCE = 256
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Classifier(nn.Module):
+    """Pixels, 0 to 255, to logits: normalisation and gray to three channels are part of the network, so that an attack
+    works on pixels."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, dataset: Dataset) -> None:
+        super().__init__()
+        self.model = model
+        for name, values in (("mean", dataset.mean), ("std", dataset.std)):
+            self.register_buffer(name, 255 * torch.tensor(values, dtype=torch.float64)[:, None, None], persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        dtype = next(self.model.parameters()).dtype
+        x = (pixels.to(dtype) - self.mean.to(dtype)) / self.std.to(dtype)
+        return self.model(x.expand(-1, 3, -1, -1))
+
+
+def network(config: Config, dataset: Dataset) -> Classifier:
+    """The classifier of a config, with new weights from its seed.
+
+    ValueError for an unknown model or option, or one that the images do not fit.
+    """
+    torch.manual_seed(config.seed)
+    if ":" in config.model:
+        module, _, function = config.model.partition(":")
+        try:
+            build = getattr(import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(
+                f"model {config.model!r} cannot be had: {error}; expected package.module:function"
+            ) from None
+        model = build(**config.options)
+    else:
+        model = saprof.create_model(config.model, **{"num_classes": len(dataset.classes)} | config.options)
+    classifier = Classifier(model.double() if config.precision == "fp64" else model, dataset)
+    classes = _logits(classifier, dataset)
+    if classes != len(dataset.classes):
+        raise ValueError(f"{config.model} tells {classes} classes apart; {dataset.name} has {len(dataset.classes)}")
+    return classifier
+
+
+def _logits(classifier: Classifier, dataset: Dataset) -> int:
+    training = classifier.training
+    with torch.no_grad():
+        logits = classifier.eval()(torch.zeros(1, *dataset.size))
+    classifier.train(training)
+    if logits.dim() != 2:
+        raise ValueError(
+            f"{type(classifier.model).__name__} makes {tuple(logits.shape)} of an image; expected (1, classes), since "
+            "classifiers are what is trained here"
+        )
+    return logits.shape[1]
+
+
+def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
+    """Of the step after `step` steps: a line up from 0, then a cosine down to 0 at the end of the last epoch."""
+    epoch = step / steps_per_epoch
+    if epoch < config.warmup_epochs:
+        return config.lr * min((step + 1) / (config.warmup_epochs * steps_per_epoch), 1.0)
+    if config.lr_every == "epoch":
+        epoch = math.floor(epoch)
+    share = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
+    return config.lr * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2
+
+
+def loss_function(config: Config, classes: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Cross-entropy with label smoothing ε: torch's spreads ε over all K classes, that of SAN over the K − 1 others."""
+    smoothing = config.label_smoothing
+    if config.smoothing_over == "others":
+        smoothing = smoothing * classes / (classes - 1)
+    return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing)
+
+
+@dataclass
+class Progress:
+    """Of the epoch so far, over all processes; the seconds are this process' own."""
+
+    loss_sum: float = 0.0
+    correct1: int = 0
+    seen: int = 0
+    waited: float = 0.0
+    seconds: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """What was learned, for a line of metrics."""
+        return {"train_loss": self.loss_sum / self.seen, "train_top1": 100 * self.correct1 / self.seen}
+
+
+@dataclass
+class State:
+    """What a run is in the middle of, all of which goes into a checkpoint."""
+
+    config: Config
+    classifier: Classifier
+    world: World
+    step: int = 0
+    reported: int = 0
+    """The step that the last line of metrics is about."""
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        config, device = self.config, self.world.device
+        layout = torch.channels_last if config.channels_last else torch.preserve_format
+        self.classifier = self.classifier.to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]
+        self.optimizer = torch.optim.SGD(
+            self.classifier.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.average = None
+        if config.ema is not None:
+            average = get_ema_multi_avg_fn(config.ema)
+            self.average = AveragedModel(self.classifier, multi_avg_fn=average, use_buffers=True)
+        forward: nn.Module = self.classifier
+        if self.world.size > 1:
+            forward = DistributedDataParallel(forward)
+        self.forward = torch.compile(forward) if config.compile else forward
+
+    @property
+    def judged(self) -> Classifier:
+        """The weights that accuracies are of: the average's where there is one."""
+        judged = self.classifier if self.average is None else self.average.module
+        assert isinstance(judged, Classifier)
+        return judged
+
+    def saved(self) -> dict[str, Any]:
+        """Tensors and plain values; NonFinite if a weight is not finite, so that no such state is ever written."""
+        weights = self.classifier.state_dict()
+        bad = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
+        if bad:
+            raise NonFinite(f"{bad[0]} and {len(bad) - 1} more weights are not finite at step {self.step}")
+        return {
+            "step": self.step,
+            "reported": self.reported,
+            "weights": weights,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "progress": vars(self.progress).copy(),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.step, self.reported = saved["step"], saved["reported"]
+        self.classifier.load_state_dict(saved["weights"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        self.progress = Progress(**saved["progress"])
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What training calls out to."""
+
+    stop: Callable[[], bool] = lambda: False
+    """Whether this process was asked to stop."""
+    stepped: Callable[[State], None] = lambda state: None
+    """After every step."""
+
+
+def plan(config: Config, images: Images, world: World) -> Plan:
+    """ValueError unless a step's images fall into equal pieces and an epoch has a step."""
+    pieces = world.size * config.accumulate
+    if config.batch % pieces:
+        raise ValueError(
+            f"batch is {config.batch}; expected a multiple of {pieces}, {world.size} processes times "
+            f"{config.accumulate} pieces, since gradients are means over equal pieces"
+        )
+    if config.batch > len(images.labels):
+        raise ValueError(f"batch is {config.batch}; expected at most the {len(images.labels)} images to train on")
+    return Plan(len(images.labels), config.batch, config.accumulate, config.seed)
+
+
+def train_until(stop_at: int, state: State, dataset: Dataset, images: Images, hooks: Hooks) -> None:
+    """Take steps until there are `stop_at`. NonFinite as soon as the loss of a process is not finite, Preempted between
+    two steps once any is asked to stop."""
+    config, world = state.config, state.world
+    schedule = plan(config, images, world)
+    loss_of = loss_function(config, len(dataset.classes))
+    coming = _coming(state, schedule, stop_at, dataset, images)
+    state.classifier.train()
+    while state.step < stop_at:
+        started = time.perf_counter()
+        torch.manual_seed(number(config.seed, state.step, world.rank))  # for networks that draw, as in dropout
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate(config, state.step, schedule.steps)
+        loss, correct, waited = _accumulated(state, coming, loss_of)
+        broken = not math.isfinite(loss)
+        stopping, broken, loss, correct = world.sum([hooks.stop(), broken, loss / world.size, correct])
+        if broken:
+            raise NonFinite("the loss is not finite; the last checkpoint is whole. Lower lr, or look at the images")
+        _update(state)
+        state.step += 1
+        progress = state.progress
+        progress.loss_sum += loss * config.batch
+        progress.correct1 += int(correct)
+        progress.seen += config.batch
+        progress.waited += waited
+        progress.seconds += time.perf_counter() - started
+        hooks.stepped(state)
+        if stopping:  # only now: what a forward pass did to batch norms must not be done twice
+            raise Preempted
+
+
+def _coming(state: State, schedule: Plan, stop_at: int, dataset: Dataset, images: Images) -> Iterator[Any]:
+    config, world = state.config, state.world
+    keys = schedule.pieces(state.step, stop_at, world.rank, world.size)
+    views = TrainingViews(dataset, images, config.seed)
+    return batches(views, keys, config.workers, world.device.type == "cuda")
+
+
+def _accumulated(state: State, coming: Iterator[Any], loss_of: Callable[..., Tensor]) -> tuple[float, float, float]:
+    """Gradients of one step, piece by piece: mean loss, images got right, seconds waited for images."""
+    pieces, device = state.config.accumulate, state.world.device
+    state.optimizer.zero_grad(set_to_none=True)
+    losses, correct, waited = [], [], 0.0
+    for piece in range(pieces):
+        began = time.perf_counter()
+        pixels, labels = next(coming)
+        waited += time.perf_counter() - began
+        pixels, labels = pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        with _unsynchronised(state.forward, piece < pieces - 1):
+            with autocast(state.config, device):
+                logits = state.forward(pixels)
+            loss = loss_of(logits.float() if logits.dtype != torch.float64 else logits, labels)
+            state.scaler.scale(loss / pieces).backward()
+        losses.append(loss.detach())
+        correct.append((logits.detach().argmax(1) == labels).sum())
+    loss, right = torch.stack([torch.stack(losses).mean().double(), torch.stack(correct).sum().double()]).tolist()
+    return loss, right, waited
+
+
+def _unsynchronised(forward: Any, yes: bool) -> Any:
+    """Without exchanging gradients, which only a step's last piece does."""
+    return forward.no_sync() if yes and hasattr(forward, "no_sync") else nullcontext()
+
+
+def autocast(config: Config, device: torch.device) -> Any:
+    dtype = AUTOCAST.get(config.precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def _update(state: State) -> None:
+    if state.config.clip_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(state.classifier.parameters(), state.config.clip_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    if state.average is not None:
+        state.average.update_parameters(state.classifier)
+
+
+def share_buffers(state: State) -> None:
+    """Give all processes the batch norms' running statistics of the first, which are the ones that count."""
+    if state.world.size > 1:
+        for buffer in state.judged.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def evaluate(
+    model: nn.Module,
+    images: Images,
+    dataset: Dataset,
+    *,
+    batch: int = JUDGED_AT_ONCE,
+    workers: int = 0,
+    change: Change | None = None,
+    world: World | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    seen: Callable[[int], None] = lambda n: None,
+) -> Score:
+    """The score of `model`, over all processes: every image once, none twice, whatever the batches and processes.
+
+    `change` alters the pixels first; `seen` hears of every batch. Preempted once any process is asked to stop.
+    """
+    device = next(model.parameters()).device
+    world = world or World(0, 1, device)
+    mine = range(world.rank, len(images.labels), world.size)
+    keys = [mine[start : start + batch] for start in range(0, len(mine), batch)]
+    rounds = -(-len(images.labels) // (batch * world.size))
+    coming = batches(JudgedViews(dataset, images), keys, workers, device.type == "cuda")
+    total, training = Score(), model.training
+    model.eval()
+    try:
+        for _ in range(rounds):
+            if world.any([stop()])[0]:
+                raise Preempted
+            for pixels, labels, numbers in islice(coming, 1):  # none where other processes have one more
+                pixels, labels = pixels.to(device).float(), labels.to(device)
+                if change is not None:
+                    pixels = change(pixels, labels, numbers)
+                with torch.no_grad():
+                    total += score(model(pixels), labels)
+                seen(len(labels))
+    finally:
+        model.train(training)
+    n, correct1, correct5, nonfinite, loss_sum = world.sum(list(vars(total).values()))
+    return Score(int(n), int(correct1), int(correct5), int(nonfinite), loss_sum)

@@ -1,0 +1,232 @@
+"""A run's folder: what it was asked, where it ran, how it went and what came of it.
+
+config.yaml     what decides the result, and how it was run
+manifest.json   versions, machine and arguments of every session that worked on it
+split.json      which images were held out, and hashes of all
+metrics.jsonl   one line per epoch
+ckpt/           the two newest checkpoints
+model.pt        the judged network, for saprof.load
+result.json     written last: accuracies; a run without it is not finished
+failed.json     why it could not go on
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saprof import atomic
+from studies import config as configs
+from studies.config import Config
+from studies.failures import BadCheckpoint, CannotWrite
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from studies.data import Dataset
+    from studies.data.split import Split
+    from studies.training.engine import Classifier
+
+SCHEMA = 1
+
+
+class Run:
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.checkpoints = self.folder / "ckpt"
+        self.metrics_path = self.folder / "metrics.jsonl"
+
+    def config(self) -> Config | None:
+        """What the run was asked; None where none has begun."""
+        path = self.folder / "config.yaml"
+        return configs.load(path) if path.exists() else None
+
+    def result(self) -> dict[str, Any] | None:
+        """What came of the run; None while it is not finished."""
+        return self._json("result.json", "fingerprint")
+
+    def check(self, config: Config) -> None:
+        """ValueError if the folder belongs to a run of another config, or to something else."""
+        before = self.config()
+        if before is None:
+            if self.folder.exists() and not (self.folder.is_dir() and self._only_claimed()):
+                raise ValueError(f"{self.folder} is there and holds no run; choose another --output")
+            return
+        was, asked = before.facts(), config.facts()
+        changed = [f"{name} {was[name]!r}, not {asked[name]!r}" for name in was if was[name] != asked[name]]
+        if changed:
+            raise ValueError(f"{self.folder} holds a run with {'; '.join(changed)}; choose another --output")
+
+    def _only_claimed(self) -> bool:
+        """Whether there is nothing but what a session leaves that ended before it began."""
+        return all(path.name in ("ckpt", "failed.json") or path.name.startswith(".") for path in self.folder.iterdir())
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Nobody else works on the run meanwhile. ValueError if somebody does, CannotWrite where nobody can."""
+        from filelock import FileLock, Timeout
+
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / ".lock")
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"another process is at work on {self.folder}; wait for it, or stop it") from None
+        except OSError as error:
+            raise CannotWrite(f"cannot write to {self.folder}: {error.strerror}; choose another --output") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def begin(self, config: Config, session: Mapping[str, Any]) -> None:
+        """Note the config and who works on it from now on."""
+        sessions = [*self.sessions(), session]
+        self._write("config.yaml", configs.dump(config))
+        self._write_json("manifest.json", {"schema": SCHEMA, "sessions": sessions})
+        self.forgive()
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Who worked on it, the last one last."""
+        return (self._json("manifest.json", "sessions") or {"sessions": []})["sessions"]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, less one that a crash cut short; BadCheckpoint where one is damaged."""
+        try:
+            whole = self.metrics_path.read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+        return [self._line(number, line) for number, line in enumerate(whole, start=1)]
+
+    def _line(self, number: int, text: bytes) -> dict[str, Any]:
+        try:
+            line = json.loads(text)
+            if not isinstance(line, dict) or not {"step", "epoch"} <= line.keys():
+                raise ValueError
+            return line
+        except ValueError:
+            raise BadCheckpoint(
+                f"line {number} of {self.metrics_path} is damaged; mend it, or delete {self.folder} to train anew"
+            ) from None
+
+    def reported(self, until: int) -> list[dict[str, Any]]:
+        """The lines of metrics up to a step that ends an epoch; BadCheckpoint where some are lost."""
+        lines = [line for line in self.metrics() if line["step"] <= until] if until else []
+        last = lines[-1]["step"] if lines else 0
+        if last != until or [line["epoch"] for line in lines] != list(range(1, len(lines) + 1)):
+            raise BadCheckpoint(
+                f"{self.metrics_path} has {len(lines)} lines up to step {until}; expected one of every epoch, the last "
+                f"of that step; bring it back, or delete {self.folder} to train anew"
+            )
+        return lines
+
+    def note(self, line: Mapping[str, Any]) -> None:
+        """Add a line of metrics."""
+        self.keep([*self.metrics(), line])
+
+    def keep(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Have these lines of metrics and no others."""
+        text = "".join(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n" for line in lines)
+        self._write(self.metrics_path.name, text)
+
+    def finish(self, result: Mapping[str, Any], model: nn.Module) -> None:
+        """Keep the judged network, and then the result."""
+        import saprof
+
+        if isinstance(model, saprof.SAN | saprof.ResNet):
+            try:
+                saprof.save(model, self.folder / "model.pt")
+            except OSError as error:
+                raise _cannot_write(error) from None
+        self._write_json("result.json", {"schema": SCHEMA, **result})
+
+    def fail(self, kind: str, reason: str, traceback: str = "") -> str:
+        """Keep why the run could not go on, where the disk lets us; the reason on one line."""
+        reason = " ".join(reason.split()) or kind
+        with suppress(OSError, CannotWrite):  # which would hide the reason
+            self.folder.mkdir(parents=True, exist_ok=True)
+            content = {"schema": SCHEMA, "kind": kind, "reason": reason, "traceback": traceback}
+            self._write_json("failed.json", content)
+        return reason
+
+    def failure(self) -> str | None:
+        """Why the run could not go on, if that is kept."""
+        found = self._json("failed.json", "reason")
+        return None if found is None else found["reason"]
+
+    def forgive(self) -> None:
+        """Drop what `fail` kept."""
+        with suppress(OSError):
+            (self.folder / "failed.json").unlink(missing_ok=True)
+
+    def _json(self, name: str, field: str) -> dict[str, Any] | None:
+        """The content of a file, which must have a field; None where there is no file."""
+        path = self.folder / name
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+                raise ValueError(f"its schema is not {SCHEMA}")
+            if field not in content:
+                raise ValueError(f"it has no {field}")
+            return content
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it to have it made again") from None
+
+    def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        self._write(name, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def _write(self, name: str, content: str) -> None:
+        try:
+            atomic.write(self.folder / name, content.encode(errors="backslashreplace"))  # names of files may be odd
+        except OSError as error:
+            raise _cannot_write(error) from None
+
+
+def _cannot_write(error: OSError) -> CannotWrite:
+    return CannotWrite(f"cannot write {error.filename}: {error.strerror}; the checkpoints before it stand")
+
+
+def trained(folder: str | Path) -> tuple[Config, Dataset, Split, Classifier]:
+    """A finished run's judged network, on the CPU, in evaluation mode, and the data it was made from.
+
+    ValueError if the run is not finished or its weights are not those of its result.
+    """
+    from studies import data
+    from studies.data import split
+    from studies.training import checkpoint, engine
+    from studies.training.distributed import World
+
+    run = Run(folder)
+    config, result = run.config(), run.result()
+    if config is None or result is None:
+        raise ValueError(
+            f"{folder} holds no finished run; finish it with python -m studies.train --recipe its config.yaml"
+        )
+    import torch
+
+    dataset = data.load(config)
+    state = engine.State(config, engine.network(config, dataset), World(0, 1, torch.device("cpu")))
+    saved = checkpoint.newest(run.checkpoints, lambda sentence: None)
+    if saved is None:
+        raise ValueError(f"{folder} has no checkpoint any more; train it again")
+    state.restore(saved["state"])
+    if weights_sha256(state.judged.model.state_dict()) != result["weights_sha256"]:
+        raise ValueError(f"the newest checkpoint of {folder} is not the one that result.json is about; train it again")
+    parts = split.split(dataset, config)
+    split.verify(run.folder / "split.json", parts)
+    return config, dataset, parts, state.judged.eval()
+
+
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """One hash of all weights and buffers with their names."""
+    digest = hashlib.sha256()
+    for name, value in weights.items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""The Numba backend's CUDA kernels without a GPU: Numba simulates one, and torch's CPU tensors are its memory.
+
+With a GPU they are judged on it, by test_operators.py; the simulator is then left out.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_operators import OF_TWO, each_of_two
+
+from saprof.backends import numba as backend
+from saprof.backends import run, why_not
+from saprof.measure.conformance import check
+from saprof.operators import aggregation, pairwise_subtraction
+from saprof.operators.footprint import Footprint
+from saprof.operators.workload import Workload, edge, tiny
+
+pytestmark = pytest.mark.simulated
+
+
+@pytest.fixture(autouse=True)
+def _simulator(monkeypatch):
+    """What is asked of the CPU is computed by the CUDA kernels."""
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here; test_operators.py runs these kernels on it")
+    monkeypatch.setitem(backend._RUN, "cpu", backend._run_on_gpu)
+    monkeypatch.setattr(backend, "_cpu", lambda: pytest.fail("a CPU kernel was asked for"))
+    monkeypatch.setattr(backend, "kernel", lambda name: backend.opaque.entry("numba", name))
+
+
+def workloads(make, *dtypes):
+    cases = [replace(w, dtype=dtype) for op in OF_TWO.values() for w in make(op) for dtype in dtypes]
+    return pytest.mark.parametrize("workload", cases, ids=str)
+
+
+def one_boundary_each(op):
+    """The workloads of `edge` beyond `tiny`, the boundaries in turn."""
+    beyond = [w for w in edge(op) if w not in set(tiny(op))]
+    count = len(beyond) // 5
+    return [beyond[i % 5 * count + i] for i in range(count)]
+
+
+@workloads(one_boundary_each, "float32")
+def test_edge(workload):
+    verdict = check(workload, "numba")
+    assert verdict.ok, verdict.message
+    assert verdict.gradients
+
+
+@workloads(lambda op: [next(tiny(op))], "float64", "float16", "bfloat16")
+def test_other_types(workload, monkeypatch):
+    """On a GPU float16 stays what it is, and only bfloat16 is converted."""
+    monkeypatch.setitem(backend._CONVERTED, "cpu", backend._CONVERTED["cuda"])
+    verdict = check(workload, "numba")
+    assert verdict.ok, verdict.message
+    assert verdict.gradients
+
+
+@each_of_two
+def test_the_same_bits_twice(op):
+    workload = Workload(op, Footprint.square(3, boundary="replicate"))
+    runs = []
+    for _ in range(2):
+        inputs = [x.requires_grad_() for x in workload.tensors()]
+        output = run(op, *inputs, footprint=workload.footprint, backend="numba")
+        runs.append([output, *torch.autograd.grad(output, inputs, output.detach())])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("needed", [0, 1])
+def test_a_gradient_that_nobody_needs_is_not_computed(needed, monkeypatch):
+
+    from kernels_numba.gpu import relations
+
+    kernels = {0: "_correlate", 1: "_distribute"}
+    monkeypatch.setattr(relations, kernels[1 - needed], lambda *_: pytest.fail("an unneeded gradient was computed"))
+    inputs = Workload(aggregation, Footprint.square(3)).tensors()
+    inputs[needed].requires_grad_()
+    run(aggregation, *inputs, footprint=Footprint.square(3), backend="numba").sum().backward()
+    assert inputs[needed].grad is not None
+
+
+def test_an_empty_batch_launches_nothing(monkeypatch):
+    monkeypatch.setattr(backend, "_gpu", lambda: pytest.fail("a kernel was asked for"))
+    workload = Workload(pairwise_subtraction, Footprint.square(3), n=0)
+    assert run(pairwise_subtraction, *workload.tensors(), footprint=workload.footprint, backend="numba").numel() == 0
+
+
+def test_without_a_gpu_the_reason_is_said():
+    reason = why_not("numba", aggregation, torch.float32, "cuda", Footprint.square(3))
+    assert reason == "torch sees no CUDA device"

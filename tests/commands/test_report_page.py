@@ -1,0 +1,360 @@
+"""The report: a page that stands alone, with every figure that the rows allow, and nothing half-written."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from saprof import command, report
+from saprof.records import calibration
+from saprof.records.calibration import Anchor, Calibration
+from saprof.records.rows import Row, append_rows
+
+WHERE = {
+    "schema": 1,
+    "fingerprint": "f",
+    "versions": {"saprof": "0.1.0", "torch": "2.13.0", "numba-cuda": None},
+    "python": "3.11.7",
+    "platform": "Linux x86_64",
+    "device": "A <fast> CPU",
+    "driver": None,
+    "nvcc": None,
+    "cpu": "A <fast> CPU",
+    "cores": 2,
+    "threads": 2,
+    "memory_bytes": 25_000_000_000,
+    "code": "c",
+    "commit": "0123456789abcdef",
+    "dirty": False,
+    "flags": {"OMP_NUM_THREADS": "2"},
+    "argv": ["--operator", "aggregation"],
+}
+ANCHOR = Anchor(
+    time="2026-11-22T00:00:00+00:00",
+    blocks_s={"copy": (1.0, 1.05)},
+    ratios={"copy": (0.99, 1.02)},
+    others_cpu=0.0,
+    contended=False,
+)
+ROOFS = Calibration(
+    device="A <fast> CPU",
+    threads=2,
+    cpu="A <fast> CPU",
+    torch="2.13.0",
+    time="2026-11-22T00:00:00+00:00",
+    streams={"copy": {2**20: 2e10, 2**28: 1e10}},
+    fma={"float32": 7e10},
+    gemm={"float32": 1e11},
+    anchors=(ANCHOR,),
+)
+
+
+def row(name="aggregation", size=3, backend="numba", **fields):
+    kind = (
+        {"kind": "model", "h": 224, "w": 224, "params": 10_500_000} if name.startswith("san") else {"kind": "operator"}
+    )
+    latency = 1e-3 * size * (4 if backend == "unfold" else 1)
+    facts = {
+        "key": f"{name}{size}{backend}{fields.get('mode', '')}",
+        "status": "ok",
+        "time": "2026-11-22T02:15:04+00:00",
+        "name": name,
+        "footprint": f"square:{size}",
+        "taps": size**2,
+        "n": 1,
+        "h": 56,
+        "w": 56,
+        "dtype": "float32",
+        "device": "cpu",
+        "mode": "forward",
+        "backend": backend,
+        "macs": 5 * 10**5 * size,
+        "flops_paper": 2 * 10**9,
+        "flops_hardware": 10**6 * size,
+        "compulsory_bytes": 10**6,
+        "peak_bytes": 10**6 * size,
+        "latency_s": latency,
+        "latency_low_s": 0.9 * latency,
+        "latency_high_s": 1.2 * latency,
+    }
+    if backend == "unfold":
+        facts |= {"ratio": 4.0, "ratio_low": 3.8, "ratio_high": 4.2, "verdict": "slower"}
+    return Row(**(facts | kind | fields))
+
+
+def failed(size=11, backend="unfold", status="oom", reason="no <memory> left", **fields):
+    names = (
+        "latency_s",
+        "latency_low_s",
+        "latency_high_s",
+        "peak_bytes",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+        "verdict",
+    )
+    return row(size=size, backend=backend, **(dict.fromkeys(names) | {"status": status, "reason": reason} | fields))
+
+
+def run_folder(folder, rows, roofs=None, **where):
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(WHERE | where))
+    append_rows(folder / "rows.jsonl", rows)
+    if roofs is not None:
+        calibration.write(folder, roofs)
+    return folder
+
+
+class Page(HTMLParser):
+    """What a page refers to, what its pictures say, and whether its tags are balanced."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.links, self.pictures, self.alts, self.text, self.open = [], [], [], [], []
+        self.feed(html)
+        assert not self.open, f"left open: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.links += [attributes[name] for name in ("href", "src") if name in attributes]
+        if tag == "img":
+            self.alts.append(attributes["alt"])
+            self.pictures.append(base64.b64decode(attributes["src"].removeprefix("data:image/svg+xml;base64,")))
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    @property
+    def words(self):
+        return re.sub(r"\s+", " ", " ".join(self.text))
+
+
+def page_of(folder):
+    return Page((folder / "index.html").read_text())
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A run of all kinds of rows, and its report."""
+    operators = [row(size=size, backend=backend) for size in (3, 7) for backend in ("numba", "unfold")]
+    networks = [row("san10_pairwise", size) for size in (3, 7)]
+    others = [
+        row(size=11, status="contended"),
+        failed(),
+        failed(size=3, backend="cuda", status="unsupported", reason="aggregation: cuda: no kernels for cpu tensors"),
+    ]
+    folder = run_folder(tmp_path_factory.mktemp("runs") / "a run", operators + networks + others, ROOFS)
+    assert report.main([str(folder)]) == command.OK
+    return folder / "report"
+
+
+def test_every_figure_is_there(full):
+    stems = {path.stem for path in full.glob("*.svg")}
+    assert stems == {
+        "footprint",
+        "cost",
+        "latency-networks",
+        "memory-networks",
+        "latency-operators",
+        "memory-operators",
+        "speedup-operators",
+        "roofline",
+        "accuracy-flops-paper",
+        "accuracy-params",
+        "accuracy-latency",
+        "accuracy-peak-bytes",
+    }
+    assert {path.stem for path in full.glob("*.png")} == stems
+    page = page_of(full)
+    assert sorted(page.pictures) == sorted(path.read_bytes() for path in full.glob("*.svg"))
+    for picture in page.pictures:
+        assert ElementTree.fromstring(picture).tag.endswith("svg")
+    assert re.findall(r"Figure (\d+)\.", page.words) == [f"{number}" for number in range(1, len(stems) + 1)]
+    assert "Speed-up of networks over numba: nothing was measured beside numba" in page.words
+
+
+def test_the_page_stands_alone(full):
+    html = (full / "index.html").read_text()
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in page_of(full).links)
+    for forbidden in ("<script", "@import", "url(", "<link"):
+        assert forbidden not in html
+
+
+def test_pictures_are_told_in_words(full):
+    alts = page_of(full).alts
+    assert all(len(alt) > 40 for alt in alts)
+    assert any("latency, ms, from 3 (aggregation, 3×3 at 56×56, numba) to 28 (aggregation, 7×7" in alt for alt in alts)
+
+
+def test_what_to_doubt_comes_first(full):
+    words = page_of(full).words
+    doubt = words.index("1 of 7 latencies is contended: aggregation square:11 forward numba")
+    assert doubt < words.index("How to read this") < words.index("Figure 1")
+
+
+def test_findings_tables_and_provenance(full):
+    words = page_of(full).words
+    for sentence in (
+        "1 network and 1 operator on A <fast> CPU, 2 threads: 9 cells, of which 7 ran. Measured 2026-11-22 02:15 UTC.",
+        "numba over unfold: faster in 2 of 2 cells; from 4.0× (aggregation, 3×3 at 56×56) to 4.0× (aggregation",
+        "san10_pairwise square:3 10.5 10.5 ✓ 2.0",
+        "slower: 4.00× [3.80, 4.20]",
+        "1 unsupported cuda cuda: no kernels for cpu tensors",
+        "1 oom unfold no <memory> left",
+        "Identical calls differed by ± 2.0% in the same interleaved rounds, and by 5.0% from one time",
+        "copy, 268 MB 10 GB/s",
+        "matrix products, float32 100 GFLOP/s",
+        "versions saprof 0.1.0, torch 2.13.0",
+        "commit 0123456789abcdef",
+        "OMP_NUM_THREADS=2",
+        "python -m saprof.sweep --operator aggregation",
+        "% of roof",
+    ):
+        assert sentence in words
+    assert "numba-cuda" not in words
+    assert "cuda: no kernels" not in words.partition("What did not run")[0]
+
+
+def test_a_report_is_replaced_and_is_always_the_same(tmp_path, capsys):
+    """What is not drawn any more does not stay; and the same rows give the same bytes."""
+    folder = run_folder(tmp_path / "run", [row(taps=None, footprint="default")])
+    assert report.main([str(folder)]) == command.OK
+    page = folder / "report" / "index.html"
+    before = page.read_bytes()
+    page.with_name("stale.svg").write_text("of an older report")
+    assert report.main([str(folder)]) == command.OK
+    assert capsys.readouterr().out == 2 * f"{page.resolve()}\n"
+    assert not page.with_name("stale.svg").exists()
+    assert page.read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["report", "rows.jsonl", "run.json"]
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Where the figures are not the point."""
+    monkeypatch.setattr("saprof.plots.gallery.drawings", lambda *_: [])
+
+
+def test_several_runs_share_a_page(tmp_path, no_figures, capsys):
+    runs = [run_folder(tmp_path / name, [row()]) for name in ("one & two", "three")]
+    with pytest.raises(ValueError, match="expected its folder as --output"):
+        report.main([*map(str, runs)])
+    assert report.main([*map(str, runs), "--output", str(tmp_path / "out")]) == command.OK
+    page = page_of(tmp_path / "out")
+    assert page.links == ["#run-1", "#run-2"]
+    assert "2 runs one & two three" in page.words
+    html = (tmp_path / "out" / "index.html").read_text()
+    assert html.index('id="run-1"') < html.index('id="run-2"')
+    assert html.count("How to read this") == 1
+
+
+def test_figures_of_several_runs_have_names_of_their_own(tmp_path):
+    runs = [run_folder(tmp_path / name, [row(taps=None, footprint="default")]) for name in "ab"]
+    assert report.main([*map(str, runs), "--output", str(tmp_path / "out")]) == command.OK
+    stems = [path.stem for path in sorted((tmp_path / "out").glob("*.svg"))]
+    assert stems == [f"run-{run}-{what}-operators" for run in (1, 2) for what in ("latency", "memory")]
+    assert re.findall(r"Figure (\d+)\.", page_of(tmp_path / "out").words) == ["1", "2", "3", "4"]
+
+
+def test_when_every_cell_failed(tmp_path):
+    folder = run_folder(tmp_path / "run", [failed(size=size) for size in (3, 7)], dirty=True)
+    assert report.main([str(folder)]) == command.OK
+    page = page_of(folder / "report")
+    assert not page.pictures
+    assert "2 cells, of which none ran" in page.words
+    assert "Latency of operators: no row has a latency: 2 are oom" in page.words
+    assert "2 oom unfold no <memory> left" in page.words
+    assert "the code had changes that are in no commit" in page.words
+    assert "python -m saprof.roofline" in page.words
+
+
+def test_doubts(tmp_path, no_figures):
+    rows = [
+        row(latency_s=1e-9, latency_low_s=1e-9, latency_high_s=1e-9),
+        *(row(size=size, status="unstable") for size in range(5, 23, 2)),
+        failed(status="incorrect", reason="value is off by 3 times its tolerance"),
+    ]
+    folder = run_folder(tmp_path / "run", rows, ROOFS)
+    assert report.main([str(folder)]) == command.OK
+    words = page_of(folder / "report").words
+    assert "9 of 10 latencies are unstable: aggregation square:5 forward numba;" in words
+    assert "square:15 forward numba; and 3 more" in words
+    assert "1 rows are faster than the machine allows, a measurement error: aggregation square:3" in words
+    assert "1 cells computed something else than the reference" in words
+
+
+def test_an_empty_run_has_no_report(tmp_path):
+    folder = run_folder(tmp_path / "run", [])
+    with pytest.raises(ValueError, match="run has no rows; expected a run with at least one"):
+        report.main([str(folder)])
+    assert not (folder / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "run.json").unlink(), "cannot read .*run.json .*expected the folder of a run"),
+        (lambda folder: (folder / "rows.jsonl").unlink(), "cannot read rows from .*rows.jsonl"),
+        (lambda folder: (folder / "rows.jsonl").write_text("{\n"), ".*rows.jsonl, line 1 is damaged"),
+        (lambda folder: (folder / "run.json").write_text('{"schema": 1}'), ".*run.json does not tell device"),
+        (lambda folder: (folder / "calibration.json").write_text("{"), "cannot read .*calibration.json"),
+    ],
+)
+def test_a_damaged_run_is_one_sentence(tmp_path, spoil, message):
+    folder = run_folder(tmp_path / "run", [row()])
+    spoil(folder)
+    with pytest.raises(ValueError, match="^" + message) as caught:
+        report.main([str(folder)])
+    assert "\n" not in str(caught.value)
+    assert not (folder / "report").exists()
+
+
+def test_other_folders_are_not_replaced(tmp_path, no_figures):
+    folder = run_folder(tmp_path / "run", [row()])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "index.html").write_text("<p>mine")
+    (tmp_path / "file").touch()
+    for other in (folder, tmp_path / "mine", tmp_path / "file"):
+        with pytest.raises(ValueError, match="is neither empty nor a report; choose another with --output"):
+            report.main([str(folder), "--output", str(other)])
+    assert (tmp_path / "mine" / "index.html").read_text() == "<p>mine"
+    (tmp_path / "empty").mkdir()
+    assert report.main([str(folder), "--output", str(tmp_path / "empty")]) == command.OK
+    with pytest.raises(ValueError, match=r"cannot write to .*choose another with --output"):
+        report.main([str(folder), "--output", str(tmp_path / "file" / "out")])
+
+
+def test_an_interrupted_report_leaves_the_old_one(tmp_path, no_figures, monkeypatch):
+    folder = run_folder(tmp_path / "run", [row()])
+    assert report.main([str(folder)]) == command.OK
+    before = (folder / "report" / "index.html").read_bytes()
+
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "render", stops)
+    with pytest.raises(KeyboardInterrupt):
+        report.main([str(folder)])
+    assert (folder / "report" / "index.html").read_bytes() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["report", "rows.jsonl", "run.json"]
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys; from saprof import report; "
+        "assert not {'torch', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules), 'heavy'; report.main(['--help'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "stands alone" in done.stdout

@@ -1,0 +1,441 @@
+"""The sweep as a user runs it: every planned cell has a row, whatever happens to it, and none is measured twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import saprof
+from saprof import backends, sweep
+from saprof.backends import unfold
+from saprof.measure import cell as cells
+from saprof.measure.cells import Cell, Network
+from saprof.operators import BACKENDS, OPERATORS
+from saprof.operators.footprint import Footprint
+from saprof.operators.workload import Workload
+from saprof.records import calibration
+from saprof.records.rows import MEASURED, read_rows
+
+SMALL = [
+    "--channels",
+    "32",
+    "--size",
+    "6",
+    "--footprint",
+    "3",
+    "--seconds",
+    "0.02",
+    "--backend",
+    "unfold",
+    "--roofs",
+    "skip",
+]
+"""One backend, where the sweep is tried and not the backends; a later --backend overrides it."""
+
+
+def run(folder, *arguments):
+    return sweep.main([*SMALL, "--output", str(folder), *arguments])
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "saprof.sweep", *arguments], capture_output=True, text=True, timeout=300
+    )
+
+
+def plan(*arguments):
+    return sweep.plan(sweep._parser().parse_args(arguments))
+
+
+def test_one_row_per_cell_with_figure_and_provenance(tmp_path, capsys):
+    assert run(tmp_path, "--operator", "aggregation,patchwise_star_product", "--mode", "forward,train_step") == 0
+    rows = read_rows(tmp_path)
+    assert [(row.name, row.mode) for row in rows] == [
+        (name, mode) for mode in ("forward", "train_step") for name in ("aggregation", "patchwise_star_product")
+    ]
+    for row in rows:
+        assert row.status in MEASURED
+        assert row.backend == "unfold"
+        assert row.latency_low_s <= row.latency_s <= row.latency_high_s
+        assert row.peak_bytes >= row.output_bytes > 0
+        assert row.error < 1
+        assert (row.saved_bytes is not None) == (row.mode == "train_step")
+    assert rows[0].macs == 8 * 9 * 36
+    assert json.loads((tmp_path / "run.json").read_text())["versions"]["torch"] == torch.__version__
+    assert (tmp_path / "footprint.png").stat().st_size > 10_000
+    assert (tmp_path / "footprint.svg").exists()
+    output = capsys.readouterr()
+    assert "patchwise_star_product" in output.out
+    assert "aggregation" not in output.err.replace("aggregation-", ""), "the table belongs to stdout"
+
+
+def test_roofs_are_measured_with_the_run(tmp_path, capsys):
+    arguments = ["--operator", "aggregation", "--roofs", "measure"]
+    assert run(tmp_path, *arguments) == 0
+    roofs = calibration.read(tmp_path)
+    assert len(roofs.anchors) == 2, "one before the cells, one after them"
+    (row,) = read_rows(tmp_path)
+    assert calibration.share(row, roofs) > 0
+    output = capsys.readouterr().out
+    assert "% of roof" in output
+    run(tmp_path, *arguments, "--resume", "--mode", "forward,train_forward", "--format", "json")
+    resumed = calibration.read(tmp_path)
+    assert (resumed.streams, resumed.gemm) == (roofs.streams, roofs.gemm), "the roofs are those of the run's beginning"
+    assert len(resumed.anchors) == 3
+    shares = [row["roof_share"] for row in json.loads(capsys.readouterr().out)]
+    assert shares == [calibration.share(row, resumed) for row in read_rows(tmp_path)]
+    run(tmp_path, *arguments, "--resume", "--mode", "forward,train_forward")
+    assert calibration.read(tmp_path) == resumed, "a run that is done measures nothing"
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "md"])
+def test_formats(tmp_path, capsys, form):
+    run(tmp_path, "--operator", "aggregation", "--format", form)
+    text = capsys.readouterr().out
+    if form == "json":
+        assert json.loads(text)[0]["name"] == "aggregation"
+    else:
+        assert {"csv": "latency_s", "md": "| ---"}[form] in text
+
+
+def test_networks_beside_table_7(tmp_path, capsys):
+    arguments = ["--model", "san10_patchwise,resnet26", "--footprint", "3", "--size", "32", "--seconds", "0.02"]
+    assert sweep.main([*arguments, "--backend", "numba,unfold", "--output", str(tmp_path)]) == 0
+    rows = read_rows(tmp_path)
+    assert [(row.name, row.backend, row.attention, row.params) for row in rows] == [
+        ("san10_patchwise", "numba", "fused", 10_742_564),
+        ("san10_patchwise", "unfold", "composed", 10_742_564),
+        ("resnet26", "torch", None, 13_696_552),
+    ]
+    assert "10.7" in capsys.readouterr().out
+
+
+def test_a_network_fused_beside_composed(tmp_path, capsys):
+    """Cells of one group, of the same cost; what was asked for and did not run is told as well."""
+    arguments = ["--model", "san10_pairwise", "--footprint", "3", "--size", "32", "--seconds", "0.02"]
+    how = ["--backend", "numba", "--attention", "composed,fused,auto"]
+    assert sweep.main([*arguments, *how, "--output", str(tmp_path / "numba")]) == 0
+    rows = read_rows(tmp_path / "numba")
+    assert [(row.backend, row.attention) for row in rows] == [
+        ("numba", "composed"),
+        ("numba", "fused"),
+        ("numba", "fused"),
+    ]
+    assert len({row.key for row in rows}) == 3
+    assert len({(row.params, row.macs, row.flops_paper) for row in rows}) == 1
+    assert rows[1].peak_bytes < rows[0].peak_bytes
+    assert "numba fused" in capsys.readouterr().out
+    how = ["--backend", "unfold", "--attention", "fused"]
+    assert sweep.main([*arguments, *how, "--output", str(tmp_path / "unfold")]) == 1
+    (row,) = read_rows(tmp_path / "unfold")
+    assert (row.status, row.attention) == ("unsupported", "fused")
+    assert row.reason == "fused attention: unfold computes it by its parts; expected attention='composed' or 'auto'"
+
+
+def test_only_networks_with_attention_have_a_choice_of_it():
+    groups = plan("--model", "san10_pairwise,resnet26", "--attention", "composed,fused", "--backend", "numba,unfold")
+    assert [[(cell.backend, cell.attention) for cell in group] for group in groups] == [
+        [("numba", "composed"), ("numba", "fused"), ("unfold", "composed"), ("unfold", "fused")],
+        [("auto", "auto")],
+    ]
+    (group,) = plan("--operator", "pairwise_attention", "--attention", "composed", "--backend", "numba")
+    assert [cell.attention for cell in group] == ["auto"]
+    (*_, cell), _ = groups
+    assert str(cell).endswith(" forward unfold fused on cpu")
+
+
+@pytest.mark.parametrize("mode", ["train_forward", "backward", "train_step"])
+def test_networks_train(tmp_path, mode):
+    network = Network("san10_pairwise", Footprint.square(3), batch=2, size=64)
+    (row,) = cells.measure([Cell(network, mode)], "f", max_seconds=0.02)
+    assert row.status in MEASURED, row.reason
+    assert row.peak_bytes > 4 * row.params if mode != "train_forward" else row.saved_bytes > 0
+
+
+def test_backends_beside_each_other(tmp_path, capsys):
+    """The first is what the others are compared with; `auto` is a cell of its own that says what it chose."""
+    assert run(tmp_path, "--operator", "aggregation", "--backend", "unfold,numba,auto") == 0
+    first, *others = read_rows(tmp_path)
+    assert [row.backend for row in (first, *others)] == ["unfold", "numba", "numba"]
+    assert first.ratio is None
+    assert all(row.ratio_low <= row.ratio <= row.ratio_high for row in others)
+    assert len({len(row.samples_s) for row in (first, *others)}) == 1, "they should have been timed in the same rounds"
+    assert all(row.peak_bytes < first.peak_bytes for row in others)
+
+
+def test_compiled_beside_eager(tmp_path):
+    assert run(tmp_path, "--operator", "pairwise_hadamard_product", "--compile", "both") == 0
+    eager, compiled = read_rows(tmp_path)
+    assert (eager.compiled, compiled.compiled) == (False, True)
+    assert eager.ratio is None
+    assert compiled.ratio_low <= compiled.ratio <= compiled.ratio_high
+    assert compiled.first_call_s > compiled.latency_s
+
+
+def test_a_network_whose_logits_are_no_numbers_is_not_timed(monkeypatch):
+    right = unfold.aggregation
+    monkeypatch.setattr(unfold, "aggregation", lambda *x: right(*x) / 0)
+    (row,) = cells.measure([Cell(Network("san10_pairwise", Footprint.square(3), size=32), backend="unfold")], "f")
+    assert (row.status, row.reason) == ("incorrect", "its logits are not all finite")
+
+
+def test_an_incorrect_kernel_is_not_timed(tmp_path, monkeypatch):
+    right = unfold.aggregation
+    monkeypatch.setattr(unfold, "aggregation", lambda *x: right(*x) * 1.01)
+    assert run(tmp_path, "--operator", "aggregation,pairwise_summation") == 1
+    wrong, other = read_rows(tmp_path)
+    assert (wrong.status, wrong.latency_s) == ("incorrect", None)
+    assert "value is off by" in wrong.reason
+    assert other.status in MEASURED
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (RuntimeError("a kernel\nwith a long story"), "error"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "oom"),
+        (MemoryError(), "oom"),
+    ],
+)
+def test_a_cell_that_fails_is_a_row_and_the_sweep_goes_on(tmp_path, monkeypatch, capsys, error, status):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(unfold, "aggregation", fails)
+    assert run(tmp_path, "--operator", "aggregation,pairwise_summation") == 1
+    failed, other = read_rows(tmp_path)
+    assert failed.status == status
+    assert failed.reason
+    assert "\n" not in failed.reason
+    assert other.status in MEASURED
+    assert f"{status}: " in capsys.readouterr().out
+
+
+def test_what_no_backend_computes_is_unsupported(tmp_path, monkeypatch):
+    for module in backends.BACKENDS.values():
+        monkeypatch.setattr(module, "why_not", lambda *_: "it is Sunday")
+    assert run(tmp_path, "--operator", "aggregation", "--backend", "auto") == 1
+    (row,) = read_rows(tmp_path)
+    assert row.status == "unsupported"
+    assert row.reason == "aggregation: " + "; ".join(f"{name}: it is Sunday" for name in BACKENDS)
+
+
+def test_what_cannot_run_is_counted_below_the_tables(tmp_path, capsys):
+    assert run(tmp_path, "--operator", "aggregation,patchwise_star_product", "--backend", "cuda,unfold") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if "unsupported" in line]
+    assert "not run, 2 of 4 cells: cuda: no kernels for cpu tensors" in lines
+
+
+@pytest.mark.parametrize(("side", "why"), [(90_000_000, "GB; "), (4000, "GB; "), (1000, "GB beside its inputs; ")])
+def test_what_cannot_fit_is_not_tried(monkeypatch, side, why):
+    """Nor are its inputs made, if it cannot fit with the least memory that it could take."""
+    monkeypatch.setattr(cells.psutil, "virtual_memory", lambda: SimpleNamespace(available=1e9))
+    workload = Workload(OPERATORS["pairwise_dot_product"], Footprint.square(11), r=1, h=side, w=side)
+    (row,) = cells.measure([Cell(workload, backend="unfold")], "f")
+    assert row.status == "predicted_oom"
+    assert why in row.reason
+    assert "1.0 GB are free" in row.reason
+
+
+def test_a_failure_while_timing_is_a_row(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("the machine went away")
+
+    monkeypatch.setattr(cells, "interleave", fails)
+    (row,) = cells.measure([Cell(Workload(OPERATORS["aggregation"], Footprint.square(3)))], "f")
+    assert (row.status, row.reason) == ("error", "RuntimeError: the machine went away")
+
+
+def test_a_wrong_compiler_is_found_out(monkeypatch):
+    monkeypatch.setattr(cells.torch, "compile", lambda function, fullgraph: lambda *x: function(*x) * 1.01)
+    workload = Workload(OPERATORS["aggregation"], Footprint.square(3))
+    for mode in ("forward", "backward"):
+        (row,) = cells.measure([Cell(workload, mode, compiled=True)], "f")
+        assert row.status == "incorrect"
+        assert "off the eager one" in row.reason
+
+
+def test_a_group_apart_may_be_given_up_or_die(tmp_path):
+    assert run(tmp_path / "a", "--operator", "aggregation", "--isolate") == 0
+    assert read_rows(tmp_path / "a")[0].status in MEASURED
+    assert run(tmp_path / "b", "--operator", "aggregation", "--timeout", "0.1") == 1
+    assert "not done after 0.1 s" in read_rows(tmp_path / "b")[0].reason
+
+
+def test_time_budget_leaves_cells_for_later(tmp_path, capsys):
+    assert run(tmp_path, "--operator", "aggregation,pairwise_summation", "--time-budget", "0") == 1
+    assert "2 cells left" in capsys.readouterr().err
+    assert run(tmp_path, "--operator", "aggregation,pairwise_summation", "--resume") == 0
+    assert len(read_rows(tmp_path)) == 2
+
+
+def test_resume_after_a_kill_loses_and_repeats_nothing(tmp_path):
+    operators = [*OPERATORS][:5]
+    arguments = [*SMALL, "--operator", ",".join(operators), "--seconds", "0.4", "--output", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, "-m", "saprof.sweep", *arguments], stderr=subprocess.PIPE)
+    rows = tmp_path / "run" / "rows.jsonl"
+    deadline = time.monotonic() + 120
+    while not (rows.exists() and rows.read_bytes().count(b"\n") >= 2):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    before = rows.read_bytes().split(b"\n")[:-1]
+    assert 2 <= len(before) < len(operators), "it should have been killed on the way"
+    done = command(*arguments, "--resume")
+    assert done.returncode == 0, done.stderr
+    after = rows.read_bytes().split(b"\n")[:-1]
+    assert after[: len(before)] == before
+    assert sorted(json.loads(line)["name"] for line in after) == sorted(operators)
+    assert command(*arguments, "--resume").returncode == 0
+    assert rows.read_bytes().split(b"\n")[:-1] == after
+
+
+def test_planning_needs_no_torch():
+    code = (
+        "import sys; from saprof import sweep; "
+        "assert sweep.main(['--footprint', '3,5,7,9,11', '--dry-run']) == 0; "
+        "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    resnets, others = 3, 2 * 5 + 3 * 5  # which alone have backends
+    assert f"{resnets + others * len(BACKENDS)} cells in 28 groups; nothing was measured" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--family", "pairwise"], 5),
+        (["--family", "patchwise", "--relation", "star_product"], 1),
+        (["--relation", "concatenation"], 2),
+        (["--operator", "all", "--stage", "1:5", "--footprint", "3:11:2"], len(OPERATORS) * 5 * 5),
+        (["--operator", "aggregation", "--footprint", "3,square:5,disk:9,cross:13,dilated:5x2,rectangle:1x7"], 6),
+        (["--operator", "aggregation", "--footprint", "offsets:0,0;0,1"], 1),
+        (["--operator", "aggregation", "--footprint", "3,offsets:0,0;0,1,cross:3, offsets:0,0;-1,2 stride=2,5"], 5),
+        (["--operator", "aggregation", "--footprint", "square:7,cross:13,disk:9,dilated:5x2,random:49@seed1"], 5),
+        (["--operator", "aggregation", "--footprint", "random:9@seed1,random:9@seed1@size5,random:9@seed1@size7"], 2),
+        (["--footprint", "square:7,cross:13,disk:9,dilated:5x2,random:49@seed1"], 1 + 5 * 5),
+        (
+            ["--model", "all", "--footprint", "cross:3,4"],
+            2 * sum(Network(name).has_backends for name in saprof.list_models()),
+        ),
+        (["--operator", "aggregation", "--footprint", "3,5", "--dilation", "1,2", "--boundary", "zero,exclude"], 8),
+        (["--operator", "aggregation", "--batch", "1,8", "--dtype", "float32,bfloat16", "--stride", "1,2"], 8),
+        (["--model", "san10_pairwise,resnet26", "--footprint", "3,5"], 4),
+        (["--model", "san10_pairwise, resnet26"], 2),
+        (["--model", "all"], len(saprof.list_models())),
+        (["--operator", "aggregation", "--footprint", "3,square:3,3:5:2"], 2),
+        (["--operator", "aggregation", "--stage", "1:5", "--channels", "32", "--size", "8"], 1),
+        ([], 6),
+    ],
+)
+def test_axes(arguments, names):
+    groups = plan(*arguments)
+    assert len(groups) == names
+    for group in groups:
+        choosable = getattr(group[0].subject, "has_backends", True)
+        assert [cell.backend for cell in group] == (list(BACKENDS) if choosable else ["auto"])
+    keys = [cell.key("f") for group in groups for cell in group]
+    assert len(set(keys)) == len(keys), "every cell needs a key of its own"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--backend", "unfold"], ["unfold"]),
+        (["--backend", "unfold,auto,numba"], ["unfold", "auto", "numba"]),
+        (["--backend", "all"], list(BACKENDS)),
+        ([], list(BACKENDS)),
+    ],
+)
+def test_backends_of_a_group(arguments, names):
+    (group,) = plan("--operator", "aggregation", *arguments)
+    assert [cell.backend for cell in group] == names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--footprint", "0"], "footprint is '0'; expected positive integers"),
+        (["--footprint", "3,x,7"], "cannot read footprint 'x'; expected a size such as 7"),
+        (["--footprint", ""], "cannot read footprint ''"),
+        (["--footprint", "11:3"], "footprint is '11:3'; expected a range whose first is at most its last"),
+        (["--footprint", "disk:5", "--dilation", "2"], "dilation is 2 with footprint disk:5"),
+        (["--footprint", "7,random:49"], "cannot read footprint 'random:49'; expected a size such as 7"),
+        (["--footprint", "random:49@seed1", "--dilation", "2"], "dilation is 2 with footprint random:49@seed1"),
+        (
+            ["--model", "resnet26", "--footprint", "3,dilated:3x2"],
+            "footprint of resnet26 is dilated:3x2; expected an odd",
+        ),
+        (["--model", "resnet26", "--footprint", "4"], "footprint of resnet26 is square:4; expected an odd square"),
+        (["--model", "resnet26", "--footprint", "cross:3"], "footprint of resnet26 is cross:3; expected an odd square"),
+        (["--operator", "agregation"], "unknown operator 'agregation'; expected pairwise_summation"),
+        (["--relation", "add"], "unknown relation 'add'; expected summation"),
+        (["--family", "triple"], "unknown family 'triple'; expected pairwise, patchwise"),
+        (["--backend", "triton"], f"unknown backend 'triton'; expected {', '.join(BACKENDS)}, auto or all"),
+        (["--attention", "flash"], "unknown attention 'flash'; expected auto, fused, composed"),
+        (["--mode", "inference"], "unknown mode 'inference'; expected forward"),
+        (["--dtype", "int8"], "unknown dtype 'int8'; expected float64"),
+        (["--stage", "6"], "stage is 6; expected 1 to 5"),
+        (["--batch", "-1"], "batch is '-1'; expected positive integers"),
+        (["--boundary", "mirror"], "unknown boundary 'mirror'; expected reflect"),
+        (["--model", "san11"], "unknown model 'san11'; expected san10_pairwise"),
+        (["--device", "cuda"], "device is 'cuda'; expected one that torch sees here: cpu"),
+        (["--device", "gpu"], "device is 'gpu'; expected one that torch sees here: cpu"),
+        (["--threads", "0"], "threads is 0; expected a positive integer"),
+        (["--seconds", "-1"], "seconds is -1.0; expected a positive number"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, arguments, message):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(ValueError, match="^" + message.replace("(", r"\(")) as caught:
+        sweep.main([*arguments, "--output", str(tmp_path / "run")])
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists(), "nothing half-written"
+
+
+def test_resume_needs_a_folder():
+    with pytest.raises(ValueError, match="expected its folder as --output"):
+        sweep.main([*SMALL, "--resume"])
+
+
+def test_bad_input_exits_2_without_a_traceback(tmp_path):
+    done = command("--footprint", "3,x,7")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot read footprint 'x'")
+    assert "Traceback" not in done.stderr
+    (tmp_path / "file").touch()
+    done = command(*SMALL, "--operator", "aggregation", "--output", str(tmp_path / "file" / "run"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot write to")
+
+
+def test_help_and_list():
+    assert "--footprint" in command("--help").stdout
+    listed = command("--list", "--operator", "aggregation", "--footprint", "3,5").stdout.splitlines()
+    assert listed == [
+        f"aggregation-n1-v64-g8-56x56-square:{size}-float32 forward {backend} on cpu"
+        for size in (3, 5)
+        for backend in BACKENDS
+    ]
+
+
+def test_an_interrupted_sweep_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "_measure", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", "--operator", "aggregation")
+    assert f"go on with --resume --output {tmp_path / 'run'}" in capsys.readouterr().err

@@ -1,0 +1,161 @@
+"""Memory is exact, statistics are what they say, rounds are interleaved. No test here asserts a time."""
+
+import numpy as np
+import pytest
+import torch
+
+import saprof
+from saprof.backends import run
+from saprof.measure import latency as timing
+from saprof.measure.latency import MIN_ROUNDS, Latency, interleave, ratio
+from saprof.measure.memory import peak_bytes, predicted_peak_bytes, saved_bytes
+from saprof.operators import OPERATORS
+from saprof.operators.workload import Workload
+from saprof.records import environment
+from saprof.records.ratios import Ratio, median_interval
+
+MIB = 2**20
+
+
+def latency(samples, others=0.0):
+    return Latency(tuple(samples), 1, "rounds", 0, 1.0, others)
+
+
+def test_peak_of_known_allocations():
+    def call():
+        a = torch.empty(MIB)
+        b = a + 1
+        del a
+        c = torch.empty(MIB // 2)
+        return b.sum() + c[0]
+
+    assert peak_bytes(call) == pytest.approx(8 * MIB, abs=1024)
+    assert peak_bytes(lambda: None) == 0
+
+
+def test_predicted_peak_of_known_allocations():
+    def function(x):
+        y = x + 1
+        z = y * 2
+        del y
+        return z.sum()
+
+    assert predicted_peak_bytes(function, [torch.empty(MIB)]) == 8 * MIB
+
+
+@pytest.mark.parametrize("size", [3, 5, 7, 9, 11])
+def test_peak_of_unfolded_aggregation_in_closed_form(size):
+    """Unfolded β, its products with α, and their sum live at once."""
+    workload = Workload(OPERATORS["aggregation"], saprof.Footprint.square(size), v=16, g=4, h=32, w=32)
+    inputs = workload.tensors()
+    sizes = workload.sizes
+    expected = 4 * sizes["v"] * sizes["p"] * (2 * sizes["k"] + 1)
+
+    def function(*inputs):
+        with torch.no_grad():
+            return run(workload.operator, *inputs, footprint=workload.footprint, backend="unfold")
+
+    assert peak_bytes(lambda: function(*inputs)) == expected
+    assert predicted_peak_bytes(function, inputs) == expected
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_predicted_peak_is_the_measured_one(name):
+    workload = Workload(OPERATORS[name], saprof.Footprint.square(5), r=8, v=16, g=4, h=28, w=28)
+    inputs = workload.tensors()
+
+    def function(*inputs):
+        return run(workload.operator, *inputs, footprint=workload.footprint, backend="unfold")
+
+    measured = peak_bytes(lambda: function(*inputs))
+    # a matrix product of the CPU library packs a few kB
+    assert measured == pytest.approx(predicted_peak_bytes(function, inputs), rel=2e-2)
+
+
+def test_prediction_takes_no_memory():
+    huge = torch.empty(1, dtype=torch.float32).expand(1, 64, 100_000, 100_000)
+    assert predicted_peak_bytes(lambda x: x + 1, [huge]) == 4 * huge.numel()
+
+
+def test_saved_for_backward():
+    a, b = (torch.randn(MIB, requires_grad=True) for _ in range(2))
+    assert saved_bytes(lambda a, b: a * b, [a, b]) == 0
+    assert saved_bytes(lambda a, b: (a + b).exp(), [a, b]) == 4 * MIB
+    assert saved_bytes(lambda a: a * b, [a], own=[b]) == 0
+    assert saved_bytes(lambda a: a * b, [a]) == 4 * MIB
+
+
+def test_unfold_saves_the_unfolded_value():
+    workload = Workload(OPERATORS["aggregation"], saprof.Footprint.square(7), v=16, g=4, h=14, w=14)
+    inputs = [x.requires_grad_() for x in workload.tensors()]
+    saved = saved_bytes(lambda *x: run(workload.operator, *x, footprint=workload.footprint, backend="unfold"), inputs)
+    unfolded = 4 * 16 * 49 * 14 * 14
+    assert unfolded <= saved <= unfolded + 4096  # and the indices of the padding
+
+
+def test_rounds_are_interleaved_and_shuffled():
+    calls = []
+    measured = interleave({name: lambda name=name: calls.append(name) for name in "abc"}, max_seconds=0.01)
+    assert {len(x.samples) for x in measured.values()} == {len(measured["a"].samples)}
+    assert len(measured["a"].samples) >= MIN_ROUNDS
+    runs = [name for name, before in zip(calls, [None, *calls], strict=False) if name != before]
+    assert len(runs) > 2 * MIN_ROUNDS, "each candidate's calls should be spread over the rounds"
+    assert len({tuple(runs[i : i + 3]) for i in range(6, len(runs) - 3, 3)}) > 1, "rounds should be shuffled"
+
+
+def test_short_calls_are_repeated_and_long_ones_are_not():
+    import time
+
+    measured = interleave({"short": lambda: None, "long": lambda: time.sleep(2e-3)}, max_seconds=0.01)
+    assert measured["short"].calls_per_sample > 100
+    assert measured["long"].calls_per_sample == 1
+
+
+def test_a_short_call_does_not_pay_for_the_candidate_before(monkeypatch):
+    now, last = 0.0, None
+
+    def call(name, seconds, after_another):
+        nonlocal now, last
+        now += seconds + (after_another if last not in (name, None) else 0.0)
+        last = name
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    measured = interleave({"short": lambda: call("short", 0.002, 0.008), "long": lambda: call("long", 0.5, 0.001)})
+    assert measured["short"].samples == pytest.approx([0.002] * len(measured["short"].samples))
+    assert max(measured["long"].samples) == pytest.approx(0.501), "a long one has no untimed call before it"
+
+
+def test_the_interval_covers_the_median_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    covered = sum(low <= 1.0 <= high for low, high in (median_interval(rng.lognormal(0, 0.2, 25)) for _ in range(300)))
+    assert 0.90 < covered / 300 < 0.99
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.5, "slower"), (0.5, "faster"), (1.0, "same"), (1.021, "ambiguous")])
+def test_ratios_are_taken_within_rounds(factor, verdict):
+    rng = np.random.default_rng(0)
+    machine = rng.uniform(1, 30, 40)  # the machine's mood swings thirtyfold from round to round
+    noise = rng.normal(1, 0.01, 40)
+    compared = ratio(latency(machine * factor * noise), latency(machine))
+    assert compared.median == pytest.approx(factor, rel=0.01)
+    assert compared.verdict() == verdict
+
+
+def test_a_wide_interval_is_ambiguous():
+    assert Ratio(1.1, 0.9, 1.3).verdict() == "ambiguous"
+
+
+def test_status_of_a_latency():
+    assert latency([1.0, 1.01, 0.99] * 5).status == "ok"
+    assert latency([1.0, 2.0, 3.0] * 3).status == "unstable"
+    assert latency([1.0, 1.01, 0.99] * 5, others=0.9).status == "contended"
+
+
+def test_provenance_says_where_and_its_fingerprint_what_must_not_change():
+    where = environment.provenance("cpu", threads=2)
+    assert where["versions"]["torch"] == torch.__version__
+    assert where["threads"] == 2
+    assert where["cpu"]
+    same = environment.fingerprint(where | {"argv": ["other"]})
+    assert environment.fingerprint(where) == same
+    assert environment.fingerprint(where | {"threads": 1}) != same

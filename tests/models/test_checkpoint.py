@@ -1,0 +1,394 @@
+"""Weights on disk: the authors' checkpoints give the authors' logits, ours come back whole, and nothing else loads."""
+
+import errno
+import io
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import released_code
+import torch
+from torch import nn
+
+import saprof
+from saprof.models import checkpoints
+from saprof.models.checkpoints import official_to_ours
+
+FAMILIES = ("pairwise", "patchwise")
+TINY = {"channels": (32, 64), "blocks": (1, 1), "footprints": (3, 3), "num_classes": 5}
+TINY_OFFICIAL = {"blocks": (1, 1), "channels": (32, 64), "sizes": (3, 3), "classes": 5}
+
+
+def tiny(family="pairwise", **overrides):
+    return saprof.create_model(f"san10_{family}", **TINY | overrides)
+
+
+def tiny_weights(family="pairwise"):
+    return {f"module.{key}": value for key, value in released_code.weights(family, **TINY_OFFICIAL).items()}
+
+
+def training_checkpoint(weights):
+    """What the released training script leaves: more than weights."""
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    return {
+        "epoch": 100,
+        "state_dict": weights,
+        "optimizer": optimizer,
+        "scheduler": {"last_epoch": 100, "_last_lr": [0.0]},
+        "top1_val": np.float64(77.1),
+        "top5_val": np.float32(93.5),
+        "samples": np.int64(1281167),
+    }
+
+
+def copy(weights):
+    return {key: value.clone() for key, value in weights.items()}
+
+
+def assert_equal(ours, theirs):
+    assert list(ours) == list(theirs)
+    for key, value in ours.items():
+        assert value.dtype == theirs[key].dtype
+        assert torch.equal(value, theirs[key]), key
+
+
+def refusal(action, *words):
+    """The sentence of the ValueError that `action` raises: one line, with these words."""
+    with pytest.raises(ValueError, match=r"\A[^\n\x1b]*\Z") as caught:
+        action()
+    message = str(caught.value)
+    assert ". " not in message
+    for word in words:
+        assert str(word) in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix", "zipped"),
+    [
+        ("pairwise", "module.", True),
+        ("pairwise", "", False),
+        ("patchwise", "module.", False),
+        ("patchwise", "", True),
+    ],
+    ids=lambda value: {"": "bare", "module.": "parallel", True: "zip", False: "legacy"}.get(value, value),
+)
+def test_a_released_checkpoint_gives_the_released_logits(family, prefix, zipped, tmp_path):
+    weights = released_code.weights(family, released_code.BLOCKS[10])
+    path = tmp_path / "train_epoch_100.pth"
+    content = training_checkpoint({prefix + key: value for key, value in weights.items()})
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    model = saprof.create_model(f"san10_{family}").double()
+    assert saprof.load_official(model, path) is model
+
+    image = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = released_code.network(weights, image)
+        assert 0.1 < expected.std() < 10
+        torch.testing.assert_close(model.eval()(image), expected, rtol=1e-10, atol=1e-10)
+        expected = released_code.network(weights, image, training=True)
+        torch.testing.assert_close(model.train()(image), expected, rtol=1e-10, atol=1e-10)
+    for key, value in weights.items():  # the running statistics moved alike
+        torch.testing.assert_close(model.state_dict()[official_to_ours(key)], value, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["the loaded file", "its state dict"])
+def test_a_loaded_checkpoint_will_do(form):
+    weights = tiny_weights()
+    model = tiny().double()
+    saprof.load_official(model, training_checkpoint(weights) if form == "the loaded file" else weights)
+    assert_equal({official_to_ours(key): model.state_dict()[official_to_ours(key)] for key in weights},
+                 {official_to_ours(key): value for key, value in weights.items()})  # fmt: skip
+
+
+def test_checkpoints_of_an_older_numpy_load(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save(training_checkpoint(tiny_weights()), path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert b"numpy._core" in content
+    path.write_bytes(content.replace(b"numpy._core", b"numpy.core"))
+    saprof.load_official(tiny(), path)
+
+
+@pytest.mark.parametrize(
+    ("depth", "family", "entries"),
+    [
+        (10, "pairwise", 368),
+        (10, "patchwise", 348),
+        (15, "pairwise", 533),
+        (15, "patchwise", 503),
+        (19, "pairwise", 665),
+        (19, "patchwise", 627),
+    ],
+)
+def test_every_released_entry_has_its_place(depth, family, entries):
+    shapes = released_code.shapes(family, released_code.BLOCKS[depth])
+    assert len(shapes) == entries
+    with torch.device("meta"):
+        model = saprof.create_model(f"san{depth}_{family}")
+    ours = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    assert {official_to_ours(f"module.{key}"): shape for key, shape in shapes.items()} == ours
+    assert {official_to_ours(key) for key in shapes} == ours.keys()
+
+
+# what does not load
+
+
+class Trap:
+    """Pickles as a call that leaves a marker."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def damage(content, path):
+    """Checkpoints that are none, by the words that say so."""
+    marker = path.with_name("marker")
+    yield "missing key", without(content, "module.fc.bias"), ["head.bias is missing"]
+    yield "extra key", add(content, "module.fc.scale", torch.ones(5)), ["head.scale is unexpected"]
+    yield (
+        "another architecture",
+        add(content, "module.fc.weight", torch.ones(1000, 64)),
+        ["head.weight is (1000, 64), expected (5, 64)"],
+    )
+    yield "integers", add(content, "module.fc.bias", torch.ones(5).int()), ["head.bias is torch.int32, expected torch"]
+    yield "no data", add(content, "module.fc.bias", torch.ones(5, device="meta")), ["head.bias has no data"]
+    yield "both names", add(content, "fc.bias", torch.ones(5)), ["twice"]
+    yield "another family", {"state_dict": tiny_weights("patchwise")}, ["expected", " more"]
+    yield "no state dict", {"state_dict": [1, 2]}, ["no state dict"]
+    yield "no tensors", add(content, "module.fc.bias", 3), ["no state dict"]
+    yield "no names", {"state_dict": {7: torch.ones(5)}}, ["no state dict"]
+    yield "empty dictionary", {}, ["is missing"]
+    yield "a list", [torch.ones(5)], ["holds a list; expected a dictionary"]
+    yield (
+        "a system call",
+        {"state_dict": Trap(os.mkdir, str(marker))},
+        ["it holds posix.mkdir, and nothing but tensors"],
+    )
+    yield "a shell command", content | {"epoch": Trap(os.system, f"touch {marker}")}, ["it holds posix.system"]
+    yield "evaluated code", add(content, "x", Trap(eval, f"open({str(marker)!r}, 'w').close()")), ["it holds eval"]
+
+
+def without(content, key):
+    return content | {"state_dict": {k: v for k, v in content["state_dict"].items() if k != key}}
+
+
+def add(content, key, value):
+    return content | {"state_dict": content["state_dict"] | {key: value}}
+
+
+DAMAGES = [what for what, *_ in damage(training_checkpoint(tiny_weights()), Path("x"))]
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_checkpoint_changes_nothing(what, zipped, tmp_path):
+    path = tmp_path / "bad.pth"
+    _, content, words = next(d for d in damage(training_checkpoint(tiny_weights()), path) if d[0] == what)
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    model = tiny()
+    before = copy(model.state_dict())
+    refusal(lambda: saprof.load_official(model, path), path, *words)
+    assert_equal(model.state_dict(), before)
+    assert not path.with_name("marker").exists()
+    refusal(lambda: saprof.load(path), path)
+    assert not path.with_name("marker").exists()
+
+
+@pytest.mark.parametrize("what", [what for what in DAMAGES if what in ("a system call", "a shell command")])
+def test_the_traps_would_work(what, tmp_path):
+    _, content, _ = next(d for d in damage(training_checkpoint(tiny_weights()), tmp_path / "bad.pth") if d[0] == what)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    buffer.seek(0)
+    torch.load(buffer, weights_only=False)
+    assert (tmp_path / "marker").exists()
+
+
+def test_a_plain_pickle_is_not_run(tmp_path):
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps(Trap(os.system, f"touch {tmp_path / 'marker'}"), protocol=2))
+    refusal(lambda: saprof.load_official(tiny(), path), path)
+    refusal(lambda: saprof.load(path), path)
+    assert not (tmp_path / "marker").exists()
+
+
+FILES = {
+    "empty": b"",
+    "text": b"<html>404: Not Found</html>\n",
+    "a zip of nothing": b"PK\x05\x06" + bytes(18),
+    "noise": bytes(range(256)) * 4,
+}
+
+
+@pytest.mark.parametrize("load", ["load", "load_official"])
+@pytest.mark.parametrize("content", FILES.values(), ids=FILES.keys())
+def test_a_file_that_is_no_checkpoint(content, load, tmp_path):
+    path = tmp_path / "file.pth"
+    path.write_bytes(content)
+    refusal(lambda: read(load, path), f"cannot read checkpoint {path}")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_truncated_file_never_loads(zipped, tmp_path):
+    path = tmp_path / "cut.pth"
+    torch.save(training_checkpoint(tiny_weights()), path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    model = tiny()
+    before = copy(model.state_dict())
+    for length in [1, 2, 4, 7, 100, 130, 1000, *range(2000, len(whole), len(whole) // 40), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        refusal(lambda: saprof.load_official(model, path), f"cannot read checkpoint {path}")
+    assert_equal(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("load", ["load", "load_official"])
+def test_nothing_to_read(load, tmp_path):
+    refusal(lambda: read(load, tmp_path / "none.pth"), tmp_path / "none.pth", "No such file")
+    refusal(lambda: read(load, tmp_path), tmp_path, "Is a directory")
+
+
+def read(load, path):
+    return saprof.load(path) if load == "load" else saprof.load_official(tiny(), path)
+
+
+def test_the_two_formats_are_told_apart(tmp_path):
+    ours, official = tmp_path / "ours.pt", tmp_path / "official.pth"
+    saprof.save(tiny(), ours)
+    torch.save(training_checkpoint(tiny_weights()), official)
+    refusal(lambda: saprof.load_official(tiny(), ours), ours, "no state dict")
+    refusal(lambda: saprof.load(official), official, "load_official")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"saprof": checkpoints.FORMAT + 1}, "not a saprof checkpoint of format"),
+        ({"saprof": torch.ones(3)}, "not a saprof checkpoint"),
+        ({"architecture": "VGG"}, "not a saprof checkpoint"),
+        ({"architecture": []}, "not a saprof checkpoint"),
+        ({"config": None}, "not a saprof checkpoint"),
+        ({"config": {"depth": 10}}, "unknown option of SAN 'depth'; expected 'family'"),
+        ({"config": {"blocks": "many"}}, "blocks is 'many'"),
+        ({"config": {7: 7}}, "unknown option of SAN 7"),
+        ({"weights": None}, "no state dict"),
+        ({"weights": {}}, "is missing"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)
+def test_a_file_of_ours_that_was_tampered_with(changes, words, tmp_path):
+    path = tmp_path / "model.pt"
+    saprof.save(tiny(), path)
+    torch.save(torch.load(path) | changes, path)
+    refusal(lambda: saprof.load(path), path, words)
+
+
+# our own files
+
+MODELS = {
+    "pairwise": ("san10_pairwise", {}),
+    "patchwise": ("san10_patchwise", {}),
+    "stand-alone": ("san10_stand_alone", {"heads": 4}),
+    "sizes of a boundary": ("san10_pairwise", {"footprints": (3, 4), "boundary": "circular"}),
+    "irregular": (
+        "san10_pairwise",
+        {
+            "footprints": (
+                saprof.Footprint.disk(5, boundary="exclude"),
+                saprof.Footprint.from_offsets([(2, 1), (0, 0), (-3, 4)], boundary="replicate"),
+            )
+        },
+    ),
+    "as text": ("san10_patchwise", {"footprints": ("cross:5 boundary=zero", "dilated:3x2")}),
+    "variant": ("san10_pairwise_concatenation", {"mapping": "lrlrl", "transformations": "shared_phi_psi"}),
+    "shared": ("san10_pairwise", {"transformations": "shared", "position": "absolute", "share": 2}),
+    "reductions": ("san10_patchwise_clique_product", {"relation_reduction": 8, "value_reduction": 2, "mapping": "l"}),
+    "backend": ("san10_pairwise_dot_product", {"backend": "unfold", "position": "none"}),
+}
+
+
+@pytest.mark.parametrize(("name", "overrides"), MODELS.values(), ids=MODELS.keys())
+def test_a_san_comes_back_whole(name, overrides, tmp_path):
+    assert_comes_back(saprof.create_model(name, **TINY | overrides), tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("footprint", [3, 5])
+def test_a_resnet_comes_back_whole(footprint, tmp_path):
+    model = saprof.create_model("resnet26", channels=(8, 16), blocks=(1, 2), footprint=footprint, num_classes=5)
+    assert_comes_back(model, tmp_path / "model.pt")
+
+
+def test_the_dtype_comes_back(tmp_path):
+    assert_comes_back(tiny().double(), tmp_path / "model.pt")
+
+
+def assert_comes_back(model, path):
+    image = torch.randn(2, 3, 32, 32, dtype=next(model.parameters()).dtype)
+    model(image)  # in training mode: the running statistics are worth saving, too
+    saprof.save(model, str(path))
+    loaded = saprof.load(path)
+    assert type(loaded) is type(model)
+    assert loaded.config == model.config
+    assert_equal(loaded.state_dict(), model.state_dict())
+    assert [p.requires_grad for p in loaded.parameters()] == [True] * len(list(model.parameters()))
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(image), model.eval()(image))
+    loaded.train()(image).sum().backward()
+
+
+def test_a_file_of_ours_holds_no_objects(tmp_path):
+    saprof.save(tiny(), tmp_path / "model.pt")
+    content = torch.load(tmp_path / "model.pt", weights_only=True)
+    assert content.keys() == {"saprof", "architecture", "config", "weights"}
+
+
+@pytest.mark.parametrize("broken", ["write", "fsync", "replace"])
+def test_a_failing_write_leaves_the_old_file(broken, tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    model = tiny()
+    saprof.save(model, path)
+    before = path.read_bytes()
+    nn.init.zeros_(model.head.weight)
+
+    def fail(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if broken == "write":
+        monkeypatch.setattr(torch, "save", fail)
+    elif broken == "fsync":
+        monkeypatch.setattr(os, "fsync", fail)
+    else:
+        monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        saprof.save(model, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    saprof.save(model, path)
+    assert not saprof.load(path).head.weight.any()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("place", ["in a file", "in no folder", "on a folder"])
+def test_where_nothing_can_be_written(place, tmp_path):
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / {"in a file": "file/model.pt", "in no folder": "none/model.pt", "on a folder": "folder"}[place]
+    with pytest.raises(OSError, match=r"Not a directory|No such file|Is a directory") as caught:
+        saprof.save(tiny(), path)
+    assert caught.value.filename == str(path)
+    assert str(path) in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_only_what_can_come_back_is_saved(tmp_path):
+    path = tmp_path / "model.pt"
+    refusal(lambda: saprof.save(nn.Sequential(tiny()), path), "cannot save a Sequential; expected a SAN, ResNet")
+    refusal(lambda: saprof.save(torch.compile(tiny()), path), "cannot save a OptimizedModule")
+    refusal(lambda: saprof.save(tiny().to("meta"), path), "meta device")
+    assert not path.exists()
