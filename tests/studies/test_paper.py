@@ -6,6 +6,7 @@ import pytest
 
 from saprof import list_models
 from saprof.paper import robustness
+from saprof.paper.printed import paper
 from saprof.paper.printed import rows as rows_of
 from studies.judging.robust import ATTACKS, LADDER, MANIPULATIONS
 
@@ -40,7 +41,7 @@ def test_printed_drops_are_clean_less_turned_but_for_five():
 @pytest.mark.parametrize("table", [robustness.turned(), robustness.attacked()], ids=["9", "10"])
 def test_rows_are_those_of_table_3(table):
     table3 = rows_of(3)
-    assert table.evaluation_set == tables.paper()["3"].evaluation_set == "val-original"
+    assert table.evaluation_set == paper()["3"].evaluation_set == "val-original"
     names = [(row.family, row.network, row.model) for row in table.rows]
     assert names == [(row.family, row.network, row.model) for row in table3]
     assert {row.model for row in table.rows} <= set(list_models())
