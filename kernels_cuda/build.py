@@ -238,7 +238,7 @@ def _inputs(wanted: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _folders() -> list[Path]:
+def folders() -> list[Path]:
     """Where a library may lie, the best place first."""
     if chosen := os.environ.get("SAPROF_BUILD_DIR"):
         return [Path(chosen).absolute()]
@@ -249,7 +249,7 @@ def _folders() -> list[Path]:
 def _folder() -> Path:
     """The best place that can be written to."""
     refused: list[str] = []
-    for folder in _folders():
+    for folder in folders():
         try:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
@@ -260,7 +260,7 @@ def _folder() -> Path:
 
 
 def _find(inputs: dict[str, Any]) -> Path | None:
-    paths = [folder / _file_name(inputs) for folder in _folders()]
+    paths = [folder / _file_name(inputs) for folder in folders()]
     return next((path for path in paths if path.exists() and not _flaw(path, inputs)), None)
 
 

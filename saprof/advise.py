@@ -31,13 +31,11 @@ from saprof.paper.budget import QUANTITIES, Budget
 from saprof.paper.summary import figure
 from saprof.records import calibration, environment
 from saprof.records.rows import Row
-from saprof.records.runs import Recorded, read_run
+from saprof.records.runs import RECORDED, Recorded, read_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RECORDED = Path(__file__).resolve().parents[1] / "studies" / "recorded"
-"""Where the runs are that come with the sources."""
 GROUP = ("machine", "device", "evaluation_set")
 """What is advised on apart: latencies of two machines do not compare, nor accuracies on two sets of images."""
 SUBJECT = ("machine", "device", "name", "relation", "footprint", "backend", "attention", "compiled")

@@ -22,7 +22,9 @@ ORDER = [
     [
         "saprof.advise",
         "saprof.compare",
+        "saprof.__main__",
         "saprof.from_pytest",
+        "saprof.info",
         "saprof.report",
         "saprof.roofline",
         "saprof.sweep",

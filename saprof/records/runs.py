@@ -23,6 +23,8 @@ IDENTITY = (
     "dtype", "device", "mode", "backend", "attention", "compiled",
 )  # fmt: skip
 """The fields of a row that say which cell it is; of the device, its kind."""
+RECORDED = Path(__file__).resolve().parents[2] / "studies" / "recorded"
+"""The folder of the runs that are installed together with saprof."""
 MACHINE = ("device", "cpu", "threads")
 """What two runs must share to be compared."""
 TOLD = (*MACHINE, "cores", "versions", "commit", "dirty")

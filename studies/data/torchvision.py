@@ -12,7 +12,7 @@ from types import ModuleType
 
 import torch
 
-INSTALL = "pip install 'saprof[vision]'"
+INSTALL = "pip install -e '.[vision]'"
 MISSING = "operator torchvision::nms does not exist"
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 

@@ -143,7 +143,7 @@ def _submit(tasks: Sequence[Task], cluster: Cluster, perform: Perform) -> dict[s
     try:
         import submitit
     except ImportError:
-        raise ValueError("submitit is not installed; pip install 'saprof[slurm]', or take --executor local") from None
+        raise ValueError("submitit is not installed; pip install -e '.[slurm]', or take --executor local") from None
     cluster.folder.mkdir(parents=True, exist_ok=True)
     executor = submitit.SlurmExecutor(folder=cluster.folder.resolve(), max_num_timeout=1000)
     executor.update_parameters(

@@ -66,11 +66,11 @@ def test_one_built_for_another_torch_gets_two_operators(torchvision, monkeypatch
     [
         (
             ModuleNotFoundError("No module named 'torchvision'", name="torchvision"),
-            r"images of a folder need torchvision, which is not installed; pip install 'saprof\[vision\]'",
+            r"images of a folder need torchvision, which is not installed; pip install -e '.\[vision\]'",
         ),
         (
             ModuleNotFoundError("No module named 'PIL'", name="PIL"),
-            r"torchvision needs PIL, which is not installed; pip install 'saprof\[vision\]'",
+            r"torchvision needs PIL, which is not installed; pip install -e '.\[vision\]'",
         ),
         (
             RuntimeError("Detected that PyTorch and torchvision were\ncompiled with different CUDA major versions."),

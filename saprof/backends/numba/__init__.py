@@ -219,7 +219,7 @@ def why_no_gpu() -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     if find_spec("numba_cuda") is None:
-        return "numba-cuda is not installed; pip install 'saprof[cuda]'"
+        return "numba-cuda is not installed; pip install -e '.[cuda]'"
     return None if _numba_cuda().is_available() else "numba-cuda finds no CUDA driver that it can use"
 
 

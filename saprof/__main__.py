@@ -1,0 +1,133 @@
+"""`python -m saprof`, or `saprof`: what can be typed, and the way to each command.
+
+    saprof                        list the commands
+    saprof sweep --footprint 7    the same as python -m saprof.sweep --footprint 7
+    saprof --version
+
+The list imports neither torch nor a command, so it is printed at once.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from typing import NamedTuple
+
+import saprof
+from saprof.command import OK, USAGE
+from saprof.text import unknown
+
+
+class Command(NamedTuple):
+    """A command: the module that has its `main`, what it does, and the arguments of an example."""
+
+    module: str
+    does: str
+    example: str
+
+    @property
+    def name(self) -> str:
+        """What is typed after `saprof`."""
+        return "build" if self.module == "kernels_cuda.build" else self.module.rpartition(".")[2]
+
+
+GROUPS = {
+    "Measure": (
+        Command(
+            "saprof.sweep",
+            "Measure operators and networks over footprints, sizes and backends.",
+            "--footprint 3,5,7,9,11",
+        ),
+        Command("saprof.verify", "Compare every operator with the float64 reference.", "--backend numba"),
+        Command("saprof.info", "Print versions, processor, GPU, backends, caches and roofs of this machine.", ""),
+        Command("kernels_cuda.build", "Compile the CUDA kernels ahead of their first use.", "--arch 8.0,9.0"),
+    ),
+    "Read what was measured": (
+        Command(
+            "saprof.report",
+            "Write a page with every figure and table of a run.",
+            "studies/recorded/footprint_cpu --output report",
+        ),
+        Command(
+            "saprof.roofline",
+            "Compare each row with the least time that the machine allows.",
+            "studies/recorded/relations_cpu --output roofline",
+        ),
+        Command(
+            "saprof.compare",
+            "Compare two runs, or two backends of one run.",
+            "studies/recorded/relations_cpu --backends numba,unfold",
+        ),
+        Command(
+            "saprof.advise",
+            "Choose network, footprint and backend within a budget.",
+            "--max-latency 200ms --max-params 12M",
+        ),
+        Command(
+            "saprof.from_pytest",
+            "Turn results of pytest-benchmark into a run.",
+            "bench.json --output runs/bench",
+        ),
+    ),
+    "Recount the papers": (
+        Command("saprof.tables", "Recompute the papers' parameters and FLOPs beside the printed ones.", "--table 7"),
+    ),
+    "Train and judge (extra: studies)": (
+        Command(
+            "studies.train",
+            "Train and judge one network.",
+            "--model san_mini_pairwise --data digits",
+        ),
+        Command("studies.evaluate", "Judge a trained network on clean, turned and attacked images.", "runs/digits"),
+        Command(
+            "studies.reproduce",
+            "Train the networks of SAN's accuracy tables.",
+            "table8 --data digits --seeds 6 --dry-run",
+        ),
+        Command(
+            "studies.footprints",
+            "Compare the accuracy of footprints of equally many taps.",
+            "--footprint square:5,cross:13 --dry-run",
+        ),
+        Command("studies.doctor", "Check the images of a data set.", "--data digits"),
+    ),
+}
+COMMANDS = {command.name: command for commands in GROUPS.values() for command in commands}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command, or list them all; the exit code is the command's own, or 2 for an unknown one."""
+    arguments = sys.argv[1:] if argv is None else argv
+    name = arguments[0] if arguments else "--help"
+    if name == "--version":
+        print(f"saprof {saprof.__version__}")
+        return OK
+    if name in ("-h", "--help", "help"):
+        print(listing())
+        return OK
+    if name not in COMMANDS:
+        print(f"error: {unknown('command', name, [*COMMANDS])}", file=sys.stderr)
+        return USAGE
+    sys.argv = [name, *arguments[1:]]
+    runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
+    return OK
+
+
+def listing() -> str:
+    """Every command with a line and an example."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [
+        f"saprof {saprof.__version__} measures local self-attention operators.",
+        "",
+        "usage: saprof COMMAND [OPTION ...], or python -m saprof COMMAND [OPTION ...]",
+    ]
+    for title, commands in GROUPS.items():
+        lines += ["", title]
+        for command in commands:
+            lines.append(f"  {command.name:{width}}{command.does}")
+            lines.append(f"  {'':{width}}  saprof {command.name} {command.example}".rstrip())
+    return "\n".join([*lines, "", "saprof COMMAND --help explains the options of a command."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
