@@ -1,8 +1,8 @@
-"""Runs the notebooks from top to bottom and keeps their outputs: `make notebooks`, or some by name.
+"""Run the notebooks from top to bottom and store their outputs: all of them (`make notebooks`), or some by name.
 
     python notebooks/execute.py [NAME ...]
 
-Kept is what reads well on a code host and changes only when a result does: no times, no versions, no widget views.
+The stored files hold no times, no versions and no widget views, so that they change only when a result changes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from nbformat import NotebookNode
 FOLDER = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 LONGEST = 60
-"""Seconds that a notebook may take."""
+"""The most seconds that one cell may take."""
 
 
 def execute(path: Path) -> NotebookNode:
-    """The notebook with the outputs of its cells; CellExecutionError if one of them fails."""
+    """Run the notebook and return it with its outputs. Raises CellExecutionError if a cell fails."""
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(FOLDER)}}
     NotebookClient(notebook, timeout=LONGEST, kernel_name="python3", resources=where, record_timing=False).execute()

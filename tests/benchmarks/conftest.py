@@ -1,4 +1,4 @@
-"""Benchmarks run with the threads of the machine, and say which machine it was and what it can do."""
+"""Benchmarks use all physical cores. Their results record the machine and its roofs."""
 
 import psutil
 import pytest
@@ -21,7 +21,7 @@ def _all_cores():
 
 @pytest.fixture(scope="session")
 def roofs(request):
-    """Of the CPU with all cores, for float32; also kept in the saved results, so that shares can be checked."""
+    """The roofs of the CPU with all cores, in float32. The saved results hold them too, to make shares checkable."""
     before = torch.get_num_threads()
     torch.set_num_threads(CORES)
     request.config.stash[ROOFS] = calibrate("cpu", ["float32"], seconds_each=0.1)

@@ -1,4 +1,4 @@
-"""How much of the memory bandwidth, as a plain copy has it, the aggregation reaches, by the bytes that it must move:
+"""The memory bandwidth of the aggregation beside that of a plain copy, computed from the bytes that it must move:
 `gb_per_s` in the saved results (`--benchmark-json`)."""
 
 from dataclasses import replace
@@ -26,7 +26,7 @@ def least_bytes(workload):
 @pytest.mark.parametrize("what", ["copy", "aggregation"])
 def test_bandwidth(what, benchmark):
     inputs = WORKLOAD.tensors()
-    source = torch.randn(16 << 20)  # more than caches hold
+    source = torch.randn(16 << 20)  # larger than the caches
     target = torch.empty_like(source)
     if what == "copy":
         nbytes = source.nbytes + target.nbytes
@@ -41,7 +41,7 @@ def test_bandwidth(what, benchmark):
 @pytest.mark.benchmark(group="bandwidth of a GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bandwidth_of_a_gpu(dtype, benchmark):
-    """In the same rounds; the seconds that pytest-benchmark prints are those of them all."""
+    """All candidates run in the same rounds. pytest-benchmark prints the seconds of the whole comparison."""
     workload = replace(WORKLOAD, n=32, dtype=dtype)
     inputs = workload.tensors("cuda")
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda").random_()

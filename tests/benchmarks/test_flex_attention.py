@@ -1,10 +1,10 @@
-"""Peers from outside: torch's scaled_dot_product_attention with a mask, and its FlexAttention, which scores whole
-blocks of the map and masks them. Both compute what `stand_alone_attention_content` does over a window.
+"""Two functions of torch that compute the same as `stand_alone_attention_content` over a window:
+scaled_dot_product_attention with a mask, and FlexAttention, which scores whole blocks of the map and masks them.
 
-Each gets beforehand the layout and the mask that it is made for: channels first and a table of taps here, channels last
-and a mask of all pairs of positions, or of blocks, there. All are timed in the same rounds, forward, and
-`--benchmark-json` keeps every median, its interval and its ratio to FlexAttention. The seconds that pytest-benchmark
-itself prints are those of the whole comparison.
+Each candidate gets its own layout and mask before the timing starts. Ours has channels first and a table of taps;
+torch's have channels last and a mask of all pairs of positions, or of blocks. All are timed in the same rounds, forward
+only. `--benchmark-json` stores every median, its interval and its ratio to FlexAttention. pytest-benchmark prints the
+seconds of the whole comparison.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def compute(query: Tensor, key: Tensor, value: Tensor, backend: str) -> Tensor:
 
 
 def heads(query: Tensor, key: Tensor, value: Tensor) -> Inputs:
-    """n heads p d, as the peers have them."""
+    """The layout of the peers: n heads p d."""
     value = value.unflatten(1, (-1, query.shape[2]))
     return [x.flatten(3).permute(0, 2, 3, 1).contiguous() for x in (query, key, value)]
 
@@ -70,26 +70,27 @@ PEERS = {"flex_attention": flex, "scaled_dot_product_attention": masked}
 
 
 def as_map(attended: Tensor, like: Tensor) -> Tensor:
-    """n v h w of n heads p d."""
+    """From n heads p d to n v h w."""
     return attended.permute(0, 3, 1, 2).flatten(1, 2).unflatten(2, like.shape[-2:])
 
 
 def maps(n: int, size: int, device: str, dtype: torch.dtype) -> Inputs:
-    """Query, key and value of SAN's second stage on a map of that size, the logits as large as a softmax likes them."""
+    """Query, key and value of SAN's second stage on a map of that size, with logits in the usual range of a softmax."""
     workload = Workload.stage(OPERATOR, FOOTPRINT, STAGES[1][0], size, n)
     query, key, value = workload.tensors()
     return [x.to(device, dtype) for x in (query, key, value)]
 
 
 def error(got: Tensor, want: Tensor) -> float:
-    """The largest error of any position's vector, over the size that vectors have."""
+    """The largest error of a position's vector, relative to the root mean square norm of these vectors."""
     return float((got.double() - want).norm(dim=1).max() / want.norm(dim=1).square().mean().sqrt())
 
 
 def tolerance(query: Tensor, key: Tensor) -> float:
-    """A logit is a sum of d products, off by eps · (4 + √d) times its size at most, as saprof.measure.conformance
-    bounds it;
-    the softmax makes this the relative error of a weight, beside which the roundings of the weighted sum are small."""
+    """The error of a logit, a sum of d products, is at most eps · (4 + √d) times its size (saprof.measure.conformance).
+
+    The softmax turns it into the relative error of a weight. The roundings of the weighted sum are small beside it.
+    """
     largest = float(query.norm(dim=1).max() * key.norm(dim=1).max())
     return torch.finfo(query.dtype).eps * (4 + query.shape[1] ** 0.5) * max(1.0, largest)
 

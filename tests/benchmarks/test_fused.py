@@ -1,5 +1,8 @@
-"""What share of torch's matrix-product rate the fused attentions reach by the multiply-adds that they declare, and how
-cost grows with the map and the footprint: in `extra_info` of the saved results (`--benchmark-json`), and printed."""
+"""The share of torch's matrix-product rate that the fused attentions reach, computed from their declared multiply-adds,
+and the growth of their cost with the map and the footprint.
+
+The tests print both and store them in `extra_info` of the saved results (`--benchmark-json`).
+"""
 
 import math
 from functools import partial
@@ -18,11 +21,11 @@ from saprof.records import environment
 ATTENTIONS = [operator for operator in OPERATORS.values() if operator.masked]
 each_attention = pytest.mark.parametrize("operator", ATTENTIONS, ids=lambda operator: operator.name)
 SIDE = 1024
-"""Of the matrices that are multiplied for comparison."""
+"""Rows and columns of the matrices that are multiplied for comparison."""
 
 
 def measured(benchmark, calls):
-    """Medians of interleaved rounds, in seconds; those that pytest-benchmark prints are of all of them."""
+    """The median of each call in seconds, from interleaved rounds. pytest-benchmark prints the seconds of all calls."""
     with torch.no_grad():
         latencies = benchmark.pedantic(interleave, (calls, "cpu", 1.0 * len(calls)), rounds=1)
     benchmark.extra_info["where"] = environment.provenance("cpu", torch.get_num_threads())
@@ -30,7 +33,7 @@ def measured(benchmark, calls):
 
 
 def slope(costs):
-    """Of log cost over log size, by least squares."""
+    """The slope of log cost over log size, by least squares."""
     points = [(math.log(size), math.log(cost)) for size, cost in costs.items()]
     x, y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
     return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)

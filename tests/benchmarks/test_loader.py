@@ -1,4 +1,4 @@
-"""What a core makes of images in a second: ImageNet's pipeline on a file of its mean size, and a batch of digits."""
+"""How many images one core loads per second: ImageNet's pipeline on a file of mean size, and a batch of digits."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from studies.config import Config
 from studies.data import load, torchvision
 
 SIZE = 500, 375
-"""Columns and rows of the usual ImageNet photograph."""
+"""Columns and rows of a typical ImageNet photograph."""
 
 
 @pytest.fixture
@@ -62,6 +62,6 @@ def test_digits(data, benchmark):
 
 
 def _rate(benchmark, images: int) -> None:
-    """What is recorded beside the times."""
+    """Record the rate beside the times."""
     if benchmark.enabled:
         benchmark.extra_info["images_per_second"] = images / benchmark.stats.stats.median

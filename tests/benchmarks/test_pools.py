@@ -1,6 +1,6 @@
-"""Whether the threads of torch and of Numba fight: done in turns, their work should take as long as both parts alone.
+"""Whether the threads of torch and of Numba disturb each other. In turns, both should take the sum of their times.
 
-Where each library has threads of its own (`NUMBA_THREADING_LAYER=workqueue`), it takes longer, and the kernel alone
+If each library has its own threads (`NUMBA_THREADING_LAYER=workqueue`), they take longer, and the kernel alone takes
 several times as long.
 """
 

@@ -1,7 +1,7 @@
 """`pytest --benchmark-only`: every operator at SAN10's five stages, on every backend.
 
-Rounds of one benchmark follow each other; the sweep, which interleaves them, is what compares backends. The saved
-results (`--benchmark-json`) hold the fields of a row, and its share of the roof.
+All rounds of one benchmark run before the next benchmark. To compare backends, use the sweep, which interleaves rounds.
+The saved results (`--benchmark-json`) hold the fields of a row, and its share of the roof.
 """
 
 import pytest

@@ -15,7 +15,7 @@ CHOICES = [("unfold", "composed"), ("numba", "composed"), ("numba", "fused"), ("
 
 @pytest.fixture
 def noise():
-    """Images enough for many epochs of one step."""
+    """A dataset of random images whose epoch is one step."""
     pixels = torch.randint(256, (IMAGES, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     images = Pixels(pixels, torch.arange(IMAGES) % CLASSES)
     return Dataset(
