@@ -590,8 +590,8 @@ def _partial(parameters, work):
 def _tiles(offset, factor, map_, channels, widths, work):
     """Tiles with room for the frames of the map or of so many channels of β."""
     n, e, _ = offset.shape
-    k = len(work.frame(1).taps)
-    frame = work.frame(_height(n, widths[-1] * k, work))
+    k = len(work.tiles(1).taps)
+    frame = work.tiles(_height(n, widths[-1] * k, work))
     most = frame.height * frame.width
     at_once = -(-k // -(-k // max(1, COLUMNS // most)))
     step, size = _apart(at_once * most), frame.rows.shape[1] * len(frame.columns)

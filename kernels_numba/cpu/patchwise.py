@@ -626,7 +626,7 @@ def _plan(kind, map_, v, widths, kept, backward, work):
     (n, r, h, w), concatenates = map_.shape, kind == "concatenation"
     images, height = _tiling(n, work)
     own = _own(images, height, work)
-    view = _view(work.frame(height), images, h, w)
+    view = _view(work.tiles(height), images, h, w)
     centres = view if kind == "clique_product" else own
     k, tiles = len(view.taps), len(view.rows)
     groups = widths[-1] // k if v else 0

@@ -490,115 +490,116 @@ def _spread_cliques(taps, step_j, step_l, other, map_, frame):
                     _fold(planes, s * size, flat, (channel + s) * h * w, w, rows[tile], columns, begin, end)
 
 
-# The operators: inputs, outputs, and `frame(planes, items)`, which makes a Frame with memory for so many planes per
-# thread, in as many tiles as keep all threads at work on `items` of each. A gradient that nobody needs is None.
+# The operators: inputs, outputs, and the work. `work.frames(planes, items)` makes a Frame with memory for so many
+# frames per thread, and with enough tiles to occupy all threads if each tile has `items` independent pieces. A gradient
+# that is not needed is None.
 
 
 def _constant(value, like):
     return np.full(1, value, like.dtype)
 
 
-def pairwise_summation(phi, psi, delta, frame):
-    _combine(phi, _constant(1, phi), psi, delta, 0, frame(1, phi.shape[0] * phi.shape[1]))
+def pairwise_summation(phi, psi, delta, work):
+    _combine(phi, _constant(1, phi), psi, delta, 0, work.frames(1, phi.shape[0] * phi.shape[1]))
 
 
-def pairwise_summation_backward(gradient, phi, psi, phi_gradient, psi_gradient, frame):
+def pairwise_summation_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
         _total(gradient, 0, gradient.shape[2], phi_gradient)
     if psi_gradient is not None:
-        _scatter(gradient, 0, _constant(1, psi), psi_gradient, frame(1))
+        _scatter(gradient, 0, _constant(1, psi), psi_gradient, work.frames(1))
 
 
-def pairwise_subtraction(phi, psi, delta, frame):
-    _combine(phi, _constant(-1, phi), psi, delta, 0, frame(1, phi.shape[0] * phi.shape[1]))
+def pairwise_subtraction(phi, psi, delta, work):
+    _combine(phi, _constant(-1, phi), psi, delta, 0, work.frames(1, phi.shape[0] * phi.shape[1]))
 
 
-def pairwise_subtraction_backward(gradient, phi, psi, phi_gradient, psi_gradient, frame):
+def pairwise_subtraction_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
         _total(gradient, 0, gradient.shape[2], phi_gradient)
     if psi_gradient is not None:
-        _scatter(gradient, 0, _constant(-1, psi), psi_gradient, frame(1))
+        _scatter(gradient, 0, _constant(-1, psi), psi_gradient, work.frames(1))
 
 
-def pairwise_hadamard_product(phi, psi, delta, frame):
-    _combine(_constant(0, phi), phi, psi, delta, 0, frame(1, phi.shape[0] * phi.shape[1]))
+def pairwise_hadamard_product(phi, psi, delta, work):
+    _combine(_constant(0, phi), phi, psi, delta, 0, work.frames(1, phi.shape[0] * phi.shape[1]))
 
 
-def pairwise_hadamard_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, frame):
+def pairwise_hadamard_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
-        _aggregate(gradient, psi, phi_gradient, frame(1, phi.shape[0] * phi.shape[1]))
+        _aggregate(gradient, psi, phi_gradient, work.frames(1, phi.shape[0] * phi.shape[1]))
     if psi_gradient is not None:
-        _scatter(gradient, 0, phi, psi_gradient, frame(1))
+        _scatter(gradient, 0, phi, psi_gradient, work.frames(1))
 
 
-def pairwise_concatenation(phi, psi, delta, frame):
+def pairwise_concatenation(phi, psi, delta, work):
     r, k = phi.shape[1], delta.shape[2]
     _repeat(phi, delta, 0, k)
-    _combine(_constant(0, psi), _constant(1, psi), psi, delta, r * k, frame(1, phi.shape[0] * r))
+    _combine(_constant(0, psi), _constant(1, psi), psi, delta, r * k, work.frames(1, phi.shape[0] * r))
 
 
-def pairwise_concatenation_backward(gradient, phi, psi, phi_gradient, psi_gradient, frame):
+def pairwise_concatenation_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     r, k = phi.shape[1], gradient.shape[2]
     if phi_gradient is not None:
         _total(gradient, 0, k, phi_gradient)
     if psi_gradient is not None:
-        _scatter(gradient, r * k, _constant(1, psi), psi_gradient, frame(1))
+        _scatter(gradient, r * k, _constant(1, psi), psi_gradient, work.frames(1))
 
 
-def pairwise_dot_product(phi, psi, delta, frame):
-    _correlate(phi, psi, delta, frame(phi.shape[1], phi.shape[0]))
+def pairwise_dot_product(phi, psi, delta, work):
+    _correlate(phi, psi, delta, work.frames(phi.shape[1], phi.shape[0]))
 
 
-def pairwise_dot_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, frame):
+def pairwise_dot_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
-        _aggregate(gradient, psi, phi_gradient, frame(min(BLOCK, phi.shape[1]), phi.shape[0]))
+        _aggregate(gradient, psi, phi_gradient, work.frames(min(BLOCK, phi.shape[1]), phi.shape[0]))
     if psi_gradient is not None:
-        _distribute(gradient, phi, psi_gradient, frame(min(BLOCK, phi.shape[1])))
+        _distribute(gradient, phi, psi_gradient, work.frames(min(BLOCK, phi.shape[1])))
 
 
-def patchwise_star_product(phi, psi, delta, frame):
-    pairwise_dot_product(phi, psi, delta.swapaxes(1, 2), frame)
+def patchwise_star_product(phi, psi, delta, work):
+    pairwise_dot_product(phi, psi, delta.swapaxes(1, 2), work)
 
 
-def patchwise_star_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, frame):
-    pairwise_dot_product_backward(gradient.swapaxes(1, 2), phi, psi, phi_gradient, psi_gradient, frame)
+def patchwise_star_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
+    pairwise_dot_product_backward(gradient.swapaxes(1, 2), phi, psi, phi_gradient, psi_gradient, work)
 
 
-def patchwise_clique_product(phi, psi, delta, frame):
-    _cliques(phi, psi, delta, frame(2 * phi.shape[1], phi.shape[0]))
+def patchwise_clique_product(phi, psi, delta, work):
+    _cliques(phi, psi, delta, work.frames(2 * phi.shape[1], phi.shape[0]))
 
 
-def patchwise_clique_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, frame):
-    lookups = frame(2 * BLOCK)
-    k = len(lookups.taps)
+def patchwise_clique_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
+    frame = work.frames(2 * BLOCK)
+    k = len(frame.taps)
     if phi_gradient is not None:
-        _spread_cliques(gradient, k, 1, psi, phi_gradient, lookups)
+        _spread_cliques(gradient, k, 1, psi, phi_gradient, frame)
     if psi_gradient is not None:
-        _spread_cliques(gradient, 1, k, phi, psi_gradient, lookups)
+        _spread_cliques(gradient, 1, k, phi, psi_gradient, frame)
 
 
-def patchwise_concatenation(phi, psi, delta, frame):
+def patchwise_concatenation(phi, psi, delta, work):
     r = phi.shape[1]
     _repeat(phi, delta, 0, 1)
-    _combine(_constant(0, psi), _constant(1, psi), psi, delta, r, frame(1, phi.shape[0] * r))
+    _combine(_constant(0, psi), _constant(1, psi), psi, delta, r, work.frames(1, phi.shape[0] * r))
 
 
-def patchwise_concatenation_backward(gradient, phi, psi, phi_gradient, psi_gradient, frame):
+def patchwise_concatenation_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
         _total(gradient, 0, 1, phi_gradient)
     if psi_gradient is not None:
-        _scatter(gradient, phi.shape[1], _constant(1, psi), psi_gradient, frame(1))
+        _scatter(gradient, phi.shape[1], _constant(1, psi), psi_gradient, work.frames(1))
 
 
-def aggregation(alpha, beta, y, frame):
+def aggregation(alpha, beta, y, work):
     n, g = alpha.shape[:2]
-    _aggregate(alpha, beta, y, frame(min(BLOCK, beta.shape[1] // g), n * g))
+    _aggregate(alpha, beta, y, work.frames(min(BLOCK, beta.shape[1] // g), n * g))
 
 
-def aggregation_backward(gradient, alpha, beta, alpha_gradient, beta_gradient, frame):
+def aggregation_backward(gradient, alpha, beta, alpha_gradient, beta_gradient, work):
     n, g = alpha.shape[:2]
     share = beta.shape[1] // g
     if alpha_gradient is not None:
-        _correlate(gradient, beta, alpha_gradient, frame(share, n * g))
+        _correlate(gradient, beta, alpha_gradient, work.frames(share, n * g))
     if beta_gradient is not None:
-        _distribute(alpha, gradient, beta_gradient, frame(min(BLOCK, share)))
+        _distribute(alpha, gradient, beta_gradient, work.frames(min(BLOCK, share)))

@@ -464,15 +464,15 @@ def _of_heads(relative, widths, work):
 
 def _tiles(depth, share, sets, query, work):
     """Tiles with room for the frames of a head; so many sets of them are to stay in a cache."""
-    least = work.frame(1)
+    least = work.tiles(1)
     k, lane, planes = len(least.taps), BYTES // query.itemsize, depth + share + work.excludes
     beyond = least.rows.shape[1] - 1  # nearly: rows that strides leave out are no frame's
     most = max(1, min(HEIGHT, FRAMES // (sets * planes * len(least.columns)) - beyond))
-    frame = work.frame(-(-work.height // -(-work.height // most)))  # no tile much lower than the others
+    frame = work.tiles(-(-work.height // -(-work.height // most)))  # no tile much lower than the others
     wide = -(-work.width // lane) * lane
     at_once = min(frame.height, max(1, PAIRS // (k * wide)))
     step, size = _apart(at_once * wide), frame.rows.shape[1] * len(frame.columns)
-    ones = work.empty(*work.map.shape[2:] if work.excludes else (0, 0))
+    ones = work.empty(*work.map_size if work.excludes else (0, 0))
     ones[...] = 1
     return Tiles(
         *frame[:-1],

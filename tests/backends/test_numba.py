@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import kernels_numba
 from kernels_numba.cpu import relations
 from saprof.backends import choose, run, why_not
-from saprof.backends import numba as backend
-from saprof.backends.numba import FRAME_BYTES, _longest_run
+from saprof.backends.numba import lookups
+from saprof.backends.numba.lookups import FRAME_BYTES, longest_run
 from saprof.measure.conformance import check
 from saprof.measure.memory import peak_bytes, saved_bytes
 from saprof.operators import aggregation, pairwise_subtraction, pairwise_summation
@@ -183,8 +183,8 @@ class TestLookups:
                 assert (frame.columns[u] == columns[:, x]).all()
 
     @given(st.lists(st.integers(-1, 6), min_size=1, max_size=12))
-    def test_the_longest_run_has_no_gap_and_nothing_outside(self, columns):
-        begin, end = _longest_run(np.array(columns))
+    def test_thelongest_run_has_no_gap_and_nothing_outside(self, columns):
+        begin, end = longest_run(np.array(columns))
         assert 0 <= begin <= end <= len(columns)
 
         def is_run(run):
@@ -195,9 +195,9 @@ class TestLookups:
         longest = max(j - i for i, j in spans if is_run(columns[i:j]))
         assert end - begin == longest or end - begin < longest == 1  # which need not be copied as a run
 
-    def test_the_longest_run_of_a_reflected_map(self):
-        assert _longest_run(np.array([2, 1, 0, 1, 2, 3, 2, 1])) == (2, 6)
-        assert _longest_run(np.array([-1, -1])) == (0, 0)
+    def test_thelongest_run_of_a_reflected_map(self):
+        assert longest_run(np.array([2, 1, 0, 1, 2, 3, 2, 1])) == (2, 6)
+        assert longest_run(np.array([-1, -1])) == (0, 0)
 
 
 class TestErrors:
@@ -399,13 +399,13 @@ class TestTiles:
     @pytest.mark.parametrize("frame_bytes", [1, 2000])
     @each_of_two
     def test_any_number_of_tiles_computes_the_same(self, op, frame_bytes, monkeypatch):
-        monkeypatch.setattr(backend, "FRAME_BYTES", frame_bytes)
-        backend._lookups.cache_clear()
+        monkeypatch.setattr(lookups, "FRAME_BYTES", frame_bytes)
+        lookups.tiles_that_fit.cache_clear()
         for footprint in (Footprint.square(3), Footprint.disk(5, stride=2, boundary="exclude"), Footprint.cross(7)):
             verdict = check(Workload(op, footprint, n=2, r=9, v=18, h=7, w=11), "numba")
             assert verdict.ok, verdict.message
             assert verdict.gradients
-        backend._lookups.cache_clear()
+        lookups.tiles_that_fit.cache_clear()
 
 
 def test_a_gradient_of_another_shape_is_refused():

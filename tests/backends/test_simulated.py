@@ -24,9 +24,7 @@ def _simulator(monkeypatch):
     """What is asked of the CPU is computed by the CUDA kernels."""
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here; test_operators.py runs these kernels on it")
-    monkeypatch.setitem(backend._RUN, "cpu", backend._run_on_gpu)
-    monkeypatch.setattr(backend, "_cpu", lambda: pytest.fail("a CPU kernel was asked for"))
-    monkeypatch.setattr(backend, "kernel", lambda name: backend.opaque.entry("numba", name))
+    monkeypatch.setitem(backend.DEVICES, "cpu", backend.DEVICES["cuda"])
 
 
 def workloads(make, *dtypes):
@@ -49,9 +47,8 @@ def test_edge(workload):
 
 
 @workloads(lambda op: [next(tiny(op))], "float64", "float16", "bfloat16")
-def test_other_types(workload, monkeypatch):
+def test_other_types(workload):
     """On a GPU float16 stays what it is, and only bfloat16 is converted."""
-    monkeypatch.setitem(backend._CONVERTED, "cpu", backend._CONVERTED["cuda"])
     verdict = check(workload, "numba")
     assert verdict.ok, verdict.message
     assert verdict.gradients
@@ -82,7 +79,7 @@ def test_a_gradient_that_nobody_needs_is_not_computed(needed, monkeypatch):
 
 
 def test_an_empty_batch_launches_nothing(monkeypatch):
-    monkeypatch.setattr(backend, "_gpu", lambda: pytest.fail("a kernel was asked for"))
+    monkeypatch.setattr(backend, "as_array", lambda _: pytest.fail("an array was made for a kernel"))
     workload = Workload(pairwise_subtraction, Footprint.square(3), n=0)
     assert run(pairwise_subtraction, *workload.tensors(), footprint=workload.footprint, backend="numba").numel() == 0
 

@@ -16,7 +16,7 @@ import test_cuda_fused as fused
 import torch
 from test_cuda_fused import KINDS, Case, Heads
 
-from saprof.backends import numba as backend
+from saprof.backends.numba.lookups import tables
 from saprof.operators import family_of
 
 pytestmark = pytest.mark.simulated
@@ -72,9 +72,9 @@ def run(name, tensors, widths, flag, footprint):
     from kernels_numba.gpu import relations
 
     map_ = next(x for x in tensors if x is not None and x.dim() == 4)
-    tables = backend._tables(footprint, *map_.shape[2:], map_.device)
+    arrays = tables(footprint, *map_.shape[2:], map_.device)
     lookups = SimpleNamespace(
-        **relations.Lookups(*(x.numpy() for x in tables), 0)._asdict(),
+        **relations.Lookups(*(x.numpy() for x in arrays), 0)._asdict(),
         excludes=footprint.boundary == "exclude",
         empty=lambda *shape: map_.new_full(shape, torch.nan).numpy(),
     )

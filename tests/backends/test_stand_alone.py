@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
-from saprof.backends import numba as numba_backend
 from saprof.backends import run
+from saprof.backends.numba.cpu import CpuWork
 from saprof.measure.conformance import check
 from saprof.measure.memory import peak_bytes, saved_bytes
 from saprof.operators import Operator
@@ -309,6 +309,6 @@ def test_a_thread_takes_more_than_one_tile():
     from kernels_numba.cpu import stand_alone
 
     footprint, map_ = Footprint.square(3), torch.zeros(1, 4, 2 * stand_alone.HEIGHT + 1, 5)
-    work = numba_backend._Work(footprint, map_, 1)
+    work = CpuWork(footprint, (map_.shape[2], map_.shape[3]), map_, 1)
     tiles = stand_alone._tiles(2, 2, 1, torch.zeros(1).numpy(), work)
     assert len(tiles.rows) == 3
