@@ -26,13 +26,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kernels_cuda import CSRC
+from kernels_cuda import CSRC, SOURCES
 
-SOURCES = (
-    *("products.cu", "pairwise.cu", "patchwise.cu", "stand_alone.cu", "vectors.cu", "cliques.cu", "spreads.cu"),
-    *("mapping.cu", "operators.cu", "cores.cu", "binding.cpp"),
-)
-"""Those that take longest come first."""
 FLAGS = (
     *("-std=c++20", "-O3", "-lineinfo", "--expt-relaxed-constexpr"),
     *("-DTORCH_TARGET_VERSION=0x020b000000000000", "-DUSE_CUDA"),  # torch's stable ABI, as of 2.11

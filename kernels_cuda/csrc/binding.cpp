@@ -1,4 +1,4 @@
-// The kernels as an operator of torch, through its stable ABI, as of torch 2.11.
+// Registers `launch` as an operator of torch, through torch's stable ABI as of 2.11.
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -7,7 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "operators.h"
+#include "launch.h"
 
 namespace {
 
@@ -42,7 +42,7 @@ std::vector<Array> arrays_of(const std::vector<Tensor>& tensors, int device) {
   return arrays;
 }
 
-// On the device of the first table, in the current stream.
+// Runs on the device of the first table, in torch's current stream.
 void launch_tensors(std::string name, std::vector<Tensor> arrays, std::vector<Tensor> tables,
                     std::vector<int64_t> numbers) {
   STD_TORCH_CHECK(!tables.empty(), "saprof_kernels: expected the lookups of a footprint");

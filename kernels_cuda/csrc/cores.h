@@ -1,28 +1,34 @@
-// The cores of the fused attentions: inputs, outputs and scratch memory, in the order of saprof/backends/cores.py. What
-// nobody needs, or has, has no data.
+// The cores of the fused attentions. Their arrays are the inputs, the outputs and scratch memory, in the order of
+// saprof/backends/cores.py. An input that is absent, or an output that is not needed, has no data.
 
 #pragma once
 
 #include "mapping.h"
 
-using Arrays = std::vector<Array>;
+// What a core takes besides its arrays and the footprint.
+struct Core {
+  // The widths of the mapping's layers; of a stand-alone attention, the channels of a head and the number of heads.
+  Widths widths;
+  // Of a pairwise attention, whether rows are rectified; of a patchwise one, the relation (Kind).
+  int option;
+  // Whether the softmax skips taps outside the map.
+  bool excludes;
+  // At most so many blocks have their own sums in scratch memory.
+  int workers;
+};
 
 // pairwise.cu
-void pairwise_attention(const Arrays& a, const Lookups& at, const Core& core);
-void pairwise_attention_backward(const Arrays& a, const Lookups& at, const Core& core);
-void pairwise_statistics(const Arrays& a, const Lookups& at, const Core& core);
-void pairwise_statistics_backward(const Arrays& a, const Lookups& at, const Core& core);
+void pairwise_attention(const Arrays& a, const Lookups& lookups, const Core& core);
+void pairwise_attention_backward(const Arrays& a, const Lookups& lookups, const Core& core);
+void pairwise_statistics(const Arrays& a, const Lookups& lookups, const Core& core);
+void pairwise_statistics_backward(const Arrays& a, const Lookups& lookups, const Core& core);
 
 // stand_alone.cu
-void stand_alone_attention(const Arrays& a, const Lookups& at, const Core& core);
-void stand_alone_attention_backward(const Arrays& a, const Lookups& at, const Core& core);
+void stand_alone_attention(const Arrays& a, const Lookups& lookups, const Core& core);
+void stand_alone_attention_backward(const Arrays& a, const Lookups& lookups, const Core& core);
 
 // patchwise.cu
-void patchwise_attention(const Arrays& a, const Lookups& at, const Core& core);
-void patchwise_attention_backward(const Arrays& a, const Lookups& at, const Core& core);
-void patchwise_statistics(const Arrays& a, const Lookups& at, const Core& core);
-void patchwise_statistics_backward(const Arrays& a, const Lookups& at, const Core& core);
-
-// Start the core of that name; is there one? The numbers are the core's flag, whether the softmax skips taps outside, how
-// many workers scratch memory is for, and the widths.
-bool launch_core(const std::string& name, const Arrays& arrays, const Lookups& at, const std::vector<int64_t>& numbers);
+void patchwise_attention(const Arrays& a, const Lookups& lookups, const Core& core);
+void patchwise_attention_backward(const Arrays& a, const Lookups& lookups, const Core& core);
+void patchwise_statistics(const Arrays& a, const Lookups& lookups, const Core& core);
+void patchwise_statistics_backward(const Arrays& a, const Lookups& lookups, const Core& core);

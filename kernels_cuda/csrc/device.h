@@ -1,7 +1,7 @@
-// The CUDA runtime, and the little of the language that C++ has no word for.
+// The CUDA runtime, and what C++ needs in place of CUDA's extensions of the language.
 //
-// No file here asks whether it is compiled for a GPU, but this one: on a CPU, a header of that name that emulates the
-// runtime comes first on the include path.
+// The kernels also compile for a CPU. There, another cuda_runtime.h comes first on the include path, which emulates the
+// runtime. Only this file distinguishes the two.
 
 #pragma once
 
@@ -16,10 +16,10 @@
 #define SAPROF_THREADS 128
 #endif
 
-// Threads per block, where the work does not ask for another number: a multiple of 32.
+// Threads per block, unless a kernel needs another number: a multiple of 32.
 constexpr int THREADS = SAPROF_THREADS;
 
-// The block's shared memory, as many bytes as it was launched with.
+// The block's shared memory; `start` sets its size.
 template <typename T>
 __device__ T* shared_memory() {
 #ifdef __CUDACC__
@@ -30,7 +30,7 @@ __device__ T* shared_memory() {
 #endif
 }
 
-// Start the kernel in `stream`; std::runtime_error if CUDA refuses.
+// Start the kernel in `stream`. Throws std::runtime_error if CUDA refuses.
 template <typename... Parameters, typename... Arguments>
 void start(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes, cudaStream_t stream,
            Arguments&&... arguments) {

@@ -24,7 +24,7 @@ SHARED_BYTES = 48 << 10
 FRAME_BYTES = 6 << 10
 """What a channel's frame may take of it, so that a block can hold 8."""
 LONGEST = 8
-"""Taps in a piece: the BLOCK of kernels_cuda/csrc/frame.h."""
+"""Taps in a piece: the BLOCK of kernels_cuda/csrc/frames.h."""
 
 
 def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
@@ -93,7 +93,7 @@ cores.register(cores.Kernels("cuda", run_core))
 
 @lru_cache(maxsize=1024)
 def _lookups(footprint: Footprint, h: int, w: int, device: torch.device) -> tuple[list[Tensor], list[int]]:
-    """The tables of Lookups in kernels_cuda/csrc/frame.h, and its numbers but for the shared memory."""
+    """The tables of Lookups in kernels_cuda/csrc/frames.h, and its numbers but for the shared memory."""
     oh, ow = footprint.output_size(h, w)
     (rows,), columns, taps = footprint.frame(h, w, oh)
     first_rows, first_columns = taps // len(columns), taps % len(columns)

@@ -206,8 +206,8 @@ class TestTheSanitizersSee:
             ("thread", "  __syncthreads();\n  for", "  for", "data race"),
             (
                 "address",
-                "rows + y) * at.all_columns + u];",
-                "rows + y) * at.all_columns + u + 1];",
+                "rows + y) * lookups.all_columns + u];",
+                "rows + y) * lookups.all_columns + u + 1];",
                 "buffer-overflow",
             ),
             ("address", "map[(int64_t(d)", "map[-1 + (int64_t(d)", "buffer-overflow"),
@@ -218,7 +218,7 @@ class TestTheSanitizersSee:
         build(sanitizer, cache_folder)  # of which only one file must be compiled again
         shutil.copytree(cache_folder, tmp_path / "built", ignore=shutil.ignore_patterns("tmp*"))
         shutil.copytree(CSRC, tmp_path / "csrc")
-        source = tmp_path / "csrc" / "spreads.cu"
+        source = tmp_path / "csrc" / "relations_map_gradient.cu"
         text = source.read_text()
         assert text.count(right) == 1
         source.write_text(text.replace(right, wrong))
@@ -231,7 +231,7 @@ class TestTheSanitizersSee:
 
 
 COUNT_CONFLICTS = """
-#include "frame.h"
+#include "frames.h"
 
 // Threads that shared memory serves at once must find what they read, each for its V centres, in different banks.
 template <typename T, int V, int W>
@@ -268,7 +268,7 @@ def test_neighbouring_threads_read_different_banks(tmp_path):
     for header in CSRC.glob("*.h"):
         shutil.copy(header, tmp_path / "csrc")
     (tmp_path / "csrc" / "count.cu").write_text(COUNT_CONFLICTS)
-    with Host(build("", tmp_path, tmp_path / "csrc")) as host:
+    with Host(build("", tmp_path, tmp_path / "csrc", ["count.cu"])) as host:
         host.run("", [], [], [], inputs=0)
 
 
@@ -329,7 +329,7 @@ class TestLookups:
 
 
 def test_the_longest_piece_is_what_registers_hold():
-    assert re.search(rf"constexpr int BLOCK = {backend.LONGEST};", (CSRC / "frame.h").read_text())
+    assert re.search(rf"constexpr int BLOCK = {backend.LONGEST};", (CSRC / "frames.h").read_text())
 
 
 class TestReasons:

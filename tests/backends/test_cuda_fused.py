@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -452,7 +453,9 @@ def test_through_torch(request):
     """The library as torch sees it, but for the device."""
     library = build_library(request.config.cache.mkdir("cuda_on_host"))
     command = [sys.executable, "-c", THROUGH_TORCH, str(library)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    path = os.pathsep.join([str(Path(cores.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, env=environment)
     assert done.returncode == 0, done.stderr
     expected = "pairwise_statistics got 2 arrays; expected 6 and scratch memory, and 4 numbers at least"
     assert done.stdout.splitlines() == [expected]

@@ -26,7 +26,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from kernels_cuda import CSRC, cores
+from kernels_cuda import CSRC, SOURCES, cores
 from kernels_cuda.build import FLAGS
 
 HERE = Path(__file__).parent
@@ -51,7 +51,7 @@ _OPTIONS = {
 }
 
 _TYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3, torch.int32: 4}
-"""The values of Type (operators.h)."""
+"""The values of Type (launch.h)."""
 
 Array = np.ndarray | Tensor | None
 
@@ -83,7 +83,7 @@ class Host:
         numbers: Sequence[int],
         inputs: int | None = None,
     ) -> None:
-        """`launch` (operators.h) writes to those arrays that are outputs; None is one that nobody asks for.
+        """`launch` (launch.h) writes to those arrays that are outputs; None is one that nobody asks for.
 
         The first `inputs` of them and the tables must come back as they were. By default these are the inputs of the
         core of that name, or all arrays but the last, or, for the gradients of m inputs, the first 1 + m. RuntimeError
@@ -150,22 +150,22 @@ class Host:
         return f"the process ended with {process.returncode}\n{_essential(text)}"
 
 
-def build(sanitizer: str, folder: Path, csrc: Path = CSRC) -> list[str]:
-    """The command that serves the kernels of `csrc`; what it needs is compiled into `folder`, unless it is there.
+def build(sanitizer: str, folder: Path, csrc: Path = CSRC, names: Sequence[str] = SOURCES) -> list[str]:
+    """The command of a server of the kernels in these sources of `csrc`, compiled into `folder` unless it is there.
 
-    Skips the test where there is no compiler, or it has no such sanitizer that runs.
+    Skips the test if there is no compiler, or if its sanitizer does not work here.
     """
     prefix = _prefix(sanitizer)
-    sources = {*csrc.glob("*.cu"), *csrc.glob("*.cpp"), HERE / "server.cpp"} - {csrc / "binding.cpp"}
+    sources = {*(csrc / name for name in names if name != "binding.cpp"), HERE / "server.cpp"}
     return [*prefix, str(_link("server", sources, sanitizer, folder, csrc, _EXPORTED))]
 
 
 def build_library(folder: Path) -> Path:
-    """The kernels and their binding, for a torch without CUDA: it is told that there is a device and a stream."""
+    """The kernels and their binding, for a torch without CUDA; torch.cpp gives them a device and a stream."""
     _prefix("")
     home = Path(torch.__file__).parent / "lib"
     libraries = ["-shared", "-Wl,-Bsymbolic", f"-L{home}", "-ltorch", "-ltorch_cpu", "-lc10"]
-    return _link("library", {*CSRC.glob("*.cu"), *CSRC.glob("*.cpp"), HERE / "torch.cpp"}, "", folder, CSRC, libraries)
+    return _link("library", {*(CSRC / name for name in SOURCES), HERE / "torch.cpp"}, "", folder, CSRC, libraries)
 
 
 def _link(name: str, sources: set[Path], sanitizer: str, folder: Path, csrc: Path, how: Sequence[str]) -> Path:

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "operators.h"
+#include "launch.h"
 
 namespace {
 

@@ -8,7 +8,7 @@ from cuda_on_host.host import CSRC, SANITIZERS, Host, build
 
 KERNELS = """
 #include "device.h"
-#include "operators.h"
+#include "launch.h"
 
 __global__ void reverse(const float* from, float* to) {
   float* shared = shared_memory<float>();
@@ -111,14 +111,14 @@ def hosts(request):
     folder = request.config.cache.mkdir("cuda_on_host_emulation")
     csrc = folder / "csrc"
     csrc.mkdir(exist_ok=True)
-    (csrc / "operators.cu").write_text(KERNELS + LAUNCH)
-    for header in ("device.h", "operators.h"):
+    (csrc / "kernels.cu").write_text(KERNELS + LAUNCH)
+    for header in ("device.h", "launch.h"):
         (csrc / header).write_text((CSRC / header).read_text())
     started: dict[str, Host] = {}
 
     def host(sanitizer=""):
         if sanitizer not in started:
-            started[sanitizer] = Host(build(sanitizer, folder, csrc))
+            started[sanitizer] = Host(build(sanitizer, folder, csrc, ["kernels.cu"]))
         return started[sanitizer]
 
     yield host
