@@ -114,7 +114,7 @@ def plan(arguments: argparse.Namespace) -> list[Group]:
     for batch, dtype, mode in axes:
         for subject in [*_networks(arguments, batch, dtype), *_workloads(arguments, batch, dtype)]:
             network = isinstance(subject, Network)
-            choosable = not network or subject.has_backends
+            choosable = not network or subject.attends
             groups.append(
                 [
                     Cell(subject, mode, arguments.device, backend, is_compiled, how)
@@ -134,7 +134,7 @@ def _networks(arguments: argparse.Namespace, batch: int, dtype: str) -> Iterator
     footprints = _footprints(arguments) if arguments.footprint is not None else [None]
     for name, footprint, size in product(names, footprints, sizes):
         network = Network(name, footprint, batch, size, dtype)
-        if network.has_backends or footprint is None:
+        if network.attends or footprint is None:
             yield network
         elif _convolvable(footprint):
             if arguments.model or footprint.taps <= LARGEST_CONVOLUTION:

@@ -142,7 +142,7 @@ def prepare(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
 
 def _prepare_network(cell: Cell, subject: Network, training: bool) -> tuple[Prepared, dict[str, Any]]:
     torch.manual_seed(0)
-    chosen = {"backend": cell.backend, "attention": cell.attention} if subject.has_backends else {}
+    chosen = {"backend": cell.backend, "attention": cell.attention} if subject.attends else {}
     model = create_model(subject.name, **subject.overrides, **chosen)
     model = model.to(cell.device, getattr(torch, subject.dtype)).train(training)
     image = torch.randn(subject.batch, 3, subject.size, subject.size, generator=torch.Generator().manual_seed(0))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from saprof.models.catalogue import named_model
 from saprof.operators import BACKENDS, OPERATORS
 from saprof.operators.cost import operator_cost
 from saprof.operators.footprint import Footprint
@@ -32,18 +33,18 @@ class Network:
     dtype: str = "float32"
 
     @property
-    def has_backends(self) -> bool:
-        """Whether anything in the network is computed by a backend of ours."""
-        return not self.name.removeprefix("retinanet_").startswith("resnet")
+    def attends(self) -> bool:
+        """Whether the network has attention, which a backend of ours computes."""
+        return named_model(self.name).attends
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """What `create_model` is given beside the name."""
+        """The arguments of `create_model` beside the name."""
         if self.footprint is None:
             return {}
-        if not self.has_backends:
+        if not self.attends:
             return {"footprint": self.footprint.lattice[0][0] if self.footprint.lattice else 0}
-        if not self.name.startswith("san"):
+        if named_model(self.name).architecture != "SAN":
             return {"footprint": self.footprint}
         return {"footprints": (Footprint.square(3, boundary=self.footprint.boundary), *[self.footprint] * 4)}
 
@@ -85,7 +86,7 @@ class Cell:
                 "n": subject.batch,
                 "h": subject.size,
                 "w": subject.size,
-                "attention": self.attention if subject.has_backends else None,
+                "attention": self.attention if subject.attends else None,
             }
         return facts | {
             "dtype": subject.dtype,

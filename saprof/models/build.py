@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from saprof.models.catalogue import MODELS, list_models
+from saprof.models.catalogue import named_model
 from saprof.models.resnet import ResNet, ResNetConfig
 from saprof.models.retinanet import RetinaNet, RetinaNetConfig
 from saprof.models.san import SAN, SANConfig
@@ -21,7 +21,7 @@ ARCHITECTURES: dict[str, tuple[type[Any], type[Model]]] = {
     "SASA": (SASAConfig, SASA),
     "RetinaNet": (RetinaNetConfig, RetinaNet),
 }
-"""The config and the network of each."""
+"""The classes of config and network of each architecture."""
 
 EXPECTED = " or ".join([", ".join([*ARCHITECTURES][:-1]), [*ARCHITECTURES][-1]])
 
@@ -41,7 +41,5 @@ def create_model(name: str, **overrides: Any) -> Model:
 
     Raises ValueError for an unknown name or field, or a value that does not fit.
     """
-    if name not in MODELS:
-        raise ValueError(unknown("model", name, list_models()))
-    architecture, options = MODELS[name]
-    return build(architecture, options | overrides)
+    model = named_model(name)
+    return build(model.architecture, {**model.fields, **overrides})

@@ -7,12 +7,12 @@ val-split and 73.6 on val-original.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from saprof.models.catalogue import MODELS
 from saprof.operators.footprint import Footprint
 from saprof.paper.printed import PaperRow, paper, rows
 from saprof.records.rows import Row
@@ -33,12 +33,6 @@ COLUMNS = (
 )  # fmt: skip
 
 _IMAGE = (224, 224)
-_NAME = re.compile(
-    r"(?P<resnet>resnet\d+)(?:_(?P<size>\d+)x(?P=size))?"
-    r"|(?P<san>san\d+_(?P<family>pairwise|patchwise))(?:_(?P<relation>\w+))?"
-)
-_SIZE = {"resnet": 3, "san": 7}
-"""Side of the footprint of networks that say nothing of it."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +48,9 @@ class Variant:
 
     @property
     def model(self) -> str:
-        """As `saprof.create_model` knows it, but for the footprint."""
-        usual = _usual_relations().get(self.name.partition("_")[2])
-        return f"{self.name}_{self.relation}" if usual is not None and self.relation != usual else self.name
+        """The name that `saprof.create_model` takes; the footprint is not in it."""
+        usual = MODELS[self.name].relation
+        return self.name if usual in (None, self.relation) else f"{self.name}_{self.relation}"
 
 
 @dataclass(frozen=True)
@@ -77,8 +71,8 @@ class Printed:
 
 
 def variant(row: Row) -> Variant | None:
-    """Which network a row is about; None of operators, of other models than SAN and ResNet, and where the footprint is
-    no plain square."""
+    """The network that a row is about; None for an operator, for a model that is not in the catalogue, and for a
+    footprint that is not a plain square."""
     if row.kind != "model":
         return None
     if row.footprint == "default":
@@ -135,19 +129,9 @@ def front(frame: pd.DataFrame, costs: Sequence[str] = COSTS, gain: str = "top1")
 
 
 def _variant(name: str, size: int | None = None) -> Variant | None:
-    match = _NAME.fullmatch(name)
-    if match is None:
-        return None
-    if match["resnet"]:
-        return Variant(match["resnet"], None, size or int(match["size"] or _SIZE["resnet"]))
-    relation = match["relation"] or _usual_relations()[match["family"]]
-    return Variant(match["san"], relation, size or _SIZE["san"])
-
-
-@cache
-def _usual_relations() -> dict[str, str]:
-    """That of each family where none is told: Table 4 calls these networks by the family alone."""
-    return {row.family: str(row.setting) for row in rows(4) if row.model == f"san10_{row.family}"}
+    model = MODELS.get(name)
+    side = size or (model and model.side)
+    return Variant(model.base, model.relation, side) if model and side else None
 
 
 @cache

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from saprof.models.catalogue import MODELS
 from saprof.paper.printed import PaperRow
 from saprof.paper.printed import rows as paper_rows
 from saprof.plots import lines, style
@@ -98,9 +99,10 @@ def _draw_costs(axes: Axes, rows: pd.DataFrame, quantity: Quantity) -> None:
 
 
 def _printed(rows: pd.DataFrame) -> list[PaperRow]:
-    """The rows of Table 7 about the networks drawn, which it sees at 224 × 224."""
-    drawn = [style.look(name) for name in rows.loc[rows["h"] == 224, "name"].unique()]
-    return [row for row in paper_rows(7) if style.look(row.model) in drawn]
+    """The rows of Table 7 about the drawn networks. The table is about images of 224 × 224."""
+    drawn = [MODELS[name] for name in rows.loc[rows["h"] == 224, "name"].unique() if name in MODELS]
+    networks = {(model.base, model.relation) for model in drawn}
+    return [row for row in paper_rows(7) if (MODELS[row.model].base, MODELS[row.model].relation) in networks]
 
 
 def _mark_printed(axes: Axes, printed: Sequence[PaperRow], field: str) -> list[Line2D]:

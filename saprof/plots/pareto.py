@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from saprof.models.catalogue import MODELS
 from saprof.paper.evidence import front
 from saprof.plots import style
 from saprof.plots.style import STYLE
@@ -30,9 +31,6 @@ COSTS = {
 
 OF_ROWS = ("latency_s", "peak_bytes")
 """Costs that depend on who computes, how, and how many images at once."""
-
-FAMILIES = {"convolution": "resnet", "pairwise": "pairwise_subtraction", "patchwise": "patchwise_concatenation"}
-"""Whose colour a family has."""
 
 FONT = 8.5
 AROUND = [(reach, dx, dy) for reach in (1, 2, 3.2, 4.6) for dy, dx in product((1, -1, 0), (1, -1, 0)) if dx or dy]
@@ -86,10 +84,11 @@ def _labels(points: pd.DataFrame) -> pd.Series:
     """`SAN15 7×7 summation`: of network, footprint and relation what the family of the point has several of, and the
     relation where it is not the usual one."""
     several = points.groupby("family")[["name", "footprint"]].transform("nunique") > 1
-    network = points["name"].str.partition("_")[0].str.replace("resnet", "ResNet").str.replace("san", "SAN")
+    models = points["name"].map(MODELS)
+    network = models.map(lambda model: f"{model.architecture}{model.depth or ''}")
     footprint = points["footprint"].map(style.footprint_label)
     relation = points["relation"].fillna("")
-    usual = points["family"].map(FAMILIES) == points["family"] + "_" + relation
+    usual = relation == models.map(lambda model: model.relation)
     parts = [
         network.where(several["name"] | ~several["footprint"], ""),
         footprint.where(several["footprint"], ""),
@@ -110,7 +109,7 @@ def _draw(axes: Axes, panel: pd.DataFrame, cost: str) -> None:
     if len(best) > 1:
         axes.step(best["cost"], best["top1"], where="post", color="0.6", linewidth=5, alpha=0.35, label="Pareto front")
     for _, point in panel.iterrows():
-        look = style.look(FAMILIES.get(point["family"], point["family"]))
+        look = style.look_of_family(point["family"])
         ran = style.line_of(point["ran"] or "torch") | {"linestyle": "none"}
         axes.plot([point["cost"]], [point["top1"]], look.marker, color=look.colour, label=point["label"], **ran)
         if cost == "latency_s":
@@ -143,7 +142,7 @@ def _write_labels(axes: Axes, panel: pd.DataFrame) -> None:
             ha="center",
             va="center",
             fontsize=FONT,
-            color=style.look(FAMILIES.get(point["family"], point["family"])).colour,
+            color=style.look_of_family(point["family"]).colour,
             arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6} if AROUND[best][0] > 1 else None,
         )
         text.set_in_layout(False)
@@ -165,7 +164,7 @@ def _legend(points: pd.DataFrame) -> list[Line2D]:
     """Families, who computed, and the front."""
     handles = []
     for family in points["family"].unique():
-        look = style.look(FAMILIES.get(family, family))
+        look = style.look_of_family(family)
         how = {"color": look.colour, "marker": look.marker, "linestyle": "none"}
         handles.append(Line2D([], [], label=family.replace("_", "-"), **how))
     for ran in points["ran"].unique() if points["ran"].any() else ():

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 import zlib
 from collections.abc import Iterable, Sequence
@@ -22,6 +21,8 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from saprof.models.catalogue import MODELS, NamedModel
+from saprof.operators.attention import DEFAULTS
 from saprof.records.rows import Row
 
 STYLE: dict[Any, Any] = {
@@ -65,17 +66,14 @@ LOOKS = {
     "aggregation": ("#222222", "^"),
     "stand_alone_attention": ("#aa4499", ">"),
     "convolution_stem": ("#cc6677", "d"),
-    "resnet": ("#666666", "D"),
+    "convolution": ("#666666", "D"),
 }
 """Colour and marker of operators, and of the networks made of them. The colours are from the palettes of Okabe and Ito
 and of Tol, which readers with any colour vision can tell apart; pairwise is cool, patchwise warm."""
 
-RELATION = {
-    "pairwise": "pairwise_subtraction",
-    "patchwise": "patchwise_concatenation",
-    "stand_alone": "stand_alone_attention",
-}
-"""What a network named for its family alone is made of."""
+FAMILIES = {"convolution": "convolution", "stand_alone": "stand_alone_attention"}
+FAMILIES |= {family: f"{family}_{relation}" for family, (relation, *_) in DEFAULTS.items()}
+"""The entry of LOOKS that a family has."""
 
 SHADE = {15: 0.7, 38: 0.7, 19: 0.45, 50: 0.45}
 """Of the colour of deeper networks: the share of light that is left."""
@@ -133,16 +131,25 @@ def _statuses(rows: pd.DataFrame) -> str:
 
 
 def look(name: str) -> Look:
-    """How an operator or a network is drawn in every figure: as its relation; deeper networks are darker."""
-    depth, kind = 0, name
-    if network := re.fullmatch(r"(san|sasa_resnet|resnet)(\d*).*?_?([a-z]\w*)?", name):
-        depth = int(network[2] or 0)
-        usual = {"resnet": "resnet", "sasa_resnet": network[3] or "stand_alone", "san": network[3]}[network[1]]
-        kind = RELATION.get(usual, usual)
+    """The colour and marker of an operator or a network in every figure. A network looks like its relation, and a
+    deeper one is darker."""
+    model = MODELS.get(name)
+    kind = name if model is None else _kind_of_look(model)
     known = list(LOOKS.values())
     colour, marker = LOOKS.get(kind) or known[zlib.crc32(name.encode()) % len(known)]
-    shaded = (share * SHADE.get(depth, 1) for share in to_rgb(colour))
-    return Look(to_hex(tuple(shaded)), marker)
+    light = SHADE.get(model.depth, 1) if model else 1
+    return Look(to_hex(tuple(light * channel for channel in to_rgb(colour))), marker)
+
+
+def _kind_of_look(model: NamedModel) -> str:
+    if model.convolution_stem:
+        return "convolution_stem"
+    return f"{model.family}_{model.relation}" if model.relation else FAMILIES[model.family]
+
+
+def look_of_family(family: str) -> Look:
+    """The colour and marker of a family: those of its usual relation."""
+    return look(FAMILIES.get(family, family))
 
 
 def who(rows: pd.DataFrame) -> pd.Series:

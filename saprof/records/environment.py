@@ -30,6 +30,11 @@ FLAGS = (
 )
 """Environment variables that move CPU and GPU timings."""
 
+ROOT = Path(__file__).parents[2]
+"""The folder of the packages."""
+MEASURED_CODE = ("operators", "backends", "layers", "models", "measure")
+"""The packages of saprof whose code decides what a row says; the kernels are beside saprof."""
+
 MAY_CHANGE = ("argv", "memory_bytes", "commit", "dirty")
 """What rows of one run may differ in; `code` tells what of a commit matters to them."""
 
@@ -47,7 +52,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "threads": threads,
         "memory_bytes": psutil.virtual_memory().total,
-        "code": _code(),
+        "code": code_hash(),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
@@ -87,10 +92,10 @@ def cpu_name() -> str:
     return next(names, platform.machine())
 
 
-def _code() -> str:
-    """A short hash of the sources that measure and are measured."""
-    package = Path(__file__).parents[1]
-    sources = [path for folder in (package, *package.parent.glob("kernels_*")) for path in sorted(folder.rglob("*.*"))]
+def code_hash(root: Path = ROOT) -> str:
+    """A short hash of the sources that measure and are measured: a changed figure or command does not change it."""
+    folders = [root / "saprof" / name for name in MEASURED_CODE] + sorted(root.glob("kernels_*"))
+    sources = [path for folder in folders for path in sorted(folder.rglob("*.*"))]
     code = [path for path in sources if path.suffix in (".py", ".cu", ".cuh", ".h", ".cpp")]
     return hashlib.sha256(b"".join(path.read_bytes() for path in code)).hexdigest()[:12]
 
