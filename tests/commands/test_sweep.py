@@ -327,7 +327,7 @@ def test_planning_needs_no_torch():
         (["--footprint", "square:7,cross:13,disk:9,dilated:5x2,random:49@seed1"], 1 + 5 * 5),
         (
             ["--model", "all", "--footprint", "cross:3,4"],
-            2 * sum(Network(name).has_backends for name in saprof.list_models()),
+            2 * sum(Network(name).attends for name in saprof.list_models()),
         ),
         (["--operator", "aggregation", "--footprint", "3,5", "--dilation", "1,2", "--boundary", "zero,exclude"], 8),
         (["--operator", "aggregation", "--batch", "1,8", "--dtype", "float32,bfloat16", "--stride", "1,2"], 8),
@@ -343,7 +343,7 @@ def test_axes(arguments, names):
     groups = plan(*arguments)
     assert len(groups) == names
     for group in groups:
-        choosable = getattr(group[0].subject, "has_backends", True)
+        choosable = getattr(group[0].subject, "attends", True)
         assert [cell.backend for cell in group] == (list(BACKENDS) if choosable else ["auto"])
     keys = [cell.key("f") for group in groups for cell in group]
     assert len(set(keys)) == len(keys), "every cell needs a key of its own"
