@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep train tables lab notebooks test slurm lint bench gpu clean
+.PHONY: sweep train tables lab notebooks test test-deep test-all slurm lint wheel bench gpu clean
 
 sweep: $(VENV)/.base
 	$(BIN)/python -m saprof.sweep --footprint 3,5,7,9,11
@@ -23,6 +23,12 @@ notebooks: $(VENV)/.notebooks
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# the tests that make test leaves out; README.md says what they are
+test-deep: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'deep and not slurm'
+
+test-all: test test-deep
+
 slurm: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slurm tests/studies/test_on_slurm.py
 
@@ -31,6 +37,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/pyright
 	$(BIN)/clang-format --dry-run --Werror kernels_cuda/csrc/* tests/cuda_on_host/*.cpp tests/cuda_on_host/*.h
+
+# setuptools would also pack what an earlier build left in build/
+wheel: $(VENV)/.dev
+	rm -rf build
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest --benchmark-only

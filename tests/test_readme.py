@@ -28,6 +28,7 @@ LESS = {
 """What is added to a command, whose work itself other tests judge."""
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_commands(command, tmp_path):
     (tmp_path / "studies").symlink_to(ROOT / "studies")
@@ -46,7 +47,7 @@ def test_python(tmp_path, capsys):
 
 def test_every_make_target_exists():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
+    for target in re.findall(r"^make ([\w-]+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 

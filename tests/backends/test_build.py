@@ -234,6 +234,7 @@ def test_newest_libraries_are_kept(project):
     assert len(list(project.built.glob("*.json"))) == 4
 
 
+@pytest.mark.deep
 def test_processes_that_start_together_compile_once(project, monkeypatch):
     monkeypatch.setenv("NVCC_SLEEP", "1")
     processes = [project.process() for _ in range(3)]
@@ -514,6 +515,7 @@ def compiled(project, monkeypatch):
     return project
 
 
+@pytest.mark.deep
 @needs_nvcc
 def test_nvcc_compiles(compiled):
     built = build.library(["8.0", "9.0+PTX"])
@@ -545,6 +547,7 @@ def real(request):
         return build.library(["9.0"])
 
 
+@pytest.mark.deep
 def test_no_kernel_spills(real):
     assert {path.name for path in build.CSRC.iterdir() if path.suffix in (".cu", ".cpp")} == set(build.SOURCES)
     kernels = build.report(real)
@@ -561,6 +564,7 @@ def loading(real: Path, stub: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
 def test_torch_without_cuda_cannot_load(real):
     told = loading(real, "assert not build.why_not()")
@@ -571,6 +575,7 @@ def test_torch_without_cuda_cannot_load(real):
     assert message.endswith("expected a torch with CUDA, the one that it was built for")
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
 def test_loads(real, tmp_path):
     """A torch without CUDA lacks one symbol."""

@@ -84,6 +84,7 @@ def wide(op):
             yield Workload(op, footprint.with_(boundary="zero"), r=2, v=3, g=3, h=5, w=8)
 
 
+@pytest.mark.deep
 @each_of_two
 @each_way
 def test_values_and_gradients(op, way, watched_host):
@@ -92,11 +93,13 @@ def test_values_and_gradients(op, way, watched_host):
     judge(watched_host, in_turn(tiny(op)), way)
 
 
+@pytest.mark.deep
 @each_of_two
 def test_edge(op, watched_host):
     judge(watched_host, with_dtype(edge(op), "bfloat16"))
 
 
+@pytest.mark.deep
 @each_of_two
 def test_arrays_that_no_vector_is_aligned_to(op, cache_folder):
     with Host([*build("address", cache_folder), "shifted"]) as host:
@@ -168,6 +171,7 @@ for arguments in (
 """
 
 
+@pytest.mark.deep
 def test_through_torch(cache_folder):
     """The library as torch sees it, but for the device: what kernels are given, and what is refused."""
     command = [sys.executable, "-c", THROUGH_TORCH, str(build_library(cache_folder))]
@@ -197,6 +201,7 @@ def test_a_map_that_is_too_wide_is_refused(cuda_on_host):
             output.sum().backward()
 
 
+@pytest.mark.deep
 class TestTheSanitizersSee:
     """What would go unnoticed otherwise: a kernel with a planted mistake."""
 

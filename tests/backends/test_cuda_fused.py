@@ -368,6 +368,7 @@ def test_too_little_shared_memory(host):
                 check_patchwise_attention(kind, PATCHWISE[2])
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_watched(sanitizer, request):
     """No thread reads or writes where it must not, or when another one does."""
@@ -449,6 +450,7 @@ except (RuntimeError, ValueError) as error:
 """
 
 
+@pytest.mark.deep
 def test_through_torch(request):
     """The library as torch sees it, but for the device."""
     library = build_library(request.config.cache.mkdir("cuda_on_host"))

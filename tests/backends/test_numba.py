@@ -62,6 +62,7 @@ class TestDispatcher:
         inputs = [x.requires_grad_() for x in Workload(op, footprint, h=4, w=3).tensors()]
         torch.library.opcheck(getattr(torch.ops.saprof_numba, op.name).default, (*inputs, str(footprint)))
 
+    @pytest.mark.deep
     @each_of_two
     @each_footprint
     @each_need
@@ -72,6 +73,7 @@ class TestDispatcher:
         entry = getattr(torch.ops.saprof_numba, f"{op.name}_backward").default
         torch.library.opcheck(entry, (gradient, *inputs, str(footprint), needs))
 
+    @pytest.mark.deep
     @each_of_two
     @each_need
     def test_derivatives_of_the_backward(self, op, needs):
@@ -105,6 +107,7 @@ class TestDispatcher:
         assert choose(*how, "meta", DISK) == "unfold"
         assert why_not("numba", *how, "meta", DISK) == "no kernels for meta tensors"
 
+    @pytest.mark.deep
     def test_is_loaded_by_the_first_kernel(self):
         code = (
             "import runpy, sys, saprof; "
@@ -320,6 +323,7 @@ for warning in caught:
 """
 
 
+@pytest.mark.deep
 class TestThreads:
     def test_settings_are_respected_and_left_alone(self):
         assert alone(SETTINGS) == ["kept"]
@@ -358,6 +362,7 @@ print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 
 
+@pytest.mark.deep
 class TestCache:
     def test_a_second_process_compiles_nothing_until_a_file_changes(self, tmp_path):
         """Kernels inline functions of the folder's other files, which Numba alone would not look at."""

@@ -159,6 +159,7 @@ def full(tmp_path_factory):
     return folder / "report"
 
 
+@pytest.mark.deep
 def test_every_figure_is_there(full):
     stems = {path.stem for path in full.glob("*.svg")}
     assert stems == {

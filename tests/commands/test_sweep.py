@@ -75,6 +75,7 @@ def test_one_row_per_cell_with_figure_and_provenance(tmp_path, capsys):
     assert "aggregation" not in output.err.replace("aggregation-", ""), "the table belongs to stdout"
 
 
+@pytest.mark.deep
 def test_roofs_are_measured_with_the_run(tmp_path, capsys):
     arguments = ["--operator", "aggregation", "--roofs", "measure"]
     assert run(tmp_path, *arguments) == 0
@@ -104,6 +105,7 @@ def test_formats(tmp_path, capsys, form):
         assert {"csv": "latency_s", "md": "| ---"}[form] in text
 
 
+@pytest.mark.deep
 def test_networks_beside_table_7(tmp_path, capsys):
     arguments = ["--model", "san10_patchwise,resnet26", "--footprint", "3", "--size", "32", "--seconds", "0.02"]
     assert sweep.main([*arguments, "--backend", "numba,unfold", "--output", str(tmp_path)]) == 0
@@ -116,6 +118,7 @@ def test_networks_beside_table_7(tmp_path, capsys):
     assert "10.7" in capsys.readouterr().out
 
 
+@pytest.mark.deep
 def test_a_network_fused_beside_composed(tmp_path, capsys):
     """Cells of one group, of the same cost; what was asked for and did not run is told as well."""
     arguments = ["--model", "san10_pairwise", "--footprint", "3", "--size", "32", "--seconds", "0.02"]
@@ -150,6 +153,7 @@ def test_only_networks_with_attention_have_a_choice_of_it():
     assert str(cell).endswith(" forward unfold fused on cpu")
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("mode", ["train_forward", "backward", "train_step"])
 def test_networks_train(tmp_path, mode):
     network = Network("san10_pairwise", Footprint.square(3), batch=2, size=64)
@@ -169,6 +173,7 @@ def test_backends_beside_each_other(tmp_path, capsys):
     assert all(row.peak_bytes < first.peak_bytes for row in others)
 
 
+@pytest.mark.deep
 def test_compiled_beside_eager(tmp_path):
     assert run(tmp_path, "--operator", "pairwise_hadamard_product", "--compile", "both") == 0
     eager, compiled = read_rows(tmp_path)
@@ -262,6 +267,7 @@ def test_a_wrong_compiler_is_found_out(monkeypatch):
         assert "off the eager one" in row.reason
 
 
+@pytest.mark.deep
 def test_a_group_apart_may_be_given_up_or_die(tmp_path):
     assert run(tmp_path / "a", "--operator", "aggregation", "--isolate") == 0
     assert read_rows(tmp_path / "a")[0].status in MEASURED
@@ -276,6 +282,7 @@ def test_time_budget_leaves_cells_for_later(tmp_path, capsys):
     assert len(read_rows(tmp_path)) == 2
 
 
+@pytest.mark.deep
 def test_resume_after_a_kill_loses_and_repeats_nothing(tmp_path):
     operators = [*OPERATORS][:5]
     arguments = [*SMALL, "--operator", ",".join(operators), "--seconds", "0.4", "--output", str(tmp_path / "run")]

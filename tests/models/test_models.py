@@ -184,6 +184,7 @@ def test_autocast_stays_close(family):
     torch.testing.assert_close(cast.float(), model(x), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("family", ["pairwise", "patchwise"])
 def test_compiled_is_eager(family, backend, compiler):

@@ -92,6 +92,7 @@ def browser():
     browser.quit()
 
 
+@pytest.mark.deep
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_a_notebook_runs_in_jupyterlab(browser, folder):
     cells = sum(cell.cell_type == "code" for cell in nbformat.read(folder / "notebooks" / NOTEBOOK, 4).cells)

@@ -35,6 +35,7 @@ def texts(notebook):
                 yield output.get("text") or data.get("text/html") or data.get("text/plain")
 
 
+@pytest.mark.deep
 @each_notebook
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_a_notebook_runs_and_shows_what_it_showed(path, execute):

@@ -233,6 +233,7 @@ class TestGradients:
         if op.degree is not None:
             assert torch.autograd.gradgradcheck(lambda *x: run(op, *x, footprint=footprint, backend=backend), inputs)
 
+    @pytest.mark.deep
     @each_of_two
     @each_backend
     @pytest.mark.parametrize("footprint", [Footprint.square(3), DISK], ids=str)
@@ -247,6 +248,7 @@ class TestGradients:
 
             assert torch.autograd.gradgradcheck(function, [x.clone().requires_grad_()])
 
+    @pytest.mark.deep
     @each_of_two
     @each_backend
     def test_derivatives_of_one_gradient(self, op, backend):
@@ -309,6 +311,7 @@ class TestDispatcher:
         for got, want in zip(run_backward(compiled, inputs), run_backward(eager, inputs), strict=True):
             torch.testing.assert_close(got, want)
 
+    @pytest.mark.deep
     @each_backend
     def test_compiles_with_inductor(self, backend, compiler):
         footprint = Footprint.square(3)
@@ -328,6 +331,7 @@ class TestDispatcher:
         for got, want in zip(run_backward(compiled, [alpha, beta]), expected, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.deep
     @each_backend
     @pytest.mark.parametrize(
         ("op", "footprint"), [(pairwise_subtraction, DISK), (aggregation, Footprint.square(3))], ids=["disk", "square"]
@@ -562,6 +566,7 @@ except jaxtyping.TypeCheckError:
 """
 
 
+@pytest.mark.deep
 def test_layers_keep_the_shapes_they_announce():
     """In a process of its own: checked signatures do not compile with fullgraph=True."""
     done = subprocess.run([sys.executable, "-c", SHAPES_OF_LAYERS], capture_output=True, text=True, check=False)

@@ -157,6 +157,7 @@ def test_leaves_nothing_behind():
     assert not hasattr(torch.ops.saprof, "pairwise_squared_difference")
 
 
+@pytest.mark.deep
 def test_has_a_row_in_the_sweep(squared_difference, tmp_path):
     cell = ["--relation", "squared_difference", "--channels", "32", "--size", "6", "--footprint", "3"]
     how = ["--backend", "unfold", "--mode", "train_step", "--seconds", "0.02"]

@@ -150,6 +150,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.deep
 def test_another_process_sees_the_same_pixels(root, v2):
     dataset = load(config(root))
     views = [dataset.augment(dataset.train.read(n), generator(n)) for n in range(6)]

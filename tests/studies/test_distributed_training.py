@@ -178,6 +178,7 @@ for _ in range(10):
 """Groups that are taken down while their threads have tensors to free, for which they need Python's lock."""
 
 
+@pytest.mark.deep
 def test_a_group_that_is_taken_down_waits_for_no_thread_that_waits_for_it():
     subprocess.run(
         [sys.executable, "-c", CROWDED], cwd=ROOT, env=environment(RANK="0", WORLD_SIZE="2"), check=True, timeout=120
@@ -212,6 +213,7 @@ def alone(tmp_path_factory):
     return run
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", [name for name in JOBS if name not in (*FAILING, "stopped")])
 def test_both_processes_end_well(pair, name):
     folders, codes = pair

@@ -108,6 +108,7 @@ def test_help_is_quick():
     assert "python -m studies.doctor" in done.stdout
 
 
+@pytest.mark.deep
 def test_the_exit_code_reaches_the_shell(tmp_path):
     command = [sys.executable, "-m", "studies.doctor", "--data", "cifar10", "--root", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -89,6 +89,7 @@ def test_all_of_the_papers_attacks_and_the_ladder_by_default():
     assert Asked.of(["clean"]) == Asked(manipulations=("none",), attacks=())
 
 
+@pytest.mark.deep
 def test_counts_do_not_depend_on_batches_and_workers(folder):
     _, dataset, split, model = runs.trained(folder)
     images = sample(split.judged, 60)
@@ -218,6 +219,7 @@ def noise(monkeypatch):
 ONE_ATTACK = ["--attack-epsilon", "8", "--attack-step", "4", "--attack-steps", "2"]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("family", "options"), [("pairwise", ONE_ATTACK), ("patchwise", ["--only", "rotations"])])
 def test_a_released_checkpoint_beside_the_paper(noise, tmp_path, capsys, family, options):
     path, model = tmp_path / "official.pth", f"san10_{family}"
@@ -398,6 +400,7 @@ def test_help_does_not_load_torch():
     assert done.stdout.startswith("usage: python -m studies.evaluate")
 
 
+@pytest.mark.deep
 def test_the_command(folder):
     done = subprocess.run(
         [sys.executable, "-m", "studies.evaluate", str(folder), str(folder / "none"), *QUICK],

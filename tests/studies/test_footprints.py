@@ -340,6 +340,7 @@ def test_a_study_that_does_not_fit_its_runs(change, expected, tmp_path):
     assert [path.name for path in folder.iterdir()] == [records.FILE]
 
 
+@pytest.mark.deep
 def test_two_epochs_are_trained_and_gone_on_with(tmp_path):
     """Two runs, as a user runs them; some seconds."""
     command = [sys.executable, "-m", "studies.footprints", "--footprint", "3,random:9@seed1", "--family", "stand_alone"]

@@ -169,6 +169,7 @@ def wait_for(what, seconds=120):
         time.sleep(0.05)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 75), (signal.SIGKILL, -9)])
 def test_processes_save_when_the_command_ends(tmp_path, number, code):
     (tmp_path / "driver.py").write_text(DRIVER.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
@@ -273,6 +274,7 @@ def test_help_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.deep
 def test_the_cost_of_full_scale_is_an_estimate(capsys, tmp_path):
     asked = ["table5", "--data", "folder", "--dry-run", "--seeds", "1", "--gpus", "8", "--output", str(tmp_path)]
     assert reproduce.main(asked) == 0
@@ -298,6 +300,7 @@ def test_the_cost_of_digits_is_by_finished_runs(capsys, tmp_path):
 COMMAND = [sys.executable, "-m", "studies.reproduce", "sec5.3", "--smoke", "--jobs", "2", "--output"]
 
 
+@pytest.mark.deep
 def test_after_kill_9_no_finished_run_is_repeated(tmp_path, capsys):
     """Four runs of two epochs; half a minute."""
     command = subprocess.Popen([*COMMAND, str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -329,6 +332,7 @@ def test_after_kill_9_no_finished_run_is_repeated(tmp_path, capsys):
         reproduce.main(["table4", "--from", str(tmp_path / "copy")])
 
 
+@pytest.mark.deep
 def test_smoke_of_every_table(tmp_path):
     """43 runs of two epochs; a minute and a half on two idle cores."""
     command = [sys.executable, "-m", "studies.reproduce", "all", "--smoke", "--output", str(tmp_path)]

@@ -106,6 +106,7 @@ print(hashlib.sha256(json.dumps(split(load(Config()), Config()).manifest).encode
 """
 
 
+@pytest.mark.deep
 def test_another_process_holds_out_the_same():
     here = hashlib.sha256(json.dumps(split(load(Config()), Config()).manifest).encode()).hexdigest()
     environment = os.environ | {"PYTHONHASHSEED": "4711", "OMP_NUM_THREADS": "1"}

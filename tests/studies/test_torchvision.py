@@ -115,6 +115,7 @@ print("whole" if whole else "declared")
 """
 
 
+@pytest.mark.deep
 def test_the_one_that_is_installed_can_be_imported():
     try:
         extra.load()

@@ -566,6 +566,7 @@ def wait_for(process: subprocess.Popen, folder: Path, step: int) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.deep
 def test_a_run_that_is_killed_goes_on(tmp_path):
     """Twice with SIGKILL, then all of its processes asked to stop, and each time other processes load the images."""
     options = {"channels": [8, 8], "footprints": [3, 3], "backend": "unfold"}
