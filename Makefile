@@ -3,53 +3,66 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: sweep train tables lab notebooks test test-deep test-all slurm lint wheel bench gpu clean
+.PHONY: help table7 quick sweep train tables lab notebooks test test-deep test-all slurm lint docs wheel bench gpu clean
 
-sweep: $(VENV)/.base
+help: ## print this list
+	@echo 'The first target of a clone also sets up $(VENV).'
+	@sed -n 's/^\([a-z0-9-]*\):.* ## /\1\t/p' Makefile | expand -t 12
+
+table7: $(VENV)/.base ## recount SAN's Table 7, three seconds
+	$(BIN)/python -m saprof.tables --table 7
+
+quick: $(VENV)/.base ## measure one operator on this machine, less than half a minute
+	$(BIN)/python -m saprof.sweep --operator pairwise_subtraction --footprint 7 --seconds 1
+
+sweep: $(VENV)/.base ## the main job: SAN's Table 7 beside what this machine measures, four minutes
 	$(BIN)/python -m saprof.sweep --footprint 3,5,7,9,11
 
-train: $(VENV)/.studies
+train: $(VENV)/.studies ## train and judge a small SAN on handwritten digits, half a minute
 	$(BIN)/python -m studies.train --model san_mini_pairwise --data digits
 
-tables: $(VENV)/.studies
+tables: $(VENV)/.studies ## SAN Tables 3 to 10 in miniature on digits, an hour or two
 	$(BIN)/python -m studies.reproduce all --data digits --seeds 6
 
-lab: $(VENV)/.notebooks
+lab: $(VENV)/.notebooks ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_operators.ipynb
 
-notebooks: $(VENV)/.notebooks
+notebooks: $(VENV)/.notebooks ## run all notebooks again and keep their outputs
 	$(BIN)/python notebooks/execute.py
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev ## the first tier of tests, four minutes at most on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # the tests that make test leaves out; README.md says what they are
-test-deep: $(VENV)/.dev
+test-deep: $(VENV)/.dev ## the tests that make test leaves out
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'deep and not slurm'
 
-test-all: test test-deep
+test-all: test test-deep ## every test, a quarter of an hour
 
-slurm: $(VENV)/.dev
+slurm: $(VENV)/.dev ## the studies' jobs on a real Slurm of this machine alone; needs root, slurm-wlm and munge
 	$(BIN)/python -m pytest -m slurm tests/studies/test_on_slurm.py
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev ## formatting, lint and types
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
 	$(BIN)/clang-format --dry-run --Werror kernels_cuda/csrc/* tests/cuda_on_host/*.cpp tests/cuda_on_host/*.h
 
 # setuptools would also pack what an earlier build left in build/
-wheel: $(VENV)/.dev
+wheel: $(VENV)/.dev ## build a wheel in dist/
 	rm -rf build
 	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
 
-bench: $(VENV)/.dev
+docs: $(VENV)/.dev ## build the documentation in site/; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+bench: $(VENV)/.dev ## the operators at SAN10's five stages, under pytest-benchmark
 	$(BIN)/python -m pytest --benchmark-only
 
-gpu: $(VENV)/.dev
+gpu: $(VENV)/.dev ## with a GPU: build, verify, test and measure, ten minutes; a second call continues
 	$(BIN)/python tests/on_gpu.py
 
-clean:
+clean: ## remove .venv
 	rm -rf $(VENV)
 
 # .venv/constraints.txt is constraints.txt, with the torch that .venv has or sees already instead of its own; the
