@@ -1,1 +1,14 @@
 """Numba kernels, for CPU and CUDA: leaves that know arrays and integers, and nothing of saprof."""
+
+OPERATORS = (
+    "pairwise_summation",
+    "pairwise_subtraction",
+    "pairwise_hadamard_product",
+    "pairwise_concatenation",
+    "pairwise_dot_product",
+    "patchwise_star_product",
+    "patchwise_clique_product",
+    "patchwise_concatenation",
+    "aggregation",
+)
+"""The operators with a kernel in cpu/relations.py and its twin in gpu/relations.py; each has a `_backward` as well."""

@@ -1,8 +1,9 @@
 """The backends: who computes an operator, and the one adapter to torch.library.
 
-A backend is a module with `kernel(name)`, the function that computes the operator of that name from its inputs and a
-footprint, or None, and `why_not`, which says what it cannot compute. It computes or it raises; only `backend="auto"`
-may choose. Of a fused attention, `kernel(f"{name}_statistics")` computes its statistics.
+A backend is a module with three functions. `kernel(operator)` returns the function that computes the operator from its
+inputs and a footprint, or None if there is none. `statistics(attention)` returns the function that computes the
+statistics of a fused attention. `why_not` returns the reason why the backend cannot compute, or None. A backend
+computes or raises; only `backend="auto"` may choose another.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def run_statistics(
 def why_not(backend: str, operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     """The reason why `backend` cannot compute `operator` there, or None if it can."""
     module = BACKENDS[backend]
-    reason = module.why_not(operator.name, dtype, torch.device(device).type, footprint)
-    if reason is None and module.kernel(operator.name) is None:
+    reason = module.why_not(operator, dtype, torch.device(device).type, footprint)
+    if reason is None and module.kernel(operator) is None:
         return f"no kernel for {operator.name}"
     return reason
 
@@ -157,7 +158,7 @@ def register(operator: Operator) -> None:
         footprint = Footprint.parse(text)
         operator.bind([x.shape for x in inputs], footprint)  # here, where torch.compile does not look
         chosen = choose(operator, inputs[0].dtype, inputs[0].device.type, footprint, backend)
-        return BACKENDS[chosen].kernel(operator.name)(*inputs, footprint)
+        return BACKENDS[chosen].kernel(operator)(*inputs, footprint)
 
     _libraries[operator.name] = library = torch.library.Library("saprof", "FRAGMENT")
     library.define(operator.schema)
@@ -174,7 +175,7 @@ def _register_statistics(library: torch.library.Library, operator: Attention) ->
         given = [entry for entry in operator.inputs if entry[0] != "beta"][: len(inputs)]
         replace(operator, inputs=tuple(given)).bind([x.shape for x in inputs], footprint)
         chosen = choose(operator, inputs[0].dtype, inputs[0].device.type, footprint, backend)
-        return BACKENDS[chosen].kernel(name)(*inputs, footprint)
+        return BACKENDS[chosen].statistics(operator)(*inputs, footprint)
 
     library.define(f"{name}(Tensor[] inputs, str footprint, str backend) -> (Tensor, Tensor)")
     library.impl(name, compute, "CompositeImplicitAutograd")

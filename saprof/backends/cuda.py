@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import kernels_cuda
 from kernels_cuda import build
-from saprof.backends import cores, fused, opaque
-from saprof.operators import OPERATORS
+from saprof.backends import cores, fused
+from saprof.backends.library import Kernels, register_operator
+from saprof.operators import OPERATORS, Operator
+from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint, readers
 
 SHARED_BYTES = 48 << 10
@@ -27,17 +28,18 @@ LONGEST = 8
 """Taps in a piece: the BLOCK of kernels_cuda/csrc/frames.h."""
 
 
-def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
+def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     if device not in _LAUNCH:
         return f"no kernels for {device} tensors"
     return _why_no_library() if device == "cuda" else None
 
 
-@cache
-def kernel(name: str) -> Callable[..., Any] | None:
-    if attention := fused.kernel("cuda", name):
-        return attention
-    return opaque.entry("cuda", name) if name in kernels_cuda.operators() else None
+def kernel(operator: Operator) -> Callable[..., Tensor] | None:
+    return fused.kernel("cuda", operator) or _KERNELS.get(operator.name)
+
+
+def statistics(operator: Attention) -> Callable[..., tuple[Tensor, Tensor]]:
+    return fused.statistics("cuda", operator)
 
 
 def _run(name: str, tensors: Sequence[Tensor | None], footprint: Footprint, sizes: Mapping[str, int]) -> None:
@@ -47,9 +49,8 @@ def _run(name: str, tensors: Sequence[Tensor | None], footprint: Footprint, size
     _LAUNCH[first.device.type](name, arrays, tables, [*numbers, SHARED_BYTES])
 
 
-for _operator in OPERATORS.values():
-    if not _operator.masked:
-        opaque.register(opaque.Kernels("cuda", _run, working=lambda x: x.dtype), _operator)
+_KERNELS = {name: register_operator(Kernels("cuda", _run), OPERATORS[name]) for name in kernels_cuda.operators()}
+"""The operators with a kernel of their own, by name."""
 
 
 def _launch(name: str, arrays: Sequence[Tensor], tables: Sequence[Tensor], numbers: Sequence[int]) -> None:
@@ -64,13 +65,10 @@ def _why_no_library() -> str | None:
     return build.why_not() if torch.cuda.is_available() else "torch sees no CUDA device"
 
 
-def run_core(
-    name: str, tensors: Sequence[Tensor | None], widths: Sequence[int], flag: cores.Flag, footprint: Footprint
-) -> None:
+def run_core(name: str, tensors: Sequence[Tensor | None], options: cores.Options, footprint: Footprint) -> None:
     """Compute a core of a fused attention, such as `pairwise_attention`: its outputs are behind its inputs.
 
-    None is an input that there is not, or an output that nobody needs. `flag` tells of pairwise cores whether rows are
-    rectified, of patchwise ones the relation, and of stand-alone ones nothing.
+    None stands for a missing input, or for an output that is not needed.
     """
     map_ = cores.map_of(tensors)
     if not map_.numel():
@@ -80,15 +78,25 @@ def run_core(
         return
     tables, numbers = _lookups(footprint, *map_.shape[2:], map_.device)
     oh, ow = footprint.output_size(*map_.shape[2:])
-    kinds = {"concatenation": 0, "star_product": 1, "clique_product": 2}
-    told = [kinds[flag] if isinstance(flag, str) else int(flag or 0), int(footprint.boundary == "exclude")]
-    size, workers = kernels_cuda.scratch(name, map_.shape[0] * oh * ow, widths)
+    facts = [_variant(options), int(footprint.boundary == "exclude")]
+    size, workers = kernels_cuda.scratch(name, map_.shape[0] * oh * ow, options.widths)
     dtype = torch.float64 if map_.dtype == torch.float64 else torch.float32
     arrays = [map_.new_empty(0) if x is None else x for x in (*tensors, map_.new_empty(size, dtype=dtype))]
-    _LAUNCH[map_.device.type](name, arrays, tables, [*numbers, SHARED_BYTES, *told, workers, *widths])
+    _LAUNCH[map_.device.type](name, arrays, tables, [*numbers, SHARED_BYTES, *facts, workers, *options.widths])
 
 
-cores.register(cores.Kernels("cuda", run_core))
+def _variant(options: cores.Options) -> int:
+    """Which variant of a core the kernels compute."""
+    match options:
+        case cores.PairwiseOptions():
+            return int(options.rectified)
+        case cores.PatchwiseOptions():
+            return ("concatenation", "star_product", "clique_product").index(options.relation)
+        case _:
+            return 0
+
+
+cores.register_all(Kernels("cuda", run_core))
 
 
 @lru_cache(maxsize=1024)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saprof.operators import DECLARED
+from saprof.operators import Operator
 from saprof.operators.attention import Attention, Roles, Step
 from saprof.operators.footprint import Footprint
 
@@ -30,32 +30,45 @@ class Rows(NamedTuple):
     map: Tensor
 
 
-def kernel(backend: str, name: str) -> Callable[..., Any] | None:
-    """The fused attention of that name, or its statistics, as a function of tensors and a footprint; None if it is the
-    name of neither."""
-    operator = DECLARED.get(name.removesuffix("_statistics"))
-    if operator is None or not operator.masked:
+def kernel(backend: str, operator: Operator) -> Callable[..., Tensor] | None:
+    """The operator as a function of tensors and a footprint if it is a fused attention, else None."""
+    if not operator.masked:
         return None
-    cores = getattr(torch.ops, f"saprof_{backend}")
-    statistics = operator.name != name
 
-    def compute(inputs: Sequence[Tensor], footprint: Footprint) -> Any:
-        if not isinstance(operator, Attention):
-            names = (name for name, _ in operator.inputs)
-            return _stand_alone(cores, dict(zip(names, inputs, strict=True)), footprint)
-        family = {"pairwise": _pairwise, "patchwise": _patchwise}[operator.family]
-        return family(cores, operator.delta.relation, operator.roles(inputs, statistics=statistics), footprint)
-
-    def run(*arguments: Any) -> Any:
+    def run(*arguments: Any) -> Tensor:
         *inputs, footprint = arguments
-        wide = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
-        found = compute([x.to(wide) for x in inputs], footprint)
-        if statistics:
-            return found
+        y = _compute(backend, operator, _widened(inputs), footprint, statistics=False)
         size = footprint.output_size(*inputs[0].shape[-2:])
-        return found.unflatten(2, size).to(inputs[0].dtype)
+        return y.unflatten(2, size).to(inputs[0].dtype)
 
     return run
+
+
+def statistics(backend: str, operator: Attention) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The statistics of the operator as a function of tensors and a footprint."""
+
+    def run(*arguments: Any) -> tuple[Tensor, Tensor]:
+        *inputs, footprint = arguments
+        return _compute(backend, operator, _widened(inputs), footprint, statistics=True)
+
+    return run
+
+
+def _widened(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The inputs in float64 if the first has this dtype, else in float32."""
+    wide = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
+    return [x.to(wide) for x in inputs]
+
+
+def _compute(
+    backend: str, operator: Operator, inputs: Sequence[Tensor], footprint: Footprint, *, statistics: bool
+) -> Any:
+    cores = getattr(torch.ops, f"saprof_{backend}")
+    if not isinstance(operator, Attention):
+        names = (name for name, _ in operator.inputs)
+        return _stand_alone(cores, dict(zip(names, inputs, strict=True)), footprint)
+    family = {"pairwise": _pairwise, "patchwise": _patchwise}[operator.family]
+    return family(cores, operator.delta.relation, operator.roles(inputs, statistics=statistics), footprint)
 
 
 def _stand_alone(cores: Any, inputs: Mapping[str, Tensor], footprint: Footprint) -> Tensor:

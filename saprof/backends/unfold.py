@@ -16,22 +16,32 @@ import torch.utils.flop_counter
 from jaxtyping import Float
 from torch import Tensor
 
-from saprof.operators import DECLARED
+from saprof.operators import Operator
 from saprof.operators.attention import Attention, Roles
 from saprof.operators.footprint import Footprint, source
 
 
-def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
+def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     return None
 
 
-def kernel(name: str) -> Callable[..., Any] | None:
-    operator = DECLARED.get(name.removesuffix("_statistics"))
-    if not isinstance(operator, Attention):
-        return globals().get(name)
-    of_statistics = operator.name != name
-    compute = statistics if of_statistics else attention
-    return lambda *inputs: compute(operator, operator.roles(inputs[:-1], statistics=of_statistics), inputs[-1])
+def kernel(operator: Operator) -> Callable[..., Tensor] | None:
+    """The kernels are the functions of this module with the name of an operator."""
+    if isinstance(operator, Attention):
+        return lambda *inputs: attention(operator, operator.roles(inputs[:-1]), inputs[-1])
+    return globals().get(operator.name)
+
+
+def statistics(operator: Attention) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The function that computes mean and variance of the input of the batch norm after the given steps."""
+
+    def run(*arguments: Any) -> tuple[Tensor, Tensor]:
+        *inputs, footprint = arguments
+        gamma = _gamma(operator, operator.roles(inputs, statistics=True), footprint)
+        variance, mean = torch.var_mean(gamma, (0, 2, 3), correction=0)
+        return mean, variance
+
+    return run
 
 
 def gather(x: Float[Tensor, "n c h w"], footprint: Footprint) -> Float[Tensor, "n c k p"]:
@@ -145,12 +155,6 @@ def attention(operator: Attention, inputs: Roles, footprint: Footprint) -> Tenso
     if operator.family == "patchwise":
         return aggregation(alpha.squeeze(2).unflatten(1, (-1, footprint.taps)), inputs.beta, footprint)
     return _average(alpha, inputs.beta, footprint)
-
-
-def statistics(operator: Attention, inputs: Roles, footprint: Footprint) -> tuple[Tensor, Tensor]:
-    """Mean and variance of what the batch norm behind the given steps sees."""
-    variance, mean = torch.var_mean(_gamma(operator, inputs, footprint), (0, 2, 3), correction=0)
-    return mean, variance
 
 
 def stand_alone_attention(query, key, relative, value, footprint):

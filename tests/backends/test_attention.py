@@ -389,7 +389,7 @@ def test_opcheck_of_a_backward(name, needed):
     tensors = [x.detach() for x in tensors]
     outputs = getattr(torch.ops.saprof_numba, name)(*tensors, *facts)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    given = [*map(torch.randn_like, outputs[: core.gradients]), *(outputs[at] for at in core.saved)]
+    given = [*map(torch.randn_like, outputs[: core.differentiable]), *(outputs[at] for at in core.saved)]
     backward = getattr(torch.ops.saprof_numba, f"{name}_backward")
     torch.library.opcheck(backward.default, (*given, *tensors, *facts, needs[needed]))
     found = backward(*given, *tensors, *facts, needs[needed])

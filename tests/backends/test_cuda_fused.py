@@ -19,6 +19,7 @@ from torch import Tensor
 
 import kernels_cuda
 from saprof.backends import cuda as backend
+from saprof.backends.cores import KERNELS, PairwiseOptions, PatchwiseOptions, StandAloneOptions
 from saprof.operators.footprint import Footprint
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
@@ -144,6 +145,12 @@ def stored(x: Tensor | None, dtype: torch.dtype, exact: bool) -> Tensor | None:
 EXACT = {"parameters", "scale", "shift", "lse", "mean", "variance", "d_mean", "d_variance"}
 
 
+def options_of(name, widths, flag):
+    """The options of a core; `flag` is None if the core has only widths."""
+    options = {"pairwise": PairwiseOptions, "patchwise": PatchwiseOptions, "stand_alone": StandAloneOptions}
+    return options[KERNELS[name].family](tuple(widths), *([] if flag is None else [flag]))
+
+
 def judge(name, inputs, outputs, widths, flag, footprint, dtype, needed=None):
     """Run a core on the inputs, and compare with the expected outputs, all of them by name."""
     given = [stored(x, dtype, key in EXACT) for key, x in inputs.items()]
@@ -152,7 +159,7 @@ def judge(name, inputs, outputs, widths, flag, footprint, dtype, needed=None):
         exact = key.removeprefix("d_") in EXACT
         wanted = x is not None and (needed is None or key in needed)
         got[key] = torch.full_like(stored(x, dtype, exact), torch.nan) if wanted else None
-    backend.run_core(name, [*given, *got.values()], widths, flag, footprint)
+    backend.run_core(name, [*given, *got.values()], options_of(name, widths, flag), footprint)
     for key, x in got.items():
         if x is None:
             continue
@@ -428,7 +435,9 @@ class TestOutputs:
             y, lse = torch.empty(0, 4, 30), torch.empty(0, 2, 30)
             gradients = [x if x is None else torch.full_like(x, torch.nan) for x in inputs.values()]
             tensors = [y, y, lse, *inputs.values(), *gradients]
-            backend.run_core("pairwise_attention_backward", tensors, widths, True, case.footprint)
+            backend.run_core(
+                "pairwise_attention_backward", tensors, PairwiseOptions(tuple(widths), rectified=True), case.footprint
+            )
             assert not gradients[-1].any()
 
 
@@ -444,7 +453,8 @@ tests.backend._LAUNCH["cpu"] = lambda *arguments: launch.redispatch(keys, *argum
 tests.check_pairwise_attention(tests.PAIRWISE[1])
 tests.check_patchwise_statistics("star_product", tests.PATCHWISE[0], 0)
 try:
-    tests.backend.run_core("pairwise_statistics", [torch.ones(1, 1, 1, 1)], [1], False, tests.PAIRWISE[0].footprint)
+    options = tests.PairwiseOptions((1,), rectified=False)
+    tests.backend.run_core("pairwise_statistics", [torch.ones(1, 1, 1, 1)], options, tests.PAIRWISE[0].footprint)
 except (RuntimeError, ValueError) as error:
     print(str(error).rpartition("saprof_kernels: ")[2].splitlines()[0])
 """
@@ -472,7 +482,7 @@ def test_the_variance_of_values_far_from_zero(host):
     with kernels_in(host):
         got = [torch.empty(3), torch.empty(3)]
         given = [x if x is None else x.float() for x in inputs.values()]
-        backend.run_core("pairwise_statistics", [*given, *got], [3], False, footprint)
+        backend.run_core("pairwise_statistics", [*given, *got], PairwiseOptions((3,), rectified=False), footprint)
     assert (got[0] - mean).abs().max() < 1e-2
     assert ((got[1] - variance) / variance).abs().max() < 1e-3
 

@@ -16,8 +16,8 @@ import test_cuda_fused as fused
 import torch
 from test_cuda_fused import KINDS, Case, Heads
 
+from saprof.backends.cores import KERNELS
 from saprof.backends.numba.lookups import tables
-from saprof.operators import family_of
 
 pytestmark = pytest.mark.simulated
 
@@ -67,7 +67,7 @@ def small(monkeypatch):
     return set_
 
 
-def run(name, tensors, widths, flag, footprint):
+def run(name, tensors, options, footprint):
     """A core's arrays are torch's tensors, and its scratch memory is full of NaN."""
     from kernels_numba.gpu import relations
 
@@ -79,9 +79,8 @@ def run(name, tensors, widths, flag, footprint):
         empty=lambda *shape: map_.new_full(shape, torch.nan).numpy(),
     )
     arrays = [None if x is None else x.numpy() for x in tensors]
-    family = import_module(f"kernels_numba.gpu.{family_of(name)}")
-    flags = [] if flag is None else [flag]
-    getattr(family, name)(*arrays, tuple(widths), *flags, lookups)
+    family = import_module(f"kernels_numba.gpu.{KERNELS[name].family}")
+    getattr(family, name)(*arrays, *options, lookups)
 
 
 @pytest.mark.parametrize("case", PAIRWISE, ids=str)

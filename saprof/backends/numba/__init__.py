@@ -19,14 +19,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saprof.backends import cores, fused, opaque
+import kernels_numba
+from saprof.backends import cores, fused
+from saprof.backends.library import Kernels, register_operator
 from saprof.backends.numba.cpu import cpu_work, empty
 from saprof.backends.numba.gpu import as_array, gpu_work, on_stream, why_no_gpu
 from saprof.backends.numba.threads import threads_set_to
-from saprof.operators import OPERATORS, family_of
+from saprof.operators import OPERATORS, Operator
+from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint
 
-__all__ = ["DEVICES", "as_array", "kernel", "kernels_of", "on_stream", "threads_set_to", "why_no_gpu", "why_not"]
+__all__ = [
+    "DEVICES",
+    "as_array",
+    "kernel",
+    "kernels_of",
+    "on_stream",
+    "statistics",
+    "threads_set_to",
+    "why_no_gpu",
+    "why_not",
+]
 
 
 class Device(NamedTuple):
@@ -46,18 +59,18 @@ DEVICES = {
 }
 
 
-def why_not(operator: str, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
+def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     if device not in DEVICES:
         return f"no kernels for {device} tensors"
     return why_no_gpu() if device == "cuda" else None
 
 
-@cache
-def kernel(name: str) -> Callable[..., Any] | None:
-    if attention := fused.kernel("numba", name):
-        return attention
-    has_kernel = hasattr(kernels_of("cpu", "relations"), f"{name}_backward")
-    return opaque.entry("numba", name) if has_kernel else None
+def kernel(operator: Operator) -> Callable[..., Tensor] | None:
+    return fused.kernel("numba", operator) or _KERNELS.get(operator.name)
+
+
+def statistics(operator: Attention) -> Callable[..., tuple[Tensor, Tensor]]:
+    return fused.statistics("numba", operator)
 
 
 @cache
@@ -76,12 +89,9 @@ def _run(name: str, tensors: Sequence[Tensor | None], footprint: Footprint, size
     _call("relations", name, tensors, (), (footprint, (sizes["h"], sizes["w"]), like))
 
 
-def _run_core(
-    name: str, tensors: Sequence[Tensor | None], widths: Sequence[int], flag: cores.Flag, footprint: Footprint
-) -> None:
+def _run_core(name: str, tensors: Sequence[Tensor | None], options: cores.Options, footprint: Footprint) -> None:
     map_ = cores.map_of(tensors)
-    options = (tuple(widths),) if flag is None else (tuple(widths), flag)
-    _call(family_of(name), name, tensors, options, (footprint, (map_.shape[2], map_.shape[3]), map_))
+    _call(cores.KERNELS[name].family, name, tensors, options, (footprint, (map_.shape[2], map_.shape[3]), map_))
 
 
 def _call(
@@ -98,7 +108,10 @@ def _call(
         getattr(kernels_of(device.folder, family), name)(*arrays, *options, work)
 
 
-for _operator in OPERATORS.values():
-    if not _operator.masked:
-        opaque.register(opaque.Kernels("numba", _run, _working, empty), _operator)
-cores.register(cores.Kernels("numba", _run_core, empty))
+_KERNELS = {
+    name: register_operator(Kernels("numba", _run, _working, empty), OPERATORS[name])
+    for name in kernels_numba.OPERATORS
+}
+"""The operators with a kernel of their own, by name."""
+
+cores.register_all(Kernels("numba", _run_core, empty=empty))

@@ -1,0 +1,324 @@
+"""The one adapter to torch.library, for kernels that torch cannot trace: they read and write contiguous arrays.
+
+Each `Opaque` operator becomes one of torch.library with a fake kernel, a backward that is an operator too, derivatives
+and a FLOP formula. torch.compile, autograd and FlopCounterMode then treat it like an operator of torch itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from saprof.operators import Operator
+from saprof.operators.footprint import Footprint
+
+Shape = Sequence[int]
+
+
+class Plan(NamedTuple):
+    """What follows from the shapes of an operator's inputs and from its options."""
+
+    outputs: Sequence[Shape]
+    """The shapes of the outputs."""
+    macs: int
+    """Multiply-adds of the forward."""
+    arguments: Sequence[Any]
+    """What the kernels take after their arrays."""
+    stride: int = 1
+    """The step between the centres of the map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opaque:
+    """The declaration of an operator whose kernels torch cannot trace."""
+
+    name: str
+    inputs: tuple[str, ...]
+    options: str
+    """The arguments after the tensors, in the schema language of torch, such as `str footprint`."""
+    plan: Callable[..., Plan]
+    """Computes the plan from the shapes of the inputs, None for a missing one, and the options."""
+    optional: frozenset[str] = frozenset()
+    """The inputs that may be None."""
+    at_centres: frozenset[str] = frozenset()
+    """The maps that kernels read at the centres only. A kernel gets their centres along one axis."""
+    returns_map: bool = False
+    """Whether the output is a map. A kernel gets its positions along one axis."""
+    outputs: int = 1
+    differentiable: int = 1
+    """How many outputs have gradients: the first ones."""
+    saved: tuple[int, ...] = ()
+    """The outputs that the backward needs."""
+    given: tuple[str, ...] = ("gradient",)
+    """The tensors that the backward takes before the inputs: the gradients of the outputs, then the saved outputs."""
+    backward_macs: Callable[[Sequence[bool]], int] = sum
+    """How many times the multiply-adds of the forward the backward has, from which gradients are needed."""
+    degree: int | None = None
+    """1 if linear in all inputs together, 2 if in each of two inputs, None if there is no second derivative."""
+    instead: str = ""
+    """What to do where there is no second derivative."""
+
+    @property
+    def backward(self) -> str:
+        """The name of the operator that computes the gradients."""
+        return f"{self.name}_backward"
+
+    @property
+    def schema(self) -> str:
+        return f"{self.name}({self._tensors}, {self.options}) -> ({_returned(self.outputs)})"
+
+    @property
+    def backward_schema(self) -> str:
+        given, count = ", ".join(f"Tensor {name}" for name in self.given), len(self.inputs)
+        arguments = f"{given}, {self._tensors}, {self.options}, bool[{count}] needs"
+        return f"{self.backward}({arguments}) -> ({_returned(count)})"
+
+    @property
+    def _tensors(self) -> str:
+        return ", ".join(f"Tensor{'?' * (name in self.optional)} {name}" for name in self.inputs)
+
+    def split(self, arguments: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        """The inputs and the options among the arguments of the operator."""
+        return arguments[: len(self.inputs)], arguments[len(self.inputs) :]
+
+    def split_backward(self, arguments: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any], Any]:
+        """The given tensors, the inputs, the options, and which gradients are needed."""
+        given = len(self.given)
+        return arguments[:given], *self.split(arguments[given:-1]), arguments[-1]
+
+
+def _returned(count: int) -> str:
+    return ", ".join(["Tensor"] * count)
+
+
+def opaque(operator: Operator) -> Opaque:
+    """The declaration of an operator of which each backend has a kernel of its own."""
+
+    def plan(shapes: Sequence[Shape], text: str) -> Plan:
+        footprint = Footprint.parse(text)
+        sizes = operator.bind(shapes, footprint)
+        outputs = [operator.output_shape(sizes)]
+        return Plan(outputs, operator.count("macs", sizes), (footprint, sizes), footprint.stride)
+
+    reads = zip(operator.inputs, operator.reads, strict=True)
+    return Opaque(
+        name=operator.name,
+        inputs=tuple(name for name, _ in operator.inputs),
+        options="str footprint",
+        plan=plan,
+        at_centres=frozenset(name for (name, axes), read in reads if read == "i" and axes.endswith("h w")),
+        returns_map=operator.output.endswith("oh ow"),
+        degree=operator.degree,
+        instead="its declaration to say degree=",
+    )
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The kernels of a backend, for one or more operators."""
+
+    backend: str
+    run: Callable[..., None]
+    """Calls the kernel `name` as run(name, arrays, *arguments). The arrays are inputs, then outputs, all contiguous.
+    The inputs of a backward kernel are what `Opaque.given` names, then those of the operator; its outputs are their
+    gradients. None stands for a missing input, or for a gradient that is not needed."""
+    working: Callable[[Tensor], torch.dtype] = lambda x: x.dtype
+    """The dtype in which the kernels read a tensor."""
+    empty: Callable[[Sequence[int], Tensor], Tensor] = lambda shape, like: like.new_empty(shape)
+    """Allocates an output of a shape, with the dtype and the device of a tensor."""
+
+
+_libraries: list[torch.library.Library] = []
+
+
+def register(kernels: Kernels, opaque: Opaque) -> Callable[..., Any]:
+    """Define `saprof_<backend>::<operator>`, which is returned, and `saprof_<backend>::<operator>_backward`.
+
+    The latter returns the needed gradients, and an empty tensor for each of the others.
+    """
+    library = torch.library.Library(f"saprof_{kernels.backend}", "FRAGMENT")
+    _libraries.append(library)
+    library.define(opaque.schema)
+    library.define(opaque.backward_schema)
+    _implement(library, kernels, opaque)
+    _fake(library, opaque)
+    _differentiate(library, opaque)
+    _count(library, opaque)
+    return getattr(getattr(torch.ops, library.ns), opaque.name)
+
+
+def register_operator(kernels: Kernels, operator: Operator) -> Callable[..., Tensor]:
+    """Define an operator of which the backend has a kernel; return it as a function of tensors and a footprint.
+
+    The kernel runs as run(name, arrays, footprint, sizes), with the sizes of all named axes.
+    """
+    function = register(kernels, opaque(operator))
+    return lambda *arguments: function(*arguments[:-1], str(arguments[-1]))
+
+
+def _implement(library: torch.library.Library, kernels: Kernels, opaque: Opaque) -> None:
+    plan = lru_cache(maxsize=1024)(opaque.plan)
+
+    def plan_of(inputs: Sequence[Tensor | None], options: Sequence[Any]) -> Plan:
+        return plan(_shapes(inputs), *(tuple(x) if isinstance(x, list) else x for x in options))
+
+    def forward(*arguments: Any) -> Any:
+        inputs, options = opaque.split(arguments)
+        planned = plan_of(inputs, options)
+        arrays = _prepare(kernels, opaque, inputs, planned.stride)
+        outputs = [kernels.empty(shape, arrays[0]) for shape in planned.outputs]
+        if len(arrays[0]):
+            written = [x.flatten(2) for x in outputs] if opaque.returns_map else outputs
+            kernels.run(opaque.name, [*arrays, *written], *planned.arguments)
+        return _one_or_tuple([x.to(inputs[0].dtype) for x in outputs])
+
+    def backward(*arguments: Any) -> tuple[Tensor, ...]:
+        given, inputs, options, needs = opaque.split_backward(arguments)
+        planned = plan_of(inputs, options)
+        for gradient, shape in zip(given, planned.outputs[: opaque.differentiable], strict=False):
+            if gradient.shape != tuple(shape):
+                got, expected = tuple(gradient.shape), tuple(shape)
+                raise ValueError(f"{opaque.name}: the gradient of the output is {got}; expected {expected}")
+        arrays = _prepare(kernels, opaque, inputs, planned.stride)
+        arriving = [x.to(arrays[0].dtype).contiguous().detach() for x in given]
+        if opaque.returns_map:
+            arriving = [x.flatten(2) for x in arriving]
+        wanted = zip(arrays, needs, strict=True)
+        gradients = [kernels.empty(x.shape, x) if x is not None and need else None for x, need in wanted]
+        if len(arrays[0]):
+            kernels.run(opaque.backward, [*arriving, *arrays, *gradients], *planned.arguments)
+        else:
+            gradients = [x if x is None else x.zero_() for x in gradients]
+        return tuple(
+            (inputs[0] if x is None else x).new_empty(0)
+            if found is None
+            else _at_every_position(found, x.shape, planned.stride).to(x.dtype)
+            for found, x in zip(gradients, inputs, strict=True)
+        )
+
+    for device in ("CPU", "CUDA"):
+        library.impl(opaque.name, forward, device)
+        library.impl(opaque.backward, backward, device)
+
+
+def _shapes(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """The shapes of the inputs, which are tensors or None."""
+    return tuple(None if x is None else x.shape for x in inputs)
+
+
+def _one_or_tuple(outputs: Sequence[Tensor]) -> Any:
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+
+def _prepare(kernels: Kernels, opaque: Opaque, inputs: Sequence[Tensor | None], stride: int) -> list[Any]:
+    """The arrays that the kernels read: contiguous, in the working dtype, only the centres where this suffices."""
+    prepared = []
+    for name, x in zip(opaque.inputs, inputs, strict=True):
+        if x is not None and name in opaque.at_centres:
+            x = x[:, :, ::stride, ::stride].flatten(2)
+        prepared.append(None if x is None else x.to(kernels.working(x)).contiguous().detach())
+    return prepared
+
+
+def _at_every_position(gradient: Tensor, shape: torch.Size, stride: int) -> Tensor:
+    """The gradient of an input of this shape; it is 0 where the kernel has not read the input."""
+    if gradient.numel() == shape.numel():
+        return gradient.view(shape)
+    map_ = gradient.new_zeros(shape)
+    centres = map_[:, :, ::stride, ::stride]
+    centres.copy_(gradient.view_as(centres))
+    return map_
+
+
+def _fake(library: torch.library.Library, opaque: Opaque) -> None:
+    def outputs(*arguments: Any) -> Any:
+        inputs, options = opaque.split(arguments)
+        return _one_or_tuple([inputs[0].new_empty(shape) for shape in opaque.plan(_shapes(inputs), *options).outputs])
+
+    def gradients(*arguments: Any) -> tuple[Tensor, ...]:
+        _, inputs, _, needs = opaque.split_backward(arguments)
+        return tuple(
+            (inputs[0] if x is None else x).new_empty(x.shape if x is not None and need else 0)
+            for x, need in zip(inputs, needs, strict=True)
+        )
+
+    torch.library.register_fake(f"{library.ns}::{opaque.name}", outputs, lib=library)
+    torch.library.register_fake(f"{library.ns}::{opaque.backward}", gradients, lib=library)
+
+
+def _differentiate(library: torch.library.Library, opaque: Opaque) -> None:
+    backward = getattr(getattr(torch.ops, library.ns), opaque.backward)
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors, ctx.options = opaque.split(inputs)
+        outputs = output if opaque.outputs > 1 else (output,)
+        ctx.save_for_backward(*(outputs[number] for number in opaque.saved), *tensors)
+
+    def gradients(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+        needs = list(ctx.needs_input_grad[: len(opaque.inputs)])
+        found = backward(*arriving[: opaque.differentiable], *ctx.saved_tensors, *ctx.options, needs)
+        return *_needed(found, needs), *[None] * len(ctx.options)
+
+    def refuse(ctx: Any, *arriving: Tensor) -> Any:
+        raise NotImplementedError(f"{opaque.name} has no second derivative; expected {opaque.instead}")
+
+    torch.library.register_autograd(f"{library.ns}::{opaque.name}", gradients, setup_context=save, lib=library)
+    if opaque.degree is None:
+        torch.library.register_autograd(f"{library.ns}::{opaque.backward}", refuse, lib=library)
+    else:
+        _differentiate_again(library, opaque)
+
+
+def _differentiate_again(library: torch.library.Library, opaque: Opaque) -> None:
+    """The gradients of the gradients B(G, a, b) of F(a, b), where G is the gradient of F.
+
+    Let u, v be the gradients of B's two outputs. If F is linear in each input, the gradient of G is F(u, b) + F(a, v),
+    and those of a, b are B(G, u, v). If F is linear in both together, B depends on G alone: the gradient of G is
+    F(u, v), and a, b have none.
+    """
+    ns = getattr(torch.ops, library.ns)
+    forward, backward = getattr(ns, opaque.name), getattr(ns, opaque.backward)
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        (gradient,), tensors, ctx.options, ctx.needs = opaque.split_backward(inputs)
+        ctx.save_for_backward(gradient, *tensors)
+
+    def gradients(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
+        gradient, *inputs = ctx.saved_tensors
+        found = zip(arriving, ctx.needs, inputs, strict=True)
+        arrived = [x if need else torch.zeros_like(like) for x, need, like in found]
+        others = [None] * (len(ctx.options) + 1)
+        if opaque.degree == 1:
+            return forward(*arrived, *ctx.options), *[None] * len(inputs), *others
+        (a, b), (u, v), (to_u, to_v) = inputs, arrived, ctx.needs
+        terms = [forward(u, b, *ctx.options)] * to_u + [forward(a, v, *ctx.options)] * to_v
+        needs = [to_v and ctx.needs_input_grad[1], to_u and ctx.needs_input_grad[2]]
+        return sum(terms), *_needed(backward(gradient, u, v, *ctx.options, needs), needs), *others
+
+    torch.library.register_autograd(f"{library.ns}::{opaque.backward}", gradients, setup_context=save, lib=library)
+
+
+def _needed(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    return [x if need else None for x, need in zip(gradients, needs, strict=True)]
+
+
+def _count(library: torch.library.Library, opaque: Opaque) -> None:
+    """Two operations per multiply-add. Both functions get the shapes of the tensors."""
+    ns = getattr(torch.ops, library.ns)
+
+    def flops(*arguments: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        shapes, options = opaque.split(arguments)
+        return 2 * opaque.plan(shapes, *options).macs
+
+    def backward_flops(*arguments: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        _, shapes, options, needs = opaque.split_backward(arguments)
+        return opaque.backward_macs(needs) * flops(*shapes, *options)
+
+    register_flop_formula(getattr(ns, opaque.name))(flops)
+    register_flop_formula(getattr(ns, opaque.backward))(backward_flops)
