@@ -39,7 +39,8 @@ def _launch() -> str:
 
 
 def scratch(name: str, centres: int, widths: Sequence[int]) -> tuple[int, int]:
-    """The elements of a core's scratch memory, and how many workers have partial sums in it; all images have `centres`."""
+    """The elements of a core's scratch memory, and how many workers have partial sums in it; all images have
+    `centres`."""
     family, hidden = next(family for family in SCRATCH if name.startswith(family)), sum(widths[1:-1])
     layers = [(i + 1) * o for i, o in pairwise(widths)]
     per_centre, per_worker = 0, 0

@@ -13,7 +13,9 @@ from numba import njit
 
 # Numba recompiles a function when the file it is in changes. Kernels inline functions of other files of this folder, so
 # the stamp that it compares covers them all.
-_STAMP = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))).hexdigest()
+SOURCE_STAMP = hashlib.sha256(
+    b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))
+).hexdigest()
 
 
 part = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
@@ -24,7 +26,7 @@ It is kept as part of its callers."""
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile a kernel that shares the iterations of `prange` among threads, and keep it on disk."""
     dispatcher: Any = njit(cache=True, nogil=True, error_model="numpy", parallel=True)(function)
-    dispatcher._cache._cache_file._source_stamp = _STAMP
+    dispatcher._cache._cache_file._source_stamp = SOURCE_STAMP
     dispatcher._cache.load_overload = _mending(dispatcher._cache)
     return dispatcher
 

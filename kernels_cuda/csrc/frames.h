@@ -1,8 +1,9 @@
-// Frames: tiles of the map, continued beyond its border, in shared memory. The boundary, the stride and the list of taps
-// are data (Lookups). The elements that one tap reads for the centres of a row follow each other in the frame.
+// Frames: tiles of the map, continued beyond its border, in shared memory. The boundary, the stride and the list of
+// taps are data (Lookups). The elements that one tap reads for the centres of a row follow each other in the frame.
 //
 // All arrays are contiguous. A map is (n, c, h, w). `centres` holds the values at i and is (n, c, p). `taps` holds one
-// value per tap and is (n, c, k, p). Sums of float16 and bfloat16 are float32 and are rounded once, when they are written.
+// value per tap and is (n, c, k, p). Sums of float16 and bfloat16 are float32 and are rounded once, when they are
+// written.
 
 #pragma once
 
@@ -71,16 +72,17 @@ __device__ int digit(Integer& number, int base) {
   return digit;
 }
 
-// `length` taps that read consecutive columns of one row: tap + i · step reads column + i. Both are relative to a centre in
-// the first row and column. `row` counts rows of a tile's frame, `whole` rows of the continued map.
+// `length` taps that read consecutive columns of one row: tap + i · step reads column + i. Both are relative to a
+// centre in the first row and column. `row` counts rows of a tile's frame, `whole` rows of the continued map.
 struct Piece {
   int tap, step, length, row, whole, column;
 };
 
-// Where the taps read, and which centres read an element. The tables are in the memory of the GPU. Row q of the continued
-// map is row rows[q] of the map, and column u is column columns[u]; −1 is outside and reads 0. A tile has `height` rows of
-// centres. Its frame holds the rows of the continued map that are `picks` below the row of its first centre. The copies of
-// row y of the map are rows row_copies[row_starts[y] : row_starts[y + 1]] of the continued map. Columns work the same way.
+// Where the taps read, and which centres read an element. The tables are in the memory of the GPU. Row q of the
+// continued map is row rows[q] of the map, and column u is column columns[u]; −1 is outside and reads 0. A tile has
+// `height` rows of centres. Its frame holds the rows of the continued map that are `picks` below the row of its first
+// centre. The copies of row y of the map are rows row_copies[row_starts[y] : row_starts[y + 1]] of the continued map.
+// Columns work the same way.
 struct Lookups {
   const int *rows, *columns, *picks;
   const Piece* pieces;
@@ -88,8 +90,8 @@ struct Lookups {
   int all_rows, all_columns, picked, m, h, w, height, oh, ow, k;
   // The length of all pieces, or 0 if their lengths differ.
   int run;
-  // If the footprint is a rectangle without gaps: the pieces in each of its rows, and the row of the continued map that is
-  // row 0 of the map. Otherwise both are 0.
+  // If the footprint is a rectangle without gaps: the pieces in each of its rows, and the row of the continued map that
+  // is row 0 of the map. Otherwise both are 0.
   int in_rows, shift;
   // The shared memory that a block may use.
   int shared_bytes;
@@ -133,9 +135,10 @@ inline Lookups lookups_of(const std::vector<Array>& tables, const std::vector<in
 template <typename T, int W>
 using Pack = Vector<Real<T>, W>;
 
-// The strides of a frame, in packs. Columns u and u + V are neighbours in memory: thread t reads for the centres from t · V
-// on, so neighbouring threads read neighbouring banks. Rows and frames are padded, so that threads of neighbouring rows and
-// frames read neighbouring banks too: row ≡ vectors in a row of centres, modulo the packs that all banks deliver at once.
+// The strides of a frame, in packs. Columns u and u + V are neighbours in memory: thread t reads for the centres from t
+// · V on, so neighbouring threads read neighbouring banks. Rows and frames are padded, so that threads of neighbouring
+// rows and frames read neighbouring banks too: row ≡ vectors in a row of centres, modulo the packs that all banks
+// deliver at once.
 struct Layout {
   int phase, row, frame;
 };
@@ -151,13 +154,14 @@ Layout layout_of(const Lookups& lookups) {
   return layout;
 }
 
-// The channels in a block's frames: `planes` consecutive channels, and from each of them `depth` channels, `step` apart.
+// The channels in a block's frames: `planes` consecutive channels, and from each of them `depth` channels, `step`
+// apart.
 struct Channels {
   int planes, depth, step;
 };
 
-// Copy the frames of a tile; `map` points to the block's first channel. The frames of all planes for the first W channels in
-// depth come first, then those for the next W. Zeros fill up a pack that is not full.
+// Copy the frames of a tile; `map` points to the block's first channel. The frames of all planes for the first W
+// channels in depth come first, then those for the next W. Zeros fill up a pack that is not full.
 template <int V, int W, typename T>
 __device__ void stage(const T* map, Channels held, int tile, const Lookups& lookups, const Layout& layout,
                       Pack<T, W>* frames) {
@@ -211,7 +215,8 @@ struct Direct {
   }
 };
 
-// A reader for the V centres from column t · V on, in row y of the tile. It reads the frame, or the map of its first channel.
+// A reader for the V centres from column t · V on, in row y of the tile. It reads the frame, or the map of its first
+// channel.
 template <int V, int W, bool STAGED, typename T>
 __device__ auto reader(const Pack<T, W>* frame, const T* map, int tile, int y, int t, const Lookups& lookups,
                        const Layout& layout) {
@@ -221,8 +226,9 @@ __device__ auto reader(const Pack<T, W>* frame, const T* map, int tile, int y, i
     return Direct<T>{map, lookups.rows + tile * lookups.height + y, lookups.columns + t, lookups.w};
 }
 
-// Calls use(i, values) for each tap i of the piece, at most N taps; centre v reads values[(i + v) % V]. Centre v + 1 reads at
-// tap i what centre v reads at tap i + 1, so one load per tap is enough for V centres. N = piece.length if EXACT.
+// Calls use(i, values) for each tap i of the piece, at most N taps; centre v reads values[(i + v) % V]. Centre v + 1
+// reads at tap i what centre v reads at tap i + 1, so one load per tap is enough for V centres. N = piece.length if
+// EXACT.
 template <int V, int N, bool EXACT, typename Reader, typename Use>
 __device__ void slide(const Reader& read, const Piece& piece, Use use) {
   decltype(read(piece, 0)) values[V];
@@ -277,8 +283,8 @@ void with_width(int width, F f) {
   f.template operator()<MOST>();
 }
 
-// Call f.operator()<V, W, STAGED>(layout, fitting) for V = width centres per thread. If STAGED, frames are packs of
-// W = MOST_W channels, and `fitting` frames of each of `maps` maps fit shared memory. If not even one fits, V and W are 1.
+// Call f.operator()<V, W, STAGED>(layout, fitting) for V = width centres per thread. If STAGED, frames are packs of W =
+// MOST_W channels, and `fitting` frames of each of `maps` maps fit shared memory. If not even one fits, V and W are 1.
 template <typename T, int MOST_V, int MOST_W, typename F>
 void with_frames(const Lookups& lookups, int width, int maps, F f) {
   bool staged = false;
@@ -291,8 +297,8 @@ void with_frames(const Lookups& lookups, int width, int maps, F f) {
   if (!staged) f.template operator()<1, 1, false>(Layout{}, INT32_MAX);
 }
 
-// Call f.operator()<N, EXACT>(). EXACT: all pieces have N taps; kernels are compiled for the most common lengths if KNOW.
-// Otherwise pieces have at most N = MOST taps.
+// Call f.operator()<N, EXACT>(). EXACT: all pieces have N taps; kernels are compiled for the most common lengths if
+// KNOW. Otherwise pieces have at most N = MOST taps.
 template <bool KNOW, int MOST, typename F>
 void with_run(int run, F f) {
   if constexpr (KNOW) {
@@ -303,9 +309,9 @@ void with_run(int run, F f) {
   f.template operator()<MOST, false>();
 }
 
-// Calls use(piece, row, column) for each piece through which centres of that row may read column u of the continued map, in
-// any copy of row y of the map except `known`. Tap i of the piece belongs to the centre in column `column` − i, if that is
-// a centre (`reads`).
+// Calls use(piece, row, column) for each piece through which centres of that row may read column u of the continued
+// map, in any copy of row y of the map except `known`. Tap i of the piece belongs to the centre in column `column` − i,
+// if that is a centre (`reads`).
 template <typename Use>
 __device__ void for_readers(const Lookups& lookups, int y, int u, int known, Use use) {
   for (int copy = lookups.row_starts[y]; copy < lookups.row_starts[y + 1]; ++copy) {

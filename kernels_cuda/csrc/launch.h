@@ -10,8 +10,8 @@
 
 enum class Type { float64, float32, float16, bfloat16, int32 };
 
-// A contiguous array in the memory of the GPU. An optional input that is absent, or an output that is not needed, has no
-// data.
+// A contiguous array in the memory of the GPU. An optional input that is absent, or an output that is not needed, has
+// no data.
 struct Array {
   void* data = nullptr;
   Type type = Type::float32;
@@ -25,8 +25,8 @@ struct Array {
 
 using Arrays = std::vector<Array>;
 
-// Start the kernels of `name`, such as `aggregation` or `aggregation_backward`. `arrays` holds its inputs, then its outputs.
-// `lookups_of` (frames.h) makes Lookups of `tables` and of the first numbers; a core takes further numbers, see launch.cu.
-// Throws std::invalid_argument if no kernel has the name, and std::runtime_error if CUDA refuses.
+// Start the kernels of `name`, such as `aggregation` or `aggregation_backward`. `arrays` holds its inputs, then its
+// outputs. `lookups_of` (frames.h) makes Lookups of `tables` and of the first numbers; a core takes further numbers,
+// see launch.cu. Throws std::invalid_argument if no kernel has the name, and std::runtime_error if CUDA refuses.
 void launch(const std::string& name, const Arrays& arrays, const Arrays& tables, const std::vector<int64_t>& numbers,
             cudaStream_t stream);

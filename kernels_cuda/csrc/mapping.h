@@ -1,9 +1,9 @@
-// The linear layers of the mapping, forward and backward, for a chunk of columns in shared memory. A column is a centre, or
-// a pair of a centre and a tap.
+// The linear layers of the mapping, forward and backward, for a chunk of columns in shared memory. A column is a
+// centre, or a pair of a centre and a tap.
 //
-// A matrix of rows × columns is stored row by row. The inputs of the first layer are generated when they are needed, a panel
-// of rows at a time, and stored nowhere else. The outputs of all layers of a chunk stay in shared memory. Each multiply-add
-// is one FMA in the dtype of the sums. Tensor cores are not used, since they round to TF32.
+// A matrix of rows × columns is stored row by row. The inputs of the first layer are generated when they are needed, a
+// panel of rows at a time, and stored nowhere else. The outputs of all layers of a chunk stay in shared memory. Each
+// multiply-add is one FMA in the dtype of the sums. Tensor cores are not used, since they round to TF32.
 
 #pragma once
 
@@ -21,8 +21,8 @@ constexpr int WIDTH = 16 / sizeof(R);
 // At most so many columns of a chunk, and rows of a panel.
 constexpr int MOST_COLUMNS = 256, MOST_ROWS = 32;
 
-// The sizes of the linear layers: the inputs of the first, then the outputs of each. `parameters` holds W (outputs × inputs),
-// then b, of each layer.
+// The sizes of the linear layers: the inputs of the first, then the outputs of each. `parameters` holds W (outputs ×
+// inputs), then b, of each layer.
 struct Widths {
   static constexpr int MOST_LAYERS = 8;
   int layers = 0, sizes[MOST_LAYERS + 1] = {};
@@ -50,7 +50,8 @@ struct Widths {
   __host__ __device__ int last_row() const { return layers ? rows[layers - 1] : 0; }
 };
 
-// Calls finish(o, column, sums) for each output o, with WIDTH sums Σ_d weights[o · step_o + d · step_d] · in[d][column…].
+// Calls finish(o, column, sums) for each output o, with WIDTH sums Σ_d weights[o · step_o + d · step_d] ·
+// in[d][column…].
 template <typename R, typename Finish>
 __device__ void product(const R* weights, int step_o, int step_d, const R* in, int depth, int outputs, int columns,
                         Finish finish) {
@@ -133,8 +134,8 @@ __device__ void row_sums(const R* rows, int count, int columns, Write write) {
   }
 }
 
-// Add the gradients of W and b over a chunk to the sums of the block in `partial`. `rows` are the inputs of the layer from
-// `first` on. The gradient of b is added together with the first inputs.
+// Add the gradients of W and b over a chunk to the sums of the block in `partial`. `rows` are the inputs of the layer
+// from `first` on. The gradient of b is added together with the first inputs.
 template <typename R>
 __device__ void add_parameter_gradients(const R* gradient, int outputs, const R* rows, int first, int count, int inputs,
                                         int columns, R* partial) {
@@ -155,8 +156,8 @@ struct Chunk {
 
   __device__ R* last() const { return held + widths.last_row() * columns; }
 
-  // Compute the outputs of the last layer. generate(first, count, panel) writes inputs of the first layer. Begins and ends
-  // with a barrier.
+  // Compute the outputs of the last layer. generate(first, count, panel) writes inputs of the first layer. Begins and
+  // ends with a barrier.
   template <typename Generate>
   __device__ void forward(Generate generate) const {
     __syncthreads();
@@ -190,9 +191,9 @@ struct Chunk {
     if (!widths.layers) __syncthreads();
   }
 
-  // Compute the gradients of the inputs from those of the last layer's outputs, which have replaced these outputs. Calls
-  // use(first, count, rows) with the gradients of each panel if `rows_needed`. Overwrites the outputs of all layers. A
-  // barrier must precede; the function ends with one, and there is one before and one after each `use`.
+  // Compute the gradients of the inputs from those of the last layer's outputs, which have replaced these outputs.
+  // Calls use(first, count, rows) with the gradients of each panel if `rows_needed`. Overwrites the outputs of all
+  // layers. A barrier must precede; the function ends with one, and there is one before and one after each `use`.
   template <typename Generate, typename Use>
   __device__ void backward(R* partial, bool rectified, bool rows_needed, Generate generate, Use use) const {
     for (int l = widths.layers - 1; l > 0; --l) {

@@ -1,5 +1,5 @@
-// Pairs of a centre and a tap, as columns of small matrices in shared memory: the pairs of given centres, and the pairs that
-// read a given position of the map.
+// Pairs of a centre and a tap, as columns of small matrices in shared memory: the pairs of given centres, and the pairs
+// that read a given position of the map.
 
 #pragma once
 
@@ -61,8 +61,8 @@ __device__ inline int source_of(const Lookups& lookups, const Tap& tap, const Pl
   return min(y, x) < 0 ? -1 : y * lookups.w + x;
 }
 
-// Calls use(i, part, parts) for each column i below `count`. `parts` threads share a column: a thread has the rows part,
-// part + parts, and so on. There are as many parts as give all threads work.
+// Calls use(i, part, parts) for each column i below `count`. `parts` threads share a column: a thread has the rows
+// part, part + parts, and so on. There are as many parts as give all threads work.
 template <typename Use>
 __device__ void each_column(int count, Use use) {
   const int parts = max(1, static_cast<int>(blockDim.x) / count);
@@ -85,8 +85,8 @@ __device__ inline void pair_centres(const Lookups& lookups, const Tap* taps, con
   }
 }
 
-// Iterates over the pairs that read a position of the map: over the copies of its row, the copies of its column, and the taps
-// from `begin` to `end`.
+// Iterates over the pairs that read a position of the map: over the copies of its row, the copies of its column, and
+// the taps from `begin` to `end`.
 struct Readers {
   int y, x, row, column, tap, begin, end;
 

@@ -1,22 +1,24 @@
-// The fused pairwise attention in one kernel: rows z_ij = ρ(factor_i ⊙ map_j + offset_i), the mapping to logits, the softmax
-// over the taps, and y_i[c] = Σ_j softmax_j[c mod g] β_j[c]. Also the statistics of the mapping's outputs, for the batch norm
-// after it, and the gradients.
+// The fused pairwise attention in one kernel: rows z_ij = ρ(factor_i ⊙ map_j + offset_i), the mapping to logits, the
+// softmax over the taps, and y_i[c] = Σ_j softmax_j[c mod g] β_j[c]. Also the statistics of the mapping's outputs, for
+// the batch norm after it, and the gradients.
 //
-//     traffic    offset, factor, map and β are read once, except for positions that several tiles read. y is written once.
-//                No array has the size of the footprint. The parameters come from the caches; the backward writes their
-//                gradients to memory once per worker.
-//     forward    A block has a tile of centres of any images. It processes their taps in chunks: pairs are the columns of
-//                small products in shared memory. The maximum and sum of the softmax, and y, are updated after each chunk.
+//     traffic    offset, factor, map and β are read once, except for positions that several tiles read. y is written
+//                once. No array has the size of the footprint. The parameters come from the caches; the backward writes
+//                their gradients to memory once per worker.
+//     forward    A block has a tile of centres of any images. It processes their taps in chunks: pairs are the columns
+//                of small products in shared memory. The maximum and sum of the softmax, and y, are updated after each
+//                chunk.
 //     backward   Pairs are computed twice more: once for the centres (offset, factor, parameters), and once for the
-//                positions of the map (map, β), each of which goes through the centres that read it. No atomics, and the
-//                same bits every time. Workers have partial sums of the parameters' gradients, which are added in order.
-//     v1         Products of 4 outputs × 4 columns per thread: 20 loads for 64 FMA. 16 of the loads are parameters, which all
-//                threads of a warp, or of a part of it, share. Exact float32; no tensor cores.
+//                positions of the map (map, β), each of which goes through the centres that read it. No atomics, and
+//                the same bits every time. Workers have partial sums of the parameters' gradients, which are added in
+//                order.
+//     v1         Products of 4 outputs × 4 columns per thread: 20 loads for 64 FMA. 16 of the loads are parameters,
+//                which all threads of a warp, or of a part of it, share. Exact float32; no tensor cores.
 //
-// Not measured yet. Prediction for an H200 (132 multiprocessors, 128 instructions of a thread per clock each, 1.75 GHz) that
-// reaches 60 % of its instruction rate. C = 256 (18 → 16 → 8), 56 × 56, 49 taps, 32 images: 480 FMA and 1,550 instructions per
-// pair forward, 0.4 ms; 5,000 backward, 1.4 ms. C = 2048 (130 → 128 → 64), 7 × 7: 41,000 instructions per pair, 0.25 ms, since
-// 392 blocks leave a quarter of the GPU idle; 1 ms backward.
+// Not measured yet. Prediction for an H200 (132 multiprocessors, 128 instructions of a thread per clock each, 1.75 GHz)
+// that reaches 60 % of its instruction rate. C = 256 (18 → 16 → 8), 56 × 56, 49 taps, 32 images: 480 FMA and 1,550
+// instructions per pair forward, 0.4 ms; 5,000 backward, 1.4 ms. C = 2048 (130 → 128 → 64), 7 × 7: 41,000 instructions
+// per pair, 0.25 ms, since 392 blocks leave a quarter of the GPU idle; 1 ms backward.
 
 #include "cores.h"
 #include "softmax.h"
@@ -198,7 +200,8 @@ __global__ void __launch_bounds__(THREADS, 4)
   write_moments(moments, rows, partial + int64_t(blockIdx.x) * rows);
 }
 
-// The gradients of the logits of a softmax. `value` replaces a logit by its weight α, `flow` replaces α by the gradient.
+// The gradients of the logits of a softmax. `value` replaces a logit by its weight α, `flow` replaces α by the
+// gradient.
 template <typename T>
 struct SoftmaxUpstream {
   using R = Real<T>;
@@ -399,9 +402,9 @@ size_t bytes_of(const Plan& plan, const Widths& widths, int k, int per_position,
   return room.bytes;
 }
 
-// As many columns as fit shared memory. More positions are better, since neighbours are contiguous in memory; fewer positions
-// are only used if they allow a third more columns. Chunks are as equal as possible. Throws std::invalid_argument if even
-// the smallest plan does not fit.
+// As many columns as fit shared memory. More positions are better, since neighbours are contiguous in memory; fewer
+// positions are only used if they allow a third more columns. Chunks are as equal as possible. Throws
+// std::invalid_argument if even the smallest plan does not fit.
 template <typename R>
 Plan plan_of(const Widths& widths, const Lookups& lookups, int per_position, int others) {
   Plan best = {0, 0, std::min(widths.inputs(), MOST_ROWS)};

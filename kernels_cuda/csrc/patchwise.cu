@@ -1,22 +1,23 @@
-// The fused patchwise attention: the rows of a relation, [centres, ρ(scale ⊙ ψ_j + shift)] or ρ(scale ⊙ δ + shift) for the
-// star or clique product δ, the mapping to α, and y_i[c] = Σ_j α[c mod g, j] β_j[c] (SAN Eq. 4). Also the statistics of the
-// mapping's outputs, for a batch norm after it, and the gradients.
+// The fused patchwise attention: the rows of a relation, [centres, ρ(scale ⊙ ψ_j + shift)] or ρ(scale ⊙ δ + shift) for
+// the star or clique product δ, the mapping to α, and y_i[c] = Σ_j α[c mod g, j] β_j[c] (SAN Eq. 4). Also the
+// statistics of the mapping's outputs, for a batch norm after it, and the gradients.
 //
-//     traffic    A column is a centre. The outputs of all layers but the last, n · hidden · p elements, go through memory.
-//                The rows of the relation and α have the size of the footprint. They are generated panel by panel in shared
-//                memory, once for every 64 outputs that need them. Maps and parameters come from the caches.
-//     forward    A kernel for each layer but the last: a block has up to 64 outputs × 64 columns. Another kernel for the last
-//                layer and the aggregation: a block has a group of channels × 64 columns.
-//     backward   The gradient of a layer's inputs is one more product of generated panels. For the gradients of parameters, a
-//                block has up to 32 outputs × 64 inputs of a layer and the columns of one worker; the workers' sums are added
-//                in order. The gradient of a map goes through the centres that read it: no atomics, and the same bits every
-//                time.
-//     v1         Products of 4 outputs × 4 columns per thread. Exact float32; no tensor cores. One thread computes each dot
-//                product of the star and clique product, with two loads from the caches per FMA.
+//     traffic    A column is a centre. The outputs of all layers but the last, n · hidden · p elements, go through
+//                memory. The rows of the relation and α have the size of the footprint. They are generated panel by
+//                panel in shared memory, once for every 64 outputs that need them. Maps and parameters come from the
+//                caches.
+//     forward    A kernel for each layer but the last: a block has up to 64 outputs × 64 columns. Another kernel for
+//                the last layer and the aggregation: a block has a group of channels × 64 columns.
+//     backward   The gradient of a layer's inputs is one more product of generated panels. For the gradients of
+//                parameters, a block has up to 32 outputs × 64 inputs of a layer and the columns of one worker; the
+//                workers' sums are added in order. The gradient of a map goes through the centres that read it: no
+//                atomics, and the same bits every time.
+//     v1         Products of 4 outputs × 4 columns per thread. Exact float32; no tensor cores. One thread computes each
+//                dot product of the star and clique product, with two loads from the caches per FMA.
 //
-// Not measured yet. Prediction for an H200, as in pairwise.cu. Concatenation with C = 256 (800 → 8 → 392), 56 × 56, 32 images:
-// 35,000 instructions per centre forward, 0.2 ms; 150,000 backward, 0.9 ms. C = 2048 (6,400 → 64 → 3,136), 7 × 7: 900,000
-// instructions per centre; the first layer's 98 blocks do not fill the GPU: 0.2 ms forward, 1.5 ms backward.
+// Not measured yet. Prediction for an H200, as in pairwise.cu. Concatenation with C = 256 (800 → 8 → 392), 56 × 56, 32
+// images: 35,000 instructions per centre forward, 0.2 ms; 150,000 backward, 0.9 ms. C = 2048 (6,400 → 64 → 3,136), 7 ×
+// 7: 900,000 instructions per centre; the first layer's 98 blocks do not fill the GPU: 0.2 ms forward, 1.5 ms backward.
 
 #include "cores.h"
 
@@ -132,8 +133,8 @@ struct Workspace {
   }
 };
 
-// Write rows of a source from `first` on, 0 where there is no centre. Rows of a concatenation, of α and of an array need few
-// instructions besides the loads.
+// Write rows of a source from `first` on, 0 where there is no centre. Rows of a concatenation, of α and of an array
+// need few instructions besides the loads.
 template <typename T>
 __device__ void fill(const Inputs<T>& inputs, const Source<Real<T>>& source, const Lookups& lookups, const Tap* taps,
                      const Place* places, int columns, int first, int count, Real<T>* to) {
@@ -159,8 +160,8 @@ __device__ void fill(const Inputs<T>& inputs, const Source<Real<T>>& source, con
   });
 }
 
-// A product of weights with the rows of a source: Σ_d weights[o · step_o + d · step_d] · row d, plus bias[o · step_b] if there
-// is a bias.
+// A product of weights with the rows of a source: Σ_d weights[o · step_o + d · step_d] · row d, plus bias[o · step_b]
+// if there is a bias.
 template <typename R>
 struct Product {
   Source<R> source;
@@ -202,8 +203,8 @@ __device__ void compute(const Inputs<T>& inputs, const Product<Real<T>>& layer, 
   }
 }
 
-// Where a layer's outputs are written: to `array`, or to `centres` if that has data. They may be rectified, set to 0 where
-// `mask` is not positive, or replaced by their gradients from those of the statistics.
+// Where a layer's outputs are written: to `array`, or to `centres` if that has data. They may be rectified, set to 0
+// where `mask` is not positive, or replaced by their gradients from those of the statistics.
 template <typename T>
 struct Sink {
   using R = Real<T>;
@@ -398,8 +399,8 @@ __global__ void __launch_bounds__(THREADS, 4)
   }
 }
 
-// The gradient of a map at `plan.columns` positions. Taps are processed one after the other; where several centres read a
-// position through the same tap, these follow one after the other too. The map is β (α · gradient, for some groups of
+// The gradient of a map at `plan.columns` positions. Taps are processed one after the other; where several centres read
+// a position through the same tap, these follow one after the other too. The map is β (α · gradient, for some groups of
 // channels), or that of a concatenation (for some channels).
 template <typename T, bool BETA>
 __global__ void __launch_bounds__(THREADS, 4)
@@ -464,8 +465,8 @@ __global__ void __launch_bounds__(THREADS, 4)
   });
 }
 
-// The two maps of a product: `mine`, whose gradient is computed, and `other`. The row of a pair of taps is tap of mine ·
-// step_mine + tap of other · step_other. The step is 0 for centres, which have no tap.
+// The two maps of a product: `mine`, whose gradient is computed, and `other`. The row of a pair of taps is tap of mine
+// · step_mine + tap of other · step_other. The step is 0 for centres, which have no tap.
 template <typename T>
 struct Sides {
   const T *mine, *other;
@@ -473,8 +474,8 @@ struct Sides {
   bool to_centres, from_centres;  // whether `mine`, or `other`, holds centres
 };
 
-// The gradient of one side of a star or clique product, at a tile of positions or centres, over all pairs with them. In a
-// clique product each pair also meets all other taps of its centre. One thread computes the dot products of a pair.
+// The gradient of one side of a star or clique product, at a tile of positions or centres, over all pairs with them. In
+// a clique product each pair also meets all other taps of its centre. One thread computes the dot products of a pair.
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 4)
     product_backward_kernel(Inputs<T> inputs, Sides<T> sides, Product<Real<T>> layer, T* __restrict__ gradient,
@@ -569,8 +570,9 @@ size_t bytes_of(const Plan& plan, int k, int others) {
   return room.bytes;
 }
 
-// The largest plan, up to `most`, that fits shared memory together with `others(plan)` elements. It has fewer columns where
-// there would otherwise be fewer than MANY_BLOCKS blocks. Throws std::invalid_argument if even the smallest does not fit.
+// The largest plan, up to `most`, that fits shared memory together with `others(plan)` elements. It has fewer columns
+// where there would otherwise be fewer than MANY_BLOCKS blocks. Throws std::invalid_argument if even the smallest does
+// not fit.
 template <typename R, typename Others>
 Plan plan_of(const Lookups& lookups, Plan most, int64_t columns, int outputs, int depth, Others others) {
   Plan plan = {most.columns, std::min(most.outputs, outputs), std::max(1, std::min(most.depth, depth))};
@@ -693,7 +695,8 @@ struct Launcher {
     add_up(partial, count, int64_t(fan_out) * (fan_in + 1), gradient + widths().begins[layer - 1], lookups.stream);
   }
 
-  // The gradient of a map of share · outputs channels; row output · k + tap of the layer belongs to an output and a tap.
+  // The gradient of a map of share · outputs channels; row output · k + tap of the layer belongs to an output and a
+  // tap.
   template <bool BETA>
   void readers(const Product<R>& layer, int outputs, int share, T* to) const {
     const auto sums = [&](const Plan& plan) { return share * plan.outputs * plan.columns; };

@@ -27,7 +27,8 @@ void cliques(const Array& phi, const Array& psi, const Array& taps, const Lookup
 void spread_cliques(const Array& taps, int64_t step_j, int64_t step_l, const Array& other, const Array& map,
                     const Lookups& lookups);
 
-// relations.cu. The arrays are the inputs, then the output; of a backward, the gradient, the inputs, then their gradients.
+// relations.cu. The arrays are the inputs, then the output; of a backward, the gradient, the inputs, then their
+// gradients.
 void pairwise_summation(const Arrays& a, const Lookups& lookups);
 void pairwise_summation_backward(const Arrays& a, const Lookups& lookups);
 void pairwise_subtraction(const Arrays& a, const Lookups& lookups);

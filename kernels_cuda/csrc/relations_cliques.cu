@@ -7,9 +7,9 @@
 //     v3         Pieces of 3, 5 and 7 taps have no unused sums: 72 instructions instead of 103 for 49 multiply-adds.
 //     backward   k² values are read for every 8 channels that are written. The other map is read through the tables.
 //
-// Not measured yet. Prediction for an H200, as in relations_vectors.cu: the product moves 977 MB in 203 µs in float32; its
-// instructions take 190 µs. Each gradient keeps the first-level cache busy for 700 µs and needs 1.2 ms of instructions,
-// while memory takes 200 µs.
+// Not measured yet. Prediction for an H200, as in relations_vectors.cu: the product moves 977 MB in 203 µs in float32;
+// its instructions take 190 µs. Each gradient keeps the first-level cache busy for 700 µs and needs 1.2 ms of
+// instructions, while memory takes 200 µs.
 
 #include "relations.h"
 
@@ -89,8 +89,8 @@ __global__ void __launch_bounds__(THREADS, STAGED && sizeof(T) < 8 ? 3 : 2)
         to[(int64_t(left.tap + j * left.step) * lookups.k + right.tap + l * right.step) * p] = T(sums[j][l]);
 }
 
-// map[c] = Σ_j Σ_l taps[j·step_j + l·step_l] · other[c] at l, over all centres that read the position through tap j. A block
-// has `height` rows of `depth` channels.
+// map[c] = Σ_j Σ_l taps[j·step_j + l·step_l] · other[c] at l, over all centres that read the position through tap j. A
+// block has `height` rows of `depth` channels.
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 2)
     spread_cliques_kernel(const T* __restrict__ taps, const T* __restrict__ other, T* __restrict__ map, int channels,

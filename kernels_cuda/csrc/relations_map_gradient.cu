@@ -3,25 +3,26 @@
 //     traffic    Each value at a tap is read once, by the thread that has the element of the continued map that the tap
 //                read. The map is written once.
 //     backward   No atomics, and the same bits every time. A block has rows of the map. Its threads first sum for each
-//                element of the continued map, where the same tap of neighbouring elements belongs to neighbouring centres.
-//                Then they add up the copies of each element in shared memory.
+//                element of the continued map, where the same tap of neighbouring elements belongs to neighbouring
+//                centres. Then they add up the copies of each element in shared memory.
 //     v1         As in Numba: a thread per element of the map looks up its readers in two tables per tap.
-//     v2         The sums of a row and of all its copies in one pass: two comparisons per tap instead of a table lookup; 27
-//                instructions per tap for one channel, 11 per multiply-add for 8 channels.
+//     v2         The sums of a row and of all its copies in one pass: two comparisons per tap instead of a table
+//                lookup; 27 instructions per tap for one channel, 11 per multiply-add for 8 channels.
 //     v3         A piece of the footprint at a time, with all of its loads before the first sum: 15 and 6 instructions.
 //     v4         For rectangles without gaps, a thread has four rows of a column, which share the centres they need: 4
 //                instructions and 0.5 loads per multiply-add instead of 6 and 1.3.
 //
-// Not measured yet. Prediction for an H200, as in relations_vectors.cu: the gradient of ψ in a subtraction moves 322 MB in
-// 67 µs in float32; its instructions take 48 µs. The gradient of β moves 209 MB in 43 µs in float32 and in 22 µs in
+// Not measured yet. Prediction for an H200, as in relations_vectors.cu: the gradient of ψ in a subtraction moves 322 MB
+// in 67 µs in float32; its instructions take 48 µs. The gradient of β moves 209 MB in 43 µs in float32 and in 22 µs in
 // bfloat16. Its instructions take 51 µs, a third of them for rows that may be outside.
 
 #include "relations.h"
 
 namespace {
 
-// The sums of R rows of a column, from `row` of the continued map on, over the centres that read them. Each centre is loaded
-// once for all R rows. This needs a rectangle without gaps (`in_rows`), where each row of pieces is one row below the last.
+// The sums of R rows of a column, from `row` of the continued map on, over the centres that read them. Each centre is
+// loaded once for all R rows. This needs a rectangle without gaps (`in_rows`), where each row of pieces is one row
+// below the last.
 template <typename T, int C, int R>
 __device__ void sum_rows(const T* taps, const T* centres, int64_t step, int count, int row, int u,
                          const Lookups& lookups, Real<T> (&sums)[R][C]) {
@@ -66,8 +67,9 @@ __device__ void sum_rows(const T* taps, const T* centres, int64_t step, int coun
   }
 }
 
-// map[c] = Σ taps[j, c mod g] · centres[c], or sign · Σ taps[j, c] if not WEIGHTED, over all centres that read the position
-// through tap j. A block has `height` rows of `planes` groups, and `depth` ≤ C channels of each. A thread has R of the rows.
+// map[c] = Σ taps[j, c mod g] · centres[c], or sign · Σ taps[j, c] if not WEIGHTED, over all centres that read the
+// position through tap j. A block has `height` rows of `planes` groups, and `depth` ≤ C channels of each. A thread has
+// R of the rows.
 template <typename T, int C, bool WEIGHTED, int R>
 __global__ void __launch_bounds__(THREADS, (R > 1 && C > 1) ? 3 : 4)
     spread_kernel(const T* __restrict__ taps, const T* __restrict__ centres, T* __restrict__ map, int channels, int g,

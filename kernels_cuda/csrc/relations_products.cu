@@ -1,23 +1,25 @@
-// Sums of products. Over the channels at each tap: the pairwise dot product, the star product (SAN Sec. 3.1, 3.2) and the
-// gradient of α. Over the taps: the aggregation y_i = Σ_j α_ij β_j (Eq. 2) and the gradient of φ.
+// Sums of products. Over the channels at each tap: the pairwise dot product, the star product (SAN Sec. 3.1, 3.2) and
+// the gradient of α. Over the taps: the aggregation y_i = Σ_j α_ij β_j (Eq. 2) and the gradient of φ.
 //
-//     traffic    α has one value per group of channels and tap. It is most of the traffic, and is read or written once. Each
-//                of its elements is multiplied by one element of β per channel that shares it; β comes from the frame.
+//     traffic    α has one value per group of channels and tap. It is most of the traffic, and is read or written once.
+//                Each of its elements is multiplied by one element of β per channel that shares it; β comes from the
+//                frame.
 //     v1         As in Numba: β is read from the map after two table lookups per product, 4 bytes at a time.
 //     v2         Frames: a thread has V centres of a row and reads each element of the frame once for up to V taps. 28
 //                multiply-adds (4 centres, 7 taps) need 10 loads from shared memory; 2.4 instructions per multiply-add.
-//     v3         Frames of packs, 4 channels per load: 28 multiply-adds need 2.5 loads; 1.7 instructions per multiply-add.
+//     v3         Frames of packs, 4 channels per load: 28 multiply-adds need 2.5 loads; 1.7 instructions per
+//                multiply-add.
 //
-// Not measured yet. Prediction for an H200, as in relations_vectors.cu: the aggregation moves 209 MB in 43 µs in float32 and
-// in 22 µs in bfloat16. Its instructions take 18 and 20 µs; shared memory and the first-level cache take 20 and 18 µs. The
-// gradient of α takes the same. The margin is thus small in bfloat16.
+// Not measured yet. Prediction for an H200, as in relations_vectors.cu: the aggregation moves 209 MB in 43 µs in
+// float32 and in 22 µs in bfloat16. Its instructions take 18 and 20 µs; shared memory and the first-level cache take 20
+// and 18 µs. The gradient of α takes the same. The margin is thus small in bfloat16.
 
 #include "relations.h"
 
 namespace {
 
-// taps[j] = Σ centres · map at j, over the channels c that share c mod g. A thread has a piece of the footprint at V centres.
-// Frames hold `depth` channels of a group at a time, in packs of W.
+// taps[j] = Σ centres · map at j, over the channels c that share c mod g. A thread has a piece of the footprint at V
+// centres. Frames hold `depth` channels of a group at a time, in packs of W.
 template <typename T, int V, int W, bool STAGED, int N, bool EXACT>
 __global__ void __launch_bounds__(THREADS, 4)
     correlate_kernel(const T* __restrict__ centres, const T* __restrict__ map, T* __restrict__ taps, int channels,

@@ -1,10 +1,10 @@
-// Relations with a value per channel and tap: δ_ij = φ_i + ψ_j, φ_i − ψ_j, φ_i ⊙ ψ_j or [φ_i, ψ_j] (SAN Sec. 3.1), and the
-// patchwise concatenation (Sec. 3.2); and the gradient of φ.
+// Relations with a value per channel and tap: δ_ij = φ_i + ψ_j, φ_i − ψ_j, φ_i ⊙ ψ_j or [φ_i, ψ_j] (SAN Sec. 3.1), and
+// the patchwise concatenation (Sec. 3.2); and the gradient of φ.
 //
-//     traffic    k values are written for each value that is read, so writing determines the time. A map is read once; rows
-//                that two tiles share are read twice, mostly from the second-level cache.
-//     v1         As in Numba: a thread per position reads each tap from the map after two table lookups. That is 3 loads
-//                and a store of 4 bytes each per element; a multiprocessor issues 32 of them per clock.
+//     traffic    k values are written for each value that is read, so writing determines the time. A map is read once;
+//                rows that two tiles share are read twice, mostly from the second-level cache.
+//     v1         As in Numba: a thread per position reads each tap from the map after two table lookups. That is 3
+//                loads and a store of 4 bytes each per element; a multiprocessor issues 32 of them per clock.
 //     v2         Frames in shared memory: 1 to 2 loads, no table lookup, and a store of 16 bytes for 4 or 8 elements.
 //
 // Not measured yet. Prediction for an H200 (4.8 TB/s; 132 multiprocessors, 4 instructions per clock each, 1.75 GHz), at
@@ -85,8 +85,8 @@ struct Value {
   }
 };
 
-// taps[c·k + j] = combination of centres[c] and map[c] at j. A block has a tile of `planes` channels. `parts` threads share
-// the pieces of the footprint for each vector of centres.
+// taps[c·k + j] = combination of centres[c] and map[c] at j. A block has a tile of `planes` channels. `parts` threads
+// share the pieces of the footprint for each vector of centres.
 template <typename T, int V, bool STAGED, typename Combine>
 __global__ void __launch_bounds__(THREADS, 4)
     combine_kernel(const T* __restrict__ centres, const T* __restrict__ map, T* __restrict__ taps, int channels,
@@ -127,8 +127,8 @@ __global__ void __launch_bounds__(THREADS, 4)
   }
 }
 
-// Call f.operator()<T, V>(centres, taps, items, channels, image_step, p) with the arguments of a kernel that has a thread
-// for each vector of centres. The taps begin at channel `first`.
+// Call f.operator()<T, V>(centres, taps, items, channels, image_step, p) with the arguments of a kernel that has a
+// thread for each vector of centres. The taps begin at channel `first`.
 template <typename F>
 void for_positions(const Array& centres, const Array& taps, int64_t first, F f) {
   const int64_t channels = centres.sizes[1], p = centres.sizes[2];

@@ -6,7 +6,8 @@
 
 namespace {
 
-// to[n, g, i] = Σ gradient · y over the channels c with c mod g: the softmax subtracts it from the gradient of each weight.
+// to[n, g, i] = Σ gradient · y over the channels c with c mod g: the softmax subtracts it from the gradient of each
+// weight.
 template <typename T>
 __global__ void gradient_dot_output_kernel(const T* __restrict__ gradient, const T* __restrict__ y, int64_t items,
                                            int v, int g, int64_t p, Real<T>* __restrict__ to) {

@@ -4,6 +4,6 @@
 
 #include "frames.h"
 
-// softmax.cu
-// to[n, g, i] = Σ gradient · y over the channels of the group: the softmax subtracts it from the gradient of each weight.
+// softmax.cu to[n, g, i] = Σ gradient · y over the channels of the group: the softmax subtracts it from the gradient of
+// each weight.
 void gradient_dot_output(const Array& gradient, const Array& y, int g, void* to, cudaStream_t stream);

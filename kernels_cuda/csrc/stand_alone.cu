@@ -1,15 +1,15 @@
 // The fused stand-alone attention of a head: y_i = Σ_j softmax_j(Σ_c query_i[c] (key_j[c] + relative[c, j])) β_j (SASA
 // Eq. 2 and 3), the logarithm of the softmax's denominator, and the gradients. Channel c belongs to head c mod g.
 //
-//     traffic    query, key and β are read once, except for rows that neighbouring bands of centres share. y is written once.
-//                The embeddings come from the caches. The backward reads all twice, once for the gradients of query and
-//                embeddings and once for those of key and β. No array has the size of the footprint.
-//     forward    A block has the centres of some rows, and their logits in shared memory: for all taps, or for as many pieces
-//                at a time as fit, with a running maximum and sum. Frames hold channels of the key, then of β.
-//     backward   The weights are computed twice more: once for the centres (query, embeddings), where frames of key and β
-//                serve both products; and once for the map (key, β), where a thread has an element of the continued map and
-//                goes through the pieces that read it. No atomics, and the same bits every time. Workers have partial sums
-//                of the embeddings' gradients, which are added in order.
+//     traffic    query, key and β are read once, except for rows that neighbouring bands of centres share. y is written
+//                once. The embeddings come from the caches. The backward reads all twice, once for the gradients of
+//                query and embeddings and once for those of key and β. No array has the size of the footprint.
+//     forward    A block has the centres of some rows, and their logits in shared memory: for all taps, or for as many
+//                pieces at a time as fit, with a running maximum and sum. Frames hold channels of the key, then of β.
+//     backward   The weights are computed twice more: once for the centres (query, embeddings), where frames of key and
+//                β serve both products; and once for the map (key, β), where a thread has an element of the continued
+//                map and goes through the pieces that read it. No atomics, and the same bits every time. Workers have
+//                partial sums of the embeddings' gradients, which are added in order.
 //     v1         A thread has V centres and 8 of their taps, as in relations_products.cu.
 //
 // Not measured yet.
@@ -26,8 +26,8 @@ struct Slot {
   int tap, row, column;
 };
 
-// The size of a band: `height` rows of a tile, each `across` centres wide, which are `columns` in shared memory. It has room
-// for so many slots, for so many packs of channels, and for `panel` elements of frames.
+// The size of a band: `height` rows of a tile, each `across` centres wide, which are `columns` in shared memory. It has
+// room for so many slots, for so many packs of channels, and for `panel` elements of frames.
 struct Plan {
   int height, across, columns, slots, packs;
   int64_t panel;
@@ -180,7 +180,8 @@ struct Work {
     }
   }
 
-  // Calls finish(c, y, x, sums) for each channel of the head, with Σ_slot weights[slot] (map[c] + relative[c]) at V centres.
+  // Calls finish(c, y, x, sums) for each channel of the head, with Σ_slot weights[slot] (map[c] + relative[c]) at V
+  // centres.
   template <typename Finish>
   __device__ void aggregate(const T* weights, const T* map, const T* relative, int channels, Finish finish) const {
     const int most = plan.packs * W, vectors = band.wide / V;
@@ -224,8 +225,8 @@ struct Work {
     }
   }
 
-  // to[d] += Σ_column queries[d] flows for each tap. Threads begin at different columns, since rows may begin in the same
-  // bank.
+  // to[d] += Σ_column queries[d] flows for each tap. Threads begin at different columns, since rows may begin in the
+  // same bank.
   __device__ void embed(const T* queries, int depth, T* to) const {
     constexpr int N = WIDTH<T>;
     const int slots = count(), vectors = plan.columns / N;
@@ -252,7 +253,8 @@ struct Work {
   }
 
  private:
-  // Copy frames and embeddings of the `depth` channels from `channel` on, between two barriers. Returns these channels' map.
+  // Copy frames and embeddings of the `depth` channels from `channel` on, between two barriers. Returns these channels'
+  // map.
   __device__ const T* stage_channels(const T* map, const T* relative, int channels, int channel, int depth) const {
     if (map) map += inputs.head_of(band.image, head, channels, inputs.area) + int64_t(channel) * inputs.g * inputs.area;
     __syncthreads();
@@ -429,8 +431,8 @@ __global__ void __launch_bounds__(THREADS, 4)
   }
 }
 
-// The gradients of key and β at some rows of the map, from all centres that read them, for `depth` channels of a head; the
-// channels of the key come first. A thread has an element of the continued map.
+// The gradients of key and β at some rows of the map, from all centres that read them, for `depth` channels of a head;
+// the channels of the key come first. A thread has an element of the continued map.
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 4)
     key_backward_kernel(Inputs<T> inputs, const T* __restrict__ gradient, const T* __restrict__ lse,
@@ -527,8 +529,8 @@ std::optional<int> largest(int least, int most, Fits fits) {
   return {};
 }
 
-// As many rows of centres as leave room for two packs of channels, then as many packs as fit. If not even one row fits with
-// all taps: one row, one pack, and as many taps as fit. Tiles are divided evenly.
+// As many rows of centres as leave room for two packs of channels, then as many packs as fit. If not even one row fits
+// with all taps: one row, one pack, and as many taps as fit. Tiles are divided evenly.
 template <typename T, int V, int W>
 std::optional<std::pair<Plan, Layout>> staged_plan(const Lookups& lookups, int channels, bool backward) {
   const int needed = ceil_div(channels, W), longest = lookups.run ? lookups.run : BLOCK;

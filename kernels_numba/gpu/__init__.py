@@ -1,1 +1,1 @@
-"""GPU kernels, twins of those in `kernels_numba.cpu`."""
+"""GPU kernels, twins of those in `kernels_numba.cpu` with the same names; `launch` and `pairs` are only needed here."""

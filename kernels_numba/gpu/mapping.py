@@ -1,91 +1,54 @@
-"""What the CUDA kernels of the fused attentions' cores have in common: a chunk of columns in shared memory, each of
-them a centre or a pair of a centre and a tap, the products of the mapping's linear layers, and moments. Twin of
-mapping.h and mapping.cu in kernels_cuda/csrc.
+"""The linear layers of the mapping, forward and backward, for a chunk of columns in shared memory; moments; and sums
+over workers. A column is a centre, or a pair of a centre and a tap. Twin of mapping.h and mapping.cu in
+kernels_cuda/csrc.
 
-Rows × columns lie row by row in shared memory. Products are exact, one FMA per multiply-add in the type of the arrays.
+A matrix of rows × columns is stored row by row. Each multiply-add is one FMA in the dtype of the arrays.
 
-The twins part where C++ has no equal in Numba:
+The twins part where Numba lacks what C++ has:
 
-    shared     A block's shared memory is one array of the arrays' type and, in front of it, one of integers; places in
-               the first are counted from its beginning, integers included. Nothing is reinterpreted.
-    products   4 outputs × 4 columns per thread, in tuples, which are registers. Numba loads no vectors, so a thread's
-               columns are `columns / WIDTH` apart, and threads side by side read words side by side.
-               Places in the inner loops are unsigned, since of signed ones Numba asks whether they count from the end.
-    closures   What becomes of a product is said by numbers: added or not, rectified, masked.
-    taps       Tables have a row per tap, so a tap's source is looked up in two reads and no list of taps is kept. The
-               readers of a position come tap by tap.
-    barriers   Functions here have none, and are told which thread they are and of how many: Numba's simulator replaces
-               the name `cuda` in the module of the kernel only.
+    shared     A block's shared memory is one array of the arrays' dtype, and one array of integers that begins at the
+               same address (`Block`). Nothing is reinterpreted.
+    products   4 outputs × 4 columns per thread, in tuples, which are registers. Numba loads no vectors, so the columns
+               of a thread are `columns / WIDTH` apart, and neighbouring threads read neighbouring words. Indices in
+               inner loops are unsigned: Numba compares signed indices with 0, since negative ones count from the end.
+    closures   `Finish` says what becomes of a product: whether it is added, rectified or masked.
+    barriers   Functions here contain none and take the thread that calls them (`Block`): Numba's simulator replaces the
+               name `cuda` in the module of the kernel only.
 
 Nothing has been timed on a GPU yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 from numba import cuda, uint64
 
-from kernels_numba.compiled import _STAMP
-
-SIMULATED = cuda.config.ENABLE_CUDASIM
+from kernels_numba.gpu.launch import THREADS, ceil_div, device, kernel, line, start, zero_of
 
 SIDES = 4
-"""Outputs, or inputs, whose sums a thread holds in registers."""
+"""A thread holds the sums of so many outputs, or inputs, in registers."""
 WIDTH = 4
-"""Columns of them."""
+"""And of so many columns."""
 MOST_COLUMNS, MOST_ROWS = 128, 32
-"""Columns of a chunk, and rows of a panel, at most."""
+"""At most so many columns of a chunk, and rows of a panel."""
 MOST_LAYERS = 8
-THREADS = 8 if SIMULATED else 128
-"""Threads per block; the simulator starts each of them."""
 PARTS = 8
-"""Threads that share an element of sums of workers."""
-SHARED_BYTES = 48 << 10
-"""What any GPU gives a block of threads of its shared memory."""
-WORKERS = 512
-"""Blocks that have sums of their own, at most: some more than an H200 runs at once."""
-SCRATCH = 1 << 24
-"""Elements that their sums take together, unless those of one take more."""
-
-cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # as in gpu.py
-
-device = cuda.jit(device=True)
-
-
-def kernel(function: Callable[..., None]) -> Any:
-    """A CUDA kernel, kept on disk until a file of this folder changes: it inlines functions of others."""
-    dispatcher: Any = cuda.jit(cache=True)(function)
-    if not SIMULATED:
-        dispatcher._cache._cache_file._source_stamp = _STAMP
-    return dispatcher
-
-
-class Tables(NamedTuple):
-    """Where taps read and who reads an element, as in `gpu.Lookups`; and the width of the map."""
-
-    rows: Any
-    columns: Any
-    row_starts: Any
-    row_readers: Any
-    column_starts: Any
-    column_readers: Any
-    width: int
+"""So many threads share an element of the sums over workers."""
 
 
 class Widths(NamedTuple):
-    """The linear layers, always so many numbers, so that a kernel is compiled once."""
+    """The sizes of the linear layers, padded to MOST_LAYERS, so that one compiled kernel serves all."""
 
     layers: int
     sizes: tuple[int, ...]
-    """Inputs of the first, then the outputs of each."""
+    """The inputs of the first layer, then the outputs of each layer."""
     begins: tuple[int, ...]
-    """Of each layer's W in `parameters`, which b follows."""
+    """Where the W of each layer begins in `parameters`; b follows."""
     rows: tuple[int, ...]
-    """Of each layer's outputs among those of all."""
+    """The first row of each layer among the outputs of all layers."""
 
     @property
     def inputs(self) -> int:
@@ -101,24 +64,53 @@ class Widths(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """Of all layers together."""
+        """The outputs of all layers together."""
         return sum(self.sizes[1 : self.layers + 1])
 
     @property
     def held(self) -> int:
-        """Rows of a chunk that stay: without a layer, the inputs."""
+        """Rows of a chunk that stay in shared memory: all outputs, or the inputs if there is no layer."""
         return self.outputs if self.layers else self.inputs
 
 
+class Weights(NamedTuple):
+    """A matrix of weights: array[begin + o · step_o + d · step_d]. The bias is array[bias + o · step_b]; no bias is
+    −1."""
+
+    array: Any
+    begin: int
+    step_o: int
+    step_d: int
+    bias: int
+    step_b: int
+
+
+class Rows(NamedTuple):
+    """`count` rows of shared memory from `begin` on."""
+
+    begin: int
+    count: int
+    columns: int
+
+
+class Target(NamedTuple):
+    """Where sums are added: array[begin + o · step + i]."""
+
+    array: Any
+    begin: int
+    step: int
+
+
+class Finish(NamedTuple):
+    """What becomes of a product: it is added to what is in its place, and then rectified; or it is 0 where that is not
+    positive."""
+
+    added: bool
+    rectified: bool
+    masked: bool
+
+
 # On the host.
-
-
-def ceil_div(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def tables_of(lookups: Any, map_: Any) -> Tables:
-    return Tables(*(getattr(lookups, name) for name in Tables._fields[:-1]), map_.shape[3])
 
 
 def widths_of(numbers: Sequence[int]) -> Widths:
@@ -130,140 +122,28 @@ def widths_of(numbers: Sequence[int]) -> Widths:
         begins.append(begins[-1] + (inputs + 1) * outputs)
         rows.append(rows[-1] + outputs)
     padding = [0] * MOST_LAYERS
-    return Widths(
-        layers, *(tuple([*x, *padding][: MOST_LAYERS + 1]) for x in (sizes, begins, rows))
-    )  # fmt: skip
+    return Widths(layers, *(tuple([*x, *padding][: MOST_LAYERS + 1]) for x in (sizes, begins, rows)))
 
 
-def flat(x: Any) -> Any:
-    """(n, -, h, w) as (n, -, h·w)."""
-    return x if len(x.shape) == 3 else x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])
-
-
-def line(x: Any) -> Any:
-    """All elements, one behind the other."""
-    return x.reshape(x.size)
-
-
-def zero_of(x: Any) -> Any:
-    return np.dtype(x.dtype).type(0)
-
-
-def first_real(integers: int, itemsize: int) -> int:
-    """Where the reals begin in shared memory, behind so many integers."""
-    return ceil_div(integers * 4, 16) * 16 // itemsize
-
-
-def workers_of(size: int, tiles: int) -> int:
-    """How many workers, whose sums are of that size, share so many tiles."""
-    return min(max(SCRATCH // max(size, 1), 1), WORKERS, tiles)
-
-
-def start(function: Any, blocks: int, elements: int, lookups: Any, zero: Any, *arguments: Any) -> None:
-    """Launch a kernel of so many blocks, with so many elements of shared memory each."""
-    if blocks:  # an empty grid cannot be launched
-        function[blocks, THREADS, lookups.stream, ceil_div(elements * zero.itemsize, 16) * 16](*arguments)
-
-
-def add_up(partial: Any, workers: int, to: Any, lookups: Any) -> None:
-    """to[i] = Σ_w partial[w][i], in the order of the workers."""
+def add_up(partial: Any, workers: int, to: Any, work: Any) -> None:
+    """to[i] = Σ_w partial[w][i], summed in the order of the workers."""
     zero, to = zero_of(to), line(to)
     blocks = ceil_div(to.size, THREADS // min(PARTS, THREADS))
-    start(_add_up, blocks, THREADS, lookups, zero, partial, workers, to, zero)
+    start(_add_up, blocks, THREADS, work, zero, partial, workers, to, zero)
 
 
-def merge_moments(partial: Any, workers: int, rows: int, mean: Any, variance: Any, lookups: Any) -> None:
-    """Mean and biased variance of what the workers have seen of each row."""
+def merge_moments(partial: Any, workers: int, rows: int, mean: Any, variance: Any, work: Any) -> None:
+    """The mean and the biased variance of each row from the moments of the workers."""
     zero = zero_of(mean)
-    start(_merge_moments, ceil_div(rows, THREADS), 0, lookups, zero, partial, workers, rows, mean, variance, zero)
+    start(_merge_moments, ceil_div(rows, THREADS), 0, work, zero, partial, workers, rows, mean, variance, zero)
 
 
-# On the device. Pairs and places are four rows of integers each: image, centre, source and tap, or image, centre, row
-# and column. No image is −1.
-
-
-@device
-def source_of(at, tap, row, column):
-    """Where in the map the tap of that centre reads, −1 if outside."""
-    y, x = at.rows[tap, row], at.columns[tap, column]
-    return y * at.width + x if min(y, x) >= 0 else -1
-
-
-@device
-def pair_centres(at, first, total, per_image, centres, tap, columns, pairs, me, threads):
-    """The pairs of `centres` centres from `first` on, of all images' `total`, and of the taps from `tap` on: centres
-    first."""
-    k, ow = at.rows.shape[0], at.columns.shape[1]
-    for column in range(me, columns, threads):
-        j = column // centres
-        index = first + column - j * centres
-        exists = index < total and tap + j < k
-        image = index // per_image
-        centre = index - image * per_image
-        oy = centre // ow
-        pairs[column] = image if exists else -1
-        pairs[columns + column] = centre if exists else 0
-        pairs[2 * columns + column] = source_of(at, tap + j, oy, centre - oy * ow) if exists else -1
-        pairs[3 * columns + column] = tap + j if exists else 0
-
-
-@device
-def first_reader(at, source, tap):
-    """Before the first pair that reads that position of the map through that tap or a later one: tap, and where in the
-    readers of its row and column."""
-    y = source // at.width
-    return tap, at.row_starts[tap, y] + 0, at.column_starts[tap, source - y * at.width] + 0
-
-
-@device
-def next_reader(at, source, reader, end):
-    """Behind the next pair, of the taps up to `end`; and its centre, −1 if there is none."""
-    tap, row, column = reader
-    y = source // at.width
-    x = source - y * at.width
-    centre = -1
-    while tap < end and centre < 0:
-        if row >= at.row_starts[tap, y + 1]:
-            tap += 1
-            if tap < end:
-                row = at.row_starts[tap, y] + 0
-                column = at.column_starts[tap, x] + 0
-        elif column >= at.column_starts[tap, x + 1]:
-            row += 1
-            column = at.column_starts[tap, x] + 0
-        else:
-            centre = at.row_readers[row] * at.columns.shape[1] + at.column_readers[column]
-            column += 1
-    return (tap, row, column), centre
-
-
-@device
-def pair_readers(at, reader, image, source, positions, columns, pairs, me):
-    """The next `columns / positions` pairs of each of the block's positions: thread i deals with position i, the others
-    wait."""
-    if me < positions:
-        for column in range(me, columns, positions):
-            centre = -1
-            if image >= 0:
-                reader, centre = next_reader(at, source, reader, at.rows.shape[0])
-            pairs[column] = image if centre >= 0 else -1
-            pairs[columns + column] = max(centre, 0)
-            pairs[2 * columns + column] = source
-            pairs[3 * columns + column] = reader[0] if centre >= 0 else 0
-    return reader
-
-
-@device
-def any_image(places, positions):
-    """Has any position of the block found one? The first column of each tells."""
-    most = -1
-    for i in range(positions):
-        most = max(most, places[i])
-    return most >= 0
+# On the device.
 
 
 @device
 def fused(sums, scale, values):
+    """sums + scale · values, element by element."""
     return (
         sums[0] + scale * values[0],
         sums[1] + scale * values[1],
@@ -273,67 +153,75 @@ def fused(sums, scale, values):
 
 
 @device
-def finish(shared, place, step, sums, begin, added, rectified, masked, zero):
+def _write(shared, place, step, sums, begin, finish, zero):
+    """Write the WIDTH sums of an output, each plus `begin`."""
     for w in range(WIDTH):
         before = shared[place + w * step]
         result = begin + sums[w]
-        if added:
+        if finish.added:
             result += before
-        if rectified:
+        if finish.rectified:
             result = max(result, zero)
-        if masked and not before > zero:
+        if finish.masked and not before > zero:
             result = zero
         shared[place + w * step] = result
 
 
 @device
-def product(
-    weights, begin, step_o, step_d, bias, step_b, shared, rows, depth, columns, to, outputs,
-    added, rectified, masked, zero, me, threads,
-):  # fmt: skip
-    """Row `to` + o of shared memory = bias[o · step_b] + Σ_d weights[begin + o · step_o + d · step_d] · row d, of all
-    outputs o; no bias is −1. `added` to what is there, and then `rectified`; or `masked` by it."""
-    vectors, last = columns // WIDTH, outputs - 1
-    for item in range(me, (outputs + SIDES - 1) // SIDES * vectors, threads):
-        block = item // vectors
-        o, column = block * SIDES, item - block * vectors
-        # beyond the last output, it again, so that no load waits for a branch
-        w0 = uint64(begin + o * step_o)
-        w1 = uint64(begin + min(o + 1, last) * step_o)
-        w2 = uint64(begin + min(o + 2, last) * step_o)
-        w3 = uint64(begin + min(o + 3, last) * step_o)
-        place, step, along = uint64(rows + column), uint64(step_d), uint64(columns)
+def product(weights, rows, to, outputs, finish, block):
+    """Row `to` + o of shared memory = bias of o + Σ_d weights[o, d] · row d, for all outputs o."""
+    array, shared, zero = weights.array, block.shared, block.zero
+    vectors, last = rows.columns // WIDTH, outputs - 1
+    for item in range(block.thread, (outputs + SIDES - 1) // SIDES * vectors, block.threads):
+        panel = item // vectors
+        o, column = panel * SIDES, item - panel * vectors
+        # the last output again beyond the end, so that no load waits for a branch
+        w0 = uint64(weights.begin + o * weights.step_o)
+        w1 = uint64(weights.begin + min(o + 1, last) * weights.step_o)
+        w2 = uint64(weights.begin + min(o + 2, last) * weights.step_o)
+        w3 = uint64(weights.begin + min(o + 3, last) * weights.step_o)
+        place, step, along = uint64(rows.begin + column), uint64(weights.step_d), uint64(rows.columns)
         v1, v2, v3 = uint64(vectors), uint64(2 * vectors), uint64(3 * vectors)
         s0 = (zero, zero, zero, zero)
         s1, s2, s3 = s0, s0, s0
-        for _ in range(depth):
+        for _ in range(rows.count):
             values = (shared[place], shared[place + v1], shared[place + v2], shared[place + v3])
-            s0 = fused(s0, weights[w0], values)
-            s1 = fused(s1, weights[w1], values)
-            s2 = fused(s2, weights[w2], values)
-            s3 = fused(s3, weights[w3], values)
+            s0 = fused(s0, array[w0], values)
+            s1 = fused(s1, array[w1], values)
+            s2 = fused(s2, array[w2], values)
+            s3 = fused(s3, array[w3], values)
             w0, w1, w2, w3 = w0 + step, w1 + step, w2 + step, w3 + step
             place += along
         sums = (s0, s1, s2, s3)
         for s in range(SIDES):
             if o + s < outputs:
-                b = weights[bias + (o + s) * step_b] if bias >= 0 else zero
-                finish(shared, to + (o + s) * columns + column, vectors, sums[s], b, added, rectified, masked, zero)
+                bias = array[weights.bias + (o + s) * weights.step_b] if weights.bias >= 0 else zero
+                _write(shared, to + (o + s) * rows.columns + column, vectors, sums[s], bias, finish, zero)
 
 
 @device
-def outer_product(shared, left, outputs, right, inputs, columns, to, at, step, zero, me, threads):
-    """to[at + o · step + i] += Σ_column left[o][column] · right[i][column]. Threads begin at different columns, since
-    rows begin in the same bank."""
+def outer_product(left, right, to, block):
+    """to[o, i] += Σ_column left[o][column] · right[i][column]. Threads begin at different columns, since all rows begin
+    in the same bank."""
+    shared, columns, outputs, inputs = block.shared, left.columns, left.count, right.count
     groups = (inputs + SIDES - 1) // SIDES
-    for item in range(me, (outputs + SIDES - 1) // SIDES * groups, threads):
-        block = item // groups
-        o, i = block * SIDES, (item - block * groups) * SIDES
-        l0, r0 = uint64(left + o * columns), uint64(right + i * columns)
-        l1, r1 = uint64(left + min(o + 1, outputs - 1) * columns), uint64(right + min(i + 1, inputs - 1) * columns)
-        l2, r2 = uint64(left + min(o + 2, outputs - 1) * columns), uint64(right + min(i + 2, inputs - 1) * columns)
-        l3, r3 = uint64(left + min(o + 3, outputs - 1) * columns), uint64(right + min(i + 3, inputs - 1) * columns)
-        s0 = (zero, zero, zero, zero)
+    for item in range(block.thread, (outputs + SIDES - 1) // SIDES * groups, block.threads):
+        panel = item // groups
+        o, i = panel * SIDES, (item - panel * groups) * SIDES
+        l0, r0 = uint64(left.begin + o * columns), uint64(right.begin + i * columns)
+        l1, r1 = (
+            uint64(left.begin + min(o + 1, outputs - 1) * columns),
+            uint64(right.begin + min(i + 1, inputs - 1) * columns),
+        )
+        l2, r2 = (
+            uint64(left.begin + min(o + 2, outputs - 1) * columns),
+            uint64(right.begin + min(i + 2, inputs - 1) * columns),
+        )
+        l3, r3 = (
+            uint64(left.begin + min(o + 3, outputs - 1) * columns),
+            uint64(right.begin + min(i + 3, inputs - 1) * columns),
+        )
+        s0 = (block.zero, block.zero, block.zero, block.zero)
         s1, s2, s3 = s0, s0, s0
         column, one, end, begin = uint64(item % columns), uint64(1), uint64(columns), uint64(0)
         for _ in range(columns):
@@ -349,77 +237,80 @@ def outer_product(shared, left, outputs, right, inputs, columns, to, at, step, z
         for t in range(SIDES):
             for s in range(SIDES):
                 if o + t < outputs and i + s < inputs:
-                    to[at + (o + t) * step + i + s] += sums[t][s]
+                    to.array[to.begin + (o + t) * to.step + i + s] += sums[t][s]
 
 
 @device
-def row_sums(shared, rows, count, columns, to, at, zero, me, threads):
-    """to[at + o] += Σ_column row o."""
-    for o in range(me, count, threads):
-        total, column = zero, o % columns
-        for _ in range(columns):
-            total += shared[rows + o * columns + column]
-            column = column + 1 if column + 1 < columns else 0
-        to[at + o] += total
+def row_sums(rows, to, block):
+    """to[o] += Σ_column row o."""
+    for o in range(block.thread, rows.count, block.threads):
+        total, column = block.zero, o % rows.columns
+        for _ in range(rows.columns):
+            total += block.shared[rows.begin + o * rows.columns + column]
+            column = column + 1 if column + 1 < rows.columns else 0
+        to.array[to.begin + o] += total
 
 
 @device
-def add_gradients(shared, gradient, outputs, rows, first, count, inputs, columns, partial, at, zero, me, threads):
-    """A layer's gradients of a chunk, added to those that the block has in `partial`: of W, whose inputs from `first`
-    on the `rows` are, and of b with the first of them."""
-    outer_product(shared, gradient, outputs, rows, count, columns, partial, at + first, inputs, zero, me, threads)
+def add_parameter_gradients(gradient, rows, first, to, block):
+    """Add the gradients of W and b of a layer, over a chunk, to the sums in `to`, whose step is the layer's inputs.
+
+    `gradient` are the rows of the outputs' gradients, and `rows` the layer's inputs from `first` on. The gradient of b
+    is added together with the first inputs."""
+    outer_product(gradient, rows, Target(to.array, to.begin + first, to.step), block)
     if first == 0:
-        row_sums(shared, gradient, outputs, columns, partial, at + outputs * inputs, zero, me, threads)
+        row_sums(gradient, Target(to.array, to.begin + gradient.count * to.step, 1), block)
 
 
 @device
-def merge(moments, at, count, mean, squares):
-    """Count, mean and sum of squared deviations at `at`, with others as Chan et al. merge them."""
+def _merge(moments, index, count, mean, squares):
+    """Merge count, mean and sum of squared deviations at `index` with others, by the formula of Chan et al."""
     if count > 0:
-        here = moments[at]
-        total, difference = here + count, mean - moments[at + 1]
-        moments[at] = total
-        moments[at + 1] += difference * (count / total)
-        moments[at + 2] += squares + difference * difference * (here / total * count)
+        here = moments[index]
+        total, difference = here + count, mean - moments[index + 1]
+        moments[index] = total
+        moments[index + 1] += difference * (count / total)
+        moments[index + 2] += squares + difference * difference * (here / total * count)
 
 
 @device
-def parts_of(rows, threads):
-    """Threads that share a row."""
+def _parts_of(rows, threads):
+    """How many threads share a row."""
     return max(1, threads // rows)
 
 
 @device
-def observe(shared, values, rows, columns, places, moments, zero, me, threads):
-    """The rows' moments over all columns that are of an image, added to those that each (row, part) has."""
-    parts, one = parts_of(rows, threads), type(zero)(1)
-    for item in range(me, rows * parts, threads):
+def gather_moments(values, moments, block):
+    """Add the moments of the rows, over all columns that belong to an image, to the moments of each (row, part)."""
+    shared, zero, columns = block.shared, block.zero, values.columns
+    parts, one = _parts_of(values.count, block.threads), type(zero)(1)
+    for item in range(block.thread, values.count * parts, block.threads):
         row = item // parts
         count, mean, squares = zero, zero, zero
         for column in range(item - row * parts, columns, parts):
-            if places[column] >= 0:
+            if block.pairs[column] >= 0:
                 count += one
-                mean += shared[values + row * columns + column]
+                mean += shared[values.begin + row * columns + column]
         if count > 0:
             mean /= count
         for column in range(item - row * parts, columns, parts):
-            if places[column] >= 0:
-                difference = shared[values + row * columns + column] - mean
+            if block.pairs[column] >= 0:
+                difference = shared[values.begin + row * columns + column] - mean
                 squares += difference * difference
-        merge(shared, moments + 3 * item, count, mean, squares)
+        _merge(shared, moments + 3 * item, count, mean, squares)
 
 
 @device
-def write_moments(shared, moments, rows, to, at, me, threads):
-    """The block's moments of each row, in the order of its parts."""
-    parts = parts_of(rows, threads)
-    for row in range(me, rows, threads):
+def write_moments(moments, rows, to, begin, block):
+    """Write the moments of each row to `to` from `begin` on, merged in the order of the parts."""
+    shared, parts = block.shared, _parts_of(rows, block.threads)
+    for row in range(block.thread, rows, block.threads):
         first = moments + 3 * row * parts
         for part in range(1, parts):
             other = first + 3 * part
-            merge(shared, first, shared[other], shared[other + 1], shared[other + 2])
+            _merge(shared, first, shared[other], shared[other + 1], shared[other + 2])
         for i in range(3):
-            to[at + 3 * row + i] = shared[first + i]
+            to[begin + 3 * row + i] = shared[first + i]
 
 
 @kernel
@@ -448,12 +339,12 @@ def _merge_moments(partial, workers, rows, mean, variance, zero):
         return
     count, here, squares = zero, zero, zero
     for worker in range(workers):
-        at = 3 * (worker * rows + row)
-        others = partial[at]
+        first = 3 * (worker * rows + row)
+        others = partial[first]
         if others > 0:
-            total, difference = count + others, partial[at + 1] - here
+            total, difference = count + others, partial[first + 1] - here
             here += difference * (others / total)
-            squares += partial[at + 2] + difference * difference * (count / total * others)
+            squares += partial[first + 2] + difference * difference * (count / total * others)
             count = total
     mean[row] = here
     variance[row] = squares / count

@@ -1,19 +1,20 @@
 """The fused patchwise attention on a GPU: the rows of a relation, [centres, ρ(scale ⊙ ψ_j + shift)] or ρ(scale ⊙ δ +
-shift) of the star or clique product δ, the mapping to α, and y_i[c] = Σ_j α[c mod g, j] β_j[c] (SAN Eq. 4); the
-statistics of what the mapping gives, for a batch norm behind it; and what flows back. Twin of
+shift) for the star or clique product δ, the mapping to α, and y_i[c] = Σ_j α[c mod g, j] β_j[c] (SAN Eq. 4). Also the
+statistics of the mapping's outputs, for a batch norm after it, and the gradients. Twin of
 kernels_cuda/csrc/patchwise.cu, for float32 and float64.
 
-    traffic    A column is a centre. Outputs of all layers but the last, n · hidden · p of them, go through memory; rows
-               of the relation and α, which have the size of the footprint, are generated panel by panel in shared
-               memory, once for every 64 outputs that need them. Maps and parameters come from the caches.
-    forward    A kernel for each layer, a block for up to 64 outputs × 64 columns, and one for the last layer and the
-               aggregation, a block for a group of channels × 64 columns.
-    backward   What flows to a layer is one more product of generated panels. Gradients of parameters: a block has up to
-               32 outputs × 64 inputs of a layer and the columns of one worker; workers are added up in order. What
-               flows to a map goes through the centres that read it: no atomics, and the same bits every time.
+    traffic    A column is a centre. The outputs of all layers but the last, n · hidden · p elements, go through memory.
+               The rows of the relation and α have the size of the footprint. They are generated panel by panel in
+               shared memory, once for every 64 outputs that need them. Maps and parameters come from the caches.
+    forward    A kernel for each layer but the last: a block has up to 64 outputs × 64 columns. Another kernel for the
+               last layer and the aggregation: a block has a group of channels × 64 columns.
+    backward   The gradient of a layer's inputs is one more product of generated panels. For the gradients of
+               parameters, a block has up to 32 outputs × 64 inputs of a layer and the columns of one worker; the
+               workers' sums are added in order. The gradient of a map goes through the centres that read it: no
+               atomics, and the same bits every time.
 
-The twins part where C++ has templates: one kernel of readers serves β and the map, and is told which; an array that
-there is not is another one, which a flag says not to read.
+The twins part where C++ has templates: one kernel of readers serves β and the map, and an argument says which. Another
+array stands in for an array that is absent, and a flag says that it is not read.
 """
 
 from __future__ import annotations
@@ -23,51 +24,61 @@ from typing import Any, NamedTuple
 
 from numba import cuda, int32
 
-from kernels_numba.gpu import mapping
-from kernels_numba.gpu.mapping import (
-    SIDES,
+from kernels_numba.gpu import launch, mapping
+from kernels_numba.gpu.launch import (
     THREADS,
-    add_up,
-    any_image,
+    Block,
     ceil_div,
     device,
-    first_reader,
     first_real,
     flat,
-    fused,
     kernel,
     line,
+    start,
+    workers_of,
+    zero_of,
+)
+from kernels_numba.gpu.mapping import (
+    SIDES,
+    Finish,
+    Rows,
+    Target,
+    Weights,
+    add_up,
+    fused,
+    gather_moments,
     merge_moments,
-    next_reader,
-    observe,
     outer_product,
-    pair_centres,
-    pair_readers,
     product,
     row_sums,
-    source_of,
-    start,
-    tables_of,
     widths_of,
-    workers_of,
     write_moments,
-    zero_of,
+)
+from kernels_numba.gpu.pairs import (
+    Centres,
+    any_image,
+    first_reader,
+    next_reader,
+    pair_centres,
+    pair_readers,
+    source_of,
+    tables_of,
 )
 
 TILE, MANY_BLOCKS = 64, 256
-"""Columns of a tile at most, and blocks that fill an H200."""
+"""At most so many columns of a tile; and blocks that fill an H200."""
 OUTPUTS, INPUTS = 32, 64
-"""Outputs and inputs of a block that has a layer's gradients."""
+"""At most so many outputs and inputs of a block that computes the gradients of a layer."""
 
 CONCATENATION, STAR_PRODUCT, CLIQUE_PRODUCT = range(3)
 KINDS = ("concatenation", "star_product", "clique_product")
 
 RELATION, ARRAY, ATTENTION = range(3)
-"""Where rows come from: the relation, an array, or what flows to α from y."""
+"""Where rows come from: the relation, an array, or the gradient of α."""
 
 
-class Patchwise(NamedTuple):
-    """All that a kernel reads, maps as images × channels × centres or positions."""
+class Inputs(NamedTuple):
+    """What the kernels read. Maps are images × channels × centres, or positions."""
 
     centres: Any
     map: Any
@@ -77,23 +88,23 @@ class Patchwise(NamedTuple):
     shift: Any
     parameters: Any
     mean_gradient: Any
-    """Of statistics without a layer, with the next two: what flows to the rows."""
+    """Of statistics without a layer: the gradients of the rows follow from this and the next two."""
     variance_gradient: Any
     mean: Any
-    share: Any
+    inverse_count: Any
     """1 / columns"""
     zero: Any
-    """Of the arrays' type."""
+    """0 of the arrays' dtype."""
     kind: int
     layered: bool
-    """Is there a layer?"""
+    """Whether there is a layer."""
     before: int
-    """Rows of the first layer before those of the relation."""
+    """The number of inputs of the first layer before the rows of the relation."""
     groups: int
     p: int
-    """Centres of an image."""
+    """Centres of one image."""
     columns: int
-    """And of all images."""
+    """Centres of all images."""
 
 
 class Source(NamedTuple):
@@ -102,9 +113,9 @@ class Source(NamedTuple):
     """rows × columns of all images"""
 
 
-class Product(NamedTuple):
-    """A product of weights with rows that a source generates: Σ_d parameters[begin + o · step_o + d · step_d] · row d,
-    and parameters[bias + o · step_b], unless that is −1."""
+class LayerProduct(NamedTuple):
+    """A product of weights with the rows of a source: Σ_d parameters[begin + o · step_o + d · step_d] · row d, plus
+    parameters[bias + o · step_b] unless `bias` is −1."""
 
     source: Source
     begin: int
@@ -116,34 +127,34 @@ class Product(NamedTuple):
 
 
 class Sink(NamedTuple):
-    """Where a layer's outputs go: into an array, which they are rectified for or masked by another one, or as what
-    flows to them from their statistics; or to centres. All elements one behind the other."""
+    """Where a layer's outputs are written: to an array (rows × columns), or to one of images × outputs × centres; both
+    in one axis. They may be rectified, set to 0 where `mask` is not positive, or replaced by their gradients from those
+    of the statistics."""
 
     to: Any
-    at_centres: bool
+    to_centres: bool
     mask: Any
     masked: bool
-    spread: bool
+    from_moments: bool
     rectified: bool
 
 
 class Sides(NamedTuple):
-    """The two maps of a product: what flows to `mine`, whose taps are rows · step_mine, from `other`, whose are rows ·
-    step_other. Of centres there is no tap, and its step is 0."""
+    """The two maps of a product: `mine`, whose gradient is computed, and `other`. The row of a pair of taps is tap of
+    mine · step_mine + tap of other · step_other. The step is 0 for centres, which have no tap."""
 
     mine: Any
     other: Any
     step_mine: int
     step_other: int
-    at_centres: bool
-    """Is `mine` one of centres?"""
+    to_centres: bool
+    """Whether `mine` holds centres."""
     from_centres: bool
-    """Is `other`?"""
+    """Whether `other` does."""
 
 
 class Plan(NamedTuple):
-    """A block's panels: outputs and rows, of so many columns; and what begins where in shared memory, in elements of
-    the arrays' type."""
+    """The sizes of a block's panels: columns, outputs, and rows; and where each array begins in `Block.shared`."""
 
     columns: int
     outputs: int
@@ -154,177 +165,196 @@ class Plan(NamedTuple):
     size: int
 
 
+class Place(NamedTuple):
+    """A centre of an image, and its row and column."""
+
+    image: int
+    centre: int
+    row: int
+    column: int
+
+
 @device
-def _place(of, at, begin, count, places, me, threads):
-    """The places of a tile's columns; before a barrier."""
-    ow = at.columns.shape[1]
-    for i in range(me, count, threads):
-        image = (begin + i) // of.p
-        centre = begin + i - image * of.p
+def _list_places(inputs, tables, begin, count, block):
+    """List the places of `count` columns from `begin` on; a barrier must follow."""
+    places, ow = block.pairs, tables.columns.shape[1]
+    for i in range(block.thread, count, block.threads):
+        image = (begin + i) // inputs.p
+        centre = begin + i - image * inputs.p
         row = centre // ow
-        places[i] = image if begin + i < of.columns else -1
+        places[i] = image if begin + i < inputs.columns else -1
         places[count + i] = centre
         places[2 * count + i] = row
         places[3 * count + i] = centre - row * ow
 
 
 @device
-def _related(of, at, row, image, centre, oy, ox):
-    """A row of the relation, before scale and shift."""
-    k = at.rows.shape[0]
+def _place_of(places, columns, i):
+    """The place of a column."""
+    return Place(places[i], places[columns + i], places[2 * columns + i], places[3 * columns + i])
+
+
+@device
+def _related(inputs, tables, row, place):
+    """A row of the relation before scale and shift."""
+    k = tables.rows.shape[0]
     first = row // k
-    there = source_of(at, row - first * k, oy, ox)
-    found = of.zero
+    there = source_of(tables, row - first * k, place.row, place.column)
+    found = inputs.zero
     if there >= 0:
-        if of.kind == CONCATENATION:
-            found = of.map[image, first, there]
+        if inputs.kind == CONCATENATION:
+            found = inputs.map[place.image, first, there]
         else:
-            here = source_of(at, first, oy, ox) if of.kind == CLIQUE_PRODUCT else centre
+            here = place.centre
+            if inputs.kind == CLIQUE_PRODUCT:
+                here = source_of(tables, first, place.row, place.column)
             if here >= 0:
-                for c in range(of.map.shape[1]):
-                    found += of.centres[image, c, here] * of.map[image, c, there]
+                for c in range(inputs.map.shape[1]):
+                    found += inputs.centres[place.image, c, here] * inputs.map[place.image, c, there]
     return found
 
 
 @device
-def _value(of, at, source, row, image, centre, oy, ox):
-    found = of.zero
+def _value(inputs, tables, source, row, place):
+    """A row of the source."""
+    found = inputs.zero
     if source.kind == ARRAY:
-        found = source.array[row, image * of.p + centre]
+        found = source.array[row, place.image * inputs.p + place.centre]
     elif source.kind == ATTENTION:
-        k = at.rows.shape[0]
+        k = tables.rows.shape[0]
         group = row // k
-        there = source_of(at, row - group * k, oy, ox)
+        there = source_of(tables, row - group * k, place.row, place.column)
         if there >= 0:
-            for c in range(group, of.beta.shape[1], of.groups):
-                found += of.gradient[image, c, centre] * of.beta[image, c, there]
-    elif row < of.before:
-        found = of.centres[image, row, centre]
+            for c in range(group, inputs.beta.shape[1], inputs.groups):
+                found += inputs.gradient[place.image, c, place.centre] * inputs.beta[place.image, c, there]
+    elif row < inputs.before:
+        found = inputs.centres[place.image, row, place.centre]
     else:
-        row -= of.before
-        found = _related(of, at, row, image, centre, oy, ox)
-        if of.layered:
-            found = max(of.scale[row] * found + of.shift[row], of.zero)
+        row -= inputs.before
+        found = _related(inputs, tables, row, place)
+        if inputs.layered:
+            found = max(inputs.scale[row] * found + inputs.shift[row], inputs.zero)
     return found
 
 
 @device
-def _flow(of, row, found, rectified):
-    """What flows to the relation's row from what flows to the rectified one."""
-    return of.scale[row] * rectified if of.scale[row] * found + of.shift[row] > of.zero else of.zero
+def _row_gradient(inputs, row, found, rectified):
+    """The gradient of a row of the relation, from that of the rectified row."""
+    return inputs.scale[row] * rectified if inputs.scale[row] * found + inputs.shift[row] > inputs.zero else inputs.zero
 
 
 @device
-def _spread(of, row, found):
-    """What flows to a row from the statistics."""
-    slope = of.variance_gradient[row] + of.variance_gradient[row]
-    return of.share * (of.mean_gradient[row] + slope * (found - of.mean[row]))
+def _moments_gradient(inputs, row, found):
+    """The gradient of a row from those of the statistics."""
+    slope = inputs.variance_gradient[row] + inputs.variance_gradient[row]
+    return inputs.inverse_count * (inputs.mean_gradient[row] + slope * (found - inputs.mean[row]))
 
 
 @device
-def _fill(of, source, at, places, columns, first, count, shared, to, me, threads):
-    """Rows of a source from `first` on, 0 where there is no place."""
-    for item in range(me, count * columns, threads):
+def _fill(inputs, source, tables, columns, first, count, to, block):
+    """Write rows of a source from `first` on, 0 where there is no centre."""
+    for item in range(block.thread, count * columns, block.threads):
         row = item // columns
         i = item - row * columns
-        found = of.zero
-        if places[i] >= 0:
-            centre, oy, ox = places[columns + i], places[2 * columns + i], places[3 * columns + i]
-            found = _value(of, at, source, first + row, places[i], centre, oy, ox)
-        shared[to + item] = found
+        found = inputs.zero
+        if block.pairs[i] >= 0:
+            found = _value(inputs, tables, source, first + row, _place_of(block.pairs, columns, i))
+        block.shared[to + item] = found
 
 
 @device
-def _compute(of, layer, first, step, count, at, plan, places, shared, me, threads):
-    """`count` outputs from `first` on, `step` apart, behind `plan.held`. Begins and ends with a barrier."""
+def _compute(inputs, layer, first, step, count, tables, plan, block):
+    """Write `count` outputs from `first` on, `step` apart, at `plan.held`. Begins and ends with a barrier."""
     begin, bias = layer.begin + first * layer.step_o, layer.bias
     if bias >= 0:
         bias += first * layer.step_b
     cuda.syncthreads()
     for d in range(0, layer.depth, plan.depth):
-        rows = min(plan.depth, layer.depth - d)
-        _fill(of, layer.source, at, places, plan.columns, d, rows, shared, plan.panel, me, threads)
+        rows = Rows(plan.panel, min(plan.depth, layer.depth - d), plan.columns)
+        _fill(inputs, layer.source, tables, plan.columns, d, rows.count, plan.panel, block)
         cuda.syncthreads()
-        product(
-            of.parameters, begin + d * layer.step_d, layer.step_o * step, layer.step_d,
-            bias if d == 0 else -1, layer.step_b * step, shared, plan.panel, rows, plan.columns, plan.held, count,
-            d > 0, False, False, of.zero, me, threads,
+        weights = Weights(
+            inputs.parameters, begin + d * layer.step_d, layer.step_o * step, layer.step_d,
+            bias if d == 0 else -1, layer.step_b * step,
         )  # fmt: skip
+        product(weights, rows, plan.held, count, Finish(d > 0, False, False), block)
         cuda.syncthreads()
 
 
 @kernel
-def _layer(of, layer, sink, outputs, plan, at):
-    """A layer's outputs, or what flows to its inputs."""
+def _layer(inputs, layer, sink, outputs, plan, tables):
+    """The outputs of a layer, or the gradients of its inputs."""
     places = cuda.shared.array(0, int32)
-    shared = cuda.shared.array(0, of.map.dtype)
-    me, threads, columns = cuda.threadIdx.x, cuda.blockDim.x, plan.columns
+    shared = cuda.shared.array(0, inputs.map.dtype)
+    block = Block(places, shared, inputs.zero, cuda.threadIdx.x, cuda.blockDim.x)
+    thread, threads, columns = cuda.threadIdx.x, cuda.blockDim.x, plan.columns
     panels = (outputs + plan.outputs - 1) // plan.outputs
     tile = cuda.blockIdx.x // panels
     first = (cuda.blockIdx.x - tile * panels) * plan.outputs
     count = min(plan.outputs, outputs - first)
-    _place(of, at, tile * columns, columns, places, me, threads)
-    _compute(of, layer, first, 1, count, at, plan, places, shared, me, threads)
-    for item in range(me, count * columns, threads):
+    _list_places(inputs, tables, tile * columns, columns, block)
+    _compute(inputs, layer, first, 1, count, tables, plan, block)
+    for item in range(thread, count * columns, threads):
         o = item // columns
         i = item - o * columns
         o += first
         image, centre = places[i], places[columns + i]
         if image >= 0:
-            value = shared[plan.held + item] if layer.depth > 0 else of.zero
-            if sink.masked and not sink.mask[o, image * of.p + centre] > of.zero:
-                value = of.zero
-            if sink.spread:
-                value = _spread(of, o, value)
+            value = shared[plan.held + item] if layer.depth > 0 else inputs.zero
+            if sink.masked and not sink.mask[o, image * inputs.p + centre] > inputs.zero:
+                value = inputs.zero
+            if sink.from_moments:
+                value = _moments_gradient(inputs, o, value)
             if sink.rectified:
-                value = max(value, of.zero)
-            if sink.at_centres:
-                sink.to[(image * outputs + o) * of.p + centre] = value
+                value = max(value, inputs.zero)
+            if sink.to_centres:
+                sink.to[(image * outputs + o) * inputs.p + centre] = value
             else:
-                sink.to[o * of.columns + image * of.p + centre] = value
+                sink.to[o * inputs.columns + image * inputs.p + centre] = value
 
 
 @kernel
-def _attention(of, layer, y, plan, at):
-    """The last layer, a group of channels at a time, and the aggregation."""
+def _attention(inputs, layer, y, plan, tables):
+    """The last layer, for one group of channels, and the aggregation."""
     places = cuda.shared.array(0, int32)
-    shared = cuda.shared.array(0, of.map.dtype)
-    me, threads, columns, k = cuda.threadIdx.x, cuda.blockDim.x, plan.columns, at.rows.shape[0]
-    share, groups = of.beta.shape[1] // of.groups, of.groups
+    shared = cuda.shared.array(0, inputs.map.dtype)
+    block = Block(places, shared, inputs.zero, cuda.threadIdx.x, cuda.blockDim.x)
+    thread, threads, columns, k = cuda.threadIdx.x, cuda.blockDim.x, plan.columns, tables.rows.shape[0]
+    share, groups = inputs.beta.shape[1] // inputs.groups, inputs.groups
     tile = cuda.blockIdx.x // groups
     g = cuda.blockIdx.x - tile * groups
-    _place(of, at, tile * columns, columns, places, me, threads)
-    for item in range(me, share * columns, threads):
-        shared[plan.others + item] = of.zero
+    _list_places(inputs, tables, tile * columns, columns, block)
+    for item in range(thread, share * columns, threads):
+        shared[plan.others + item] = inputs.zero
     for tap in range(0, k, plan.outputs):
         count = min(plan.outputs, k - tap)
-        _compute(of, layer, g * k + tap, 1, count, at, plan, places, shared, me, threads)
-        for item in range(me, (share + SIDES - 1) // SIDES * columns, threads):
-            block = item // columns
-            i, first = item - block * columns, block * SIDES
+        _compute(inputs, layer, g * k + tap, 1, count, tables, plan, block)
+        for item in range(thread, (share + SIDES - 1) // SIDES * columns, threads):
+            panel = item // columns
+            i, first = item - panel * columns, panel * SIDES
             image, oy, ox = places[i], places[2 * columns + i], places[3 * columns + i]
             if image >= 0:
-                # beyond the last channel, it again
+                # the last channel again beyond the end
                 c0 = g + first * groups
                 c1 = g + min(first + 1, share - 1) * groups
                 c2 = g + min(first + 2, share - 1) * groups
                 c3 = g + min(first + 3, share - 1) * groups
-                sums = (of.zero, of.zero, of.zero, of.zero)
+                sums = (inputs.zero, inputs.zero, inputs.zero, inputs.zero)
                 for j in range(count):
-                    there = source_of(at, tap + j, oy, ox)
+                    there = source_of(tables, tap + j, oy, ox)
                     if there >= 0:
                         values = (
-                            of.beta[image, c0, there],
-                            of.beta[image, c1, there],
-                            of.beta[image, c2, there],
-                            of.beta[image, c3, there],
+                            inputs.beta[image, c0, there],
+                            inputs.beta[image, c1, there],
+                            inputs.beta[image, c2, there],
+                            inputs.beta[image, c3, there],
                         )
                         sums = fused(sums, shared[plan.held + j * columns + i], values)
                 for s in range(SIDES):
                     if first + s < share:
                         shared[plan.others + (first + s) * columns + i] += sums[s]
     cuda.syncthreads()
-    for item in range(me, share * columns, threads):
+    for item in range(thread, share * columns, threads):
         s = item // columns
         i = item - s * columns
         if places[i] >= 0:
@@ -332,76 +362,79 @@ def _attention(of, layer, y, plan, at):
 
 
 @kernel
-def _statistics(of, layer, outputs, workers, partial, plan, at):
-    """Moments of the last layer's outputs, or of the relation's rows, over the columns of a worker."""
+def _statistics(inputs, layer, outputs, workers, partial, plan, tables):
+    """The moments of the last layer's outputs, or of the relation's rows, over the columns of a worker."""
     places = cuda.shared.array(0, int32)
-    shared = cuda.shared.array(0, of.map.dtype)
-    me, threads, columns = cuda.threadIdx.x, cuda.blockDim.x, plan.columns
+    shared = cuda.shared.array(0, inputs.map.dtype)
+    block = Block(places, shared, inputs.zero, cuda.threadIdx.x, cuda.blockDim.x)
+    thread, threads, columns = cuda.threadIdx.x, cuda.blockDim.x, plan.columns
     panels = (outputs + plan.outputs - 1) // plan.outputs
     worker = cuda.blockIdx.x // panels
     first = (cuda.blockIdx.x - worker * panels) * plan.outputs
     count = min(plan.outputs, outputs - first)
-    for item in range(me, plan.size - plan.others, threads):
-        shared[plan.others + item] = of.zero
-    for begin in range(worker * columns, of.columns, workers * columns):
+    for item in range(thread, plan.size - plan.others, threads):
+        shared[plan.others + item] = inputs.zero
+    for begin in range(worker * columns, inputs.columns, workers * columns):
         cuda.syncthreads()
-        _place(of, at, begin, columns, places, me, threads)
-        if of.layered:
-            _compute(of, layer, first, 1, count, at, plan, places, shared, me, threads)
+        _list_places(inputs, tables, begin, columns, block)
+        if inputs.layered:
+            _compute(inputs, layer, first, 1, count, tables, plan, block)
         else:
             cuda.syncthreads()
-            _fill(of, layer.source, at, places, columns, first, count, shared, plan.held, me, threads)
+            _fill(inputs, layer.source, tables, columns, first, count, plan.held, block)
             cuda.syncthreads()
-        observe(shared, plan.held, count, columns, places, plan.others, of.zero, me, threads)
+        gather_moments(Rows(plan.held, count, columns), plan.others, block)
     cuda.syncthreads()
-    write_moments(shared, plan.others, count, partial, 3 * (worker * outputs + first), me, threads)
+    write_moments(plan.others, count, partial, 3 * (worker * outputs + first), block)
 
 
 @kernel
-def _weights(of, flow, values, outputs, inputs, workers, partial, plan, at):
-    """What flows to W and b of a layer, Σ flow · input over the columns of a worker."""
+def _parameters_gradient(inputs, flow, values, sizes, partial, plan, tables):
+    """The gradients of W and b of a layer, Σ flow · input over the columns of a worker."""
     places = cuda.shared.array(0, int32)
-    shared = cuda.shared.array(0, of.map.dtype)
-    me, threads, columns = cuda.threadIdx.x, cuda.blockDim.x, plan.columns
-    panels_i = (inputs + plan.depth - 1) // plan.depth
-    panels_o = (outputs + plan.outputs - 1) // plan.outputs
+    shared = cuda.shared.array(0, inputs.map.dtype)
+    block = Block(places, shared, inputs.zero, cuda.threadIdx.x, cuda.blockDim.x)
+    thread, threads, columns = cuda.threadIdx.x, cuda.blockDim.x, plan.columns
+    fan_out, fan_in, workers = sizes
+    panels_i = (fan_in + plan.depth - 1) // plan.depth
+    panels_o = (fan_out + plan.outputs - 1) // plan.outputs
     rest = cuda.blockIdx.x // panels_i
     first_i = (cuda.blockIdx.x - rest * panels_i) * plan.depth
     worker = rest // panels_o
     first_o = (rest - worker * panels_o) * plan.outputs
-    held_i, held_o = min(plan.depth, inputs - first_i), min(plan.outputs, outputs - first_o)
+    held_i, held_o = min(plan.depth, fan_in - first_i), min(plan.outputs, fan_out - first_o)
     sums = plan.others
     bias = sums + held_o * held_i
-    for item in range(me, held_o * (held_i + 1), threads):
-        shared[sums + item] = of.zero
-    for begin in range(worker * columns, of.columns, workers * columns):
+    for item in range(thread, held_o * (held_i + 1), threads):
+        shared[sums + item] = inputs.zero
+    for begin in range(worker * columns, inputs.columns, workers * columns):
         cuda.syncthreads()
-        _place(of, at, begin, columns, places, me, threads)
+        _list_places(inputs, tables, begin, columns, block)
         cuda.syncthreads()
-        _fill(of, flow, at, places, columns, first_o, held_o, shared, plan.held, me, threads)
-        _fill(of, values, at, places, columns, first_i, held_i, shared, plan.panel, me, threads)
+        _fill(inputs, flow, tables, columns, first_o, held_o, plan.held, block)
+        _fill(inputs, values, tables, columns, first_i, held_i, plan.panel, block)
         cuda.syncthreads()
-        outer_product(
-            shared, plan.held, held_o, plan.panel, held_i, columns, shared, sums, held_i, of.zero, me, threads
-        )
+        flows = Rows(plan.held, held_o, columns)
+        outer_product(flows, Rows(plan.panel, held_i, columns), Target(shared, sums, held_i), block)
         if first_i == 0:
-            row_sums(shared, plan.held, held_o, columns, shared, bias, of.zero, me, threads)
+            row_sums(flows, Target(shared, bias, 1), block)
     cuda.syncthreads()
-    mine = worker * outputs * (inputs + 1)
-    for item in range(me, held_o * held_i, threads):
+    mine = worker * fan_out * (fan_in + 1)
+    for item in range(thread, held_o * held_i, threads):
         o = item // held_i
-        partial[mine + (first_o + o) * inputs + first_i + item - o * held_i] = shared[sums + item]
+        partial[mine + (first_o + o) * fan_in + first_i + item - o * held_i] = shared[sums + item]
     if first_i == 0:
-        for o in range(me, held_o, threads):
-            partial[mine + outputs * inputs + first_o + o] = shared[bias + o]
+        for o in range(thread, held_o, threads):
+            partial[mine + fan_out * fan_in + first_o + o] = shared[bias + o]
 
 
 @kernel
-def _affine(of, layer, rows, workers, scale_partial, shift_partial, plan, at):
-    """What flows to scale and shift, from all columns of a worker; `layer` is what flows to the rectified rows."""
+def _affine_gradient(inputs, layer, rows, workers, scale_partial, shift_partial, plan, tables):
+    """The gradients of scale and shift over the columns of a worker; `layer` computes those of the rectified rows."""
     places = cuda.shared.array(0, int32)
-    shared = cuda.shared.array(0, of.map.dtype)
-    me, threads, columns = cuda.threadIdx.x, cuda.blockDim.x, plan.columns
+    shared = cuda.shared.array(0, inputs.map.dtype)
+    block = Block(places, shared, inputs.zero, cuda.threadIdx.x, cuda.blockDim.x)
+    thread, threads, columns = cuda.threadIdx.x, cuda.blockDim.x, plan.columns
     panels = (rows + plan.outputs - 1) // plan.outputs
     worker = cuda.blockIdx.x // panels
     first = (cuda.blockIdx.x - worker * panels) * plan.outputs
@@ -409,89 +442,113 @@ def _affine(of, layer, rows, workers, scale_partial, shift_partial, plan, at):
     scales = plan.others
     shifts = scales + plan.outputs
     products = shifts + plan.outputs
-    for row in range(me, 2 * plan.outputs, threads):
-        shared[scales + row] = of.zero
-    for begin in range(worker * columns, of.columns, workers * columns):
+    for row in range(thread, 2 * plan.outputs, threads):
+        shared[scales + row] = inputs.zero
+    for begin in range(worker * columns, inputs.columns, workers * columns):
         cuda.syncthreads()
-        _place(of, at, begin, columns, places, me, threads)
-        _compute(of, layer, first, 1, count, at, plan, places, shared, me, threads)
-        for item in range(me, count * columns, threads):
+        _list_places(inputs, tables, begin, columns, block)
+        _compute(inputs, layer, first, 1, count, tables, plan, block)
+        for item in range(thread, count * columns, threads):
             row = item // columns
             i = item - row * columns
             row += first
-            found, flow = of.zero, of.zero
+            found, flow = inputs.zero, inputs.zero
             if places[i] >= 0:
-                centre, oy, ox = places[columns + i], places[2 * columns + i], places[3 * columns + i]
-                found = _related(of, at, row, places[i], centre, oy, ox)
-                if of.scale[row] * found + of.shift[row] > of.zero:
+                found = _related(inputs, tables, row, _place_of(places, columns, i))
+                if inputs.scale[row] * found + inputs.shift[row] > inputs.zero:
                     flow = shared[plan.held + item]
             shared[plan.held + item] = flow
             shared[products + item] = flow * found
         cuda.syncthreads()
-        row_sums(shared, products, count, columns, shared, scales, of.zero, me, threads)
-        row_sums(shared, plan.held, count, columns, shared, shifts, of.zero, me, threads)
+        row_sums(Rows(products, count, columns), Target(shared, scales, 1), block)
+        row_sums(Rows(plan.held, count, columns), Target(shared, shifts, 1), block)
     cuda.syncthreads()
-    for row in range(me, count, threads):
+    for row in range(thread, count, threads):
         scale_partial[worker * rows + first + row] = shared[scales + row]
         shift_partial[worker * rows + first + row] = shared[shifts + row]
 
 
+class Panel(NamedTuple):
+    """`count` outputs from `first` on of a layer with so many `outputs`, at a tile of positions from `begin` on."""
+
+    first: int
+    count: int
+    outputs: int
+    begin: int
+    tile: int
+
+
+@device
+def _put_place(places, columns, i, image, centre, width):
+    """Write the place of a column; the centre is −1 if there is none."""
+    row = max(centre, 0) // width
+    places[i] = image if centre >= 0 else -1
+    places[columns + i] = max(centre, 0)
+    places[2 * columns + i] = row
+    places[3 * columns + i] = max(centre, 0) - row * width
+
+
+@device
+def _add_reader(inputs, beta, tap, k, panel, share, plan, block):
+    """Add what one reader of each position contributes to the gradient of β, or of the map."""
+    places, shared, tile = block.pairs, block.shared, panel.tile
+    for item in range(block.thread, share * panel.count * tile, block.threads):
+        rest = item // tile
+        i = item - rest * tile
+        s = rest // panel.count
+        o = rest - s * panel.count
+        channel = panel.first + o + s * panel.outputs
+        if places[i] >= 0:
+            if beta:
+                alpha = shared[plan.held + o * tile + i]
+                shared[plan.others + item] += alpha * inputs.gradient[places[i], channel, places[tile + i]]
+            else:
+                area = inputs.map.shape[2]
+                found = inputs.map[places[i], channel, panel.begin + i - places[i] * area]
+                row = channel * k + tap
+                if inputs.layered:
+                    flow = _row_gradient(inputs, row, found, shared[plan.held + o * tile + i])
+                else:
+                    flow = _moments_gradient(inputs, row, found)
+                shared[plan.others + item] += flow
+
+
 @kernel
-def _readers(of, layer, beta, outputs, share, to, plan, at):
-    """What flows to a map at `plan.columns` positions, tap by tap, and of those that several centres read through the
-    same tap, reader by reader: to β, α · gradient, of some groups of channels; or to the map of a concatenation, of
-    some channels."""
+def _map_gradient(inputs, layer, beta, outputs, share, to, plan, tables):
+    """The gradient of a map at `plan.columns` positions: β (α · gradient, for some groups of channels), or the map of a
+    concatenation (for some channels). Taps are processed one after the other; where several centres read a position
+    through the same tap, these follow one after the other too."""
     places = cuda.shared.array(0, int32)
-    shared = cuda.shared.array(0, of.map.dtype)
-    me, threads, tile, k = cuda.threadIdx.x, cuda.blockDim.x, plan.columns, at.rows.shape[0]
-    ow, area = at.columns.shape[1], to.shape[2]
+    shared = cuda.shared.array(0, inputs.map.dtype)
+    block = Block(places, shared, inputs.zero, cuda.threadIdx.x, cuda.blockDim.x)
+    thread, threads, tile, k = cuda.threadIdx.x, cuda.blockDim.x, plan.columns, tables.rows.shape[0]
+    ow, area = tables.columns.shape[1], to.shape[2]
     panels = (outputs + plan.outputs - 1) // plan.outputs
-    block = cuda.blockIdx.x // panels
-    first = (cuda.blockIdx.x - block * panels) * plan.outputs
+    index = cuda.blockIdx.x // panels
+    first = (cuda.blockIdx.x - index * panels) * plan.outputs
     count, positions = min(plan.outputs, outputs - first), to.shape[0] * area
-    begin = block * tile
-    exists = me < tile and begin + me < positions
-    image = (begin + me) // area if exists else 0
-    source = begin + me - image * area if exists else 0
-    for item in range(me, share * count * tile, threads):
-        shared[plan.others + item] = of.zero
+    begin = index * tile
+    exists = thread < tile and begin + thread < positions
+    image = (begin + thread) // area if exists else 0
+    source = begin + thread - image * area if exists else 0
+    for item in range(thread, share * count * tile, threads):
+        shared[plan.others + item] = inputs.zero
     for tap in range(k):
-        reader = first_reader(at, source, tap)
+        reader = first_reader(tables, source, tap)
         while True:
             cuda.syncthreads()
-            if me < tile:
+            if thread < tile:
                 centre = -1
                 if exists:
-                    reader, centre = next_reader(at, source, reader, tap + 1)
-                row = max(centre, 0) // ow
-                places[me] = image if centre >= 0 else -1
-                places[tile + me] = max(centre, 0)
-                places[2 * tile + me] = row
-                places[3 * tile + me] = max(centre, 0) - row * ow
+                    reader, centre = next_reader(tables, source, reader, tap + 1)
+                _put_place(places, tile, thread, image, centre, ow)
             cuda.syncthreads()
             if not any_image(places, tile):
                 break
-            if beta or of.layered:
-                _compute(of, layer, first * k + tap, k, count, at, plan, places, shared, me, threads)
-            for item in range(me, share * count * tile, threads):
-                rest = item // tile
-                i = item - rest * tile
-                s = rest // count
-                o = rest - s * count
-                channel = first + o + s * outputs
-                if places[i] >= 0:
-                    if beta:
-                        alpha = shared[plan.held + o * tile + i]
-                        shared[plan.others + item] += alpha * of.gradient[places[i], channel, places[tile + i]]
-                    else:
-                        found = of.map[places[i], channel, begin + i - places[i] * area]
-                        row = channel * k + tap
-                        if of.layered:
-                            flow = _flow(of, row, found, shared[plan.held + o * tile + i])
-                        else:
-                            flow = _spread(of, row, found)
-                        shared[plan.others + item] += flow
-    for item in range(me, share * count * tile, threads):
+            if beta or inputs.layered:
+                _compute(inputs, layer, first * k + tap, k, count, tables, plan, block)
+            _add_reader(inputs, beta, tap, k, Panel(first, count, outputs, begin, tile), share, plan, block)
+    for item in range(thread, share * count * tile, threads):
         rest = item // tile
         i = item - rest * tile
         s = rest // count
@@ -500,81 +557,112 @@ def _readers(of, layer, beta, outputs, share, to, plan, at):
             to[image, first + rest - s * count + s * outputs, begin + i - image * area] = shared[plan.others + item]
 
 
+class PairsPlan(NamedTuple):
+    """The positions of a tile, the columns of a chunk of pairs, and where flows and sums begin in `Block.shared`."""
+
+    tile: int
+    columns: int
+    flows: int
+    sums: int
+
+
+@device
+def _dot_gradients(inputs, sides, layer, l, plan, tables, block):  # noqa: E741
+    """The gradients of the dot products of a chunk of pairs, and where each pair is in `other`, −1 if outside; in a
+    clique product, those with tap l of the same centre."""
+    pairs, columns, ow = block.pairs, plan.columns, tables.columns.shape[1]
+    step = sides.step_other if sides.to_centres else sides.step_mine
+    for column in range(block.thread, columns, block.threads):
+        owner, centre, source = pairs[column], pairs[columns + column], pairs[2 * columns + column]
+        found = -1
+        if owner >= 0:
+            oy = centre // ow
+            place = Place(owner, centre, oy, centre - oy * ow)
+            here = centre + 0 if sides.to_centres else source + 0
+            if sides.from_centres:
+                found = centre + 0
+            elif sides.to_centres:
+                found = source + 0
+            else:
+                found = source_of(tables, l, place.row, place.column)
+            if found >= 0:
+                row = pairs[3 * columns + column] * step + l * sides.step_other
+                dot = inputs.zero
+                for c in range(inputs.map.shape[1]):
+                    dot += sides.mine[owner, c, here] * sides.other[owner, c, found]
+                block.shared[plan.flows + column] = _dot_gradient(inputs, layer, row, dot, tables, place)
+        pairs[4 * columns + column] = found
+
+
+@device
+def _dot_gradient(inputs, layer, row, dot, tables, place):
+    """The gradient of a dot product, which is a row of the relation."""
+    flow = inputs.zero
+    if not inputs.layered:
+        flow = _moments_gradient(inputs, row, dot)
+    elif inputs.scale[row] * dot + inputs.shift[row] > inputs.zero:
+        begin = layer.begin + row * layer.step_o
+        for d in range(layer.depth):
+            flow += inputs.parameters[begin + d * layer.step_d] * _value(inputs, tables, layer.source, d, place)
+        flow *= inputs.scale[row]
+    return flow
+
+
+@device
+def _add_other(sides, channels, plan, block):
+    """Add gradient · `other` of each pair to the sums of its position."""
+    pairs, shared, tile, columns = block.pairs, block.shared, plan.tile, plan.columns
+    for item in range(block.thread, channels * tile, block.threads):
+        c = item // tile
+        gathered = block.zero
+        for column in range(item - c * tile, columns, tile):
+            there = pairs[4 * columns + column]
+            if there >= 0:
+                gathered += shared[plan.flows + column] * sides.other[pairs[column], c, there]
+        shared[plan.sums + item] += gathered
+
+
 @kernel
-def _product_backward(of, sides, layer, gradient, tile, columns, flows, sums, at):
-    """What flows to one side of a star or clique product, at a tile of positions or centres, through all pairs that
-    they are in; and of a clique product, of each of them with every other tap of its centre. A thread has a pair's dot
-    products. Shared memory: flows, and sums; behind the pairs, where each is in `other`, −1 if outside."""
+def _product_gradient(inputs, sides, layer, gradient, plan, tables):
+    """The gradient of one side of a star or clique product, at a tile of positions or centres, over all pairs with
+    them. In a clique product each pair also meets all other taps of its centre. One thread computes the dot products of
+    a pair."""
     pairs = cuda.shared.array(0, int32)
-    shared = cuda.shared.array(0, of.map.dtype)
-    me, threads, k, ow = cuda.threadIdx.x, cuda.blockDim.x, at.rows.shape[0], at.columns.shape[1]
-    r, size, there = of.map.shape[1], sides.mine.shape[2], 4 * columns
+    shared = cuda.shared.array(0, inputs.map.dtype)
+    block = Block(pairs, shared, inputs.zero, cuda.threadIdx.x, cuda.blockDim.x)
+    thread, threads, k, tile, columns = cuda.threadIdx.x, cuda.blockDim.x, tables.rows.shape[0], plan.tile, plan.columns
+    r, size = inputs.map.shape[1], sides.mine.shape[2]
     total = sides.mine.shape[0] * size
     begin = cuda.blockIdx.x * tile
-    exists = me < tile and begin + me < total
-    image = (begin + me) // size if exists else -1
-    source = begin + me - image * size if exists else 0
-    reader = first_reader(at, 0 if sides.at_centres else source, 0)
-    others = 1 if sides.from_centres or sides.at_centres else k
-    step = sides.step_other if sides.at_centres else sides.step_mine
+    exists = thread < tile and begin + thread < total
+    image = (begin + thread) // size if exists else -1
+    source = begin + thread - image * size if exists else 0
+    reader = first_reader(tables, 0 if sides.to_centres else source, 0)
 
-    for item in range(me, r * tile, threads):
-        shared[sums + item] = of.zero
+    for item in range(thread, r * tile, threads):
+        shared[plan.sums + item] = inputs.zero
     tap = 0
     while True:
         cuda.syncthreads()
-        if sides.at_centres:
-            pair_centres(at, begin, total, of.p, tile, tap, columns, pairs, me, threads)
+        if sides.to_centres:
+            pair_centres(tables, Centres(begin, total, inputs.p, tile), tap, columns, block)
         else:
-            reader = pair_readers(at, reader, image, source, tile, columns, pairs, me)
+            reader = pair_readers(tables, reader, image, source, tile, columns, block)
         cuda.syncthreads()
-        if tap >= k if sides.at_centres else not any_image(pairs, tile):
+        if tap >= k if sides.to_centres else not any_image(pairs, tile):
             break
-        for l in range(others):  # noqa: E741
-            for column in range(me, columns, threads):
-                owner, centre = pairs[column], pairs[columns + column]
-                found = -1
-                if owner >= 0:
-                    oy = centre // ow
-                    ox = centre - oy * ow
-                    here = centre + 0 if sides.at_centres else pairs[2 * columns + column] + 0
-                    if sides.from_centres:
-                        found = centre + 0
-                    elif sides.at_centres:
-                        found = pairs[2 * columns + column] + 0
-                    else:
-                        found = source_of(at, l, oy, ox)
-                    if found >= 0:
-                        row = pairs[3 * columns + column] * step + l * sides.step_other
-                        dot, flow = of.zero, of.zero
-                        for c in range(r):
-                            dot += sides.mine[owner, c, here] * sides.other[owner, c, found]
-                        if not of.layered:
-                            flow = _spread(of, row, dot)
-                        elif of.scale[row] * dot + of.shift[row] > of.zero:
-                            place = layer.begin + row * layer.step_o
-                            for d in range(layer.depth):
-                                value = _value(of, at, layer.source, d, owner, centre, oy, ox)
-                                flow += of.parameters[place + d * layer.step_d] * value
-                            flow *= of.scale[row]
-                        shared[flows + column] = flow
-                pairs[there + column] = found
+        for l in range(1 if sides.from_centres or sides.to_centres else k):  # noqa: E741
+            _dot_gradients(inputs, sides, layer, l, plan, tables, block)
             cuda.syncthreads()
-            for item in range(me, r * tile, threads):
-                c = item // tile
-                gathered = of.zero
-                for column in range(item - c * tile, columns, tile):
-                    if pairs[there + column] >= 0:
-                        gathered += shared[flows + column] * sides.other[pairs[column], c, pairs[there + column]]
-                shared[sums + item] += gathered
+            _add_other(sides, r, plan, block)
             cuda.syncthreads()
         tap += columns // tile
-    for item in range(me, r * tile, threads):
+    for item in range(thread, r * tile, threads):
         c = item // tile
         i = item - c * tile
         if begin + i < total:
             image = (begin + i) // size
-            gradient[image, c, begin + i - image * size] = shared[sums + item]
+            gradient[image, c, begin + i - image * size] = shared[plan.sums + item]
 
 
 # On the host.
@@ -591,44 +679,70 @@ def _none(columns: int, outputs: int, depth: int) -> int:
     return 0
 
 
-class _Launcher:
-    """The kernels of a core, and the memory that they share; layers count from 1."""
+class Arrays(NamedTuple):
+    """The arrays of a core. β is absent of statistics; a gradient, or statistics, only exist in a backward."""
 
-    def __init__(self, centres, map_, beta, scale, shift, parameters, widths, kind, lookups, gradient=None,
-                 statistics=None):  # fmt: skip
-        self.lookups, self.at, self.widths = lookups, tables_of(lookups, map_), widths_of(widths)
-        n, r = map_.shape[:2]
+    centres: Any
+    map: Any
+    beta: Any
+    scale: Any
+    shift: Any
+    parameters: Any
+    gradient: Any = None
+    statistics: Any = None
+    """The gradients of mean and variance, and the mean."""
+
+
+class Gradients(NamedTuple):
+    """The arrays of the gradients that are computed; None if one is not needed."""
+
+    centres: Any
+    map: Any
+    beta: Any
+    scale: Any
+    shift: Any
+    parameters: Any
+
+
+class _Launcher:
+    """Starts the kernels of a core, with the arrays and the memory that they share; layers count from 1."""
+
+    def __init__(self, arrays: Arrays, widths: Any, kind: str, work: Any) -> None:
+        map_, scale = arrays.map, arrays.scale
+        self.work, self.tables, self.widths = work, tables_of(work, map_), widths_of(widths)
+        n, self.r = map_.shape[:2]
         zero = zero_of(map_)
-        self.k, self.r, self.area = self.at.rows.shape[0], r, map_.shape[2] * map_.shape[3]
-        p = self.at.rows.shape[1] * self.at.columns.shape[1]
+        self.k = self.tables.rows.shape[0]
+        p = self.tables.rows.shape[1] * self.tables.columns.shape[1]
         layers, concatenates = self.widths.layers, kind == "concatenation"
         map_flat = flat(map_)
-        self.of = Patchwise(
-            flat(centres), map_flat, map_flat if beta is None else flat(beta),
-            map_flat if gradient is None else gradient, scale, shift, parameters,
-            *((scale,) * 3 if statistics is None else statistics), type(zero)(1 / (n * p)), zero,
-            KINDS.index(kind), layers > 0, r if concatenates and layers else 0, self.widths.last // self.k, p, n * p,
+        self.inputs = Inputs(
+            flat(arrays.centres), map_flat, map_flat if arrays.beta is None else flat(arrays.beta),
+            map_flat if arrays.gradient is None else arrays.gradient, scale, arrays.shift, arrays.parameters,
+            *(arrays.statistics or (scale,) * 3), type(zero)(1 / (n * p)), zero,
+            KINDS.index(kind), layers > 0, self.r if concatenates and layers else 0, self.widths.last // self.k,
+            p, n * p,
         )  # fmt: skip
-        self.nothing = lookups.empty(1, 1)
+        self.nothing = work.empty(1, 1)
         hidden = self.widths.sizes[1:layers]
-        self.held = [lookups.empty(size, n * p) for size in hidden]
+        self.held = [work.empty(size, n * p) for size in hidden]
         """The outputs of all layers but the last."""
 
     def start(self, function: Any, blocks: int, elements: int, *arguments: Any) -> None:
-        start(function, blocks, elements, self.lookups, self.of.zero, self.of, *arguments)
+        start(function, blocks, elements, self.work, self.inputs.zero, self.inputs, *arguments)
 
     def plan(self, most: tuple[int, int, int], total: int, outputs: int, depth: int,
              others: Callable[[int, int, int], int] = _none) -> Plan:  # fmt: skip
-        """`others(columns, outputs, depth)` elements besides. As many of each as there are, up to those in `most`, and
-        fit shared memory; but fewer columns if that makes more blocks, until there are MANY_BLOCKS; ValueError if
-        nothing fits."""
-        itemsize = self.of.zero.itemsize
+        """The largest plan, up to `most`, that fits shared memory together with `others(columns, outputs, depth)`
+        elements. It has fewer columns where there would otherwise be fewer than MANY_BLOCKS blocks. ValueError if even
+        the smallest does not fit."""
+        itemsize = self.inputs.zero.itemsize
         columns, outputs_held, depth = most[0], min(most[1], outputs), max(1, min(most[2], depth))
         while columns > 16 and ceil_div(total, columns) * ceil_div(outputs, outputs_held) < MANY_BLOCKS:
             columns //= 2
         while True:
             plan = _layout(columns, outputs_held, depth, itemsize, others(columns, outputs_held, depth))
-            if plan.size * itemsize <= mapping.SHARED_BYTES:
+            if plan.size * itemsize <= launch.SHARED_BYTES:
                 return plan
             if outputs_held > 4 and outputs_held >= depth:
                 outputs_held = ceil_div(outputs_held, 2)
@@ -639,186 +753,200 @@ class _Launcher:
             else:
                 raise ValueError(
                     f"a patchwise attention needs {plan.size * itemsize} bytes of shared memory; expected at most "
-                    f"{mapping.SHARED_BYTES}"
+                    f"{launch.SHARED_BYTES}"
                 )
 
     def workers(self, plan: Plan, panels: int, size: int) -> int:
-        """As many workers, whose sums are of that size, as there are tiles, or as make about MANY_BLOCKS · 4 blocks of
-        so many panels."""
+        """As many workers as there are tiles, but at most about 4 · MANY_BLOCKS blocks in all, one per worker and
+        panel. The partial sums of a worker have `size` elements."""
         wanted = ceil_div(MANY_BLOCKS * 4, panels)
-        return workers_of(size, min(ceil_div(self.of.columns, plan.columns), wanted))
+        return workers_of(size, min(ceil_div(self.inputs.columns, plan.columns), wanted))
 
     def input(self, layer: int) -> Source:
-        """What a layer reads."""
+        """The rows that a layer reads."""
         return Source(ARRAY, self.held[layer - 2]) if layer > 1 else Source(RELATION, self.nothing)
 
-    def product_of(self, layer: int) -> Product:
+    def product_of(self, layer: int) -> LayerProduct:
         if not layer:
-            return Product(self.input(0), 0, -1, 0, 0, 0, 0)
-        inputs, outputs, begin = *self.widths.sizes[layer - 1 : layer + 1], self.widths.begins[layer - 1]
-        return Product(self.input(layer), begin, begin + inputs * outputs, inputs, 1, 1, inputs)
+            return LayerProduct(self.input(0), 0, -1, 0, 0, 0, 0)
+        fan_in, fan_out, begin = *self.widths.sizes[layer - 1 : layer + 1], self.widths.begins[layer - 1]
+        return LayerProduct(self.input(layer), begin, begin + fan_in * fan_out, fan_in, 1, 1, fan_in)
 
-    def back(self, layer: int, flow: Source, first: int) -> Product:
-        """From what flows to a layer's outputs to what flows to its inputs from `first` on."""
+    def inputs_gradient(self, layer: int, flow: Source, first: int) -> LayerProduct:
+        """The product that gives the gradients of a layer's inputs from `first` on; `flow` gives those of its
+        outputs."""
         if not layer:
-            return Product(flow, 0, -1, 0, 0, 0, 0)
-        inputs, outputs, begin = *self.widths.sizes[layer - 1 : layer + 1], self.widths.begins[layer - 1]
-        return Product(flow, begin + first, -1, 1, 0, inputs, outputs)
+            return LayerProduct(flow, 0, -1, 0, 0, 0, 0)
+        fan_in, fan_out, begin = *self.widths.sizes[layer - 1 : layer + 1], self.widths.begins[layer - 1]
+        return LayerProduct(flow, begin + first, -1, 1, 0, fan_in, fan_out)
 
-    def layer(self, layer: Product, to: Any, outputs: int, *, at_centres: bool = False, mask: Any = None,
-              spread: bool = False, rectified: bool = False) -> None:  # fmt: skip
+    def layer(self, layer: LayerProduct, to: Any, outputs: int, *, to_centres: bool = False, mask: Any = None,
+              from_moments: bool = False, rectified: bool = False) -> None:  # fmt: skip
         masked = mask is not None
-        sink = Sink(line(to), at_centres, mask if masked else self.nothing, masked, spread, rectified)
-        plan = self.plan((TILE, TILE, mapping.MOST_ROWS), self.of.columns, outputs, layer.depth)
-        blocks = ceil_div(self.of.columns, plan.columns) * ceil_div(outputs, plan.outputs)
-        self.start(_layer, blocks, plan.size, layer, sink, outputs, plan, self.at)
+        sink = Sink(line(to), to_centres, mask if masked else self.nothing, masked, from_moments, rectified)
+        plan = self.plan((TILE, TILE, mapping.MOST_ROWS), self.inputs.columns, outputs, layer.depth)
+        blocks = ceil_div(self.inputs.columns, plan.columns) * ceil_div(outputs, plan.outputs)
+        self.start(_layer, blocks, plan.size, layer, sink, outputs, plan, self.tables)
 
     def forward(self) -> None:
-        """The outputs of all layers but the last."""
+        """Compute the outputs of all layers but the last."""
         for number, held in enumerate(self.held, 1):
             self.layer(self.product_of(number), held, held.shape[0], rectified=True)
 
     def attention(self, y: Any) -> None:
-        last, share, groups = self.product_of(self.widths.layers), y.shape[1] // self.of.groups, self.of.groups
+        last, share, groups = self.product_of(self.widths.layers), y.shape[1] // self.inputs.groups, self.inputs.groups
         most = TILE, TILE, mapping.MOST_ROWS
-        plan = self.plan(most, self.of.columns * groups, self.k, last.depth, lambda columns, *_: share * columns)
-        self.start(_attention, ceil_div(self.of.columns, plan.columns) * groups, plan.size, last, y, plan, self.at)
+        plan = self.plan(most, self.inputs.columns * groups, self.k, last.depth, lambda columns, *_: share * columns)
+        self.start(
+            _attention, ceil_div(self.inputs.columns, plan.columns) * groups, plan.size, last, y, plan, self.tables
+        )
 
     def statistics(self, mean: Any, variance: Any) -> None:
         last, rows = self.product_of(self.widths.layers), self.widths.last
         most = TILE, TILE, mapping.MOST_ROWS
-        plan = self.plan(most, self.of.columns, rows, last.depth, lambda _, outputs, __: 3 * max(THREADS, outputs))
+        plan = self.plan(most, self.inputs.columns, rows, last.depth, lambda _, outputs, __: 3 * max(THREADS, outputs))
         panels = ceil_div(rows, plan.outputs)
         workers = self.workers(plan, panels, 3 * rows)
-        partial = self.lookups.empty(workers * 3 * rows)
-        self.start(_statistics, panels * workers, plan.size, last, rows, workers, partial, plan, self.at)
-        merge_moments(partial, workers, rows, mean, variance, self.lookups)
+        partial = self.work.empty(workers * 3 * rows)
+        self.start(_statistics, panels * workers, plan.size, last, rows, workers, partial, plan, self.tables)
+        merge_moments(partial, workers, rows, mean, variance, self.work)
 
     def weights(self, layer: int, flow: Source, gradient: Any) -> None:
-        """What flows to a layer's parameters."""
-        inputs, outputs = self.widths.sizes[layer - 1 : layer + 1]
+        """The gradients of a layer's parameters."""
+        fan_in, fan_out = self.widths.sizes[layer - 1 : layer + 1]
         most = TILE, OUTPUTS, INPUTS
-        plan = self.plan(most, 1 << 31, outputs, inputs, lambda _, held_o, held_i: held_o * (held_i + 1))
-        panels, size = ceil_div(outputs, plan.outputs) * ceil_div(inputs, plan.depth), outputs * (inputs + 1)
+        plan = self.plan(most, 1 << 31, fan_out, fan_in, lambda _, held_o, held_i: held_o * (held_i + 1))
+        panels, size = ceil_div(fan_out, plan.outputs) * ceil_div(fan_in, plan.depth), fan_out * (fan_in + 1)
         workers = self.workers(plan, panels, size)
-        partial = self.lookups.empty(workers * size)
+        partial = self.work.empty(workers * size)
+        sizes = fan_out, fan_in, workers
         self.start(
-            _weights, panels * workers, plan.size,
-            flow, self.input(layer), outputs, inputs, workers, partial, plan, self.at,
+            _parameters_gradient, panels * workers, plan.size,
+            flow, self.input(layer), sizes, partial, plan, self.tables,
         )  # fmt: skip
         begin = self.widths.begins[layer - 1]
-        add_up(partial, workers, gradient[begin : begin + size], self.lookups)
+        add_up(partial, workers, gradient[begin : begin + size], self.work)
 
-    def readers(self, layer: Product, beta: bool, outputs: int, share: int, to: Any) -> None:
-        """What flows to a map of share · outputs channels; rows of the layer are outputs · k + tap."""
+    def readers(self, layer: LayerProduct, beta: bool, outputs: int, share: int, to: Any) -> None:
+        """The gradient of a map of share · outputs channels; row output · k + tap of the layer belongs to an output and
+        a tap."""
         to = flat(to)
         total = to.shape[0] * to.shape[2]
         most = min(32, THREADS), OUTPUTS, mapping.MOST_ROWS
         plan = self.plan(most, total, outputs, layer.depth, lambda columns, held, _: share * held * columns)
         blocks = ceil_div(total, plan.columns) * ceil_div(outputs, plan.outputs)
-        self.start(_readers, blocks, plan.size, layer, beta, outputs, share, to, plan, self.at)
+        self.start(_map_gradient, blocks, plan.size, layer, beta, outputs, share, to, plan, self.tables)
 
     def distribute(self, gradient: Any) -> None:
-        """What flows to β."""
-        groups = self.of.groups
+        """The gradient of β."""
+        groups = self.inputs.groups
         self.readers(self.product_of(self.widths.layers), True, groups, gradient.shape[1] // groups, gradient)
 
-    def backward(self, flow: Source, centres: Any, map_: Any, scale: Any, shift: Any, parameters: Any) -> None:
-        """From what flows to the last layer's outputs to all that is wanted."""
+    def backward(self, flow: Source, gradients: Gradients) -> None:
+        """Compute the gradients that are needed, except that of β; `flow` gives those of the last layer's outputs."""
+        centres, map_, _, scale, shift, parameters = gradients
         for number in range(self.widths.layers, 0, -1):
             if parameters is not None:
                 self.weights(number, flow, parameters)
             if number > 1:
                 size = self.widths.sizes[number - 1]
-                flowing = self.lookups.empty(size, self.of.columns)
-                self.layer(self.back(number, flow, 0), flowing, size, mask=self.held[number - 2])
-                flow = Source(ARRAY, flowing)
-        first, of, k = min(self.widths.layers, 1), self.of, self.k
-        rows = self.back(first, flow, of.before)
+                gradient = self.work.empty(size, self.inputs.columns)
+                self.layer(self.inputs_gradient(number, flow, 0), gradient, size, mask=self.held[number - 2])
+                flow = Source(ARRAY, gradient)
+        first, inputs, k = min(self.widths.layers, 1), self.inputs, self.k
+        rows = self.inputs_gradient(first, flow, inputs.before)
         self.affine(rows, scale, shift)
-        if of.kind == CONCATENATION:
+        if inputs.kind == CONCATENATION:
             if centres is not None:
-                self.layer(self.back(first, flow, 0), centres, self.r, at_centres=True)
+                self.layer(self.inputs_gradient(first, flow, 0), centres, self.r, to_centres=True)
             if map_ is not None:
                 self.readers(rows, False, self.r, 1, map_)
             return
-        star = of.kind == STAR_PRODUCT
+        star = inputs.kind == STAR_PRODUCT
         if centres is not None:
-            self.sides(Sides(of.centres, of.map, 0 if star else k, 1, star, False), rows, centres)
+            self.sides(Sides(inputs.centres, inputs.map, 0 if star else k, 1, star, False), rows, centres)
         if map_ is not None:
-            self.sides(Sides(of.map, of.centres, 1, 0 if star else k, False, star), rows, map_)
+            self.sides(Sides(inputs.map, inputs.centres, 1, 0 if star else k, False, star), rows, map_)
 
-    def affine(self, flow: Product, scale: Any, shift: Any) -> None:
+    def affine(self, flow: LayerProduct, scale: Any, shift: Any) -> None:
         if scale is None and shift is None:
             return
-        rows = self.widths.inputs - self.of.before
-        workers, scales, shifts = 0, self.of.scale, self.of.shift
+        rows = self.widths.inputs - self.inputs.before
+        workers, scales, shifts = 0, self.inputs.scale, self.inputs.shift
         if self.widths.layers:
             most = TILE, OUTPUTS, mapping.MOST_ROWS
             plan = self.plan(most, 1 << 31, rows, flow.depth, lambda columns, held, _: (2 + columns) * held)
             panels = ceil_div(rows, plan.outputs)
             workers = self.workers(plan, panels, 2 * rows)
-            scales, shifts = self.lookups.empty(workers * rows), self.lookups.empty(workers * rows)
-            self.start(_affine, panels * workers, plan.size, flow, rows, workers, scales, shifts, plan, self.at)
+            scales, shifts = self.work.empty(workers * rows), self.work.empty(workers * rows)
+            self.start(
+                _affine_gradient, panels * workers, plan.size, flow, rows, workers, scales, shifts, plan, self.tables
+            )
         for partial, to in ((scales, scale), (shifts, shift)):
             if to is not None:
-                add_up(partial, workers, to, self.lookups)
+                add_up(partial, workers, to, self.work)
 
-    def sides(self, sides: Sides, flow: Product, gradient: Any) -> None:
-        itemsize = self.of.zero.itemsize
+    def sides(self, sides: Sides, flow: LayerProduct, gradient: Any) -> None:
+        itemsize = self.inputs.zero.itemsize
         tile = min(32, THREADS)
         while True:
             columns = tile * max(1, min(THREADS // tile, self.k))
             flows = first_real(5 * columns, itemsize)
             sums = flows + columns
             size = sums + self.r * tile
-            if size * itemsize <= mapping.SHARED_BYTES:
+            if size * itemsize <= launch.SHARED_BYTES:
                 break
             if tile == 1:
                 raise ValueError(
                     f"a patchwise attention needs {size * itemsize} bytes of shared memory; expected at most "
-                    f"{mapping.SHARED_BYTES}"
+                    f"{launch.SHARED_BYTES}"
                 )
             tile //= 2
         gradient = flat(gradient)
         blocks = ceil_div(gradient.shape[0] * gradient.shape[2], tile)
-        self.start(_product_backward, blocks, size, sides, flow, gradient, tile, columns, flows, sums, self.at)
+        plan = PairsPlan(tile, columns, flows, sums)
+        self.start(_product_gradient, blocks, size, sides, flow, gradient, plan, self.tables)
 
 
-def patchwise_attention(centres, map_, beta, scale, shift, parameters, y, widths, kind, lookups):
-    launcher = _Launcher(centres, map_, beta, scale, shift, parameters, widths, kind, lookups)
+def patchwise_attention(centres, map_, beta, scale, shift, parameters, y, widths, kind, work):
+    launcher = _Launcher(Arrays(centres, map_, beta, scale, shift, parameters), widths, kind, work)
     launcher.forward()
     launcher.attention(y)
 
 
 def patchwise_attention_backward(
     gradient, centres, map_, beta, scale, shift, parameters, centres_gradient, map_gradient, beta_gradient,
-    scale_gradient, shift_gradient, parameters_gradient, widths, kind, lookups,
+    scale_gradient, shift_gradient, parameters_gradient, widths, kind, work,
 ):  # fmt: skip
-    launcher = _Launcher(centres, map_, beta, scale, shift, parameters, widths, kind, lookups, gradient=gradient)
+    arrays = Arrays(centres, map_, beta, scale, shift, parameters, gradient=gradient)
+    launcher = _Launcher(arrays, widths, kind, work)
     launcher.forward()
     if beta_gradient is not None:
         launcher.distribute(beta_gradient)
-    flow = Source(ATTENTION, launcher.nothing)
-    launcher.backward(flow, centres_gradient, map_gradient, scale_gradient, shift_gradient, parameters_gradient)
+    gradients = Gradients(
+        centres_gradient, map_gradient, beta_gradient, scale_gradient, shift_gradient, parameters_gradient
+    )
+    launcher.backward(Source(ATTENTION, launcher.nothing), gradients)
 
 
-def patchwise_statistics(centres, map_, scale, shift, parameters, mean, variance, widths, kind, lookups):
-    launcher = _Launcher(centres, map_, None, scale, shift, parameters, widths, kind, lookups)
+def patchwise_statistics(centres, map_, scale, shift, parameters, mean, variance, widths, kind, work):
+    launcher = _Launcher(Arrays(centres, map_, None, scale, shift, parameters), widths, kind, work)
     launcher.forward()
     launcher.statistics(mean, variance)
 
 
 def patchwise_statistics_backward(
     mean_gradient, variance_gradient, mean, centres, map_, scale, shift, parameters, centres_gradient, map_gradient,
-    scale_gradient, shift_gradient, parameters_gradient, widths, kind, lookups,
+    scale_gradient, shift_gradient, parameters_gradient, widths, kind, work,
 ):  # fmt: skip
     statistics = mean_gradient, variance_gradient, mean
-    launcher = _Launcher(centres, map_, None, scale, shift, parameters, widths, kind, lookups, statistics=statistics)
+    arrays = Arrays(centres, map_, None, scale, shift, parameters, statistics=statistics)
+    launcher = _Launcher(arrays, widths, kind, work)
     launcher.forward()
     flow = Source(ARRAY, launcher.nothing)
     if launcher.widths.layers:
         rows = launcher.widths.last
-        flow = Source(ARRAY, lookups.empty(rows, launcher.of.columns))
-        launcher.layer(launcher.product_of(launcher.widths.layers), flow.array, rows, spread=True)
-    launcher.backward(flow, centres_gradient, map_gradient, scale_gradient, shift_gradient, parameters_gradient)
+        flow = Source(ARRAY, work.empty(rows, launcher.inputs.columns))
+        launcher.layer(launcher.product_of(launcher.widths.layers), flow.array, rows, from_moments=True)
+    gradients = Gradients(centres_gradient, map_gradient, None, scale_gradient, shift_gradient, parameters_gradient)
+    launcher.backward(flow, gradients)

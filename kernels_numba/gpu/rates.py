@@ -1,9 +1,9 @@
-"""How fast a GPU multiplies and adds when nothing else holds it up: the twin of `rates`.
+"""The rate of multiply-adds of a GPU when nothing else limits it. Twin of kernels_numba/cpu/rates.py.
 
-    iterate    A thread has CHAINS values in registers, each of which waits for nothing but itself; with as many threads
-               as the device holds, that is more than its latency asks for.
+    iterate    A thread has CHAINS values in registers, and each depends only on itself. With as many threads as the
+               device runs at once, these are more independent operations than its latency needs.
 
-Like the other kernels, not yet timed on a GPU.
+Not yet timed on a GPU, like the other kernels.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 from numba import cuda
 
-from kernels_numba.gpu.relations import THREADS
+from kernels_numba.gpu.launch import THREADS
 
 CHAINS = 4
-"""Values of a thread."""
+"""A thread has so many values."""
 
 
 def iterate(values: Any, a: float, b: float, steps: int, stream: Any) -> None:
-    """x ← a · x + b, so many times, in place; `values` is (CHAINS, threads)."""
+    """x ← a · x + b, in place, `steps` times; `values` is (CHAINS, threads)."""
     blocks = -(-values.shape[1] // THREADS)
     _iterate[blocks, THREADS, stream](values, values.dtype.type(a), values.dtype.type(b), steps)
 

@@ -1,26 +1,22 @@
-"""CUDA kernels of the operators, forward and backward, for float32, float64 and float16: twins of those in `cpu`.
+"""The relations and the aggregation on a GPU, forward and backward, for float32, float64 and float16. Twin of
+kernels_numba/cpu/relations.py.
 
-Arrays, all contiguous: a map is (n, c, h, w); `centres` are what is read at i, (n, c, p); `taps` are one value per tap,
-(n, c, k, p). float16 is summed in float32 and rounded once, when it is written.
+All arrays are contiguous. A map is (n, c, h, w). `centres` holds the values at i and is (n, c, p). `taps` holds one
+value per tap and is (n, c, k, p). Sums of float16 are float32 and are rounded once, when they are written.
 
-The twins part where `cpu` has one `_combine` with an offset and a scale: here it adds or subtracts, `_gather` copies,
+The twins part where the CPU has one `combine` with an offset and a scale: here it adds or subtracts, `gather` copies,
 and a Hadamard product is a correlation of groups of one channel.
 
-    lookups    Where a tap reads is data: a small table per axis, −1 for what the boundary drops, and its inverse
-               (`Lookups`). Tables and neighbouring rows of a map are left to the caches; nothing is staged in shared
-               memory, so no footprint is too large for it.
-    threads    Consecutive threads take consecutive positions: what they read and write at a tap is contiguous, but for
-               the ends of rows. A thread holds up to 8 taps or channels in registers: a dot product reads φ once per
-               block of taps, the aggregation reads α once per block of channels.
-    traffic    Every output is written once; what is read at the centre, once per block of taps. A map is read k times,
-               of which the caches are to spare the memory all but one.
-    backward   A sum over all centres that read a position is a gather as well: a thread owns an element of the map and
-               goes through its readers, tap by tap. No atomics, and the same bits every time.
-
-Nothing is allocated and nothing waits, so a CUDA graph can record the kernels once they are compiled. None has been
-timed on a GPU yet.
-
-The module is not called `cuda`: numba-cuda takes over every module whose name has `numba.cuda` in it.
+    lookups    Small tables per axis give where a tap reads, −1 for what the boundary drops, and which centres read an
+               element (`Lookups`). The caches hold the tables and neighbouring rows of a map. Nothing is copied to
+               shared memory, so no footprint is too large for it.
+    threads    Consecutive threads take consecutive positions, so what they access at a tap is contiguous except at the
+               ends of rows. A thread holds up to 8 taps or channels in registers: a dot product reads φ once per block
+               of taps, the aggregation reads α once per block of channels.
+    traffic    Each output is written once; a value at the centre is read once per block of taps. A map is read k times,
+               ideally from memory only once and then from the caches.
+    backward   The gradient of a map is a gather too: a thread has an element of the map and goes through its readers
+               tap by tap. No atomics, and the same bits every time.
 """
 
 from __future__ import annotations
@@ -29,50 +25,26 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import cuda, int32
 
+from kernels_numba.gpu.launch import THREADS, Lookups
+
 BLOCK = 8
-"""Channels, or taps, whose sums a thread holds in registers."""
-THREADS = 32 if cuda.config.ENABLE_CUDASIM else 128
-"""Threads per block; the simulator starts each of them."""
-
-# Numba warns of every grid too small to fill a GPU; small maps have no others. Not `numba.config`: the package
-# numba-cuda brings its own.
-cuda.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
+"""A thread holds the sums of so many channels, or taps, in registers."""
 
 
-class Lookups(NamedTuple):
-    """Where taps read and who reads an element: int32 device arrays, and the stream that kernels are launched on.
+def _for_taps(
+    threads: Callable[..., tuple[int, int, int, int]],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Turn a CUDA kernel into a function that launches it; it takes the kernel's arrays and numbers and then `work`.
 
-    Tap j of the centre in row oy, column ox reads row rows[j, oy], column columns[j, ox] of the map; −1 is outside and
-    reads 0. The rows of centres whose tap j reads row y are row_readers[row_starts[j, y] : row_starts[j, y + 1]]; so
-    for columns.
-    """
-
-    rows: Any
-    """(k, oh)"""
-    columns: Any
-    """(k, ow)"""
-    row_starts: Any
-    """(k, h + 1)"""
-    row_readers: Any
-    column_starts: Any
-    """(k, w + 1)"""
-    column_readers: Any
-    stream: Any
-
-
-def _kernel(threads: Callable[..., tuple[int, int, int, int]]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make of a CUDA kernel a function of its arrays and numbers and, last, `lookups`, that launches it.
-
-    From the same arguments `threads` says along which axes there are threads: images, channels or groups, the taps or
-    channels that are dealt out in blocks of at most `BLOCK` to a thread, positions. Behind its own arguments the kernel
-    gets the tables that it names; `zeros`, as many as there are in a block, of the type to sum in, so that both are
-    constants to the compiler; and `axes`, with blocks for the third.
-    """
+    `threads` takes the same arguments and returns four sizes: images, channels or groups, the taps or channels that are
+    divided into blocks of at most `BLOCK` per thread, and positions. After its own arguments the kernel receives the
+    tables that it names; `zeros`, one for each tap or channel of a block, in the dtype of sums, so that both are
+    constants for the compiler; and `axes`, the four sizes with the number of blocks as the third."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         kernel: Any = cuda.jit(cache=True)(function)
@@ -80,7 +52,7 @@ def _kernel(threads: Callable[..., tuple[int, int, int, int]]) -> Callable[[Call
 
         @functools.wraps(function)
         def launch(*arguments: Any) -> None:
-            *own, lookups = arguments
+            *own, work = arguments
             images, channels, count, positions = threads(*arguments)
             blocks = -(-count // BLOCK)
             axes = images, channels, blocks, positions
@@ -88,8 +60,8 @@ def _kernel(threads: Callable[..., tuple[int, int, int, int]]) -> Callable[[Call
             if items == 0:  # an empty grid cannot be launched
                 return
             zeros = (np.result_type(own[0].dtype, np.float32).type(0),) * -(-count // blocks)
-            configured = kernel[-(-items // THREADS), THREADS, lookups.stream]
-            configured(*own, *(getattr(lookups, table) for table in tables), zeros, axes)
+            configured = kernel[-(-items // THREADS), THREADS, work.stream]
+            configured(*own, *(getattr(work, table) for table in tables), zeros, axes)
 
         return launch
 
@@ -98,15 +70,15 @@ def _kernel(threads: Callable[..., tuple[int, int, int, int]]) -> Callable[[Call
 
 @cuda.jit(device=True)
 def _split(item, size):
-    """item // size and item % size, at the price of one division."""
+    """item // size and item % size with one division."""
     whole = item // size
     return whole, item - whole * size
 
 
 @cuda.jit(device=True)
 def _place(zeros, axes):
-    """Image, channel, first tap or channel of the block, and position of this thread; the image does not exist if it
-    is a thread too many."""
+    """The image, the channel, the first tap or channel of the block, and the position of this thread. Threads beyond
+    the last item have an image that does not exist."""
     rest, position = _split(cuda.grid(1), axes[3])
     rest, block = _split(rest, axes[2])
     image, channel = _split(rest, axes[1])
@@ -115,14 +87,14 @@ def _place(zeros, axes):
 
 @cuda.jit(device=True)
 def _read(map_, image, channel, y, x, zero):
-    """The map there; 0 outside, but loaded from inside all the same, so that no load waits for a branch."""
+    """The value of the map, or 0 outside. It loads a value inside in any case, so that no load waits for a branch."""
     value = type(zero)(map_[image, channel, max(y, 0), max(x, 0)])
     return value if min(y, x) >= 0 else zero
 
 
-@_kernel(lambda centres, taps, first, k, lookups: (*centres.shape[:2], k, centres.shape[2]))
-def _repeat(centres, taps, first, k, zeros, axes):
-    """taps[first + c·k + j] = centres[c], `taps` being (n, -, p)."""
+@_for_taps(lambda centres, taps, first, k, work: (*centres.shape[:2], k, centres.shape[2]))
+def repeat(centres, taps, first, k, zeros, axes):
+    """taps[first + c·k + j] = centres[c]; `taps` is (n, -, p)."""
     image, channel, block, position = _place(zeros, axes)
     if image >= axes[0]:
         return
@@ -131,9 +103,9 @@ def _repeat(centres, taps, first, k, zeros, axes):
         taps[image, first + channel * k + j, position] = centre
 
 
-@_kernel(lambda map_, taps, first, lookups: (*map_.shape[:2], lookups.rows.shape[0], taps.shape[2]))
-def _gather(map_, taps, first, rows, columns, zeros, axes):
-    """taps[first + c·k + j] = map_[c] at j, `taps` being (n, -, p)."""
+@_for_taps(lambda map_, taps, first, work: (*map_.shape[:2], work.rows.shape[0], taps.shape[2]))
+def gather(map_, taps, first, rows, columns, zeros, axes):
+    """taps[first + c·k + j] = map_[c] at j; `taps` is (n, -, p)."""
     image, channel, block, position = _place(zeros, axes)
     if image >= axes[0]:
         return
@@ -149,8 +121,8 @@ def _gather(map_, taps, first, rows, columns, zeros, axes):
             taps[image, first + channel * k + block + i, position] = values[i]
 
 
-@_kernel(lambda centres, map_, sign, taps, lookups: taps.shape)
-def _combine(centres, map_, sign, taps, rows, columns, zeros, axes):
+@_for_taps(lambda centres, map_, sign, taps, work: taps.shape)
+def combine(centres, map_, sign, taps, rows, columns, zeros, axes):
     """taps[j] = centres + sign · map_ at j."""
     image, channel, block, position = _place(zeros, axes)
     if image >= axes[0]:
@@ -169,8 +141,8 @@ def _combine(centres, map_, sign, taps, rows, columns, zeros, axes):
             taps[image, channel, block + i, position] = values[i]
 
 
-@_kernel(lambda centres, map_, taps, lookups: taps.shape)
-def _correlate(centres, map_, taps, rows, columns, zeros, axes):
+@_for_taps(lambda centres, map_, taps, work: taps.shape)
+def correlate(centres, map_, taps, rows, columns, zeros, axes):
     """taps[j] = Σ centres · map_ at j, over the channels c that share c mod g."""
     image, group, block, position = _place(zeros, axes)
     if image >= axes[0]:
@@ -193,8 +165,8 @@ def _correlate(centres, map_, taps, rows, columns, zeros, axes):
             taps[image, group, block + i, position] = sums[i]
 
 
-@_kernel(lambda taps, map_, centres, lookups: (*taps.shape[:2], map_.shape[1] // taps.shape[1], taps.shape[3]))
-def _aggregate(taps, map_, centres, rows, columns, zeros, axes):
+@_for_taps(lambda taps, map_, centres, work: (*taps.shape[:2], map_.shape[1] // taps.shape[1], taps.shape[3]))
+def aggregate(taps, map_, centres, rows, columns, zeros, axes):
     """centres[c] = Σ_j taps[j, c mod g] · map_[c] at j."""
     image, group, block, position = _place(zeros, axes)
     if image >= axes[0]:
@@ -215,9 +187,9 @@ def _aggregate(taps, map_, centres, rows, columns, zeros, axes):
             centres[image, group + (block + i) * g, position] = sums[i]
 
 
-@_kernel(lambda taps, first, k, centres, lookups: (*centres.shape[:2], 1, centres.shape[2]))
-def _total(taps, first, k, centres, zeros, axes):
-    """centres[c] = Σ_j taps[first + c·k + j], `taps` being (n, -, p)."""
+@_for_taps(lambda taps, first, k, centres, work: (*centres.shape[:2], 1, centres.shape[2]))
+def sum_taps(taps, first, k, centres, zeros, axes):
+    """centres[c] = Σ_j taps[first + c·k + j]; `taps` is (n, -, p)."""
     image, channel, _, position = _place(zeros, axes)
     if image >= axes[0]:
         return
@@ -228,11 +200,11 @@ def _total(taps, first, k, centres, zeros, axes):
     centres[image, channel, position] = total
 
 
-@_kernel(lambda taps, first, sign, map_, lookups: (*map_.shape[:2], 1, map_.shape[2] * map_.shape[3]))
-def _scatter(
+@_for_taps(lambda taps, first, sign, map_, work: (*map_.shape[:2], 1, map_.shape[2] * map_.shape[3]))
+def scatter(
     taps, first, sign, map_, columns, row_starts, row_readers, column_starts, column_readers, zeros, axes
 ):  # fmt: skip
-    """map_[c] = sign · Σ taps[first + c·k + j] of all centres that read it through tap j, `taps` being (n, -, p)."""
+    """map_[c] = sign · Σ taps[first + c·k + j] over all centres that read it through tap j; `taps` is (n, -, p)."""
     image, channel, _, position = _place(zeros, axes)
     if image >= axes[0]:
         return
@@ -248,15 +220,15 @@ def _scatter(
     map_[image, channel, y, x] = real(sign) * total
 
 
-@_kernel(
-    lambda taps, centres, map_, lookups: (
+@_for_taps(
+    lambda taps, centres, map_, work: (
         *taps.shape[:2], map_.shape[1] // taps.shape[1], map_.shape[2] * map_.shape[3],
     )
 )  # fmt: skip
-def _distribute(
+def distribute(
     taps, centres, map_, columns, row_starts, row_readers, column_starts, column_readers, zeros, axes
 ):  # fmt: skip
-    """map_[c] = Σ taps[j, c mod g] · centres[c] of all centres that read it through tap j."""
+    """map_[c] = Σ taps[j, c mod g] · centres[c] over all centres that read it through tap j."""
     image, group, block, position = _place(zeros, axes)
     if image >= axes[0]:
         return
@@ -279,9 +251,9 @@ def _distribute(
             map_[image, group + (block + i) * g, y, x] = sums[i]
 
 
-@_kernel(lambda phi, psi, taps, lookups: (taps.shape[0], lookups.rows.shape[0], lookups.rows.shape[0], taps.shape[2]))
-def _cliques(phi, psi, taps, rows, columns, zeros, axes):
-    """taps[j·k + l] = Σ_c phi[c] at j · psi[c] at l, `taps` being (n, -, p)."""
+@_for_taps(lambda phi, psi, taps, work: (taps.shape[0], work.rows.shape[0], work.rows.shape[0], taps.shape[2]))
+def cliques(phi, psi, taps, rows, columns, zeros, axes):
+    """taps[j·k + l] = Σ_c phi[c] at j · psi[c] at l; `taps` is (n, -, p)."""
     image, j, block, position = _place(zeros, axes)
     if image >= axes[0]:
         return
@@ -302,17 +274,17 @@ def _cliques(phi, psi, taps, rows, columns, zeros, axes):
             taps[image, j * k + block + i, position] = sums[i]
 
 
-@_kernel(
-    lambda taps, step_j, step_l, other, map_, lookups: (
+@_for_taps(
+    lambda taps, step_j, step_l, other, map_, work: (
         map_.shape[0], 1, map_.shape[1], map_.shape[2] * map_.shape[3],
     )
 )  # fmt: skip
-def _spread_cliques(
+def spread_cliques(
     taps, step_j, step_l, other, map_,
     rows, columns, row_starts, row_readers, column_starts, column_readers, zeros, axes,
 ):  # fmt: skip
-    """map_[c] = Σ_j Σ_l taps[j·step_j + l·step_l] · other[c] at l, of all centres that read it through tap j, `taps`
-    being (n, -, p)."""
+    """map_[c] = Σ_j Σ_l taps[j·step_j + l·step_l] · other[c] at l, over all centres that read it through tap j; `taps`
+    is (n, -, p)."""
     image, _, block, position = _place(zeros, axes)
     if image >= axes[0]:
         return
@@ -343,107 +315,107 @@ def _flat(taps: Any) -> Any:
     return taps.reshape(n, channels * k, p)
 
 
-# The operators: inputs, outputs, and lookups. A gradient that nobody needs is None.
+# The operators take inputs, outputs and work. A gradient that is not needed is None.
 
 
-def pairwise_summation(phi, psi, delta, lookups):
-    _combine(phi, psi, 1, delta, lookups)
+def pairwise_summation(phi, psi, delta, work):
+    combine(phi, psi, 1, delta, work)
 
 
-def pairwise_summation_backward(gradient, phi, psi, phi_gradient, psi_gradient, lookups):
+def pairwise_summation_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
-        _total(_flat(gradient), 0, gradient.shape[2], phi_gradient, lookups)
+        sum_taps(_flat(gradient), 0, gradient.shape[2], phi_gradient, work)
     if psi_gradient is not None:
-        _scatter(_flat(gradient), 0, 1, psi_gradient, lookups)
+        scatter(_flat(gradient), 0, 1, psi_gradient, work)
 
 
-def pairwise_subtraction(phi, psi, delta, lookups):
-    _combine(phi, psi, -1, delta, lookups)
+def pairwise_subtraction(phi, psi, delta, work):
+    combine(phi, psi, -1, delta, work)
 
 
-def pairwise_subtraction_backward(gradient, phi, psi, phi_gradient, psi_gradient, lookups):
+def pairwise_subtraction_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
-        _total(_flat(gradient), 0, gradient.shape[2], phi_gradient, lookups)
+        sum_taps(_flat(gradient), 0, gradient.shape[2], phi_gradient, work)
     if psi_gradient is not None:
-        _scatter(_flat(gradient), 0, -1, psi_gradient, lookups)
+        scatter(_flat(gradient), 0, -1, psi_gradient, work)
 
 
-def pairwise_hadamard_product(phi, psi, delta, lookups):
-    _correlate(phi, psi, delta, lookups)
+def pairwise_hadamard_product(phi, psi, delta, work):
+    correlate(phi, psi, delta, work)
 
 
-def pairwise_hadamard_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, lookups):
+def pairwise_hadamard_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
-        _aggregate(gradient, psi, phi_gradient, lookups)
+        aggregate(gradient, psi, phi_gradient, work)
     if psi_gradient is not None:
-        _distribute(gradient, phi, psi_gradient, lookups)
+        distribute(gradient, phi, psi_gradient, work)
 
 
-def pairwise_concatenation(phi, psi, delta, lookups):
+def pairwise_concatenation(phi, psi, delta, work):
     r, k = phi.shape[1], delta.shape[2]
-    _repeat(phi, _flat(delta), 0, k, lookups)
-    _gather(psi, _flat(delta), r * k, lookups)
+    repeat(phi, _flat(delta), 0, k, work)
+    gather(psi, _flat(delta), r * k, work)
 
 
-def pairwise_concatenation_backward(gradient, phi, psi, phi_gradient, psi_gradient, lookups):
+def pairwise_concatenation_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     r, k = phi.shape[1], gradient.shape[2]
     if phi_gradient is not None:
-        _total(_flat(gradient), 0, k, phi_gradient, lookups)
+        sum_taps(_flat(gradient), 0, k, phi_gradient, work)
     if psi_gradient is not None:
-        _scatter(_flat(gradient), r * k, 1, psi_gradient, lookups)
+        scatter(_flat(gradient), r * k, 1, psi_gradient, work)
 
 
-def pairwise_dot_product(phi, psi, delta, lookups):
-    _correlate(phi, psi, delta, lookups)
+def pairwise_dot_product(phi, psi, delta, work):
+    correlate(phi, psi, delta, work)
 
 
-def pairwise_dot_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, lookups):
+def pairwise_dot_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
-        _aggregate(gradient, psi, phi_gradient, lookups)
+        aggregate(gradient, psi, phi_gradient, work)
     if psi_gradient is not None:
-        _distribute(gradient, phi, psi_gradient, lookups)
+        distribute(gradient, phi, psi_gradient, work)
 
 
-def patchwise_star_product(phi, psi, delta, lookups):
+def patchwise_star_product(phi, psi, delta, work):
     n, k, _, p = delta.shape
-    pairwise_dot_product(phi, psi, delta.reshape(n, 1, k, p), lookups)
+    pairwise_dot_product(phi, psi, delta.reshape(n, 1, k, p), work)
 
 
-def patchwise_star_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, lookups):
+def patchwise_star_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     n, k, _, p = gradient.shape
-    pairwise_dot_product_backward(gradient.reshape(n, 1, k, p), phi, psi, phi_gradient, psi_gradient, lookups)
+    pairwise_dot_product_backward(gradient.reshape(n, 1, k, p), phi, psi, phi_gradient, psi_gradient, work)
 
 
-def patchwise_clique_product(phi, psi, delta, lookups):
-    _cliques(phi, psi, _flat(delta), lookups)
+def patchwise_clique_product(phi, psi, delta, work):
+    cliques(phi, psi, _flat(delta), work)
 
 
-def patchwise_clique_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, lookups):
-    k = lookups.rows.shape[0]
+def patchwise_clique_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
+    k = work.rows.shape[0]
     if phi_gradient is not None:
-        _spread_cliques(_flat(gradient), k, 1, psi, phi_gradient, lookups)
+        spread_cliques(_flat(gradient), k, 1, psi, phi_gradient, work)
     if psi_gradient is not None:
-        _spread_cliques(_flat(gradient), 1, k, phi, psi_gradient, lookups)
+        spread_cliques(_flat(gradient), 1, k, phi, psi_gradient, work)
 
 
-def patchwise_concatenation(phi, psi, delta, lookups):
-    _repeat(phi, _flat(delta), 0, 1, lookups)
-    _gather(psi, _flat(delta), phi.shape[1], lookups)
+def patchwise_concatenation(phi, psi, delta, work):
+    repeat(phi, _flat(delta), 0, 1, work)
+    gather(psi, _flat(delta), phi.shape[1], work)
 
 
-def patchwise_concatenation_backward(gradient, phi, psi, phi_gradient, psi_gradient, lookups):
+def patchwise_concatenation_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
-        _total(_flat(gradient), 0, 1, phi_gradient, lookups)
+        sum_taps(_flat(gradient), 0, 1, phi_gradient, work)
     if psi_gradient is not None:
-        _scatter(_flat(gradient), phi.shape[1], 1, psi_gradient, lookups)
+        scatter(_flat(gradient), phi.shape[1], 1, psi_gradient, work)
 
 
-def aggregation(alpha, beta, y, lookups):
-    _aggregate(alpha, beta, y, lookups)
+def aggregation(alpha, beta, y, work):
+    aggregate(alpha, beta, y, work)
 
 
-def aggregation_backward(gradient, alpha, beta, alpha_gradient, beta_gradient, lookups):
+def aggregation_backward(gradient, alpha, beta, alpha_gradient, beta_gradient, work):
     if alpha_gradient is not None:
-        _correlate(gradient, beta, alpha_gradient, lookups)
+        correlate(gradient, beta, alpha_gradient, work)
     if beta_gradient is not None:
-        _distribute(alpha, gradient, beta_gradient, lookups)
+        distribute(alpha, gradient, beta_gradient, work)

@@ -1,16 +1,18 @@
-"""The fused stand-alone attention on a GPU: logits u_ij = Σ_d query_i (key_j + relative_j) of each head, the softmax
-over the taps, and y_i[c] = Σ_j softmax_j[c mod g] β_j[c], in one go; and what flows back, for float32 and float64. What
-stand_alone.py computes on a CPU.
+"""The fused stand-alone attention on a GPU, in one kernel: logits u_ij = Σ_d query_i (key_j + relative_j) of each head,
+the softmax over the taps, and y_i[c] = Σ_j softmax_j[c mod g] β_j[c]; and the gradients, for float32 and float64. Twin
+of kernels_cuda/csrc/stand_alone.cu, but without its frames: a thread has a pair.
 
-    traffic    query, key and β are read once, but for what tiles share, y is written once: nothing has the size of the
-               footprint. `relative` comes from the caches, and what flows to it goes once per worker through memory.
-    forward    A block has a head of a tile of centres, of whichever images, and goes through their taps in chunks, a
-               thread per pair. Maximum and sum of the softmax, and y, follow chunk by chunk.
-    backward   Pairs are computed again, once from the side of the centres (query, relative) and once from that of the
-               map (key, β), whose positions go through the centres that read them: no atomics, and the same bits every
-               time. What flows to `relative` is added up by workers, and they are, in order.
+    traffic    query, key and β are read once, except for positions that several tiles read. y is written once. No array
+               has the size of the footprint. `relative` comes from the caches, and its gradient goes to memory once per
+               worker.
+    forward    A block has a head of a tile of centres of any images. It processes their taps in chunks, with a thread
+               per pair. The maximum and sum of the softmax, and y, are updated after each chunk.
+    backward   Pairs are computed twice more: once for the centres (query, relative), and once for the positions of the
+               map (key, β), each of which goes through the centres that read it. No atomics, and the same bits every
+               time. Workers have partial sums of the gradient of `relative`, which are added in order.
 
-An array that there is not is another one, which a flag says not to read or write. Nothing has been timed on a GPU yet.
+Another array stands in for an array that is absent, and a flag says that it is not read or written. Nothing has been
+timed on a GPU yet.
 """
 
 from __future__ import annotations
@@ -20,59 +22,57 @@ from typing import Any, NamedTuple
 
 from numba import cuda, int32
 
-from kernels_numba.gpu import mapping
-from kernels_numba.gpu.mapping import (
+from kernels_numba.gpu import launch, mapping
+from kernels_numba.gpu.launch import (
     THREADS,
-    add_up,
-    any_image,
+    Block,
     ceil_div,
     device,
-    first_reader,
     first_real,
     flat,
     kernel,
     line,
-    pair_centres,
-    pair_readers,
     start,
-    tables_of,
     workers_of,
     zero_of,
 )
-from kernels_numba.gpu.pairwise import _counts, _shared_gradient, _softmax
+from kernels_numba.gpu.mapping import add_up
+from kernels_numba.gpu.pairs import Centres, any_image, first_reader, pair_centres, pair_readers, tables_of
+from kernels_numba.gpu.softmax import counts, gradient_dot_output, softmax
 
 
-class StandAlone(NamedTuple):
-    """All that a kernel reads, of images × channels × centres or positions."""
+class Inputs(NamedTuple):
+    """What the kernels read. Arrays are images × channels × centres, or positions."""
 
     query: Any
     key: Any
     relative: Any
-    """Of channels × taps, one behind the other."""
+    """Channels × taps, in one axis."""
     beta: Any
     heads: int
     zero: Any
-    """Of the arrays' type."""
+    """0 of the arrays' dtype."""
     keyed: bool
-    """Is there a key?"""
+    """Whether there is a key."""
     embedded: bool
-    """Is there `relative`?"""
+    """Whether there is `relative`."""
     excludes: bool
-    """Does the softmax skip taps outside the map?"""
+    """Whether the softmax skips taps outside the map."""
 
 
-class Head(NamedTuple):
-    """What flows to y, and what the softmax's weights follow from."""
+class Upstream(NamedTuple):
+    """What flows back to the softmax."""
 
     gradient: Any
+    """Of y."""
     lse: Any
-    shared: Any
-    """D_i = Σ gradient · y over the channels of a head: what the softmax takes from every tap."""
+    dots: Any
+    """Σ gradient · y over the channels of each group, see `softmax.gradient_dot_output`."""
 
 
 class Plan(NamedTuple):
-    """Centres of a tile, or positions of the map, taps of a chunk; and what begins where in shared memory, in elements
-    of the arrays' type: a number or two per pair, then sums."""
+    """The centres, or positions of the map, of a tile; the taps of a chunk; and where each array begins in
+    `Block.shared`: one or two numbers per pair, then the sums."""
 
     positions: int
     taps: int
@@ -84,91 +84,92 @@ class Plan(NamedTuple):
 
 
 @device
-def _logit(of, head, image, centre, source, tap):
-    """u of a pair; a key outside of the map is 0."""
-    taps = of.relative.shape[0] // of.query.shape[1] if of.embedded else 0
-    total = of.zero
-    for c in range(head, of.query.shape[1], of.heads):
-        value = of.zero
-        if of.keyed and source >= 0:
-            value += of.key[image, c, source]
-        if of.embedded:
-            value += of.relative[c * taps + tap]
-        total += of.query[image, c, centre] * value
+def _logit(inputs, head, image, centre, source, tap):
+    """The logit of a pair; a key outside the map is 0."""
+    taps = inputs.relative.shape[0] // inputs.query.shape[1] if inputs.embedded else 0
+    total = inputs.zero
+    for c in range(head, inputs.query.shape[1], inputs.heads):
+        value = inputs.zero
+        if inputs.keyed and source >= 0:
+            value += inputs.key[image, c, source]
+        if inputs.embedded:
+            value += inputs.relative[c * taps + tap]
+        total += inputs.query[image, c, centre] * value
     return total
 
 
 @device
-def _scores(of, head, plan, pairs, shared, me, threads):
-    """The pairs' logits."""
-    columns = plan.columns
-    for column in range(me, columns, threads):
+def _scores(inputs, head, plan, block):
+    """Write the logits of the pairs."""
+    pairs, columns = block.pairs, plan.columns
+    for column in range(block.thread, columns, block.threads):
         if pairs[column] >= 0:
-            shared[plan.scores + column] = _logit(
-                of, head, pairs[column], pairs[columns + column], pairs[2 * columns + column],
+            block.shared[plan.scores + column] = _logit(
+                inputs, head, pairs[column], pairs[columns + column], pairs[2 * columns + column],
                 pairs[3 * columns + column],
             )  # fmt: skip
 
 
 @device
-def _flows(of, back, head, plan, pairs, shared, me, threads):
-    """The softmax's weights in the place of the logits, and what flows to these; 0 where there is no pair."""
-    columns = plan.columns
-    for column in range(me, columns, threads):
-        alpha, flow = of.zero, of.zero
-        if _counts(of, plan, pairs, column):
+def _logits_gradient(inputs, upstream, head, plan, block):
+    """Write the weights of the softmax and the gradients of the logits; both are 0 where there is no pair."""
+    pairs, columns = block.pairs, plan.columns
+    for column in range(block.thread, columns, block.threads):
+        alpha, flow = inputs.zero, inputs.zero
+        if counts(inputs, plan, pairs, column):
             image, centre, source = pairs[column], pairs[columns + column], pairs[2 * columns + column]
-            logit = _logit(of, head, image, centre, source, pairs[3 * columns + column])
-            alpha = type(of.zero)(math.exp(logit - back.lse[image, head, centre]))
-            flow -= back.shared[image, head, centre]
+            logit = _logit(inputs, head, image, centre, source, pairs[3 * columns + column])
+            alpha = type(inputs.zero)(math.exp(logit - upstream.lse[image, head, centre]))
+            flow -= upstream.dots[image, head, centre]
             if source >= 0:
-                for c in range(head, of.beta.shape[1], of.heads):
-                    flow += back.gradient[image, c, centre] * of.beta[image, c, source]
+                for c in range(head, inputs.beta.shape[1], inputs.heads):
+                    flow += upstream.gradient[image, c, centre] * inputs.beta[image, c, source]
             flow *= alpha
-        shared[plan.scores + column] = alpha
-        shared[plan.flows + column] = flow
+        block.shared[plan.scores + column] = alpha
+        block.shared[plan.flows + column] = flow
 
 
 @kernel
-def _attention(of, y, lse, plan, at):
-    """y and the logarithms of the softmax's denominators, of a head of a tile of centres."""
+def _attention(inputs, y, lse, plan, tables):
+    """y and the logarithm of the softmax's denominator, for a head of a tile of centres."""
     pairs = cuda.shared.array(0, int32)
-    shared = cuda.shared.array(0, of.query.dtype)
-    me, threads = cuda.threadIdx.x, cuda.blockDim.x
-    zero, tile, columns = of.zero, plan.positions, plan.columns
-    k, heads, p = at.rows.shape[0], of.heads, of.query.shape[2]
-    centres, share = of.query.shape[0] * p, of.beta.shape[1] // heads
-    block = cuda.blockIdx.x // heads
-    head, begin = cuda.blockIdx.x - block * heads, block * tile
+    shared = cuda.shared.array(0, inputs.query.dtype)
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    block = Block(pairs, shared, inputs.zero, thread, threads)
+    zero, tile, columns = inputs.zero, plan.positions, plan.columns
+    k, heads, p = tables.rows.shape[0], inputs.heads, inputs.query.shape[2]
+    centres, share = inputs.query.shape[0] * p, inputs.beta.shape[1] // heads
+    index = cuda.blockIdx.x // heads
+    head, begin = cuda.blockIdx.x - index * heads, index * tile
     scores, sums = plan.scores, plan.sums
     most = sums + share * tile
     total = most + tile
     scale = total + tile
 
-    for item in range(me, share * tile, threads):
+    for item in range(thread, share * tile, threads):
         shared[sums + item] = zero
-    for item in range(me, tile, threads):
+    for item in range(thread, tile, threads):
         shared[most + item] = type(zero)(-math.inf)
         shared[total + item] = zero
     for tap in range(0, k, plan.taps):
         cuda.syncthreads()
-        pair_centres(at, begin, centres, p, tile, tap, columns, pairs, me, threads)
+        pair_centres(tables, Centres(begin, centres, p, tile), tap, columns, block)
         cuda.syncthreads()
-        _scores(of, head, plan, pairs, shared, me, threads)
+        _scores(inputs, head, plan, block)
         cuda.syncthreads()
-        _softmax(of, plan, pairs, shared, scores, most, 1, me, threads)
+        softmax(inputs, plan, block, scores, most, 1)
         cuda.syncthreads()
-        for item in range(me, share * tile, threads):
+        for item in range(thread, share * tile, threads):
             s = item // tile
             i = item - s * tile
             weighted = shared[sums + item] * shared[scale + i]
             for column in range(i, columns, tile):
                 image, source = pairs[column], pairs[2 * columns + column]
                 if image >= 0 and source >= 0:
-                    weighted += shared[scores + column] * of.beta[image, head + s * heads, source]
+                    weighted += shared[scores + column] * inputs.beta[image, head + s * heads, source]
             shared[sums + item] = weighted
     cuda.syncthreads()
-    for item in range(me, (share + 1) * tile, threads):
+    for item in range(thread, (share + 1) * tile, threads):
         s = item // tile
         i = item - s * tile
         if begin + i < centres:
@@ -185,32 +186,33 @@ def _attention(of, y, lse, plan, at):
 
 
 @kernel
-def _centres_backward(of, back, query_gradient, partial, needs, plan, at):
-    """What flows to query and `relative`, through all taps of the centres of a worker's tiles of a head."""
+def _centres_backward(inputs, upstream, query_gradient, partial, needs, plan, tables):
+    """The gradients of query and `relative`, over all taps of the centres of a worker's tiles of a head."""
     pairs = cuda.shared.array(0, int32)
-    shared = cuda.shared.array(0, of.query.dtype)
-    me, threads = cuda.threadIdx.x, cuda.blockDim.x
-    zero, tile, columns = of.zero, plan.positions, plan.columns
-    k, heads, e, p = at.rows.shape[0], of.heads, of.query.shape[1], of.query.shape[2]
-    centres, depth = of.query.shape[0] * p, e // heads
+    shared = cuda.shared.array(0, inputs.query.dtype)
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    block = Block(pairs, shared, inputs.zero, thread, threads)
+    zero, tile, columns = inputs.zero, plan.positions, plan.columns
+    k, heads, e, p = tables.rows.shape[0], inputs.heads, inputs.query.shape[1], inputs.query.shape[2]
+    centres, depth = inputs.query.shape[0] * p, e // heads
     worker = cuda.blockIdx.x // heads
     head, workers = cuda.blockIdx.x - worker * heads, cuda.gridDim.x // heads
     query_needed, relative_needed = needs
     if relative_needed:
-        for item in range(me, depth * k, threads):
+        for item in range(thread, depth * k, threads):
             d = item // k
             partial[(worker * e + head + d * heads) * k + item - d * k] = zero
     for begin in range(worker * tile, centres, workers * tile):
-        for item in range(me, depth * tile, threads):
+        for item in range(thread, depth * tile, threads):
             shared[plan.sums + item] = zero
         for tap in range(0, k, plan.taps):
             cuda.syncthreads()
-            pair_centres(at, begin, centres, p, tile, tap, columns, pairs, me, threads)
+            pair_centres(tables, Centres(begin, centres, p, tile), tap, columns, block)
             cuda.syncthreads()
-            _flows(of, back, head, plan, pairs, shared, me, threads)
+            _logits_gradient(inputs, upstream, head, plan, block)
             cuda.syncthreads()
             if query_needed:
-                for item in range(me, depth * tile, threads):
+                for item in range(thread, depth * tile, threads):
                     d = item // tile
                     c = head + d * heads
                     total = zero
@@ -218,25 +220,25 @@ def _centres_backward(of, back, query_gradient, partial, needs, plan, at):
                         image, source = pairs[column], pairs[2 * columns + column]
                         if image >= 0:
                             value = zero
-                            if of.keyed and source >= 0:
-                                value += of.key[image, c, source]
-                            if of.embedded:
-                                value += of.relative[c * k + pairs[3 * columns + column]]
+                            if inputs.keyed and source >= 0:
+                                value += inputs.key[image, c, source]
+                            if inputs.embedded:
+                                value += inputs.relative[c * k + pairs[3 * columns + column]]
                             total += shared[plan.flows + column] * value
                     shared[plan.sums + item] += total
             if relative_needed:
-                for item in range(me, depth * min(plan.taps, k - tap), threads):
+                for item in range(thread, depth * min(plan.taps, k - tap), threads):
                     j = item // depth
                     c = head + (item - j * depth) * heads
                     total = zero
                     for column in range(j * tile, (j + 1) * tile):
                         if pairs[column] >= 0:
-                            query = of.query[pairs[column], c, pairs[columns + column]]
+                            query = inputs.query[pairs[column], c, pairs[columns + column]]
                             total += shared[plan.flows + column] * query
                     partial[(worker * e + c) * k + tap + j] += total
         cuda.syncthreads()
         if query_needed:
-            for item in range(me, depth * tile, threads):
+            for item in range(thread, depth * tile, threads):
                 d = item // tile
                 i = item - d * tile
                 if begin + i < centres:
@@ -246,47 +248,48 @@ def _centres_backward(of, back, query_gradient, partial, needs, plan, at):
 
 
 @kernel
-def _map_backward(of, back, key_gradient, beta_gradient, needs, plan, at):
-    """What flows to the key and to β at a tile of positions, from all centres that read them, of a head."""
+def _map_backward(inputs, upstream, key_gradient, beta_gradient, needs, plan, tables):
+    """The gradients of the key and of β of a head at a tile of positions, from all centres that read them."""
     pairs = cuda.shared.array(0, int32)
-    shared = cuda.shared.array(0, of.query.dtype)
-    me, threads = cuda.threadIdx.x, cuda.blockDim.x
-    zero, heads, area, tile, columns = of.zero, of.heads, of.beta.shape[2], plan.positions, plan.columns
-    positions = of.beta.shape[0] * area
+    shared = cuda.shared.array(0, inputs.query.dtype)
+    thread, threads = cuda.threadIdx.x, cuda.blockDim.x
+    block = Block(pairs, shared, inputs.zero, thread, threads)
+    zero, heads, area, tile, columns = inputs.zero, inputs.heads, inputs.beta.shape[2], plan.positions, plan.columns
+    positions = inputs.beta.shape[0] * area
     key_needed, beta_needed = needs
-    depth = of.query.shape[1] // heads if key_needed else 0
-    share = of.beta.shape[1] // heads if beta_needed else 0
-    block = cuda.blockIdx.x // heads
-    head, begin = cuda.blockIdx.x - block * heads, block * tile
-    exists = me < tile and begin + me < positions
-    image = (begin + me) // area if exists else -1
-    source = begin + me - image * area if exists else 0
-    reader = first_reader(at, source, 0)
+    depth = inputs.query.shape[1] // heads if key_needed else 0
+    share = inputs.beta.shape[1] // heads if beta_needed else 0
+    index = cuda.blockIdx.x // heads
+    head, begin = cuda.blockIdx.x - index * heads, index * tile
+    exists = thread < tile and begin + thread < positions
+    image = (begin + thread) // area if exists else -1
+    source = begin + thread - image * area if exists else 0
+    reader = first_reader(tables, source, 0)
 
-    for item in range(me, (depth + share) * tile, threads):
+    for item in range(thread, (depth + share) * tile, threads):
         shared[plan.sums + item] = zero
     while True:
         cuda.syncthreads()
-        reader = pair_readers(at, reader, image, source, tile, columns, pairs, me)
+        reader = pair_readers(tables, reader, image, source, tile, columns, block)
         cuda.syncthreads()
         if not any_image(pairs, tile):
             break
-        _flows(of, back, head, plan, pairs, shared, me, threads)
+        _logits_gradient(inputs, upstream, head, plan, block)
         cuda.syncthreads()
-        for item in range(me, (depth + share) * tile, threads):
+        for item in range(thread, (depth + share) * tile, threads):
             d = item // tile
             total = zero
             for column in range(item - d * tile, columns, tile):
                 if pairs[column] >= 0:
-                    at_centre = pairs[columns + column]
+                    centre = pairs[columns + column]
                     if d < depth:
-                        value = of.query[pairs[column], head + d * heads, at_centre]
+                        value = inputs.query[pairs[column], head + d * heads, centre]
                         total += shared[plan.flows + column] * value
                     else:
-                        value = back.gradient[pairs[column], head + (d - depth) * heads, at_centre]
+                        value = upstream.gradient[pairs[column], head + (d - depth) * heads, centre]
                         total += shared[plan.scores + column] * value
             shared[plan.sums + item] += total
-    for item in range(me, (depth + share) * tile, threads):
+    for item in range(thread, (depth + share) * tile, threads):
         d = item // tile
         i = item - d * tile
         if begin + i < positions:
@@ -302,7 +305,7 @@ def _map_backward(of, back, key_gradient, beta_gradient, needs, plan, at):
 
 
 def _layout(positions: int, taps: int, itemsize: int, sums: int) -> Plan:
-    """`sums` of each position."""
+    """The plan with `sums` elements for each position."""
     columns = positions * taps
     scores = first_real(4 * columns, itemsize)
     flows = scores + columns
@@ -310,23 +313,23 @@ def _layout(positions: int, taps: int, itemsize: int, sums: int) -> Plan:
 
 
 def _plan(k: int, itemsize: int, sums: int) -> Plan:
-    """As many positions as fit shared memory, and of the chunks of their taps as few, and as equal; ValueError if
-    nothing fits."""
+    """The plan with the most positions that fit shared memory, in as few and as equal chunks of taps as possible.
+    ValueError if even the smallest does not fit."""
     for positions in (32, 16, 8, 4):
         if positions > THREADS:
             continue
         for chunks in range(ceil_div(k, max(mapping.MOST_COLUMNS // positions, 1)), k + 1):
             plan = _layout(positions, ceil_div(k, chunks), itemsize, sums)
-            if plan.size * itemsize <= mapping.SHARED_BYTES:
+            if plan.size * itemsize <= launch.SHARED_BYTES:
                 return plan
     least = _layout(4, 1, itemsize, sums).size * itemsize
     raise ValueError(
-        f"a stand-alone attention needs {least} bytes of shared memory; expected at most {mapping.SHARED_BYTES}"
+        f"a stand-alone attention needs {least} bytes of shared memory; expected at most {launch.SHARED_BYTES}"
     )
 
 
-def _stand_alone(query, key, relative, beta, widths, lookups):
-    of = StandAlone(
+def _inputs_of(query, key, relative, beta, widths, work):
+    inputs = Inputs(
         query,
         flat(beta if key is None else key),
         line(query if relative is None else relative),
@@ -335,43 +338,43 @@ def _stand_alone(query, key, relative, beta, widths, lookups):
         zero_of(query),
         key is not None,
         relative is not None,
-        bool(lookups.excludes),
+        bool(work.excludes),
     )
-    return of, tables_of(lookups, beta)
+    return inputs, tables_of(work, beta)
 
 
-def stand_alone_attention(query, key, relative, beta, y, lse, widths, lookups):
-    of, at = _stand_alone(query, key, relative, beta, widths, lookups)
-    plan = _plan(at.rows.shape[0], of.zero.itemsize, beta.shape[1] // of.heads + 3)
-    blocks = ceil_div(lse.shape[0] * lse.shape[2], plan.positions) * of.heads
-    start(_attention, blocks, plan.size, lookups, of.zero, of, y, lse, plan, at)
+def stand_alone_attention(query, key, relative, beta, y, lse, widths, work):
+    inputs, tables = _inputs_of(query, key, relative, beta, widths, work)
+    plan = _plan(tables.rows.shape[0], inputs.zero.itemsize, beta.shape[1] // inputs.heads + 3)
+    blocks = ceil_div(lse.shape[0] * lse.shape[2], plan.positions) * inputs.heads
+    start(_attention, blocks, plan.size, work, inputs.zero, inputs, y, lse, plan, tables)
 
 
 def stand_alone_attention_backward(
     gradient, y, lse, query, key, relative, beta,
-    query_gradient, key_gradient, relative_gradient, beta_gradient, widths, lookups,
+    query_gradient, key_gradient, relative_gradient, beta_gradient, widths, work,
 ):  # fmt: skip
-    of, at = _stand_alone(query, key, relative, beta, widths, lookups)
-    (n, e, p), area, k = query.shape, of.beta.shape[2], at.rows.shape[0]
-    depth, share = e // of.heads, beta.shape[1] // of.heads
-    shared = lookups.empty(*lse.shape)
-    start(_shared_gradient, ceil_div(shared.size, THREADS), 0, lookups, of.zero, gradient, y, shared, of.zero)
-    back = Head(gradient, lse, shared)
+    inputs, tables = _inputs_of(query, key, relative, beta, widths, work)
+    (n, e, p), area, k = query.shape, inputs.beta.shape[2], tables.rows.shape[0]
+    depth, share = e // inputs.heads, beta.shape[1] // inputs.heads
+    dots = work.empty(*lse.shape)
+    gradient_dot_output(gradient, y, dots, work)
+    upstream = Upstream(gradient, lse, dots)
     needs = query_gradient is not None, relative_gradient is not None
     if any(needs):
-        plan = _plan(k, of.zero.itemsize, depth)
+        plan = _plan(k, inputs.zero.itemsize, depth)
         tiles = ceil_div(n * p, plan.positions)
         workers = workers_of(e * k, tiles) if needs[1] else tiles
-        partial = lookups.empty(workers * e * k) if needs[1] else of.relative
+        partial = work.empty(workers * e * k) if needs[1] else inputs.relative
         start(
-            _centres_backward, workers * of.heads, plan.size, lookups, of.zero,
-            of, back, query_gradient if needs[0] else query, partial, needs, plan, at,
+            _centres_backward, workers * inputs.heads, plan.size, work, inputs.zero,
+            inputs, upstream, query_gradient if needs[0] else query, partial, needs, plan, tables,
         )  # fmt: skip
         if needs[1]:
-            add_up(partial, workers, relative_gradient, lookups)
+            add_up(partial, workers, relative_gradient, work)
     needs = key_gradient is not None, beta_gradient is not None
     if any(needs):
-        plan = _plan(k, of.zero.itemsize, depth * needs[0] + share * needs[1])
-        outputs = (of.beta if x is None else flat(x) for x in (key_gradient, beta_gradient))
-        blocks = ceil_div(n * area, plan.positions) * of.heads
-        start(_map_backward, blocks, plan.size, lookups, of.zero, of, back, *outputs, needs, plan, at)
+        plan = _plan(k, inputs.zero.itemsize, depth * needs[0] + share * needs[1])
+        outputs = (inputs.beta if x is None else flat(x) for x in (key_gradient, beta_gradient))
+        blocks = ceil_div(n * area, plan.positions) * inputs.heads
+        start(_map_backward, blocks, plan.size, work, inputs.zero, inputs, upstream, *outputs, needs, plan, tables)

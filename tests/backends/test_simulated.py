@@ -70,7 +70,7 @@ def test_a_gradient_that_nobody_needs_is_not_computed(needed, monkeypatch):
 
     from kernels_numba.gpu import relations
 
-    kernels = {0: "_correlate", 1: "_distribute"}
+    kernels = {0: "correlate", 1: "distribute"}
     monkeypatch.setattr(relations, kernels[1 - needed], lambda *_: pytest.fail("an unneeded gradient was computed"))
     inputs = Workload(aggregation, Footprint.square(3)).tensors()
     inputs[needed].requires_grad_()

@@ -55,26 +55,27 @@ def small(monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here, and with it no simulator")
 
-    from kernels_numba.gpu import mapping, patchwise
+    from kernels_numba.gpu import launch, mapping, patchwise
 
     def set_(module, **constants):
         for name, value in constants.items():
             monkeypatch.setattr(module, name, value)
 
     monkeypatch.setattr(fused, "backend", SimpleNamespace(run_core=run))
-    set_(mapping, MOST_COLUMNS=16, MOST_ROWS=3, WORKERS=2)
+    set_(launch, WORKERS=2)
+    set_(mapping, MOST_COLUMNS=16, MOST_ROWS=3)
     set_(patchwise, TILE=8, OUTPUTS=4, INPUTS=4)
     return set_
 
 
 def run(name, tensors, options, footprint):
     """A core's arrays are torch's tensors, and its scratch memory is full of NaN."""
-    from kernels_numba.gpu import relations
+    from kernels_numba.gpu.launch import Lookups
 
     map_ = next(x for x in tensors if x is not None and x.dim() == 4)
     arrays = tables(footprint, *map_.shape[2:], map_.device)
     lookups = SimpleNamespace(
-        **relations.Lookups(*(x.numpy() for x in arrays), 0)._asdict(),
+        **Lookups(*(x.numpy() for x in arrays), 0)._asdict(),
         excludes=footprint.boundary == "exclude",
         empty=lambda *shape: map_.new_full(shape, torch.nan).numpy(),
     )
@@ -121,11 +122,11 @@ def test_in_float32():
 def test_little_shared_memory(small):
     """Fewer columns, outputs and rows than might be."""
 
-    from kernels_numba.gpu import mapping, patchwise
+    from kernels_numba.gpu import launch, mapping, patchwise
 
     small(mapping, MOST_COLUMNS=128, MOST_ROWS=32)
     small(patchwise, TILE=64, OUTPUTS=32, INPUTS=64)
-    small(mapping, SHARED_BYTES=1 << 10)
+    small(launch, SHARED_BYTES=1 << 10)
     fused.check_pairwise_attention(Case("3", e=2, hidden=(3,), g=1, share=1, n=1, h=2, w=3))
     fused.check_patchwise_attention("clique_product", Case("offsets:0,0;0,1;1,0", e=14, hidden=(7,), n=1, h=2, w=3))
     fused.check_stand_alone(Heads("3", depth=9, g=1, share=9, n=1, h=2, w=3))
@@ -133,10 +134,10 @@ def test_little_shared_memory(small):
 
 def test_too_little_shared_memory(small):
 
-    from kernels_numba.gpu import mapping
+    from kernels_numba.gpu import launch
 
     message = r"needs \d+ bytes of shared memory; expected at most 64"
-    small(mapping, SHARED_BYTES=64)
+    small(launch, SHARED_BYTES=64)
     with pytest.raises(ValueError, match=f"pairwise attention {message}"):
         fused.check_pairwise_attention(SMALLEST)
     with pytest.raises(ValueError, match=f"stand-alone attention {message}"):

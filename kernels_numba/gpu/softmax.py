@@ -1,0 +1,70 @@
+"""The softmax over the taps of chunks of pairs, and part of its gradient. Twin of kernels_cuda/csrc/softmax.h, and of
+the softmax in pairwise.cu and stand_alone.cu."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numba import cuda
+
+from kernels_numba.gpu.launch import THREADS, ceil_div, device, kernel, start, zero_of
+
+
+@device
+def counts(inputs, plan, pairs, column):
+    """Whether the pair takes part in the softmax."""
+    return pairs[column] >= 0 and (not inputs.excludes or pairs[2 * plan.columns + column] >= 0)
+
+
+@device
+def softmax(inputs, plan, block, logits, most, groups):
+    """Replace the logits of a chunk by exp(logit − the maximum so far).
+
+    Shared memory holds from `most` on, for each group and position: the maximum so far, the sum so far, and the factor
+    that scales earlier sums.
+    """
+    pairs, shared, zero, tile, columns = block.pairs, block.shared, block.zero, plan.positions, plan.columns
+    total = most + groups * tile
+    scale = total + groups * tile
+    for item in range(block.thread, groups * tile, block.threads):
+        group = item // tile
+        i = item - group * tile
+        own = logits + group * columns
+        before = shared[most + item]
+        best, weights = before, zero
+        for column in range(i, columns, tile):
+            if counts(inputs, plan, pairs, column):
+                best = max(best, shared[own + column])
+        for column in range(i, columns, tile):
+            alpha = zero
+            if counts(inputs, plan, pairs, column):
+                alpha = type(zero)(math.exp(shared[own + column] - best))
+            shared[own + column] = alpha
+            weights += alpha
+        factor = type(zero)(math.exp(before - best)) if best > before else type(zero)(1)
+        shared[scale + item] = factor
+        shared[total + item] = shared[total + item] * factor + weights
+        shared[most + item] = best
+
+
+def gradient_dot_output(gradient: Any, y: Any, to: Any, work: Any) -> None:
+    """to[n, g, i] = Σ gradient · y over the channels of the group: the softmax subtracts it from the gradient of each
+    weight."""
+    zero = zero_of(y)
+    start(_gradient_dot_output, ceil_div(to.size, THREADS), 0, work, zero, gradient, y, to, zero)
+
+
+@kernel
+def _gradient_dot_output(gradient, y, to, zero):
+    n, g, p = to.shape
+    item = cuda.grid(1)
+    if item >= n * g * p:
+        return
+    rest = item // p
+    image = rest // g
+    centre, group = item - rest * p, rest - image * g
+    total = zero
+    for c in range(group, y.shape[1], g):
+        total += gradient[image, c, centre] * y[image, c, centre]
+    to[image, group, centre] = total
