@@ -9,7 +9,7 @@ from hypothesis import settings
 
 # Shape annotations of the kernels are checked. Those of saprof.layers cannot be here, since the checks break
 # torch.compile(fullgraph=True); a process of its own does it in test_operators.py.
-jaxtyping.install_import_hook("saprof.backends.unfold", "beartype.beartype")
+jaxtyping.install_import_hook(["saprof.backends.taps", "saprof.backends.unfold"], "beartype.beartype")
 
 if not torch.cuda.is_available():
     os.environ["NUMBA_ENABLE_CUDASIM"] = "1"  # which Numba reads when it is first imported

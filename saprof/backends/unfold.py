@@ -1,8 +1,8 @@
-"""The naive backend: F.unfold, then plain PyTorch on footprint-sized tensors.
+"""The naive backend: F.unfold, then plain PyTorch on tensors with an element per tap and centre.
 
-What a careful user would write first, and what the others are measured against. Every operator is ordinary
-differentiable PyTorch, so gradients of any order, `torch.compile` and every device come for free; so do k copies of ψ
-or β in memory, and k more in the saved tensors of a product.
+A careful user would write this first, and the other backends are compared with it. Every operator consists of
+differentiable functions of torch, so gradients of any order, `torch.compile` and every device work. The cost is memory:
+k copies of ψ or β, and k more in the saved tensors of a product.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch.utils.flop_counter
 from jaxtyping import Float
 from torch import Tensor
 
+from saprof.backends.taps import centre, gather, softmax
 from saprof.operators import Operator
 from saprof.operators.attention import Attention, Roles
-from saprof.operators.footprint import Footprint, source
+from saprof.operators.footprint import Footprint
 
 
 def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
@@ -44,29 +45,15 @@ def statistics(operator: Attention) -> Callable[..., tuple[Tensor, Tensor]]:
     return run
 
 
-def gather(x: Float[Tensor, "n c h w"], footprint: Footprint) -> Float[Tensor, "n c k p"]:
-    """x_j for all j in R(i), at every i; 0 where the boundary drops the tap."""
-    h, w = x.shape[-2:]
-    oh, ow = footprint.output_size(h, w)
-    (top, bottom), (left, right) = footprint.window(h, w)
-    if footprint.lattice is None or (bottom - top) * (right - left) > footprint.taps * oh * ow:
-        return _gather_by_table(x, footprint)
-    size, dilation = footprint.lattice
-    patches = F.unfold(_window(x, footprint), size, dilation=dilation, stride=footprint.stride)
-    return patches.unflatten(1, (-1, footprint.taps))
-
-
-def centre(x: Float[Tensor, "n c h w"], footprint: Footprint) -> Float[Tensor, "n c 1 p"]:
-    """x_i at every centre."""
-    return x[:, :, :: footprint.stride, :: footprint.stride].flatten(2).unsqueeze(2)
-
-
 def sum_of_products(a: Tensor, b: Tensor, axis: int) -> Tensor:
-    """Σ a·b over an axis; the multiply-adds are told to FlopCounterMode, which cannot see an elementwise product."""
+    """Σ a·b over an axis.
+
+    FlopCounterMode does not count an elementwise product, so `tally` reports its multiply-adds.
+    """
     products = a * b
     macs, output = products.numel(), products.sum(axis)
     torch.ops.saprof.tally(macs)
-    if output.requires_grad:  # each factor's gradient is such a product again
+    if output.requires_grad:  # the gradient of each factor is a product of the same size
         factors = a.requires_grad + b.requires_grad
         output.register_hook(lambda gradient: torch.ops.saprof.tally(factors * macs))
     return output
@@ -80,32 +67,6 @@ _library.impl("tally", lambda macs: None, "CompositeExplicitAutograd")
 @torch.utils.flop_counter.register_flop_formula(torch.ops.saprof.tally)
 def _tally_flops(macs, *args, out_shape=None, **kwargs) -> int:
     return 2 * macs
-
-
-def _window(x: Tensor, footprint: Footprint) -> Tensor:
-    """The part of the map that the footprint reaches, continued by the boundary."""
-    spans = footprint.window(*x.shape[-2:])
-    if footprint.drops_taps:
-        (top, bottom), (left, right) = spans
-        x = x[:, :, max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-        pads = []
-        for (start, stop), kept in zip(reversed(spans), reversed(x.shape[-2:]), strict=True):
-            before = min(max(-start, 0), stop - start)
-            pads += [before, stop - start - before - kept]
-        return F.pad(x, pads)
-    for axis, (start, stop) in zip((-2, -1), spans, strict=True):
-        positions = torch.arange(start, stop, device=x.device)
-        x = x.index_select(axis, source(positions, x.shape[axis], footprint.boundary))
-    return x
-
-
-def _gather_by_table(x: Tensor, footprint: Footprint) -> Tensor:
-    """For taps that are no grid, or reach so far that the map between them outgrows what is read of it: look every one
-    up; a dropped tap reads a zero kept behind the map."""
-    h, w = x.shape[-2:]
-    rows, columns = footprint.rows(h)[:, :, None], footprint.columns(w)[:, None, :]
-    index = (rows * w + columns).where((rows >= 0) & (columns >= 0), h * w).flatten(1)
-    return F.pad(x.flatten(2), (0, 1))[:, :, index.to(x.device)]
 
 
 def pairwise_summation(phi, psi, footprint):
@@ -150,7 +111,7 @@ def aggregation(alpha, beta, footprint):
 
 
 def attention(operator: Attention, inputs: Roles, footprint: Footprint) -> Tensor:
-    """A fused attention by its parts."""
+    """A fused attention, computed part by part."""
     alpha = _gamma(operator, inputs, footprint)
     if operator.family == "patchwise":
         return aggregation(alpha.squeeze(2).unflatten(1, (-1, footprint.taps)), inputs.beta, footprint)
@@ -182,15 +143,6 @@ def _position(query, relative, footprint) -> Float[Tensor, "n g k p"]:
 
 def _average(logits, value, footprint):
     return aggregation(softmax(logits, footprint, value.shape[-2:]), value, footprint)
-
-
-def softmax(logits, footprint, size):  # its shapes are not annotated: torch.compile(fullgraph=True) traces it in layers
-    """Softmax of logits (n, g, k, p) over the taps; under `exclude`, over those inside the map."""
-    if footprint.boundary == "exclude":
-        outside = ~footprint.inside(*size).to(logits.device)
-        # no −∞: a centre without any tap inside has uniform weights over zeros, rather than NaN
-        logits = logits.masked_fill(outside, torch.finfo(logits.dtype).min)
-    return logits.softmax(dim=2)
 
 
 def _gamma(operator: Attention, inputs: Roles, footprint: Footprint) -> Float[Tensor, "n _ _ p"]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.backends import run
-from saprof.backends.unfold import softmax
+from saprof.backends.taps import softmax
 from saprof.layers.config import AttentionConfig
 from saprof.layers.local import LocalAttention
 from saprof.layers.parts import divide

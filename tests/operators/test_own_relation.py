@@ -9,7 +9,7 @@ from torch import nn
 
 import saprof
 from saprof import backends, sweep, teach_fvcore, verify
-from saprof.backends import BACKENDS, Unsupported, unfold
+from saprof.backends import BACKENDS, Unsupported, taps, unfold
 from saprof.layers import AttentionConfig, PairwiseAttention
 from saprof.measure.cells import benchmark_cells
 from saprof.measure.conformance import check
@@ -37,7 +37,7 @@ def squared_difference(monkeypatch):
         return (phi_i - psi_j) ** 2
 
     def kernel(phi, psi, footprint):
-        return (unfold.centre(phi, footprint) - unfold.gather(psi, footprint)).square()
+        return (taps.centre(phi, footprint) - taps.gather(psi, footprint)).square()
 
     monkeypatch.setattr(unfold, "pairwise_squared_difference", kernel, raising=False)
     yield pairwise_squared_difference
