@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import kernels_cuda
 import kernels_numba
-from kernels_cuda import build
+from kernels_cuda import build, compiler
 from saprof import command
 from saprof.operators import BACKENDS, OPERATORS
 from saprof.operators.footprint import Footprint
@@ -61,7 +61,7 @@ def _lines(facts: Facts, width: int) -> Iterator[str]:
 def _versions(where: dict[str, Any]) -> Facts:
     found = {name: number or "not installed" for name, number in where["versions"].items()}
     commit = {} if where["commit"] is None else {"commit": where["commit"][:10] + " + changes" * where["dirty"]}
-    return {**found, **commit, "Python": where["python"], "nvcc": build.nvcc_version() or "none found"}
+    return {**found, **commit, "Python": where["python"], "nvcc": compiler.nvcc_version() or "none found"}
 
 
 def _extras() -> Iterator[tuple[str, str]]:

@@ -308,7 +308,7 @@ def test_every_command_is_understood(capsys):
                     command.choices("backend", asked.backend, BACKENDS)
                     command.choices("dtype", asked.dtype, tuple(ITEMSIZE))
                 case "kernels_cuda.build":
-                    assert build._parser().parse_args(arguments).report, step
+                    assert build.parser().parse_args(arguments).report, step
                 case "pytest":
                     for path in (on_gpu.ROOT / argument for argument in arguments if argument.endswith(".py")):
                         assert "pytest.mark.gpu" in path.read_text(), path

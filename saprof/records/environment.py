@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from kernels_cuda.build import nvcc_version
+from kernels_cuda.compiler import nvcc_version
 from saprof import text
 
 FLAGS = (

@@ -20,10 +20,10 @@ import pytest
 import torch
 from filelock import FileLock
 
-from kernels_cuda import build
+from kernels_cuda import build, compiler
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the CUDA kernels are for Linux")
-needs_nvcc = pytest.mark.skipif(not build._nvcc(), reason="there is no nvcc")
+needs_nvcc = pytest.mark.skipif(not compiler.find_nvcc(), reason="there is no nvcc")
 
 NVCC = r"""#!/bin/sh
 case "$1" in --version) echo "Cuda compilation tools, release 13.0, V13.0.88"; exit;; esac
@@ -68,8 +68,10 @@ class Project:
 
     def process(self, code: str = "print(build.library())") -> subprocess.Popen:
         """Another process that builds."""
-        given = f"build.CSRC, build.SOURCES, build.CUDA = Path({str(self.csrc)!r}), {build.SOURCES}, Path('/nowhere')"
-        code = f"from pathlib import Path\nfrom kernels_cuda import build\n{given}\n{code}"
+        given = (
+            f"build.CSRC, build.SOURCES, compiler.CUDA = Path({str(self.csrc)!r}), {build.SOURCES}, Path('/nowhere')"
+        )
+        code = f"from pathlib import Path\nfrom kernels_cuda import build, compiler\n{given}\n{code}"
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         heard = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # which a shell's background job ignores
         code = f"import signal\n{heard}\n{code}"
@@ -95,8 +97,9 @@ def nvcc(home: Path, version: str = "13.0.88") -> Path:
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     project = Project(tmp_path)
-    for name, value in {"CSRC": project.csrc, "SOURCES": ("one.cu", "two.cpp"), "CUDA": tmp_path / "none"}.items():
-        monkeypatch.setattr(build, name, value)
+    monkeypatch.setattr(build, "CSRC", project.csrc)
+    monkeypatch.setattr(build, "SOURCES", ("one.cu", "two.cpp"))
+    monkeypatch.setattr(compiler, "CUDA", tmp_path / "none")
     for name in ("CUDA_PATH", "NVCC_SLEEP", "NVCC_EDITS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path / "cuda"))
@@ -147,7 +150,7 @@ def test_fingerprint(project, monkeypatch, change):
         case "name":
             (project.csrc / "two.h").rename(project.csrc / "three.h")
         case "flags":
-            monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DMORE"))
+            monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-DMORE"))
         case "architecture":
             monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
         case "torch":
@@ -162,7 +165,7 @@ def test_fingerprint(project, monkeypatch, change):
 def test_fingerprint_leaves_out_the_order_of_architectures(project, monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0 8.0")
     first = build.library()
-    assert first == build.library(build.architectures("8.0;9.0"))
+    assert first == build.library(compiler.architectures("8.0;9.0"))
 
 
 def test_library_of_another_nvcc_is_compiled_again(project, tmp_path, monkeypatch, capsys):
@@ -268,8 +271,8 @@ def test_killed_builder_leaves_nothing_to_load(project, monkeypatch):
     compilers = project.wait_for_calls(min(2, len(os.sched_getaffinity(0))))
     builder.kill()
     builder.communicate()
-    for compiler in compilers:
-        os.killpg(compiler, signal.SIGKILL)
+    for process in compilers:
+        os.killpg(process, signal.SIGKILL)
     assert not project.libraries()
     assert list(project.built.glob(".building-*"))
     monkeypatch.delenv("NVCC_SLEEP")
@@ -284,7 +287,7 @@ def test_interrupt_ends_the_compilers(project, monkeypatch):
     builder.send_signal(signal.SIGINT)
     _, told = builder.communicate(timeout=30)
     assert "KeyboardInterrupt" in told
-    assert not any(psutil.pid_exists(compiler) for compiler in compilers)
+    assert not any(map(psutil.pid_exists, compilers))
     assert [path.name for path in project.built.iterdir()] == [".lock"]
 
 
@@ -347,14 +350,14 @@ def test_missing_nvcc(project, without_nvcc):
 
 
 def test_nvcc_is_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "CUDA", tmp_path / "default")
+    monkeypatch.setattr(compiler, "CUDA", tmp_path / "default")
     homes = {name: nvcc(tmp_path / name) for name in ("default", "PATH", "CUDA_PATH", "CUDA_HOME")}
     for name in ("CUDA_HOME", "CUDA_PATH", "PATH"):
         monkeypatch.setenv(name, str(homes[name].parents[name != "PATH"]))
     for name in ("CUDA_HOME", "CUDA_PATH", "PATH", "default"):
-        assert build._nvcc() == str(homes[name])
+        assert compiler.find_nvcc() == str(homes[name])
         homes[name].unlink()
-    assert build._nvcc() is None
+    assert compiler.find_nvcc() is None
 
 
 @pytest.mark.parametrize(("version", "message"), [("11.8.89", "expected CUDA 12 or later"), ("?", "its version")])
@@ -381,7 +384,7 @@ def test_why_not_does_not_build(project, monkeypatch):
 )
 def test_architectures(project, monkeypatch, text, architectures, codes):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", text)
-    assert build.architectures() == architectures == build.architectures(text)
+    assert compiler.architectures() == architectures == compiler.architectures(text)
     build.library()
     codes = codes + ["compute_90,code=compute_90"] * ("PTX" in text)
     for call in project.calls():
@@ -391,7 +394,7 @@ def test_architectures(project, monkeypatch, text, architectures, codes):
 @pytest.mark.parametrize("text", ["Hopper", "9", "sm_90", "8.0:9.0", "8.0;Ampere", "9.0+ptx"])
 def test_nonsense_architectures(project, monkeypatch, text):
     with pytest.raises(ValueError, match=r"--arch has .*; expected numbers such as 8\.0;9\.0"):
-        build.architectures(text)
+        compiler.architectures(text)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", text)
     with pytest.raises(ValueError, match=r"TORCH_CUDA_ARCH_LIST has"):
         build.library()
@@ -406,7 +409,7 @@ def test_architectures_of_the_gpus_here(monkeypatch, listed):
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_capability", [(10, 0), (9, 0), (9, 0)].__getitem__)
-    assert build.architectures() == ["9.0", "10.0"]
+    assert compiler.architectures() == ["9.0", "10.0"]
 
 
 def test_no_gpu_to_take_the_architecture_from(project, monkeypatch):
@@ -540,7 +543,7 @@ def test_nvcc_refuses(compiled):
 @pytest.fixture(scope="module")
 def real(request):
     """The library of csrc/ for one GPU, which takes minutes as it is; kept from run to run, under its fingerprint."""
-    if not build._nvcc():
+    if not compiler.find_nvcc():
         pytest.skip("there is no nvcc")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAPROF_BUILD_DIR", str(request.config.cache.mkdir("kernels_cuda")))

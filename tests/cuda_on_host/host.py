@@ -27,7 +27,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from kernels_cuda import CSRC, SOURCES, cores
-from kernels_cuda.build import FLAGS
+from kernels_cuda.compiler import FLAGS
 
 HERE = Path(__file__).parent
 
