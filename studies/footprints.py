@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from saprof import atomic, command, text
 from saprof.operators.footprint import Footprint, positive
+from saprof.operators.footprint_lists import read_footprints
 from saprof.paper.printed import PaperRow
-from saprof.sweep import footprints
 from saprof.text import counted, unknown
 from studies.config import DEVICES, Config
 from studies.failures import until_stopped
@@ -115,7 +115,7 @@ def _checked(arguments: argparse.Namespace) -> argparse.Namespace:
         if getattr(arguments, field) is not None:
             positive(field, getattr(arguments, field))
     arguments.family = command.choices("family", arguments.family, FAMILIES)
-    arguments.footprint = list(dict.fromkeys(footprints(arguments.footprint)))
+    arguments.footprint = list(dict.fromkeys(read_footprints(arguments.footprint)))
     for footprint in arguments.footprint:
         if footprint.stride != 1:
             raise ValueError(

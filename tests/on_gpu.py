@@ -90,7 +90,7 @@ def steps(output: Path, fingerprint: str) -> list[Step]:
         commands = []
         for variant in variants:
             asked = ("--device", "cuda", "--batch", "32", *variant.split())
-            seconds += 18 + (sweep._parser().parse_args(asked).seconds + beside) * _count_cells(asked)
+            seconds += 18 + (sweep.parser().parse_args(asked).seconds + beside) * _count_cells(asked)
             rest = ("--resume", "--output", folder, "--time-budget", BUDGET)
             commands.append((PYTHON, "-m", "saprof.sweep", *asked, *rest))
         return Step(name, seconds, tuple(commands))

@@ -15,7 +15,10 @@ import saprof
 from saprof import backends, sweep
 from saprof.backends import unfold
 from saprof.measure import cell as cells
+from saprof.measure import execute
 from saprof.measure.cells import Cell, Network
+from saprof.measure.plan import plan as plan_of
+from saprof.measure.request import read_request
 from saprof.operators import BACKENDS, OPERATORS
 from saprof.operators.footprint import Footprint
 from saprof.operators.workload import Workload
@@ -50,7 +53,7 @@ def command(*arguments):
 
 
 def plan(*arguments):
-    return sweep.plan(sweep._parser().parse_args(arguments))
+    return plan_of(read_request(sweep.parser().parse_args(arguments)))
 
 
 def test_one_row_per_cell_with_figure_and_provenance(tmp_path, capsys):
@@ -398,18 +401,25 @@ def test_backends_of_a_group(arguments, names):
         (["--boundary", "mirror"], "unknown boundary 'mirror'; expected reflect"),
         (["--model", "san11"], "unknown model 'san11'; expected san10_pairwise"),
         (["--device", "cuda"], "device is 'cuda'; expected one that torch sees here: cpu"),
-        (["--device", "gpu"], "device is 'gpu'; expected one that torch sees here: cpu"),
+        (["--device", "gpu"], "device is 'gpu'; expected cpu, cuda, or one of several GPUs such as cuda:1"),
         (["--threads", "0"], "threads is 0; expected a positive integer"),
         (["--seconds", "-1"], "seconds is -1.0; expected a positive number"),
+        (["--seconds", "nan"], "seconds is nan; expected a positive number"),
+        (["--timeout", "0"], "timeout is 0.0; expected a positive number"),
+        (["--time-budget", "-1"], "time-budget is -1.0; expected a number of seconds, 0 or more"),
     ],
 )
-def test_bad_input_is_one_sentence(tmp_path, arguments, message):
+def test_bad_input_is_one_sentence(tmp_path, capsys, arguments, message):
+    """Before anything is planned, so that --list and --dry-run refuse it as well."""
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("this machine has one")
-    with pytest.raises(ValueError, match="^" + message.replace("(", r"\(")) as caught:
-        sweep.main([*arguments, "--output", str(tmp_path / "run")])
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "run").exists(), "nothing half-written"
+    needs_torch = "that torch sees" in message
+    for only_planned in [()] if needs_torch else [(), ("--list",), ("--dry-run",)]:
+        with pytest.raises(ValueError, match="^" + message.replace("(", r"\(")) as caught:
+            sweep.main([*arguments, *only_planned, "--output", str(tmp_path / "run")])
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "run").exists(), "nothing half-written"
+        assert not capsys.readouterr().out
 
 
 def test_resume_needs_a_folder():
@@ -442,7 +452,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def stops(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "_measure", stops)
+    monkeypatch.setattr(execute, "measure_group", stops)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", "--operator", "aggregation")
     assert f"go on with --resume --output {tmp_path / 'run'}" in capsys.readouterr().err

@@ -1,0 +1,205 @@
+"""What a user asks of a sweep: read and checked once, before anything is planned. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from saprof import command
+from saprof.measure.cells import MODES
+from saprof.models.catalogue import list_models, named_model
+from saprof.operators import BACKENDS, OPERATORS, RELATIONS, Operator
+from saprof.operators.attention import CHOICES
+from saprof.operators.footprint import BOUNDARIES, Footprint
+from saprof.operators.footprint_lists import read_footprints
+from saprof.operators.workload import ITEMSIZE, STAGES
+
+DEFAULT_OPERATORS = ("pairwise_attention", "patchwise_attention", "aggregation")
+DEFAULT_MODELS = ("resnet26", "san10_pairwise", "san10_patchwise")
+LARGEST_CONVOLUTION = 49
+"""The paper tries convolutions of at most this many taps (SAN Table 7), and so does the default sweep."""
+DEFAULT_STAGE = 2
+DEFAULT_FOOTPRINT = "7"
+DEFAULT_IMAGE_SIDE = 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class What:
+    """The networks and operators to measure."""
+
+    networks: tuple[tuple[str, Footprint | None], ...]
+    """Names of models, each with a footprint; None is the model's own footprint."""
+    image_sides: tuple[int, ...]
+    operators: tuple[Operator, ...]
+    shapes: tuple[tuple[int, int], ...]
+    """C and the side of the map of the operators."""
+    footprints: tuple[Footprint, ...]
+    """The footprints of the operators, with their strides."""
+    batches: tuple[int, ...]
+    dtypes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """The ways to measure each of them."""
+
+    backends: tuple[str, ...]
+    attentions: tuple[str, ...]
+    """For networks: `fused`, `composed` or `auto`."""
+    modes: tuple[str, ...]
+    compiled: tuple[bool, ...]
+    device: str
+    threads: int | None
+    """The number of torch's threads; None leaves it as it is."""
+    seconds: float
+    """The longest time per cell, after the first rounds."""
+    roofs: bool
+    """Whether to calibrate the machine first."""
+    time_budget: float | None
+    """No cell starts after this many seconds; None is no limit."""
+    isolate: bool
+    """Whether each group is measured in a process of its own."""
+    timeout: float | None
+    """The seconds after which an isolated group is given up; None is no limit."""
+    every_backend: bool
+    """Whether the user asked for all backends: then an unsupported one is no failure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """The run folder and the format of the printed tables."""
+
+    folder: Path | None
+    """None is a new folder, named for the time."""
+    resume: bool
+    form: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A whole request. Its values are valid, so planning and measuring do not check them again."""
+
+    what: What
+    how: How
+    output: Output
+
+
+def read_request(arguments: Namespace) -> Request:
+    """Check the arguments of `saprof.sweep`; ValueError says what is wrong with the first bad one."""
+    return Request(what=_what(arguments), how=_how(arguments), output=_output(arguments))
+
+
+def _what(arguments: Namespace) -> What:
+    chooses_operators = any(
+        (arguments.operator, arguments.family, arguments.relation, arguments.stage, arguments.channels)
+    )
+    footprints = _footprints(arguments)
+    strides = command.integers("stride", arguments.stride)
+    has_networks = arguments.model is not None or not chooses_operators
+    has_operators = arguments.model is None or chooses_operators
+    return What(
+        networks=tuple(_networks(arguments, footprints)) if has_networks else (),
+        image_sides=tuple(_sides(arguments, DEFAULT_IMAGE_SIDE)),
+        operators=tuple(_operators(arguments)) if has_operators else (),
+        shapes=tuple(_shapes(arguments)),
+        footprints=tuple(footprint.with_(stride=stride) for footprint, stride in product(footprints, strides)),
+        batches=tuple(command.integers("batch", arguments.batch)),
+        dtypes=tuple(command.choices("dtype", arguments.dtype, tuple(ITEMSIZE))),
+    )
+
+
+def _how(arguments: Namespace) -> How:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", arguments.device):
+        raise ValueError(f"device is {arguments.device!r}; expected cpu, cuda, or one of several GPUs such as cuda:1")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise ValueError(f"threads is {arguments.threads}; expected a positive integer")
+    for name in ("seconds", "timeout"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; expected a positive number")
+    if arguments.time_budget is not None and not arguments.time_budget >= 0:
+        raise ValueError(f"time-budget is {arguments.time_budget}; expected a number of seconds, 0 or more")
+    return How(
+        backends=tuple(command.choices("backend", arguments.backend, tuple(BACKENDS), extra=("auto",))),
+        attentions=tuple(command.choices("attention", arguments.attention, CHOICES)),
+        modes=tuple(command.choices("mode", arguments.mode, MODES)),
+        compiled={"no": (False,), "yes": (True,), "both": (False, True)}[arguments.compile],
+        device=arguments.device,
+        threads=arguments.threads,
+        seconds=arguments.seconds,
+        roofs=arguments.roofs == "measure",
+        time_budget=arguments.time_budget,
+        isolate=arguments.isolate or arguments.timeout is not None,
+        timeout=arguments.timeout,
+        every_backend=arguments.backend == "all",
+    )
+
+
+def _output(arguments: Namespace) -> Output:
+    if arguments.resume and arguments.output is None:
+        raise ValueError("--resume goes on with a run; expected its folder as --output")
+    return Output(folder=arguments.output, resume=arguments.resume, form=arguments.format)
+
+
+def _networks(arguments: Namespace, footprints: list[Footprint]) -> Iterator[tuple[str, Footprint | None]]:
+    """The names of models with their footprints. A footprint that a convolution cannot have is left out, unless the
+    user named the model."""
+    named = arguments.model not in (None, "all")
+    names = (
+        DEFAULT_MODELS if arguments.model is None else command.choices("model", arguments.model, tuple(list_models()))
+    )
+    for name, footprint in product(names, footprints if arguments.footprint is not None else [None]):
+        if footprint is None or named_model(name).attends:
+            yield name, footprint
+        elif _is_odd_square(footprint):
+            if arguments.model or footprint.taps <= LARGEST_CONVOLUTION:
+                yield name, footprint
+        elif named:
+            raise ValueError(
+                f"footprint of {name} is {footprint}; expected an odd square, as its convolutions have one"
+            )
+
+
+def _is_odd_square(footprint: Footprint) -> bool:
+    """Whether a convolution of a ResNet can have the footprint: an odd square without dilation."""
+    return footprint.lattice is not None and footprint.offsets == Footprint.square(footprint.lattice[0][0] | 1).offsets
+
+
+def _operators(arguments: Namespace) -> list[Operator]:
+    if not (arguments.operator or arguments.family or arguments.relation):
+        return [OPERATORS[name] for name in DEFAULT_OPERATORS]
+    named = command.choices("operator", arguments.operator, tuple(OPERATORS)) if arguments.operator else []
+    if arguments.family or arguments.relation:
+        families = command.choices("family", arguments.family or "all", tuple(RELATIONS))
+        known = tuple(dict.fromkeys(relation for family in families for relation in RELATIONS[family]))
+        relations = command.choices("relation", arguments.relation or "all", known)
+        named += [f"{f}_{r}" for f, r in product(families, relations) if r in RELATIONS[f]]
+    return [OPERATORS[name] for name in dict.fromkeys(named)]
+
+
+def _shapes(arguments: Namespace) -> Iterator[tuple[int, int]]:
+    """C and the side of the map: those of the stages of SAN, where the user gives no others."""
+    stages = command.integers("stage", arguments.stage or str(DEFAULT_STAGE))
+    if max(stages) > len(STAGES):
+        raise ValueError(f"stage is {max(stages)}; expected 1 to {len(STAGES)}")
+    for stage in stages:
+        channels, side = STAGES[stage - 1]
+        widths = command.integers("channels", arguments.channels) if arguments.channels else [channels]
+        yield from product(widths, _sides(arguments, side))
+
+
+def _sides(arguments: Namespace, default: int) -> list[int]:
+    return command.integers("size", arguments.size) if arguments.size else [default]
+
+
+def _footprints(arguments: Namespace) -> list[Footprint]:
+    """Every footprint, with every dilation and boundary."""
+    boundaries = command.choices("boundary", arguments.boundary, BOUNDARIES)
+    written = DEFAULT_FOOTPRINT if arguments.footprint is None else arguments.footprint
+    found = read_footprints(written, arguments.dilation)
+    return [footprint.with_(boundary=boundary) for footprint, boundary in product(found, boundaries)]
