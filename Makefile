@@ -33,7 +33,6 @@ notebooks: $(VENV)/.notebooks ## run all notebooks again and keep their outputs
 test: $(VENV)/.dev ## the first tier of tests, four minutes at most on two cores
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# the tests that make test leaves out; README.md says what they are
 test-deep: $(VENV)/.dev ## the tests that make test leaves out
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'deep and not slurm'
 

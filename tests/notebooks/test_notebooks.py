@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom, and shows what it showed when it was committed."""
 
+import json
 import re
 import sys
 import time
@@ -62,8 +63,9 @@ def test_a_notebook_names_no_machine(path):
     assert '"execution"' not in content, "no times"
 
 
-def test_the_notebooks_are_in_the_readme():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_notebooks_are_in_the_documentation():
+    page = (ROOT / "docs" / "measure.md").read_text(encoding="utf-8")
     assert NOTEBOOKS
     for path in NOTEBOOKS:
-        assert f"notebooks/{path.name}" in readme
+        title = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"][0].removeprefix("# ").strip()
+        assert f"| `notebooks/{path.name}` | {title}" in page
