@@ -54,8 +54,8 @@ class Transition(nn.Module):
 def pool(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
     """The largest of each 2 × 2 values.
 
-    On a CPU torch also notes where each was found, and then takes ten times as long as two maxima of halves; what has
-    no gradient does without.
+    On a CPU torch's pool also stores the index of each maximum and takes ten times as long as two maxima of halves.
+    Without gradients the indices are not needed.
     """
     h, w = x.shape[-2:]
     if x.device.type != "cpu" or x.requires_grad or min(h, w) < 2:

@@ -20,12 +20,12 @@ _UNUSED = {
     "patchwise": _OF_HEADS,
     "stand_alone": ("relation", "mapping", "transformations", "relation_reduction", "share"),
 }
-"""The fields that say nothing about a family's attention, and so stay as they are."""
+"""The fields that do not apply to the family. They keep their defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """What the attention modules of one network have in common. None means the paper's choice for the family."""
+    """What the attention modules of one network have in common. None stands for the paper's choice for the family."""
 
     family: str = "pairwise"
     relation: str | None = None
@@ -41,21 +41,22 @@ class AttentionConfig:
     share: int = REDUCTIONS["g"] // REDUCTIONS["v"]
     """Channels of β that share one attention weight."""
     heads: int = HEADS
-    """Of stand-alone attention."""
+    """The number of heads of stand-alone attention."""
     logits: str | None = None
-    """What those of stand-alone attention are of: one of LOGITS. None is `both` with relative positions, else
-    `content`."""
+    """The terms of the logits in stand-alone attention: one of LOGITS. None stands for `both` with relative positions,
+    else for `content`."""
     scaled: bool = False
-    """Whether they are divided by the root of a head's channels."""
+    """Whether the logits are divided by the square root of the channels of a head."""
     projection_groups: int = 1
-    """Of queries, keys and values in stand-alone attention: 1 is whole matrices, as SASA's parameter counts demand, and
-    as many as heads is one matrix per head, as its text has it."""
+    """The groups of the projections to queries, keys and values in stand-alone attention. 1 gives whole matrices, as
+    SASA's parameter counts demand. As many groups as heads give one matrix per head, as in SASA's text."""
     bias: bool = True
-    """Whether these projections have one."""
+    """Whether these projections have a bias."""
     backend: str = "auto"
     attention: str = "auto"
-    """`fused` is one operator with no footprint-sized tensor, `composed` relation, γ, softmax and aggregation one by
-    one, `auto` the first where a backend has it compiled. Weights and results are the same."""
+    """`fused` runs one operator without footprint-sized tensors. `composed` runs relation, γ, softmax and aggregation
+    one by one. `auto` is `fused` where a backend has compiled kernels for it, else `composed`. Weights and results are
+    the same."""
 
     def __post_init__(self) -> None:
         expect("family", self.family, FAMILIES)
@@ -75,7 +76,7 @@ class AttentionConfig:
             self._complete()
 
     def _complete_heads(self) -> None:
-        """Choose what is None in stand-alone attention, and check the rest."""
+        """Fill the fields of stand-alone attention that are None, and check the others."""
         self._default("position", "none" if self.logits == "content" else "relative")
         expect("position", self.position, POSITIONS)
         self._default("logits", "both" if self.position == "relative" else "content")
@@ -85,7 +86,7 @@ class AttentionConfig:
             raise ValueError(f"logits is {self.logits!r}; expected {valid}, since position is {self.position!r}")
 
     def _complete(self) -> None:
-        """Choose what is None, as the paper does for the family, and check the rest."""
+        """Fill the fields that are None with the paper's choice for the family, and check the others."""
         expect("mapping", self.mapping, MAPPINGS)
         expect("transformations", self.transformations, TRANSFORMATIONS)
         pairwise_family = self.family == "pairwise"

@@ -1,4 +1,5 @@
-"""What all attentions over a footprint have in common: they are computed as one operator or by their parts."""
+"""What all attentions over a footprint have in common: each is computed as one operator (fused) or by its parts
+(composed)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from saprof.operators.footprint import Footprint
 
 
 class LocalAttention(nn.Module):
-    """Maps to maps of `value_channels` channels; what weights there are, and of what maps, is up to the family."""
+    """Computes maps of `value_channels` channels from maps. Each family defines its weights and the maps that they
+    depend on."""
 
     def __init__(self, footprint: Footprint, config: AttentionConfig, fused: Operator | None) -> None:
         super().__init__()
@@ -24,13 +26,13 @@ class LocalAttention(nn.Module):
         self.backend = config.backend
         self.attention = config.attention
         self.fused = fused
-        """The operator that computes all at once, if there is one."""
+        """The operator that computes the whole attention, if there is one."""
         self.ran: str | None = None
-        """How the last forward computed the attention, and what on."""
+        """How the last forward computed the attention, and on which backends."""
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
         maps = self.transform(x)
-        if x.is_meta:  # what has shapes alone is composed, so that every part is counted under its own module
+        if x.is_meta:  # composed on the meta device, so that every part is counted under its own module
             return self.compose(*maps)
         where = maps[0].dtype, x.device.type
         backend = self.fused_backend(*where)
@@ -39,14 +41,15 @@ class LocalAttention(nn.Module):
         return self.compose(*maps) if backend is None else self.fuse(*maps, backend)
 
     def plan(self, dtype: torch.dtype, device: str) -> tuple[str, str]:
-        """How the attention of such maps is computed, `fused` or `composed`, and the backends that do, joined by `+`.
+        """How the attention of such maps is computed, `fused` or `composed`, and the backends that compute it, joined
+        by `+`.
 
-        Raises Unsupported where no backend can, or `attention="fused"` cannot be.
+        Raises Unsupported if no backend can compute it, or if `attention="fused"` is not possible.
         """
         return self._planned(self.fused_backend(dtype, device), dtype, device)
 
     def _planned(self, backend: str | None, dtype: torch.dtype, device: str) -> tuple[str, str]:
-        """The plan, given the backend that fuses the attention, if one does."""
+        """The plan, given the backend that computes the fused attention, or None."""
         if backend is not None:
             return "fused", backend
         chosen = [choose(part, dtype, device, self.footprint, self.backend) for part in self.parts]
@@ -65,7 +68,7 @@ class LocalAttention(nn.Module):
         return None
 
     def _why_composed(self, dtype: torch.dtype, device: str) -> tuple[str | None, str]:
-        """Why the attention cannot be fused there, or None and the backend that does."""
+        """The reason why the attention cannot be fused there, or None and the backend that can compute it."""
         if obstacle := self.obstacle():
             return obstacle, ""
         assert self.fused is not None
@@ -78,7 +81,7 @@ class LocalAttention(nn.Module):
         return None, backend
 
     def obstacle(self) -> str | None:
-        """Why the module as it is now can only be composed, if so."""
+        """The reason why this module can only be composed, or None."""
         return None
 
     @property
@@ -87,7 +90,7 @@ class LocalAttention(nn.Module):
         raise NotImplementedError
 
     def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The maps of which the weights are, then the values."""
+        """The maps that the weights are computed from, then the values."""
         raise NotImplementedError
 
     def alpha(self, first: Tensor, second: Tensor, /) -> Float[Tensor, "n g k p"]:

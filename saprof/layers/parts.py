@@ -1,4 +1,4 @@
-"""What layers are made of, and how their sizes are checked."""
+"""Parts of layers, and the checks of their sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
 def coordinates(size: Sequence[int], like: Tensor) -> Float[Tensor, "1 2 h w"]:
     """Horizontal, then vertical position on a map, each from −1 to 1 (SAN Sec. 3.1, position encoding).
 
-    A side of 1 is at −1.
+    On a side of 1 the position is −1.
     """
     h, w = size
     ys, xs = (torch.linspace(-1, 1, side, device=like.device, dtype=like.dtype) for side in (h, w))
@@ -34,7 +34,7 @@ def expect(what: str, got: str | None, valid: Sequence[str]) -> None:
 
 
 def divide(what: str, size: int, by: str, divisor: int | None) -> int:
-    """size / divisor, which must be whole."""
+    """size / divisor. Raises ValueError unless it is an integer."""
     if divisor is None or size % divisor:
         raise ValueError(f"{by} is {divisor}; expected a divisor of {what} = {size}")
     return size // divisor

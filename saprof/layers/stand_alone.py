@@ -22,8 +22,8 @@ from saprof.operators.stand_alone import ATTENTIONS
 class StandAloneAttention(LocalAttention):
     """y_i = Σ_j softmax_j(q_iᵀ k_j + q_iᵀ r_{j−i}) v_j in every head (SASA Eq. 2 and 3).
 
-    `logits="content"` leaves the second term out, `"position"` the first. With absolute positions x has a sinusoidal
-    encoding of rows and columns added.
+    `logits="content"` omits the second term, `"position"` the first. With absolute positions a sinusoidal encoding of
+    rows and columns is added to x.
     """
 
     row_of_tap: Tensor
@@ -49,7 +49,7 @@ class StandAloneAttention(LocalAttention):
             self._embed(divide("value channels", width, "2 · heads", 2 * config.heads))
 
     def _embed(self, row_channels: int) -> None:
-        """Learn an embedding for every row and every column that a tap is in."""
+        """Add a learned embedding for every row and every column of the footprint that has a tap."""
         offsets = self.footprint.offsets
         rows, columns = (sorted(set(axis)) for axis in zip(*offsets, strict=True))
         self.row_embedding = nn.Parameter(torch.randn(self.heads, row_channels, len(rows)))
@@ -93,7 +93,7 @@ class StandAloneAttention(LocalAttention):
         return x.unflatten(1, (-1, self.heads))
 
     def relative(self) -> Float[Tensor, "d heads k"]:
-        """r_{j−i}: half of a head's channels embed the tap's row, half its column."""
+        """r_{j−i}: the first half of a head's channels embeds the row of the tap, the second half its column."""
         if len(self.row_of_tap) != self.footprint.taps:
             raise ValueError(
                 f"axis k of the relative embedding is {len(self.row_of_tap)}; expected {self.footprint.taps}, the taps "
@@ -108,7 +108,8 @@ class StandAloneAttention(LocalAttention):
 
 
 class Projection(nn.Conv2d):
-    """Queries, keys or values; of one matrix per group of channels, the outputs are interleaved as heads are."""
+    """The layer of queries, keys or values. With one matrix per group of channels, the outputs are interleaved like the
+    heads."""
 
     def __init__(self, inputs: int, outputs: int, config: AttentionConfig) -> None:
         super().__init__(inputs, outputs, kernel_size=1, bias=config.bias, groups=config.projection_groups)
@@ -119,8 +120,8 @@ class Projection(nn.Conv2d):
 
 
 def sinusoids(like: Float[Tensor, "n c h w"]) -> Float[Tensor, "1 c h w"]:
-    """Absolute positions: sines and cosines of the row in the first half of the channels, of the column in the other,
-    of wavelengths from 2π to 10,000 · 2π (Vaswani et al. 2017)."""
+    """Absolute positions: sines and cosines of the row in the first half of the channels, of the column in the second
+    half, with wavelengths from 2π to 10,000 · 2π (Vaswani et al. 2017)."""
     c, h, w = like.shape[1:]
     rows = _waves(-(-c // 2), h, like.device)[:, :, None].expand(-1, h, w)
     columns = _waves(c // 2, w, like.device)[:, None].expand(-1, h, w)

@@ -1,4 +1,4 @@
-"""The stems of stand-alone networks: what turns 3 × 4·h × 4·w pixels into the first stage's map (SASA Sec. 3.2)."""
+"""The stems of stand-alone networks: they turn 3 × 4·h × 4·w pixels into the map of the first stage (SASA Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from saprof.layers.parts import divide, linear
 
 STEMS = ("convolution", "attention", "spatial_attention", "convolution_values")
-"""ResNet's, then attention in blocks with plain values, with a mixture of values that knows where in the block a pixel
-is (the paper's), and with values of a 4 × 4 convolution (SASA Table 7)."""
+"""ResNet's stem; then attention in blocks with plain values, with a mixture of values that depends on the position in
+the block (the paper's), and with the values of a 4 × 4 convolution (SASA Table 7)."""
 BLOCK = 4
 """Side of the blocks, and of the max pool behind them."""
 HEADS = 4
@@ -22,8 +22,9 @@ MIXTURE = 4
 class AttentionStem(nn.Module):
     """Attention of every pixel to the 4 × 4 block that it is in, batch norm, 4 × 4 max pool.
 
-    Relative rows and columns reach from −3 to 3. Heads are side by side here, where no operator shares them. A block
-    stays a map of its own, 4 × 4, from the logits to the pool: batch norm does not mind, and nothing is moved about.
+    Relative rows and columns range from −3 to 3. Heads are side by side here, not interleaved. Each block is a separate
+    4 × 4 map from the logits to the pool, so nothing is copied between layouts; the result of batch norm does not
+    change.
     """
 
     offset: Tensor
@@ -51,8 +52,8 @@ class AttentionStem(nn.Module):
         return y.view(n, h, w, -1).permute(0, 3, 1, 2).contiguous()
 
     def logits(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b heads i j"]:
-        """q_iᵀ k_j + q_iᵀ r_{j−i} = x_iᵀ (W_qᵀ W_k) x_j + x_iᵀ (W_qᵀ r_{j−i}): pixels have three channels, and what
-        queries and keys of many more would take need not be there."""
+        """q_iᵀ k_j + q_iᵀ r_{j−i} = x_iᵀ (W_qᵀ W_k) x_j + x_iᵀ (W_qᵀ r_{j−i}): pixels have three channels, so this
+        needs no maps of queries and keys, which have many more."""
         pixels = apart(x)  # b 3 j
         query, key = (layer.weight.view(HEADS, -1, 3) for layer in (self.query, self.key))
         product = (query.transpose(1, 2) @ key).transpose(0, 1).flatten(1)  # 3 heads·3
@@ -63,13 +64,14 @@ class AttentionStem(nn.Module):
         return content + position.permute(1, 2, 0, 3)
 
     def define(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b heads i j"]:
-        """The same logits as the paper has them, which is what it counts."""
+        """The same logits as the paper defines and counts them."""
         query, key = (apart(layer(x)).unflatten(1, (HEADS, -1)) for layer in (self.query, self.key))  # b heads d i
         position = query.permute(1, 3, 0, 2) @ self.relative()  # heads i b j
         return query.transpose(-1, -2) @ key + position.permute(2, 0, 1, 3)
 
     def relative(self) -> Float[Tensor, "heads i d j"]:
-        """r_{j−i} of every two pixels of a block: half of a head's channels embed the row, half the column."""
+        """r_{j−i} for every two pixels of a block: the first half of a head's channels embeds the row, the second half
+        the column."""
         side = BLOCK, BLOCK, BLOCK, BLOCK
         at = self.offset.flatten()
         rows, columns = (
@@ -85,8 +87,8 @@ class SpatialValues(nn.Module):
     """v_ab = Σ_m p(a, b, m) W_m x_ab, with p(a, b, m) = softmax_m((row_a + column_b)ᵀ ν_m) at row a and column b of a
     block (SASA Sec. 3.2).
 
-    The mixture is one of matrices, v_ab = (Σ_m p(a, b, m) W_m) x_ab, a fraction of the work and of the memory. What has
-    shapes alone goes by the definition, since that is what the paper counts.
+    The matrices are mixed rather than the values, v_ab = (Σ_m p(a, b, m) W_m) x_ab, for a fraction of the work and
+    memory. On the meta device the definition runs, since the paper counts it.
     """
 
     def __init__(self, outputs: int) -> None:
@@ -103,7 +105,7 @@ class SpatialValues(nn.Module):
         return (apart(x).permute(2, 0, 1) @ matrices.transpose(1, 2)).permute(1, 2, 0)
 
     def define(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b c j"]:
-        """The values of all matrices, and then their mixture."""
+        """Computes the values of all matrices, then their mixture."""
         every = apart(self.values(x)).permute(2, 0, 1).unflatten(-1, (MIXTURE, -1)).transpose(-1, -2)  # j b c m
         return (every.flatten(1, 2) @ self.share()[..., None]).view(every.shape[:-1]).permute(1, 2, 0)
 
@@ -112,7 +114,7 @@ class SpatialValues(nn.Module):
 
 
 class ConvolutionValues(nn.Conv2d):
-    """Values of so many pixels squared: one more column and row of them after the centre than before it."""
+    """Values of `size` × `size` pixels, with one more row and column after the centre than before it."""
 
     def __init__(self, outputs: int, side: int) -> None:
         super().__init__(3, outputs, side, bias=False)
@@ -124,7 +126,8 @@ class ConvolutionValues(nn.Conv2d):
 
 
 def check_blocks(x: Tensor) -> tuple[int, int, int]:
-    """How many images, and rows and columns of blocks in each; ValueError unless blocks divide the image."""
+    """The number of images, and of rows and columns of blocks in each. Raises ValueError unless the blocks divide the
+    image."""
     n, _, h, w = x.shape
     for axis, side in (("h", h), ("w", w)):
         if side % BLOCK:
@@ -136,7 +139,7 @@ def check_blocks(x: Tensor) -> tuple[int, int, int]:
 
 
 def apart(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "b c i"]:
-    """By block, channel, and place in the block."""
+    """From images to blocks, channels and positions in the block."""
     n, c, h, w = x.shape
     x = x.view(n, c, h // BLOCK, BLOCK, w // BLOCK, BLOCK)
     return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, c, BLOCK * BLOCK)

@@ -34,7 +34,7 @@ class VectorAttention(LocalAttention):
     """What pairwise and patchwise attention have in common: φ, ψ, β and γ (SAN Fig. 1)."""
 
     first_channel = 0
-    """The first of δ's channels that γ reads."""
+    """The first channel of δ that γ reads."""
 
     def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
         variant = config.family, str(config.relation), str(config.position), config.mapping
@@ -49,7 +49,7 @@ class VectorAttention(LocalAttention):
         self.psi = linear(channels, r) if config.transformations == "distinct" else None
         self.beta = linear(channels, v) if config.transformations != "shared" else None
         self.transformations: nn.Module | None = None
-        """What computes all three at once, if anything does."""
+        """The layer that computes all three in one, or None."""
         # φ = ψ = β widens φ to C / 4; γ keeps the hidden width C / 16 that the parameter count of Table 6 asks for
         self.hidden = r if self.beta is not None else max(channels // REDUCTIONS["r"], 1)
 
@@ -68,7 +68,7 @@ class VectorAttention(LocalAttention):
         return None
 
     def fuse(self, phi: Tensor, psi: Tensor, beta: Tensor, backend: str) -> Float[Tensor, "n v h w"]:
-        """The attention as one operator, which is given γ's batch norms as scales and shifts."""
+        """The attention as one operator. It takes the batch norms of γ as scales and shifts."""
         fused, how = self.fused, {"footprint": self.footprint, "backend": backend}
         assert isinstance(fused, Attention)
         positions = self.positions(phi)
@@ -96,19 +96,19 @@ class VectorAttention(LocalAttention):
 
     @property
     def outputs(self) -> tuple[int, ...]:
-        """The axes of what γ gives per position: the groups, and in the patchwise family the taps."""
+        """The axes of γ's output per position: the groups, and in the patchwise family the taps."""
         return (self.groups,)
 
     def positions(self, like: Tensor) -> list[Tensor]:
-        """The positions at centres and taps, as the fused operator takes them."""
+        """The positions at the centres and at the taps, in the form that the fused operator takes."""
         return []
 
     def samples(self, phi: Tensor) -> int:
-        """How many values of a channel a batch norm of γ sees."""
+        """The number of values per channel in the input of γ's batch norms."""
         return len(phi) * math.prod(self.footprint.output_size(*phi.shape[-2:]))
 
     def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """φ(x), ψ(x), β(x); a layer that two of them share runs once."""
+        """φ(x), ψ(x), β(x). A shared layer runs once."""
         if self.transformations is not None:
             return self.transformations(x)
         phi = self.phi(x)
@@ -143,11 +143,11 @@ class PairwiseAttention(VectorAttention):
         return softmax(self.gamma(delta), self.footprint, phi.shape[-2:])
 
     def position_relation(self, size: Sequence[int]) -> Float[Tensor, "1 2 k p"] | None:
-        """p_i − p_j on a map of `size`; p_j where the encoding is absolute, None where there is none."""
+        """p_i − p_j on a map of `size`, or p_j if the encoding is absolute, or None without an encoding."""
         if self.position is None:
             return None
         how = {"footprint": self.footprint, "backend": self.backend}
-        with no_autocast(self.position.weight):  # in bfloat16 the neighbours on a large map are hardly apart
+        with no_autocast(self.position.weight):  # bfloat16 is too coarse for the positions of a large map
             p = self.position(coordinates(size, self.position.weight))
             if self.position_encoding == "relative":
                 return run(pairwise_subtraction, p, p, **how)
@@ -169,7 +169,7 @@ class PatchwiseAttention(VectorAttention):
 
     def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
         super().__init__(channels, footprint, config)
-        # where φ = ψ, a centre that is one of the taps is in δ already, and Table 6 counts it once
+        # if φ = ψ and the centre is one of the taps, δ contains the centre already; Table 6 counts it once
         twice = self.psi is None and config.relation == "concatenation" and (0, 0) in footprint.offsets
         self.first_channel = self.phi.out_channels if twice else 0
         hidden = {"l": [], "lrl": [self.groups], "lrlrl": [self.hidden, self.groups]}[config.mapping]
@@ -196,8 +196,8 @@ class PatchwiseAttention(VectorAttention):
 
 
 def affine(norm: nn.BatchNorm2d, statistics: Callable[[], tuple[Tensor, ...]], samples: int) -> tuple[Tensor, Tensor]:
-    """The scale and shift by which a batch norm acts. In training they come of the batch's `statistics`, mean and
-    biased variance over so many `samples`, and the running ones follow as in torch."""
+    """The scale and shift of a batch norm. In training they are computed from the batch's `statistics`, the mean and
+    biased variance over `samples` values, and the running statistics are updated as in torch."""
     mean, variance = norm.running_mean, norm.running_var
     if norm.training or mean is None or variance is None:
         mean, variance = statistics()

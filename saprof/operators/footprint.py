@@ -1,6 +1,6 @@
 """The footprint R(i) of a local operator: which positions j a centre i attends to (SAN Sec. 3.1, 3.4).
 
-All index arithmetic of the project's Python lives here. Nothing below needs torch until a table is asked for.
+All index arithmetic of the project's Python code is here. Nothing below imports torch before a table is requested.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BOUNDARIES = ("reflect", "zero", "replicate", "circular", "exclude")
-"""What a tap outside the map reads.
+"""The value of a tap outside the map.
 
 `reflect` mirrors without repeating the edge, as often as the map needs (`numpy.pad` does the same); `replicate`
 repeats the edge; `circular` wraps; `zero` reads 0; `exclude` also reads 0 and is skipped by the softmax.
@@ -28,7 +28,7 @@ repeats the edge; `circular` wraps; `zero` reads 0; `exclude` also reads 0 and i
 
 
 LARGEST = 1024
-"""Side up to which a shape is listed tap by tap."""
+"""The largest side of a shape whose taps are listed."""
 
 
 class Frame(NamedTuple):
@@ -55,7 +55,7 @@ class Footprint:
     stride: int = 1
     boundary: str = "reflect"
     label: str = field(init=False, compare=False)
-    """How `parse` spells the taps."""
+    """The taps as `parse` reads them."""
     _text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -66,11 +66,11 @@ class Footprint:
         self._called("offsets:" + ";".join(f"{dy},{dx}" for dy, dx in self.offsets))
 
     def _called(self, label: str) -> Footprint:
-        """Itself, under the shortest label of its taps."""
+        """The same footprint with the shortest label of its taps."""
         stride = "" if self.stride == 1 else f" stride={self.stride}"
         boundary = "" if self.boundary == "reflect" else f" boundary={self.boundary}"
         object.__setattr__(self, "label", label)
-        # made here, since torch.compile may hold the stride for a variable and cannot print one
+        # computed here, since torch.compile may treat the stride as a variable, which it cannot print
         object.__setattr__(self, "_text", label + stride + boundary)
         return self
 
@@ -95,8 +95,8 @@ class Footprint:
 
     @classmethod
     def disk(cls, size: int, *, stride: int = 1, boundary: str = "reflect") -> Footprint:
-        """The taps of a size × size square within the circle through the ends of its middle row."""
-        middle = 1 - size % 2  # twice the offset of the circle's centre: an even size has it between two taps
+        """The taps of a size × size square within the circle that passes through the ends of its middle row."""
+        middle = 1 - size % 2  # twice the offset of the circle's centre, which is between two taps if the size is even
         radius2 = (size - 1) ** 2 + middle
         square = cls.square(size).offsets
         inside = tuple((dy, dx) for dy, dx in square if (2 * dy - middle) ** 2 + (2 * dx - middle) ** 2 <= radius2)
@@ -108,7 +108,8 @@ class Footprint:
     ) -> Footprint:
         """The centre and other taps of a size × size square, drawn without replacement and listed row by row.
 
-        Without a size, of the smallest odd square with at least twice as many positions. The same on every platform.
+        Without a size, the taps are drawn from the smallest odd square with at least twice as many positions. The draw
+        is the same on every platform.
         """
         positive("number of taps", taps)
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
@@ -118,7 +119,7 @@ class Footprint:
         square = cls.square(size).offsets
         if len(square) < taps:
             raise ValueError(f"footprint size is {size}, for {taps} taps; expected at least {_ceil_sqrt(taps)}")
-        draw = Random(seed)  # of which only `random` is promised to stay the same in later versions of Python
+        draw = Random(seed)  # Python guarantees the same sequence in later versions only for `random`
         rank = {offset: draw.random() for offset in square} | {(0, 0): -1.0}
         chosen = sorted(sorted(square, key=rank.__getitem__)[:taps])
         of_size = "" if size == usual else f"@size{size}"
@@ -128,7 +129,7 @@ class Footprint:
     def from_offsets(
         cls, offsets: Iterable[tuple[int, int]], *, stride: int = 1, boundary: str = "reflect"
     ) -> Footprint:
-        """Any list of distinct taps; their order is the order of the tap axis k."""
+        """A footprint of any distinct taps. Their order is that of the tap axis k."""
         return cls(tuple(_pair(offset) for offset in offsets), stride, boundary)
 
     @classmethod
@@ -148,7 +149,7 @@ class Footprint:
 
     @property
     def drops_taps(self) -> bool:
-        """Whether a tap outside the map is no position at all, rather than some other position."""
+        """Whether a tap outside the map reads no position, rather than another position of the map."""
         return self.boundary in ("zero", "exclude")
 
     @cached_property
@@ -178,7 +179,8 @@ class Footprint:
         return -(-height // self.stride), -(-width // self.stride)
 
     def window(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """What the taps of all centres reach, ((top, bottom), (left, right)), the last ones excluded."""
+        """The rows and columns that the taps of all centres reach, as half-open ranges ((top, bottom), (left,
+        right))."""
         (top, bottom), (left, right) = self.reach
         oh, ow = self.output_size(height, width)
         return (top, (oh - 1) * self.stride + bottom + 1), (left, (ow - 1) * self.stride + right + 1)
@@ -201,12 +203,12 @@ class Footprint:
         return readers(self.columns(width), width)
 
     def inside(self, height: int, width: int) -> Bool[Tensor, "k p"]:
-        """Which taps read the map; the others were dropped by the boundary."""
+        """Whether each tap reads the map; the boundary drops the other taps."""
         rows, columns = self.rows(height) >= 0, self.columns(width) >= 0
         return (rows[:, :, None] & columns[:, None, :]).flatten(1)
 
     def pairs(self, height: int, width: int) -> tuple[int, int]:
-        """Nominal pairs (i, j), k · p of them, and those whose tap the boundary does not drop."""
+        """The number of nominal pairs (i, j), which is k · p, and of the pairs whose tap the boundary does not drop."""
         oh, ow = self.output_size(height, width)
         nominal = self.taps * oh * ow
         if not self.drops_taps:
@@ -218,7 +220,7 @@ class Footprint:
         return nominal, sum(reads(dy, height) * reads(dx, width) for dy, dx in self.offsets)
 
     def frame(self, height: int, width: int, tile: int) -> Frame:
-        """Lookups of a kernel that goes through the map by tiles of `tile` rows of centres."""
+        """The lookup tables of a kernel that processes the map in tiles of `tile` rows of centres."""
         import torch
 
         oh, ow = self.output_size(height, width)
@@ -231,8 +233,8 @@ class Footprint:
         )
 
     def _line(self, axis: int, count: int) -> tuple[list[int], dict[int, int]]:
-        """All coordinates that the taps of `count` centres read along an axis, each once, and by offset the place of
-        the first centre's among them; those of the other centres follow it one by one."""
+        """All coordinates that the taps of `count` centres read along an axis, each once; and for each offset the index
+        of the coordinate that the first centre reads. The coordinates of the other centres follow it one by one."""
         coordinates: list[int] = []
         place: dict[int, int] = {}
         offsets = sorted({offset[axis] for offset in self.offsets}, key=lambda o: (o % self.stride, o))
@@ -256,12 +258,12 @@ class Footprint:
 
 
 def source(position: Tensor, size: int, boundary: str) -> Tensor:
-    """Where on an axis of `size` a coordinate reads from under `boundary`; −1 is outside."""
+    """The index on an axis of `size` that a coordinate reads under `boundary`; −1 is outside."""
     match boundary:
         case "reflect":
             period = max(2 * (size - 1), 1)
             along = position % period
-            return along.minimum(period - along)  # not abs: Inductor (torch 2.13) cannot bound an index behind it
+            return along.minimum(period - along)  # not abs: Inductor (torch 2.13) cannot bound such an index
         case "replicate":
             return position.clamp(0, size - 1)
         case "circular":
@@ -271,11 +273,11 @@ def source(position: Tensor, size: int, boundary: str) -> Tensor:
 
 
 def readers(table: Int[Tensor, "k centres"], size: int) -> tuple[Int[Tensor, "k {size}+1"], Int[Tensor, " m"]]:
-    """Which centres read each element of an axis through each tap; what is outside is read by nobody."""
+    """The centres that read each element of an axis through each tap. No centre reads positions outside the map."""
     import torch
 
     taps, centres = (table >= 0).nonzero(as_tuple=True)
-    elements = taps * size + table[taps, centres]  # of all taps' axes, one behind the other
+    elements = taps * size + table[taps, centres]  # the axes of all taps, concatenated
     readers = centres[elements.argsort(stable=True)]
     ends = elements.bincount(minlength=len(table) * size).cumsum(0)
     starts = torch.cat([ends.new_zeros(1), ends]).unfold(0, size + 1, size)
@@ -294,7 +296,7 @@ _SHAPES = {
         lambda *numbers: Footprint.from_offsets(zip(numbers[::2], numbers[1::2], strict=True)),
     ),
 }
-"""What each kind of footprint is followed by, and who makes it of the numbers in there."""
+"""For each kind of footprint, the pattern of its numbers and the function that makes the footprint from them."""
 
 
 @lru_cache(maxsize=1024)
@@ -335,7 +337,7 @@ def _ceil_sqrt(number: int) -> int:
 
 
 def _step(axis: tuple[int, ...]) -> int | None:
-    """The common difference of a sorted axis, 1 if it is a single value, None if there is none."""
+    """The common difference of a sorted axis: 1 for a single value, None if the differences are not equal."""
     steps = {after - before for before, after in pairwise(axis)}
     return None if len(steps) > 1 else next(iter(steps), 1)
 
@@ -347,7 +349,7 @@ def positive(what: str, value: object) -> None:
 
 
 def _pair(offset: Iterable[SupportsIndex]) -> tuple[int, int]:
-    """(dy, dx) as integers of Python, whichever integers they were."""
+    """(dy, dx) as Python integers, from any integer type."""
     try:
         dy, dx = (o if isinstance(o, bool) else index(o) for o in offset)
     except (TypeError, ValueError):
