@@ -1,5 +1,6 @@
 """What all tests share. The hook must stand before the first import of saprof."""
 
+import inspect
 import os
 
 import jaxtyping
@@ -20,7 +21,13 @@ settings.register_profile("saprof", derandomize=True, deadline=None, print_blob=
 settings.load_profile("saprof")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("deep_unless"):
+            case, parameters = mark.kwargs["case"], item.callspec.params
+            if not case(**{name: parameters[name] for name in inspect.signature(case).parameters}):
+                item.add_marker(pytest.mark.deep)
     if torch.cuda.is_available():
         return
     for item in items:

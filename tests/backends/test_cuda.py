@@ -39,7 +39,11 @@ def cache_folder(request):
     return request.config.cache.mkdir("cuda_on_host")
 
 
-@pytest.fixture(scope="module", params=["address", "thread"])
+@pytest.fixture(
+    scope="module",
+    params=["", *(pytest.param(name, marks=pytest.mark.deep) for name in ("address", "thread"))],
+    ids=lambda name: name or "plain",
+)
 def watched_host(request, cache_folder):
     with Host(build(request.param, cache_folder)) as host:
         yield host
@@ -84,7 +88,6 @@ def wide(op):
             yield Workload(op, footprint.with_(boundary="zero"), r=2, v=3, g=3, h=5, w=8)
 
 
-@pytest.mark.deep
 @each_of_two
 @each_way
 def test_values_and_gradients(op, way, watched_host):
@@ -93,7 +96,6 @@ def test_values_and_gradients(op, way, watched_host):
     judge(watched_host, in_turn(tiny(op)), way)
 
 
-@pytest.mark.deep
 @each_of_two
 def test_edge(op, watched_host):
     judge(watched_host, with_dtype(edge(op), "bfloat16"))

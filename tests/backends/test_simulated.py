@@ -39,6 +39,11 @@ def one_boundary_each(op):
     return [beyond[i % 5 * count + i] for i in range(count)]
 
 
+QUICK = {workload for op in OF_TWO.values() for workload in one_boundary_each(op)[::3]}
+"""Every boundary once for each operator."""
+
+
+@pytest.mark.deep_unless(case=lambda workload: workload in QUICK)
 @workloads(one_boundary_each, "float32")
 def test_edge(workload):
     verdict = check(workload, "numba")

@@ -89,6 +89,7 @@ class TestPairwise:
     def test_attention(self, case):
         fused.check_pairwise_attention(case)
 
+    @pytest.mark.deep_unless(case=lambda case: case != PAIRWISE[0])
     def test_statistics(self, case):
         for layers in (0, len(case.hidden) + 1):
             fused.check_pairwise_statistics(case, layers)
@@ -99,6 +100,7 @@ def test_stand_alone(case):
     fused.check_stand_alone(case)
 
 
+@pytest.mark.deep_unless(case=lambda case, kind: (case == PATCHWISE[0]) == (kind == "star_product"))
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", PATCHWISE, ids=str)
 class TestPatchwise:
@@ -114,11 +116,13 @@ def test_three_layers():
     fused.check_patchwise_attention("star_product", Case("offsets:0,0;0,1", e=2, hidden=(5, 3), n=1, h=2, w=3))
 
 
+@pytest.mark.deep
 def test_in_float32():
     fused.check_all(SMALLEST, SMALLEST, torch.float32)
     fused.check_stand_alone(SMALLEST_HEADS, torch.float32)
 
 
+@pytest.mark.deep
 def test_little_shared_memory(small):
     """Fewer columns, outputs and rows than might be."""
 
@@ -163,6 +167,7 @@ class TestOutputs:
     def test_stand_alone(self, needed):
         fused.check_stand_alone(SMALLEST_HEADS, needed=[f"d_{needed}"])
 
+    @pytest.mark.deep_unless(case=lambda kind: kind == "star_product")
     @pytest.mark.parametrize("needed", ["centres", "map", "beta", "scale", "shift", "parameters"])
     @pytest.mark.parametrize("kind", KINDS)
     def test_patchwise(self, kind, needed):

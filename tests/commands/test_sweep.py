@@ -427,6 +427,7 @@ def test_resume_needs_a_folder():
         sweep.main([*SMALL, "--resume"])
 
 
+@pytest.mark.deep
 def test_bad_input_exits_2_without_a_traceback(tmp_path):
     done = command("--footprint", "3,x,7")
     assert done.returncode == 2

@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 _WATCHED = ["-g1", "-O1", "-DSAPROF_TYPES=float,c10::BFloat16"]  # of others, only the numbers are judged
 _IDLE = "-fno-sanitize=null,object-size,vptr"  # what they see, AddressSanitizer does too
 SANITIZERS = {
-    "": ["-O2"],
+    "": ["-O1"],
     "address": [*_WATCHED, "-fsanitize=address,undefined", _IDLE, "-fno-sanitize-recover=all"],
     "thread": [*_WATCHED, "-fsanitize=thread"],
 }

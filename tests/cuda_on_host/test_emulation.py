@@ -103,7 +103,10 @@ void launch(const std::string& name, const std::vector<Array>& arrays, const std
 }
 """
 
-any_build = pytest.mark.parametrize("sanitizer", SANITIZERS, ids=lambda x: x or "plain")
+any_build = pytest.mark.parametrize(
+    "sanitizer",
+    [pytest.param(name, marks=pytest.mark.deep if name else (), id=name or "plain") for name in SANITIZERS],
+)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +157,7 @@ def test_coordinates(sanitizer, hosts):
     assert set(got[..., 2:].flatten().tolist()) == {32, 5}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["reverse_without_barrier", "rounds"])
 def test_a_missing_barrier(name, hosts):
     for _ in range(3):
@@ -165,12 +169,14 @@ def test_a_missing_barrier_shows_in_what_is_computed(hosts):
     assert call(hosts(), "reverse_without_barrier", blocks=1)[:32].isnan().any()
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("blocks", "same"), [(2, 0), (2, 1), (3, 0)])
 def test_blocks_that_write_the_same_element(blocks, same, hosts):
     with pytest.raises(RuntimeError, match="data race"):
         call(hosts("thread"), "one_element", blocks, number=same)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("name", "at", "error"),
     [
@@ -186,6 +192,7 @@ def test_out_of_bounds(name, at, error, hosts):
         call(hosts("address"), name, blocks=1, number=at)
 
 
+@pytest.mark.deep
 def test_undefined_behaviour(hosts):
     host = hosts("address")
     assert call(host, "add", blocks=1, threads=1, number=2**31 - 1, dtype=torch.int32)[0] == 2**31 - 1

@@ -38,6 +38,18 @@ OF_TWO = {name: op for name, op in OPERATORS.items() if op.degree is not None}
 each_of_two = pytest.mark.parametrize("op", OF_TWO.values(), ids=OF_TWO)
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
+FLOAT64 = ("pairwise_subtraction", "patchwise_concatenation", "aggregation")
+"""The default tier compiles Numba's kernels for float64 only for these: compiling is most of its time."""
+
+
+def is_quick(workload: Workload, backend: str) -> bool:
+    return (backend, workload.dtype) != ("numba", "float64") or workload.operator.name in FLOAT64
+
+
+def is_own_or_simple(workload: Workload, backend: str) -> bool:
+    """Numba's kernels are torch operators of their own; what the others add is alike for every operator."""
+    return backend == "numba" or workload.operator in (aggregation, pairwise_subtraction)
+
 
 def workloads(make, *dtypes):
     """Parametrise by every workload that `make` gives of every operator, in every type, if any are named."""
@@ -75,6 +87,7 @@ def need(backend: str, workload: Workload, device: str = "cpu") -> None:
 
 
 class TestConformance:
+    @pytest.mark.deep_unless(case=is_quick)
     @each_backend
     @workloads(in_turn)
     def test_edge(self, workload, backend):
@@ -102,6 +115,7 @@ class TestConformance:
             verdicts.append(check(workload, backend, "cuda"))
         assert not [verdict.message for verdict in verdicts if not verdict.ok]
 
+    @pytest.mark.deep_unless(case=lambda backend: backend != "numba")
     @each_backend
     @given(
         op=st.sampled_from([*OPERATORS.values()]),
@@ -122,6 +136,7 @@ class TestConformance:
 
 
 class TestOutput:
+    @pytest.mark.deep_unless(case=is_quick)
     @each_backend
     @workloads(lambda op: [Workload(op, DISK, n=2)], "float64", "float32", "bfloat16", "float16")
     def test_is_as_declared(self, workload, backend):
@@ -204,7 +219,7 @@ STRIDES = {
 @each_backend
 @pytest.mark.parametrize("strided", STRIDES.values(), ids=STRIDES)
 def test_strides_do_not_matter(op, backend, strided):
-    workload = Workload(op, Footprint.square(3, boundary="zero"), n=2, dtype="float64")
+    workload = Workload(op, Footprint.square(3, boundary="zero"), n=2)
     need(backend, workload)
     how = {"footprint": workload.footprint, "backend": backend}
     inputs = [
@@ -222,6 +237,7 @@ def test_strides_do_not_matter(op, backend, strided):
 
 
 class TestGradients:
+    @pytest.mark.deep_unless(case=lambda op, backend: backend != "numba" or op.name in FLOAT64)
     @each_operator
     @each_backend
     @pytest.mark.parametrize("footprint", [Footprint.square(3), DISK], ids=str)
@@ -292,6 +308,7 @@ def odd(op: Operator) -> list[Workload]:
 
 
 class TestDispatcher:
+    @pytest.mark.deep_unless(case=is_own_or_simple)
     @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck reads it itself
     @each_backend
     @workloads(lambda op: [Workload(op, Footprint.square(3, stride=2), h=4, w=3), *odd(op)], "float32")
@@ -301,6 +318,7 @@ class TestDispatcher:
         entry = getattr(torch.ops.saprof, workload.operator.name).default
         torch.library.opcheck(entry, (*inputs, str(workload.footprint), backend))
 
+    @pytest.mark.deep_unless(case=is_own_or_simple)
     @each_backend
     @workloads(lambda op: [Workload(op, Footprint.square(3)), *odd(op)], "float32")
     def test_compiles_whole(self, workload, backend, compiler):
