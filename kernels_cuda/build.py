@@ -172,9 +172,8 @@ def _flaw(library: Path, inputs: dict[str, Any]) -> str | None:
         stamp = json.loads(_stamp(library).read_text())
         if stamp["inputs"] == inputs and stamp["sha256"] == _sha256(library):
             nvcc = compiler.find_nvcc()
-            return (
-                f"was compiled by nvcc {stamp['nvcc']}" if nvcc and compiler.version_of(nvcc) != stamp["nvcc"] else None
-            )
+            same = not nvcc or compiler.version_of(nvcc) == stamp["nvcc"]
+            return None if same else f"was compiled by nvcc {stamp['nvcc']}"
     return "is damaged"
 
 

@@ -9,8 +9,8 @@
 struct Core {
   // The widths of the mapping's layers; of a stand-alone attention, the channels of a head and the number of heads.
   Widths widths;
-  // Of a pairwise attention, whether rows are rectified; of a patchwise one, the relation (Kind).
-  int option;
+  // Of a pairwise attention, whether rows are rectified; of a patchwise attention, the relation (Kind).
+  int variant;
   // Whether the softmax skips taps outside the map.
   bool excludes;
   // At most so many blocks have their own sums in scratch memory.

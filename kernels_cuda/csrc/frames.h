@@ -154,6 +154,13 @@ Layout layout_of(const Lookups& lookups) {
   return layout;
 }
 
+// How a kernel divides a map of `channels` channels in `g` groups into blocks. A block has `planes` consecutive
+// channels or groups, `depth` of the channels of each group, and `height` rows; `parts` blocks or threads share the
+// pieces. A field that a kernel does not use is 0.
+struct Division {
+  int channels = 0, g = 0, planes = 0, depth = 0, height = 0, parts = 0;
+};
+
 // The channels in a block's frames: `planes` consecutive channels, and from each of them `depth` channels, `step`
 // apart.
 struct Channels {

@@ -48,8 +48,8 @@ const std::map<std::string, Entry> CORES = {
     {"patchwise_statistics_backward", {patchwise_statistics_backward, 8, 5}},
 };
 
-// The numbers are the core's option, whether the softmax skips taps outside, the workers that scratch memory holds sums
-// for, and the widths.
+// The numbers are the core's variant, whether the softmax skips taps outside, the workers that scratch memory holds
+// sums for, and the widths.
 Core core_of(const std::string& name, const Entry& entry, const Arrays& arrays, const std::vector<int64_t>& numbers) {
   if (arrays.size() != entry.inputs + entry.outputs + 1 || numbers.size() < 4)
     throw std::invalid_argument(name + " got " + std::to_string(arrays.size()) + " arrays; expected " +

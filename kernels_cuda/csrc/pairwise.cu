@@ -434,7 +434,7 @@ Inputs<T> inputs_of(const Array& offset, const Array& factor, const Array& map, 
   inputs.v = beta.data ? static_cast<int>(beta.sizes[1]) : 0;
   inputs.p = int64_t(lookups.oh) * lookups.ow, inputs.area = int64_t(lookups.h) * lookups.w;
   inputs.centres = map.sizes[0] * inputs.p, inputs.positions = map.sizes[0] * inputs.area;
-  inputs.rectified = core.option, inputs.excludes = core.excludes, inputs.widths = core.widths;
+  inputs.rectified = core.variant, inputs.excludes = core.excludes, inputs.widths = core.widths;
   return inputs;
 }
 

@@ -609,7 +609,7 @@ struct Launcher {
     inputs.centres = centres.as<const T>(), inputs.map = map.as<const T>(), inputs.beta = beta.as<const T>();
     inputs.scale = scale.as<const R>(), inputs.shift = shift.as<const R>(),
     inputs.parameters = parameters.as<const R>();
-    inputs.kind = static_cast<Kind>(core.option);
+    inputs.kind = static_cast<Kind>(core.variant);
     inputs.r = static_cast<int>(map.sizes[1]), inputs.k = lookups.k;
     inputs.v = beta.data ? static_cast<int>(beta.sizes[1]) : 0, inputs.g = core.widths.last() / lookups.k;
     inputs.p = int64_t(lookups.oh) * lookups.ow, inputs.area = int64_t(lookups.h) * lookups.w;

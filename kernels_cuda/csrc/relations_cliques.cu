@@ -36,8 +36,9 @@ __device__ Piece stretch(const Lookups& lookups, int index) {
 // taps[j·k + l] = Σ_c phi[c] at j · psi[c] at l.
 template <typename T, bool STAGED, int N, bool EXACT>
 __global__ void __launch_bounds__(THREADS, STAGED && sizeof(T) < 8 ? 3 : 2)
-    cliques_kernel(const T* __restrict__ phi, const T* __restrict__ psi, T* __restrict__ taps, int channels, int depth,
-                   int stretches, int parts, Lookups lookups, Layout layout) {
+    cliques_kernel(const T* __restrict__ phi, const T* __restrict__ psi, T* __restrict__ taps, int stretches,
+                   Division division, Lookups lookups, Layout layout) {
+  const int channels = division.channels, depth = division.depth, parts = division.parts;
   int64_t block = blockIdx.x;
   const int part = digit(block, parts), tile = digit(block, lookups.tiles());
   const int64_t image = block;
@@ -93,8 +94,9 @@ __global__ void __launch_bounds__(THREADS, STAGED && sizeof(T) < 8 ? 3 : 2)
 // block has `height` rows of `depth` channels.
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 2)
-    spread_cliques_kernel(const T* __restrict__ taps, const T* __restrict__ other, T* __restrict__ map, int channels,
-                          int64_t step_j, int64_t step_l, int depth, int height, Lookups lookups) {
+    spread_cliques_kernel(const T* __restrict__ taps, const T* __restrict__ other, T* __restrict__ map, int64_t step_j,
+                          int64_t step_l, Division division, Lookups lookups) {
+  const int channels = division.channels, depth = division.depth, height = division.height;
   int64_t block = blockIdx.x;
   const int top = digit(block, ceil_div(lookups.h, height)) * height;
   const int first = digit(block, ceil_div(channels, depth)) * depth;
@@ -159,7 +161,7 @@ void cliques(const Array& phi, const Array& psi, const Array& taps, const Lookup
         const int parts = ceil_div(int64_t(stretches) * stretches * lookups.height * lookups.ow, THREADS);
         start(cliques_kernel<T, STAGED, N, EXACT>, images * lookups.tiles() * parts, THREADS,
               2 * depth * layout.frame * sizeof(Pack<T, 1>), lookups.stream, phi.as<const T>(), psi.as<const T>(),
-              taps.as<T>(), channels, depth, stretches, parts, lookups, layout);
+              taps.as<T>(), stretches, Division{.channels = channels, .depth = depth, .parts = parts}, lookups, layout);
       });
     });
   });
@@ -175,6 +177,7 @@ void spread_cliques(const Array& taps, int64_t step_j, int64_t step_l, const Arr
         std::clamp(ceil_div(THREADS, lookups.all_columns), 1, std::min(lookups.h, rows_that_fit<T>(lookups) / depth));
     start(spread_cliques_kernel<T>, images * ceil_div(channels, depth) * ceil_div(lookups.h, height), THREADS,
           depth * height * lookups.all_columns * sizeof(Real<T>), lookups.stream, taps.as<const T>(),
-          other.as<const T>(), map.as<T>(), channels, step_j, step_l, depth, height, lookups);
+          other.as<const T>(), map.as<T>(), step_j, step_l,
+          Division{.channels = channels, .depth = depth, .height = height}, lookups);
   });
 }

@@ -72,8 +72,10 @@ __device__ void sum_rows(const T* taps, const T* centres, int64_t step, int coun
 // R of the rows.
 template <typename T, int C, bool WEIGHTED, int R>
 __global__ void __launch_bounds__(THREADS, (R > 1 && C > 1) ? 3 : 4)
-    spread_kernel(const T* __restrict__ taps, const T* __restrict__ centres, T* __restrict__ map, int channels, int g,
-                  int64_t image_step, int sign, int planes, int depth, int height, Lookups lookups) {
+    spread_kernel(const T* __restrict__ taps, const T* __restrict__ centres, T* __restrict__ map, int64_t image_step,
+                  int sign, Division division, Lookups lookups) {
+  const int channels = division.channels, g = division.g, planes = division.planes;
+  const int depth = division.depth, height = division.height;
   int64_t block = blockIdx.x;
   const int share = channels / g;
   const int top = digit(block, ceil_div(lookups.h, height)) * height, s = digit(block, ceil_div(share, depth)) * depth;
@@ -158,7 +160,8 @@ void start_spread(const Array& taps, int64_t first, const Array& centres, const 
   start(spread_kernel<T, C, WEIGHTED, R>,
         images * ceil_div(g, planes) * ceil_div(share, depth) * ceil_div(lookups.h, height), THREADS,
         planes * depth * height * lookups.all_columns * sizeof(Real<T>), lookups.stream, taps.as<const T>() + first * p,
-        centres.as<const T>(), map.as<T>(), channels, g, per_image(taps), sign, planes, depth, height, lookups);
+        centres.as<const T>(), map.as<T>(), per_image(taps), sign,
+        Division{.channels = channels, .g = g, .planes = planes, .depth = depth, .height = height}, lookups);
 }
 
 }  // namespace

@@ -22,8 +22,10 @@ namespace {
 // centres. Frames hold `depth` channels of a group at a time, in packs of W.
 template <typename T, int V, int W, bool STAGED, int N, bool EXACT>
 __global__ void __launch_bounds__(THREADS, 4)
-    correlate_kernel(const T* __restrict__ centres, const T* __restrict__ map, T* __restrict__ taps, int channels,
-                     int g, int planes, int depth, int parts, Lookups lookups, Layout layout) {
+    correlate_kernel(const T* __restrict__ centres, const T* __restrict__ map, T* __restrict__ taps, Division division,
+                     Lookups lookups, Layout layout) {
+  const int channels = division.channels, g = division.g, planes = division.planes, depth = division.depth;
+  const int parts = division.parts;
   int64_t block = blockIdx.x;
   const int part = digit(block, parts), tile = digit(block, lookups.tiles());
   const int first = digit(block, ceil_div(g, planes)) * planes;
@@ -75,8 +77,9 @@ __global__ void __launch_bounds__(THREADS, 4)
 // centres[c] = Σ_j taps[j, c mod g] · map[c] at j. A thread has C of the channels that share taps, at V centres.
 template <typename T, int V, int W, bool STAGED, int N, bool EXACT, int C>
 __global__ void __launch_bounds__(THREADS, 4)
-    aggregate_kernel(const T* __restrict__ taps, const T* __restrict__ map, T* __restrict__ centres, int channels,
-                     int g, int planes, int depth, Lookups lookups, Layout layout) {
+    aggregate_kernel(const T* __restrict__ taps, const T* __restrict__ map, T* __restrict__ centres, Division division,
+                     Lookups lookups, Layout layout) {
+  const int channels = division.channels, g = division.g, planes = division.planes, depth = division.depth;
   int64_t block = blockIdx.x;
   const int share = channels / g;
   const int tile = digit(block, lookups.tiles()), s = digit(block, ceil_div(share, depth)) * depth;
@@ -137,8 +140,8 @@ void start_aggregate(const Array& taps, const Array& map, const Array& centres, 
     with_run<STAGED && V == 4, BLOCK>(lookups.run, [&]<int N, bool EXACT>() {
       start(aggregate_kernel<T, V, W, STAGED, N, EXACT, C>,
             images * ceil_div(g, planes) * ceil_div(share, depth) * lookups.tiles(), THREADS,
-            planes * packs * layout.frame * sizeof(Pack<T, W>), lookups.stream, from, map.as<const T>(), to, channels,
-            g, planes, depth, lookups, layout);
+            planes * packs * layout.frame * sizeof(Pack<T, W>), lookups.stream, from, map.as<const T>(), to,
+            Division{.channels = channels, .g = g, .planes = planes, .depth = depth}, lookups, layout);
     });
   });
 }
@@ -160,7 +163,8 @@ void correlate(const Array& centres, const Array& map, const Array& taps, const 
       with_run<STAGED && V == 4, BLOCK>(lookups.run, [&]<int N, bool EXACT>() {
         start(correlate_kernel<T, V, W, STAGED, N, EXACT>, images * ceil_div(g, planes) * lookups.tiles() * parts,
               THREADS, planes * packs * layout.frame * sizeof(Pack<T, W>), lookups.stream, from, map.as<const T>(), to,
-              channels, g, planes, depth, parts, lookups, layout);
+              Division{.channels = channels, .g = g, .planes = planes, .depth = depth, .parts = parts}, lookups,
+              layout);
       });
     });
   });

@@ -89,8 +89,9 @@ struct Value {
 // share the pieces of the footprint for each vector of centres.
 template <typename T, int V, bool STAGED, typename Combine>
 __global__ void __launch_bounds__(THREADS, 4)
-    combine_kernel(const T* __restrict__ centres, const T* __restrict__ map, T* __restrict__ taps, int channels,
-                   int64_t image_step, int planes, int parts, Lookups lookups, Layout layout, Combine combine) {
+    combine_kernel(const T* __restrict__ centres, const T* __restrict__ map, T* __restrict__ taps, int64_t image_step,
+                   Division division, Lookups lookups, Layout layout, Combine combine) {
+  const int channels = division.channels, planes = division.planes, parts = division.parts;
   int64_t block = blockIdx.x;
   const int tile = digit(block, lookups.tiles());
   const int first = digit(block, ceil_div(channels, planes)) * planes;
@@ -156,8 +157,8 @@ void start_combine(const Array& centres, const Array& map, const Array& taps, in
               std::clamp(ceil_div(THREADS, lookups.height * (lookups.ow / V)), 1, std::min(channels, fitting));
           const int parts = images * channels * p / V < FEW_THREADS ? lookups.m : 1;
           start(combine_kernel<T, V, STAGED, Combine>, images * ceil_div(channels, planes) * lookups.tiles(), THREADS,
-                planes * layout.frame * sizeof(Real<T>), lookups.stream, from, map.as<const T>(), to, channels,
-                per_image(taps), planes, parts, lookups, layout, combine);
+                planes * layout.frame * sizeof(Real<T>), lookups.stream, from, map.as<const T>(), to, per_image(taps),
+                Division{.channels = channels, .planes = planes, .parts = parts}, lookups, layout, combine);
         });
   });
 }

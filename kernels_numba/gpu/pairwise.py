@@ -328,6 +328,25 @@ def _last_gradient(inputs, upstream, plan, block):
         shared[place] = flow
 
 
+@device
+def _add_to_centres(inputs, plan, block, rows, first, count, factor_needed):
+    """Add the gradients of a panel of rows to the sums of offset and factor."""
+    pairs, shared, tile, columns = block.pairs, block.shared, plan.positions, plan.columns
+    offset_sums = plan.sums + first * tile
+    factor_sums = offset_sums + inputs.map.shape[1] * tile
+    for item in range(block.thread, count * tile, block.threads):
+        row = item // tile
+        alone, times = inputs.zero, inputs.zero
+        for column in range(item - row * tile, columns, tile):
+            flow = shared[rows + row * columns + column]
+            alone += flow
+            image, source = pairs[column], pairs[2 * columns + column]
+            if factor_needed and image >= 0 and source >= 0:
+                times += flow * inputs.map[image, first + row, source]
+        shared[offset_sums + item] += alone
+        shared[factor_sums + item] += times
+
+
 @kernel
 def _centres_backward(inputs, upstream, offset_gradient, factor_gradient, partial, needs, plan, tables):
     """The gradients of offset, factor and parameters, over all taps of the centres of a worker's tiles."""
@@ -336,7 +355,7 @@ def _centres_backward(inputs, upstream, offset_gradient, factor_gradient, partia
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     block = Block(pairs, shared, inputs.zero, thread, threads)
     e, p, size = inputs.map.shape[1], inputs.offset.shape[2], inputs.parameters.shape[0]
-    centres, tile, columns = inputs.offset.shape[0] * p, plan.positions, plan.columns
+    centres, tile = inputs.offset.shape[0] * p, plan.positions
     offset_needed, factor_needed, parameters_needed = needs
     rows_needed = offset_needed or factor_needed
     offset_sums, factor_sums = plan.sums, plan.sums + e * tile
@@ -349,7 +368,7 @@ def _centres_backward(inputs, upstream, offset_gradient, factor_gradient, partia
             shared[plan.sums + item] = inputs.zero
         for tap in range(0, tables.rows.shape[0], plan.taps):
             cuda.syncthreads()
-            pair_centres(tables, Centres(begin, centres, p, tile), tap, columns, block)
+            pair_centres(tables, Centres(begin, centres, p, tile), tap, plan.columns, block)
             _forward(inputs, plan, block)
             _weights(inputs, upstream, plan, block)
             _last_gradient(inputs, upstream, plan, block)
@@ -359,17 +378,7 @@ def _centres_backward(inputs, upstream, offset_gradient, factor_gradient, partia
                 count = min(plan.depth, e - first)
                 rows = _rows_gradient(inputs, plan, sums, rows_needed, first, count, block)
                 if rows_needed:
-                    for item in range(thread, count * tile, threads):
-                        row = item // tile
-                        alone, times = inputs.zero, inputs.zero
-                        for column in range(item - row * tile, columns, tile):
-                            flow = shared[rows + row * columns + column]
-                            alone += flow
-                            image, source = pairs[column], pairs[2 * columns + column]
-                            if factor_needed and image >= 0 and source >= 0:
-                                times += flow * inputs.map[image, first + row, source]
-                        shared[offset_sums + first * tile + item] += alone
-                        shared[factor_sums + first * tile + item] += times
+                    _add_to_centres(inputs, plan, block, rows, first, count, factor_needed)
                     cuda.syncthreads()
         cuda.syncthreads()
         for item in range(thread, e * tile, threads):
@@ -385,6 +394,36 @@ def _centres_backward(inputs, upstream, offset_gradient, factor_gradient, partia
         cuda.syncthreads()
 
 
+@device
+def _add_to_beta(inputs, upstream, plan, block, channels, sums):
+    """Add weight · gradient of each pair to the sums of so many channels of β."""
+    pairs, shared, tile, columns = block.pairs, block.shared, plan.positions, plan.columns
+    for item in range(block.thread, channels * tile, block.threads):
+        c = item // tile
+        alpha = _last(inputs, plan) + c % upstream.lse.shape[1] * columns
+        total = inputs.zero
+        for column in range(item - c * tile, columns, tile):
+            if pairs[column] >= 0:
+                total += shared[alpha + column] * upstream.gradient[pairs[column], c, pairs[columns + column]]
+        shared[sums + item] += total
+
+
+@device
+def _add_to_map(inputs, plan, block, rows, first, count):
+    """Add the gradients of a panel of rows to the sums of the map."""
+    pairs, shared, tile, columns = block.pairs, block.shared, plan.positions, plan.columns
+    for item in range(block.thread, count * tile, block.threads):
+        row = item // tile
+        total = inputs.zero
+        for column in range(item - row * tile, columns, tile):
+            if pairs[column] >= 0:
+                flow = shared[rows + row * columns + column]
+                if inputs.factored:
+                    flow *= inputs.factor[pairs[column], first + row, pairs[columns + column]]
+                total += flow
+        shared[plan.sums + first * tile + item] += total
+
+
 @kernel
 def _map_backward(inputs, upstream, map_gradient, beta_gradient, needs, plan, tables):
     """The gradients of the map and of β at a tile of positions, from all centres that read them."""
@@ -392,8 +431,8 @@ def _map_backward(inputs, upstream, map_gradient, beta_gradient, needs, plan, ta
     shared = cuda.shared.array(0, inputs.map.dtype)
     thread, threads = cuda.threadIdx.x, cuda.blockDim.x
     block = Block(pairs, shared, inputs.zero, thread, threads)
-    e, area, g = inputs.map.shape[1], inputs.map.shape[2], upstream.lse.shape[1]
-    positions, tile, columns = inputs.map.shape[0] * area, plan.positions, plan.columns
+    e, area = inputs.map.shape[1], inputs.map.shape[2]
+    positions, tile = inputs.map.shape[0] * area, plan.positions
     map_needed, beta_needed = needs
     v = inputs.beta.shape[1] if beta_needed else 0
     begin = cuda.blockIdx.x * tile
@@ -401,27 +440,19 @@ def _map_backward(inputs, upstream, map_gradient, beta_gradient, needs, plan, ta
     image = (begin + thread) // area if exists else -1
     source = begin + thread - image * area if exists else 0
     reader = first_reader(tables, source, 0)
-    beta_sums = plan.sums + e * tile
 
     for item in range(thread, (e + v) * tile, threads):
         shared[plan.sums + item] = inputs.zero
     while True:
         cuda.syncthreads()
-        reader = pair_readers(tables, reader, image, source, tile, columns, block)
+        reader = pair_readers(tables, reader, image, source, tile, plan.columns, block)
         cuda.syncthreads()
         if not any_image(pairs, tile):
             break
         _forward(inputs, plan, block)
         _weights(inputs, upstream, plan, block)
         cuda.syncthreads()
-        for item in range(thread, v * tile, threads):
-            c = item // tile
-            alpha = _last(inputs, plan) + c % g * columns
-            total = inputs.zero
-            for column in range(item - c * tile, columns, tile):
-                if pairs[column] >= 0:
-                    total += shared[alpha + column] * upstream.gradient[pairs[column], c, pairs[columns + column]]
-            shared[beta_sums + item] += total
+        _add_to_beta(inputs, upstream, plan, block, v, plan.sums + e * tile)
         cuda.syncthreads()
         if map_needed:
             _last_gradient(inputs, upstream, plan, block)
@@ -431,16 +462,7 @@ def _map_backward(inputs, upstream, map_gradient, beta_gradient, needs, plan, ta
             for first in range(0, e, plan.depth):
                 count = min(plan.depth, e - first)
                 rows = _rows_gradient(inputs, plan, unneeded, True, first, count, block)
-                for item in range(thread, count * tile, threads):
-                    row = item // tile
-                    total = inputs.zero
-                    for column in range(item - row * tile, columns, tile):
-                        if pairs[column] >= 0:
-                            flow = shared[rows + row * columns + column]
-                            if inputs.factored:
-                                flow *= inputs.factor[pairs[column], first + row, pairs[columns + column]]
-                            total += flow
-                    shared[plan.sums + first * tile + item] += total
+                _add_to_map(inputs, plan, block, rows, first, count)
                 cuda.syncthreads()
     for item in range(thread, (e + v) * tile, threads):
         c = item // tile

@@ -185,6 +185,26 @@ def _attention(inputs, y, lse, plan, tables):
                 lse[image, head, centre] = zero
 
 
+@device
+def _add_to_query(inputs, head, plan, k, block):
+    """Add gradient of the logit · (key + relative) of each pair to the sums of the query."""
+    pairs, shared, tile, columns = block.pairs, block.shared, plan.positions, plan.columns
+    for item in range(block.thread, inputs.query.shape[1] // inputs.heads * tile, block.threads):
+        d = item // tile
+        c = head + d * inputs.heads
+        total = inputs.zero
+        for column in range(item - d * tile, columns, tile):
+            image, source = pairs[column], pairs[2 * columns + column]
+            if image >= 0:
+                value = inputs.zero
+                if inputs.keyed and source >= 0:
+                    value += inputs.key[image, c, source]
+                if inputs.embedded:
+                    value += inputs.relative[c * k + pairs[3 * columns + column]]
+                total += shared[plan.flows + column] * value
+        shared[plan.sums + item] += total
+
+
 @kernel
 def _centres_backward(inputs, upstream, query_gradient, partial, needs, plan, tables):
     """The gradients of query and `relative`, over all taps of the centres of a worker's tiles of a head."""
@@ -212,20 +232,7 @@ def _centres_backward(inputs, upstream, query_gradient, partial, needs, plan, ta
             _logits_gradient(inputs, upstream, head, plan, block)
             cuda.syncthreads()
             if query_needed:
-                for item in range(thread, depth * tile, threads):
-                    d = item // tile
-                    c = head + d * heads
-                    total = zero
-                    for column in range(item - d * tile, columns, tile):
-                        image, source = pairs[column], pairs[2 * columns + column]
-                        if image >= 0:
-                            value = zero
-                            if inputs.keyed and source >= 0:
-                                value += inputs.key[image, c, source]
-                            if inputs.embedded:
-                                value += inputs.relative[c * k + pairs[3 * columns + column]]
-                            total += shared[plan.flows + column] * value
-                    shared[plan.sums + item] += total
+                _add_to_query(inputs, head, plan, k, block)
             if relative_needed:
                 for item in range(thread, depth * min(plan.taps, k - tap), threads):
                     j = item // depth

@@ -1,6 +1,7 @@
 """The CUDA backend: the handwritten kernels of kernels_cuda on torch's tensors, in torch's current stream.
 
-Whoever calls it first builds the kernels, unless `python -m kernels_cuda.build` has. They read every type as it is.
+The first call builds the kernels, unless `python -m kernels_cuda.build` has built them. They read tensors of every
+dtype without a conversion.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint, readers
 
 SHARED_BYTES = 48 << 10
-"""What any GPU gives a block of threads of its shared memory."""
+"""The shared memory that a block of threads may use on any GPU."""
 FRAME_BYTES = 6 << 10
-"""What a channel's frame may take of it, so that a block can hold 8."""
+"""The frame of a channel may use so much of it, so that 8 frames fit a block."""
 LONGEST = 8
-"""Taps in a piece: the BLOCK of kernels_cuda/csrc/frames.h."""
+"""A piece has at most so many taps: BLOCK in kernels_cuda/csrc/frames.h."""
 
 
 def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
@@ -66,7 +67,7 @@ def _why_no_library() -> str | None:
 
 
 def run_core(name: str, tensors: Sequence[Tensor | None], options: cores.Options, footprint: Footprint) -> None:
-    """Compute a core of a fused attention, such as `pairwise_attention`: its outputs are behind its inputs.
+    """Compute a core of a fused attention, such as `pairwise_attention`; `tensors` holds its inputs, then its outputs.
 
     None stands for a missing input, or for an output that is not needed.
     """
@@ -101,7 +102,7 @@ cores.register_all(Kernels("cuda", run_core))
 
 @lru_cache(maxsize=1024)
 def _lookups(footprint: Footprint, h: int, w: int, device: torch.device) -> tuple[list[Tensor], list[int]]:
-    """The tables of Lookups in kernels_cuda/csrc/frames.h, and its numbers but for the shared memory."""
+    """The tables and numbers of Lookups in kernels_cuda/csrc/frames.h, without the size of shared memory."""
     oh, ow = footprint.output_size(h, w)
     (rows,), columns, taps = footprint.frame(h, w, oh)
     first_rows, first_columns = taps // len(columns), taps % len(columns)
@@ -116,7 +117,8 @@ def _lookups(footprint: Footprint, h: int, w: int, device: torch.device) -> tupl
 
 
 def _rectangle(footprint: Footprint, pieces: int) -> tuple[int, int]:
-    """The pieces in each row of a rectangle without gaps around the centre, and its rows above the centre's."""
+    """The pieces in each row of a rectangle without gaps around the centre, and its rows above the centre; 0, 0 for
+    other footprints."""
     (top, bottom), _ = footprint.reach
     if footprint.stride > 1 or not footprint.lattice or footprint.lattice[1] != (1, 1) or not top <= 0 <= bottom:
         return 0, 0
@@ -124,8 +126,8 @@ def _rectangle(footprint: Footprint, pieces: int) -> tuple[int, int]:
 
 
 def _tile(first_rows: Tensor, oh: int, row_bytes: int) -> tuple[int, Tensor]:
-    """How many rows of centres a tile has, and which rows of the continued map they read; tiles are of one size, as
-    few as fit FRAME_BYTES."""
+    """The rows of centres in a tile, and the rows of the continued map that they read. All tiles have the same size,
+    the largest whose frame fits FRAME_BYTES."""
     tiles, height = 1, oh
     while len(picks := (first_rows[:, None] + torch.arange(height)).unique()) * row_bytes > FRAME_BYTES and height > 1:
         tiles += 1
@@ -134,8 +136,8 @@ def _tile(first_rows: Tensor, oh: int, row_bytes: int) -> tuple[int, Tensor]:
 
 
 def _pieces(first_rows: list[int], first_columns: list[int], picks: list[int]) -> list[tuple[int, ...]]:
-    """The fields of every Piece: the taps by row and column, cut where the next is not one column further, or not as
-    many taps as the one before, and where there are more than LONGEST, evenly."""
+    """The fields of each Piece. Taps are sorted by row and column; a piece ends where the next tap is not in the next
+    column, or where the step between taps changes. Pieces of more than LONGEST taps are divided evenly."""
     places = sorted((row, column, tap) for tap, (row, column) in enumerate(zip(first_rows, first_columns, strict=True)))
     runs = [[places[0]]]
     for (row, column, tap), place in pairwise(places):
