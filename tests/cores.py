@@ -1,6 +1,7 @@
-"""The cores of the fused attentions as an oracle: every pair of centre and tap written out, gradients by autograd.
+"""Reference implementations of the cores of the fused attentions: each pair of a centre and a tap is materialised, and
+autograd computes the gradients.
 
-What the cores are is said in `saprof/backends/cores.py`; these share no code with it or with the kernels.
+`saprof/backends/cores.py` defines the cores. This file shares no code with it or with the kernels.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from saprof.operators.footprint import Footprint
 
 
 def at_taps(x: Tensor, footprint: Footprint) -> Tensor:
-    """n c k p: the map at every tap of every centre, 0 outside."""
+    """n c k p: the value of the map at each tap of each centre, 0 outside."""
     h, w = x.shape[-2:]
     rows, columns = footprint.rows(h)[:, :, None], footprint.columns(w)[:, None, :]
     index = (rows * w + columns).where((rows >= 0) & (columns >= 0), h * w).flatten(1)
@@ -34,7 +35,7 @@ def layers(parameters: Tensor, widths: Sequence[int]) -> list[tuple[Tensor, Tens
 
 
 def mapping(z: Tensor, parameters: Tensor, widths: Sequence[int]) -> Tensor:
-    """The linear layers, with a ReLU between each two, on the second axis of n, e, ….."""
+    """The linear layers, with a ReLU between them, on the second axis of (n, e, …)."""
     for index, (weight, bias) in enumerate(layers(parameters, widths)):
         z = z.relu() if index else z
         z = torch.einsum("oe,ne...->no...", weight, z) + bias.view(-1, *[1] * (z.dim() - 2))
@@ -81,8 +82,8 @@ def aggregate(alpha: Tensor, beta: Tensor, footprint: Footprint) -> Tensor:
 
 
 def pairwise_statistics(offset, factor, map_, parameters, widths, rectified, footprint):
-    """Mean and biased variance, over images, taps and centres, of what the last layer gives; without a layer, of the
-    rows before their ReLU."""
+    """The mean and biased variance of the last layer's outputs over images, taps and centres; without a layer, of the
+    rows before the ReLU."""
     z = pairwise_rows(offset, factor, map_, footprint)
     if len(widths) > 1:
         z = mapping(z.relu() if rectified else z, parameters, widths)
@@ -90,7 +91,7 @@ def pairwise_statistics(offset, factor, map_, parameters, widths, rectified, foo
 
 
 def patchwise_rows(kind: str, centres: Tensor, map_: Tensor, footprint: Footprint) -> Tensor:
-    """n rows p: the relation, before its batch norm; of the concatenation only the part of ψ."""
+    """n rows p: the relation before its batch norm; for the concatenation, only the part of ψ."""
     psi = at_taps(map_, footprint)
     if kind == "concatenation":
         return psi.flatten(1, 2)
@@ -113,7 +114,8 @@ def patchwise_attention(kind, centres, map_, beta, scale, shift, parameters, wid
 
 
 def patchwise_statistics(kind, centres, map_, scale, shift, parameters, widths, footprint):
-    """Mean and biased variance over images and centres, as of pairwise_statistics; without a layer, of the relation."""
+    """The mean and biased variance of the last layer's outputs over images and centres; without a layer, of the
+    relation."""
     if len(widths) > 1:
         z = patchwise_hidden(kind, centres, map_, scale, shift, parameters, widths, footprint)
     else:

@@ -1,8 +1,8 @@
-"""`make gpu`: all that a machine with a GPU is wanted for, in one command that may be called again.
+"""`make gpu`: everything that needs a machine with a GPU, in one command that may be called again.
 
-What matters most comes first. Every step is a process with a log of its own; what is done at this state of the code,
-with these versions and on this device, is not done again, and a sweep goes on where it was stopped. The commit is
-noted, but the files are what counts.
+The most important steps come first. Each step is a process with its own log. A step that was completed with the same
+code, versions and device is not repeated, and a sweep continues where it was stopped. The commit is recorded, but the
+content of the files decides whether the code is the same.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ from saprof import command, sweep, text
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
 BUDGET = "{seconds}"
-"""Stands in a command for the seconds that it may take; such a command goes on where it was stopped."""
+"""A placeholder in a command for the seconds that it may take; such a command continues where it was stopped."""
 SPARE_S = 20.0
-"""Of these, what a sweep keeps for the group that it has begun, and for its summary."""
+"""A sweep keeps so many of these seconds for the group that it has begun, and for its summary."""
 LEEWAY_S = 60.0
 GRACE_S = 5.0
-"""From the request to end until the order."""
+"""The time between SIGTERM and SIGKILL."""
 
 OK, SKIPPED, FAILED, UNFINISHED, NOT_RUN = "ok", "skipped", "failed", "unfinished", "not run"
 SAYINGS = {
     "left when the time budget ran out": (UNFINISHED, "a sweep's time was up"),
     "Device not supported": (SKIPPED, "compute-sanitizer does not support this device"),
 }
-"""What a command that did not exit with 0 may have written, and what came of it."""
+"""Messages of a command that did not exit with 0, and the status and note that they mean."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Commands to run in this order, whatever comes of each."""
+    """Commands that run in this order, even if one of them fails."""
 
     name: str
     seconds: float
-    """Predicted; a step that takes twice as long, and `LEEWAY_S`, is given up."""
+    """The predicted time; a step that takes twice as long plus `LEEWAY_S` is stopped."""
     commands: tuple[tuple[str, ...], ...]
     environment: dict[str, str] = field(default_factory=dict)
     lacks: str = ""
-    """Why it cannot run here."""
+    """Why the step cannot run here."""
     vital: bool = False
-    """Without it, no later step makes sense; done every time, since what it made may be gone."""
+    """Later steps need it. It runs every time, since its result may have been deleted."""
 
     @property
     def least(self) -> float:
-        """The seconds with which it is worth beginning."""
+        """The step is only begun if so many seconds are left."""
         return 2 * SPARE_S if any(BUDGET in argv for argv in self.commands) else self.seconds
 
 
@@ -71,11 +71,11 @@ class Outcome:
     note: str = ""
     seconds: float = 0.0
     codes: tuple[int | None, ...] = ()
-    """Exit codes; None where the command was ended."""
+    """Exit codes; None for a command that was stopped."""
 
 
 def steps(output: Path, fingerprint: str) -> list[Step]:
-    """All steps, the most needed first; `fingerprint` is that of the rows that the sweeps here will write."""
+    """All steps, the most important first; `fingerprint` is that of the rows that the sweeps will write."""
 
     def python(module: str, arguments: str) -> tuple[str, ...]:
         return PYTHON, "-m", module, *arguments.split()
@@ -85,7 +85,7 @@ def steps(output: Path, fingerprint: str) -> list[Step]:
         return Step(name, seconds, ((*asked, f"--benchmark-json={output / name}.json"),))
 
     def sweeps(name: str, beside: float, *variants: str) -> Step:
-        """A cell takes the time asked for it, and `beside` it to be made, compiled and checked."""
+        """A cell takes its measuring time, plus `beside` seconds for making, compiling and checking it."""
         seconds, folder = 0.0, str(output / f"{name}-{fingerprint}")
         commands = []
         for variant in variants:
@@ -183,8 +183,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def provenance() -> dict[str, Any]:
-    """Where we are, as a run folder records it, with its fingerprint, whether there is a GPU, and the state of the
-    tests. Asked for in a process of its own, so that none of the GPU's memory is held here."""
+    """The environment as a run folder records it, its fingerprint, whether there is a GPU, and the hash of the tests.
+    It is read in a process of its own, so that this one holds no memory of the GPU."""
     program = (
         "import json, torch\n"
         "from saprof.records.environment import fingerprint, provenance\n"
@@ -199,7 +199,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _hash_of_tests() -> str:
-    """Less this script and its test: its commands are compared one by one."""
+    """The hash of all files in tests/ except this script and its test: its commands are compared one by one."""
     own = {Path(__file__).name, f"test_{Path(__file__).name}"}
     files = (path for path in sorted((ROOT / "tests").rglob("*.*")) if path.suffix in (".py", ".cpp", ".h", ".cu"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.name not in own)).hexdigest()[:12]
@@ -220,13 +220,13 @@ def _compute_sanitizer() -> str | None:
 
 
 def _key(step: Step, where: dict[str, Any]) -> str:
-    """What a step that is done was."""
+    """A hash that identifies a completed step."""
     content = json.dumps([step.name, step.commands, where["fingerprint"], where["tests"]])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _done(path: Path) -> set[str]:
-    """Keys of the steps that came out well; a line cut short is one that did not."""
+    """The keys of the steps that succeeded; an incomplete line counts as a failure."""
     keys = set()
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         with suppress(ValueError):
@@ -249,7 +249,7 @@ def _planned(plan: Sequence[Step], done: Sequence[bool]) -> str:
 def _run_all(
     plan: Sequence[Step], where: dict[str, Any], done: set[str], output: Path, deadline: float
 ) -> list[Outcome]:
-    """What came of every step; each is told and recorded as it ends."""
+    """The outcome of each step; it is printed and recorded as soon as the step ends."""
     outcomes, broken = [], ""
     for step in plan:
         print(f"{step.name:<10} ", end="", file=sys.stderr, flush=True)
@@ -297,7 +297,7 @@ def _run(step: Step, path: Path, deadline: float) -> Outcome:
 
 
 def _judge(codes: Sequence[int | None], log: str) -> tuple[str, str]:
-    """Status and note of commands that came to their ends."""
+    """The status and note of commands that ended by themselves."""
     if not any(codes):
         return OK, ""
     for saying, meaning in SAYINGS.items():
@@ -307,7 +307,7 @@ def _judge(codes: Sequence[int | None], log: str) -> tuple[str, str]:
 
 
 def _call(argv: Sequence[str], environment: dict[str, str], log: IO[str], seconds: float) -> int | None:
-    """The exit code, or None after so many seconds; nothing that the command started outlives it."""
+    """The exit code, or None after so many seconds; all processes that the command started have ended."""
     around = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
     try:
         process = subprocess.Popen(
@@ -331,7 +331,7 @@ def _call(argv: Sequence[str], environment: dict[str, str], log: IO[str], second
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ask the whole process group to end, then see to it."""
+    """Send SIGTERM to the process group, then SIGKILL."""
     try:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)

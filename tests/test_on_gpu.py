@@ -1,4 +1,4 @@
-"""`make gpu` on a machine that has no GPU: other steps take the places of its own, whose commands are only read."""
+"""`make gpu` on a machine without a GPU: other steps replace its own, whose commands are only read."""
 
 import json
 import os
@@ -33,7 +33,7 @@ WHERE = {
 
 
 class Machine:
-    """A machine with a GPU, on which `plan` are the steps; `trace` says which ran."""
+    """A machine with a GPU whose steps are `plan`; `trace` lists those that ran."""
 
     def __init__(self, folder):
         self.output, self.trace = folder / "out", folder / "trace"
@@ -41,7 +41,7 @@ class Machine:
         self.plan = []
 
     def step(self, name, after="", seconds=0.1, **kind):
-        """A step that leaves its name, then does `after`."""
+        """A step that records its name, then runs `after`."""
         return Step(name, seconds, (self.command(name, after),), **kind)
 
     def command(self, name, after="", *arguments):
@@ -69,7 +69,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def notes(printed):
-    """What the final table says of each step."""
+    """The status of each step in the final table."""
     lines = (re.split(r"\s{2,}", line, maxsplit=4) for line in printed.splitlines()[2:])
     return {name: (status, *note) for name, status, _, _, *note in lines}
 
@@ -200,7 +200,7 @@ CHILD = "pid = os.fork()\nif pid: print(pid, flush=True)\ntime.sleep(60)"
 
 
 def gone(pid):
-    """Whether the process has ended; a zombie, whom nobody here can bury, has."""
+    """Whether the process has ended; a zombie counts as ended, since this process cannot wait for it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except OSError:
@@ -294,7 +294,7 @@ def test_provenance_is_that_of_a_sweep():
 
 
 def test_every_command_is_understood(capsys):
-    """By its own parser; files that pytest is given have tests of a GPU."""
+    """The parser of each command accepts its arguments; the files that pytest takes contain tests of a GPU."""
     for step in on_gpu.steps(Path("out"), "f0"):
         for argv in step.commands:
             _, _, module, *arguments = argv[argv.index(PYTHON) :]
@@ -317,7 +317,7 @@ def test_every_command_is_understood(capsys):
 
 
 def test_no_operator_is_named():
-    """So that a new one is part of it."""
+    """A new one must be a part of it."""
     commands = [argv for step in on_gpu.steps(Path("out"), "f0") for argv in step.commands]
     asked = [argv[argv.index("--operator") + 1] for argv in commands if "--operator" in argv]
     assert set(asked) == {"all"}

@@ -1,7 +1,7 @@
-"""The build of the CUDA kernels: when it compiles, for which GPUs, where to, and what it says when it cannot.
+"""The build of the CUDA kernels: when it compiles, for which GPUs, into which folder, and its errors.
 
-Most tests have an nvcc of their own, a script: it says that it is 13.0.88, writes down each call, prints what a source
-has after `// says`, and fails if that is an `error`.
+Most tests replace nvcc by a script: it has version 13.0.88, records each call, prints what a source has after `//
+says`, and fails if that is an `error`.
 """
 
 import ctypes
@@ -111,7 +111,7 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def without_nvcc(tmp_path, monkeypatch):
-    """Call it to take the compiler away."""
+    """Call it to remove the compiler."""
 
     def take() -> None:
         monkeypatch.setenv("CUDA_HOME", str(tmp_path / "none"))
@@ -438,7 +438,7 @@ def test_is_built_in_the_cache_if_not_beside_the_sources(project, tmp_path, monk
 
 
 def test_library_in_a_folder_that_cannot_be_written_to(project, tmp_path, monkeypatch):
-    """Someone else built it there."""
+    """Another user has built the library there."""
     monkeypatch.delenv("SAPROF_BUILD_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     built = build.library()
@@ -542,7 +542,7 @@ def test_nvcc_refuses(compiled):
 
 @pytest.fixture(scope="module")
 def real(request):
-    """The library of csrc/ for one GPU, which takes minutes as it is; kept from run to run, under its fingerprint."""
+    """The library of csrc/ for one architecture. The build takes minutes, so the library is kept between runs."""
     if not compiler.find_nvcc():
         pytest.skip("there is no nvcc")
     with pytest.MonkeyPatch.context() as patch:
@@ -561,7 +561,7 @@ def test_no_kernel_spills(real):
 
 
 def loading(real: Path, stub: str) -> subprocess.CompletedProcess:
-    """A process that loads the library, which other tests cannot unload, and prints the operator's schema."""
+    """A process that loads the library and prints the operator's schema. No test can unload a library."""
     code = f"import ctypes\nfrom kernels_cuda import build\n{stub}\nprint(build.load().default._schema)"
     environment = {**os.environ, "SAPROF_BUILD_DIR": str(real.parent), "TORCH_CUDA_ARCH_LIST": "9.0"}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)

@@ -1,8 +1,8 @@
-"""The CUDA backend without a GPU: its kernels, compiled for the CPU (cuda_on_host), in all their ways to compute, and
-watched by the sanitizers.
+"""The CUDA backend without a GPU: its kernels are compiled for the CPU (cuda_on_host) and run under sanitizers, with
+and without frames.
 
-test_operators.py judges them like those of every backend, there and on a GPU; those of the fused attentions are in
-test_cuda_fused.py.
+test_operators.py compares the kernels of all backends with the reference, on a CPU and on a GPU. test_cuda_fused.py
+tests those of the fused attentions.
 """
 
 import re
@@ -29,7 +29,7 @@ from saprof.operators.footprint import Footprint
 from saprof.operators.workload import Workload, edge, tiny
 
 WAYS = {"frames": {}, "tiles of one row": {"FRAME_BYTES": 1}, "no frames": {"SHARED_BYTES": 512}}
-"""What the kernels do with a footprint, and what makes them do it on maps as small as these."""
+"""The ways in which kernels process a footprint, and the constants that select them on small maps."""
 
 each_way = pytest.mark.parametrize("way", WAYS)
 
@@ -51,7 +51,7 @@ def watched_host(request, cache_folder):
 
 @contextmanager
 def kernels_in(host, **constants):
-    """What is asked of the backend on the CPU is computed by this process."""
+    """The backend computes on the CPU, in the process of `host`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backend._LAUNCH, "cpu", host.run)
         for name, value in constants.items():
@@ -73,13 +73,13 @@ def with_dtype(workloads, *dtypes):
 
 
 def in_turn(workloads):
-    """Each workload in one of the types that sanitizers see, by turns."""
+    """The workloads, alternating between the dtypes that are compiled with sanitizers."""
     for i, workload in enumerate(workloads):
         yield replace(workload, dtype=WATCHED[(i + i // 2) % 2])
 
 
 def wide(op):
-    """Maps with rows of several vectors, in several tiles, and every cut of a footprint into pieces."""
+    """Maps with several vectors in a row, and several tiles; and all kinds of pieces of a footprint."""
     footprints = [3, 4, 5, 7, 9, 11, "5 stride=2", "disk:9", "cross:13", "dilated:3x4", "rectangle:1x17"]
     for text in footprints:
         footprint = Footprint.parse(text)
@@ -91,7 +91,7 @@ def wide(op):
 @each_of_two
 @each_way
 def test_values_and_gradients(op, way, watched_host):
-    """And no thread reads or writes where it must not, or when another one does."""
+    """Also, no thread accesses memory out of bounds, or at the same time as another one."""
     judge(watched_host, with_dtype(wide(op), "float32"), way)
     judge(watched_host, in_turn(tiny(op)), way)
 
@@ -175,7 +175,7 @@ for arguments in (
 
 @pytest.mark.deep
 def test_through_torch(cache_folder):
-    """The library as torch sees it, but for the device: what kernels are given, and what is refused."""
+    """The library as torch calls it, except that tensors are on the CPU: results and error messages."""
     command = [sys.executable, "-c", THROUGH_TORCH, str(build_library(cache_folder))]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -205,7 +205,7 @@ def test_a_map_that_is_too_wide_is_refused(cuda_on_host):
 
 @pytest.mark.deep
 class TestTheSanitizersSee:
-    """What would go unnoticed otherwise: a kernel with a planted mistake."""
+    """A planted mistake in a kernel must be reported."""
 
     @pytest.mark.parametrize(
         ("sanitizer", "right", "wrong", "report"),

@@ -23,8 +23,8 @@ from saprof.backends.cores import KERNELS, PairwiseOptions, PatchwiseOptions, St
 from saprof.operators.footprint import Footprint
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-"""Of the largest element. Sums are of at most some hundred products; float16 and bfloat16 are rounded once, to 2⁻¹¹ and
-2⁻⁸, but D in the softmax's gradient is computed of a rounded y."""
+"""Relative to the largest element. Sums have at most some hundred products. float16 and bfloat16 are rounded once, to
+2⁻¹¹ and 2⁻⁸, but the gradient of the softmax also uses a rounded y."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Heads:
-    """Of stand-alone attention; `depth` channels each, `share` of β, and logits of what is `given`."""
+    """A case of the stand-alone attention: each head has `depth` channels, and `share` channels of β. `given` lists the
+    inputs that exist."""
 
     text: str
     depth: int = 3
@@ -109,7 +110,7 @@ KINDS = ("concatenation", "star_product", "clique_product")
 
 
 class Tensors:
-    """Of the same values for every test."""
+    """Random tensors, with the same values in each test."""
 
     def __init__(self) -> None:
         self._generator = torch.Generator().manual_seed(1)
@@ -137,7 +138,7 @@ def kernels_in(host, **constants):
 
 
 def stored(x: Tensor | None, dtype: torch.dtype, exact: bool) -> Tensor | None:
-    """As a core gets it: maps in `dtype`, parameters in the type of its sums."""
+    """The inputs as a core takes them: maps in `dtype`, parameters in the dtype of sums."""
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     return None if x is None else x.detach().to(sums if exact else dtype).contiguous()
 
@@ -152,7 +153,7 @@ def options_of(name, widths, flag):
 
 
 def judge(name, inputs, outputs, widths, flag, footprint, dtype, needed=None):
-    """Run a core on the inputs, and compare with the expected outputs, all of them by name."""
+    """Run a core on the inputs and compare its outputs, by name, with the expected ones."""
     given = [stored(x, dtype, key in EXACT) for key, x in inputs.items()]
     got = {}
     for key, x in outputs.items():
@@ -174,7 +175,7 @@ def leaves(inputs):
 
 
 def gradients(output, given, names, seeds):
-    """d_name of each of the names, or None of one that is not there, or does not matter."""
+    """d_name for each name; None if the input is absent, or its gradient is not needed."""
     there = [name for name in names if given[name] is not None]
     found = torch.autograd.grad(output, [given[name] for name in there], seeds, allow_unused=True)
     found = dict(zip(there, found, strict=True))
@@ -182,7 +183,7 @@ def gradients(output, given, names, seeds):
 
 
 def rounded(inputs, dtype):
-    """What the kernels read, in float64."""
+    """The values that the kernels read, in float64."""
     return {k: None if x is None else stored(x, dtype, k in EXACT).double() for k, x in inputs.items()}
 
 
@@ -291,7 +292,7 @@ def check_patchwise_statistics(kind: str, case: Case, layers: int, dtype=torch.f
 
 
 def check_all(pairwise: Case, patchwise: Case, dtype=torch.float64):
-    """Every core once, and without a layer."""
+    """Check each core once, and once without a layer."""
     check_pairwise_attention(pairwise, dtype)
     for layers in (0, 1):
         check_pairwise_statistics(pairwise, layers, dtype)
@@ -329,7 +330,7 @@ class TestStandAlone:
 
     @pytest.mark.parametrize("shared_bytes", [2048, 4096, 8192])
     def test_with_little_shared_memory(self, case, dtype, shared_bytes, host):
-        """Fewer rows, a few channels or pieces at a time, and in the end no frames."""
+        """With ever less shared memory: fewer rows, then a few channels or pieces at a time, then no frames."""
         with kernels_in(host, SHARED_BYTES=shared_bytes, WORKERS=2):
             check_stand_alone(case, dtype)
 
@@ -357,7 +358,7 @@ def test_half_precision(dtype, host):
 
 @pytest.mark.parametrize("shared_bytes", [6 << 10, 8 << 10])
 def test_little_shared_memory(shared_bytes, host):
-    """Small tiles, many chunks and panels, and two workers for them all."""
+    """Small tiles, many chunks and panels, and only two workers."""
     with kernels_in(host, SHARED_BYTES=shared_bytes, WORKERS=2):
         check_all(Case("5 stride=2 boundary=zero", e=40, hidden=(7,), h=7), PATCHWISE[2])
         check_all(PAIRWISE[6], Case("3 boundary=exclude", hidden=(37,), g=5, w=9), torch.float32)
@@ -378,7 +379,7 @@ def test_too_little_shared_memory(host):
 @pytest.mark.deep
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_watched(sanitizer, request):
-    """No thread reads or writes where it must not, or when another one does."""
+    """No thread accesses memory out of bounds, or at the same time as another one."""
     small = Case("3 boundary=exclude", e=3, hidden=(5,), n=2, h=4, w=5)
     with (
         Host(build(sanitizer, request.config.cache.mkdir("cuda_on_host"))) as host,
@@ -394,7 +395,7 @@ def test_watched(sanitizer, request):
 
 
 class TestOutputs:
-    """Those that nobody needs are None."""
+    """Outputs that are not needed are None."""
 
     @pytest.mark.parametrize("needed", ["offset", "factor", "map", "beta", "parameters"])
     def test_pairwise(self, needed, host):
@@ -427,7 +428,7 @@ class TestOutputs:
                 assert all(torch.equal(once[key], again[key]) for key in once)
 
     def test_of_no_images(self):
-        """Gradients are 0, and nothing is started."""
+        """The gradients are 0, and no kernel is launched."""
         with kernels_in(SimpleNamespace(run=lambda *_: pytest.fail("a kernel was asked for"))):
             case = Case("3", n=0)
             widths = widths_of(case, case.e, case.g)
@@ -462,7 +463,7 @@ except (RuntimeError, ValueError) as error:
 
 @pytest.mark.deep
 def test_through_torch(request):
-    """The library as torch sees it, but for the device."""
+    """The library as torch calls it, except that tensors are on the CPU."""
     library = build_library(request.config.cache.mkdir("cuda_on_host"))
     command = [sys.executable, "-c", THROUGH_TORCH, str(library)]
     path = os.pathsep.join([str(Path(cores.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -474,7 +475,7 @@ def test_through_torch(request):
 
 
 def test_the_variance_of_values_far_from_zero(host):
-    """In float32, though their squares have no digit left for it."""
+    """The variance is right in float32, although the squares of the values leave no digits for it."""
     footprint, new = Footprint.square(3), Tensors()
     inputs = {"offset": 4096 + new(2, 3, 30), "factor": None, "map": new(2, 3, 5, 6), "parameters": new(0)}
     inputs = rounded(inputs, torch.float32)

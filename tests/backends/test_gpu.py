@@ -1,6 +1,6 @@
-"""What only a GPU shows of the kernels that torch cannot look into: streams, graphs, several devices, memory, size.
+"""Tests of the opaque kernels that need a GPU: streams, graphs, several devices, memory, size.
 
-Their values and gradients are judged by test_operators.py.
+test_operators.py tests their values and gradients.
 """
 
 import pytest
@@ -31,7 +31,7 @@ def workload(op):
 
 
 def step(op, inputs, backend):
-    """Output and gradients."""
+    """The output and the gradients."""
     output = run(op, *inputs, footprint=FOOTPRINT, backend=backend)
     return [output, *torch.autograd.grad(output, inputs, output.detach())]
 
@@ -48,7 +48,7 @@ def test_the_same_bits_twice(op, backend):
 
 @each_operator
 def test_in_the_current_stream(op, backend):
-    """Work that is queued there already comes first."""
+    """The kernel waits for work that is already queued in the stream."""
     inputs = workload(op).tensors("cuda")
     want = run(op, *inputs, footprint=FOOTPRINT, backend=backend)
     late = [torch.zeros_like(x) for x in inputs]
@@ -87,7 +87,7 @@ def test_on_a_device_that_is_not_the_current_one(op, backend):
 
 @each_operator
 def test_nothing_but_the_output_takes_memory(op, backend):
-    """Of an attention a few maps, but nothing as large as the footprint."""
+    """An attention may also allocate a few maps, but no array of the size of the footprint."""
     for case in stages(op):
         inputs = case.tensors("cuda")
         output = run(op, *inputs, footprint=case.footprint, backend=backend)
@@ -97,7 +97,7 @@ def test_nothing_but_the_output_takes_memory(op, backend):
 
 
 def test_more_elements_than_an_int_counts(backend):
-    """2.4 · 10⁹ of them; the last image alone, and all of them together."""
+    """2.4 · 10⁹ elements: the last image alone gives the same as all images together."""
     footprint = Footprint.square(7)
     phi, psi = torch.randn(2, 8, 128, 224, 224, device="cuda", dtype=torch.float16)
     output = run(pairwise_subtraction, phi, psi, footprint=footprint, backend=backend)

@@ -1,6 +1,6 @@
-"""The Numba backend's CUDA kernels without a GPU: Numba simulates one, and torch's CPU tensors are its memory.
+"""The Numba backend's CUDA kernels without a GPU: Numba simulates one, and its memory are torch's CPU tensors.
 
-With a GPU they are judged on it, by test_operators.py; the simulator is then left out.
+If there is a GPU, test_operators.py runs the kernels on it, and these tests are skipped.
 """
 
 from dataclasses import replace
@@ -53,7 +53,7 @@ def test_edge(workload):
 
 @workloads(lambda op: [next(tiny(op))], "float64", "float16", "bfloat16")
 def test_other_types(workload):
-    """On a GPU float16 stays what it is, and only bfloat16 is converted."""
+    """On a GPU only bfloat16 is converted; kernels read float16."""
     verdict = check(workload, "numba")
     assert verdict.ok, verdict.message
     assert verdict.gradients

@@ -1,8 +1,8 @@
-"""The CUDA kernels of the fused attentions' cores in Numba, without a GPU: Numba simulates one, against the oracle of
-cores.py.
+"""Numba's CUDA kernels of the fused attentions' cores without a GPU: Numba simulates one. The expected values are those
+of cores.py.
 
-Blocks and panels are made so small that tiny maps have several of each. The simulator starts a thread for every thread
-of a block, and looks in a loop whether all of them wait; that they take turns more often makes it several times faster.
+Blocks and panels are so small that tiny maps have several of each. The simulator starts a Python thread for each thread
+of a block, and polls whether all of them wait. A shorter switch interval between threads makes it several times faster.
 """
 
 from __future__ import annotations

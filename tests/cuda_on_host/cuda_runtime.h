@@ -1,18 +1,21 @@
 // The part of the CUDA runtime that kernels_cuda uses, on a CPU: the compiler finds this header first.
 //
-// A CUDA thread is a fiber: a stack of its own, and it runs until __syncthreads(), or to its end, when the next one's
-// turn has come. Blocks run from the last to the first, so that what a kernel computes is always the same, and wrong if
-// it counts on another block or on warps. To ThreadSanitizer each fiber is a thread, ordered with others by
-// __syncthreads() and by the launch alone: it sees races whatever the order of turns was. (It does not with std::thread
-// and std::barrier: who wakes up late from one barrier there comes after everybody who has arrived at the next.)
-// AddressSanitizer sees accesses beyond the shared memory, which is exactly as large as asked for, and whose bits are
-// set before a block begins: a float that nobody wrote is NaN. A barrier that only some threads of a block pass ends
-// the process.
+// A CUDA thread is a fiber with its own stack. It runs until __syncthreads() or until its end, and then the next fiber
+// runs. Blocks run from the last to the first. Results are therefore deterministic, and wrong if a kernel depends on
+// the order of blocks or on warps.
 //
-// What it cannot show: some races between blocks of the same parity, which share their fibers; barriers in different
-// places that all threads pass equally often; anything about warps; the order of kernels in a stream (a launch returns
-// when the kernel has ended); host memory used on the GPU or the reverse; limits on registers; contraction to FMA and
-// the GPU's own functions. One dimension, no __shared__ variables.
+// ThreadSanitizer treats each fiber as a thread. Only __syncthreads() and the launch order fibers, so it reports a race
+// whatever the order of execution was. (With std::thread and std::barrier it would not: a thread that leaves a barrier
+// late is ordered after all threads that have arrived at the next one.)
+//
+// Shared memory is exactly as large as requested, so AddressSanitizer reports accesses beyond it. All of its bits are
+// set before a block begins, so a float that was never written is NaN. A barrier that only some threads of a block pass
+// ends the process.
+//
+// The emulation does not find: some races between blocks of the same parity, which share their fibers; barriers in
+// different places that all threads pass equally often; mistakes with warps, with the order of kernels in a stream (a
+// launch returns when the kernel has ended), or with host memory used on the GPU or the reverse; limits on registers;
+// differences by contraction to FMA or by the GPU's functions. It supports one dimension, and no __shared__ variables.
 
 #pragma once
 
@@ -80,7 +83,7 @@ constexpr unsigned MOST_THREADS = 1024;
 constexpr size_t MOST_SHARED_BYTES = 48 << 10;  // unless a kernel's attribute asks for more
 constexpr size_t STACK_BYTES = 256 << 10;
 
-// What happens before `release` of an address happens before what follows `acquire` of it.
+// What precedes `release` of an address happens before what follows `acquire` of the same address.
 #ifdef __SANITIZE_THREAD__
 inline void release(const void* address) { __tsan_release(const_cast<void*>(address)); }
 inline void acquire(const void* address) { __tsan_acquire(const_cast<void*>(address)); }
@@ -89,12 +92,12 @@ inline void release(const void*) {}
 inline void acquire(const void*) {}
 #endif
 
-// A block, kept until the launch ends, since nothing orders its threads before the next block's.
+// A block. It is kept until the launch ends, since nothing orders its threads before those of the next block.
 struct Block {
   const dim3 index;
   const std::function<void()>& kernel;
   std::unique_ptr<unsigned char[]> shared;
-  // Addresses to release and acquire. Barriers take turns: nobody leaves one after those who arrive at the next.
+  // Addresses to release and acquire. Barriers alternate between the two.
   const int64_t begin = 0, barriers[2] = {}, end = 0;
 
   Block(unsigned x, size_t shared_bytes, const std::function<void()>& kernel) : index(x, 0, 0), kernel(kernel) {
@@ -106,7 +109,7 @@ struct Block {
   }
 };
 
-// A fiber, for one thread of a block after the other. What two fibers share without an order between them is atomic.
+// A fiber, which runs one thread of a block after the other. Data that unordered fibers share is atomic.
 class Thread {
  public:
   dim3 index{0, 0, 0};
@@ -117,13 +120,13 @@ class Thread {
     context_.uc_stack.ss_sp = stack_.get();
     context_.uc_stack.ss_size = STACK_BYTES;
     makecontext(&context_, live, 0);
-    context_.uc_stack.ss_size = 0;  // or AddressSanitizer forgets at every change what it knows of the stack
+    context_.uc_stack.ss_size = 0;  // otherwise AddressSanitizer loses the state of the stack at each switch
     release(this);
   }
 
   static Thread& current() { return *current_.load(std::memory_order_relaxed); }
 
-  // Run the thread until it waits at a barrier, or has ended. Does it wait?
+  // Run the thread until it waits at a barrier or ends. Returns whether it waits.
   bool run(Block& block, unsigned index) {
     next_block_.store(&block, std::memory_order_relaxed);
     next_index_.store(index, std::memory_order_relaxed);

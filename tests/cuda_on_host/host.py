@@ -1,4 +1,4 @@
-"""Builds the CUDA kernels for this machine's CPU, and calls them in a process of their own, which a sanitizer may end.
+"""Builds the CUDA kernels for this machine's CPU, and calls them in another process, which a sanitizer may end.
 
 with Host(build("thread", folder)) as host:
     host.run("aggregation", [alpha, beta, output], tables, numbers)
@@ -39,7 +39,7 @@ SANITIZERS = {
     "thread": [*_WATCHED, "-fsanitize=thread"],
 }
 WATCHED = ("float32", "bfloat16")
-"""The types that sanitizers see, of all widths of vectors: compiling for them takes longest."""
+"""The dtypes that are compiled with sanitizers, which takes longest; together they have all widths of vectors."""
 _DEFINED = [flag for flag in FLAGS if flag.startswith("-D")]
 _FLAGS = ["-std=c++20", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", *_DEFINED]
 _FLAGS += ["-DSAPROF_THREADS=32"]
@@ -57,7 +57,8 @@ Array = np.ndarray | Tensor | None
 
 
 class Host:
-    """The process behind `build`; it starts on the first call, and after one that ended it."""
+    """The process of the command that `build` returns. It starts at the first call, and again after a call that ended
+    it."""
 
     def __init__(self, command: Sequence[str | Path], timeout: float = 300) -> None:
         self.command, self.timeout = [str(x) for x in command], timeout
@@ -83,11 +84,11 @@ class Host:
         numbers: Sequence[int],
         inputs: int | None = None,
     ) -> None:
-        """`launch` (launch.h) writes to those arrays that are outputs; None is one that nobody asks for.
+        """Call `launch` (launch.h), which writes to the arrays that are outputs; None is an output that is not needed.
 
-        The first `inputs` of them and the tables must come back as they were. By default these are the inputs of the
-        core of that name, or all arrays but the last, or, for the gradients of m inputs, the first 1 + m. RuntimeError
-        tells what `launch` threw, or what ended the process.
+        The first `inputs` arrays, and the tables, must not change. By default these are the inputs of the core of that
+        name; or all arrays but the last; or, for the gradients of m inputs, the first 1 + m. RuntimeError has the
+        message of an exception in `launch`, or the report of what ended the process.
         """
         if inputs is None and not (inputs := cores().get(name)):
             inputs = (len(arrays) + 1) // 2 if name.endswith("_backward") else len(arrays) - 1
@@ -139,7 +140,7 @@ class Host:
         return data
 
     def _end(self) -> str:
-        """How the process ended, and what it said."""
+        """The exit code of the process, and its report."""
         process, errors = self._process, self._errors
         assert process
         self._process = None
@@ -169,7 +170,7 @@ def build_library(folder: Path) -> Path:
 
 
 def _link(name: str, sources: set[Path], sanitizer: str, folder: Path, csrc: Path, how: Sequence[str]) -> Path:
-    """What becomes of the sources."""
+    """Compile the sources and link them."""
     flags, kind = [*_FLAGS, *SANITIZERS[sanitizer]], sanitizer or "plain"
     common = _hash(_version(), torch.__version__, *flags, *(x.read_bytes() for x in _headers(csrc)))
     flags += [f"-I{HERE}", f"-I{csrc}", "-isystem", str(_torch_headers())]
@@ -178,7 +179,7 @@ def _link(name: str, sources: set[Path], sanitizer: str, folder: Path, csrc: Pat
         target = folder / f"{source.stem}-{kind}-{_hash(common, source.read_bytes())}.o"
         return _make(target, [*flags, "-c", "-x", "c++", str(source)])
 
-    with FileLock(folder / f"{kind}.lock"):  # of two processes that want the same, the second waits and finds it
+    with FileLock(folder / f"{kind}.lock"):  # the second of two processes waits, and finds the result
         with ThreadPoolExecutor(2) as pool:
             objects = list(pool.map(compile_one, sorted(sources, key=lambda x: (-x.stat().st_size, x.name))))
         target = folder / f"{name}-{kind}-{_hash(*(x.name for x in objects))}"
@@ -194,7 +195,7 @@ def _torch_headers() -> Path:
 
 
 def _make(target: Path, arguments: list[str]) -> Path:
-    """Compile or link, unless it has been done; what was made of earlier sources goes."""
+    """Compile or link, unless the target exists; targets of earlier sources are deleted."""
     if target.exists():
         return target
     for old in target.parent.glob(target.stem[:-16] + "[0-9a-f]" * 16 + target.suffix):
@@ -227,7 +228,7 @@ def _version() -> str:
 
 @cache
 def _why_not(sanitizer: str) -> tuple[list[str], str]:
-    """How to run a program with that sanitizer, and if it cannot be, why."""
+    """The command prefix of a program with that sanitizer, and the reason if it cannot run."""
     with tempfile.TemporaryDirectory() as scratch:
         program = Path(scratch) / "program"
         command = [_compiler(), *_FLAGS, *SANITIZERS[sanitizer], "-x", "c++", "-", "-o", str(program)]
@@ -252,7 +253,7 @@ def _prefix(sanitizer: str) -> list[str]:
 
 
 def _bytes(x: Array) -> np.ndarray:
-    """The memory of an array."""
+    """The bytes of an array."""
     if x is None:
         return np.empty(0, np.uint8)
     if not (x.is_contiguous() if isinstance(x, Tensor) else x.flags.c_contiguous):
@@ -274,7 +275,7 @@ def _words(*values: int) -> bytes:
 
 
 def _essential(text: str) -> str:
-    """The report in what a process wrote."""
+    """The report in the output of a process."""
     begin = re.search(r"^(kernel .* barriers$|.*(Sanitizer:|runtime error:|terminate called))", text, re.MULTILINE)
     lines = text[begin.start() if begin else 0 :].splitlines()
     machinery = re.compile(r" *#\d+ .*(/c\+\+/|std::function|cuda_runtime\.h|<null>)")

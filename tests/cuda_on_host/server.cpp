@@ -1,9 +1,10 @@
-// Calls `launch` for host.py: requests on stdin, answers on stdout, until stdin ends. With an argument, every array lies
-// one element behind an address that vectors are aligned to.
+// Calls `launch` for host.py: reads requests from stdin and writes answers to stdout, until stdin ends. With an
+// argument, each array begins one element after an address that vectors are aligned to.
 //
-// Words are int64. A request is the numbers of bytes of the name, of arrays, of tables and of numbers; the name; the
-// numbers; and of every array, then of every table, its Type, its number of axes, its sizes and its elements. The
-// answer is −1 and the elements of every array and table as they are now, or the length of an error message, and it.
+// Words are int64. A request is: the length of the name in bytes, and how many arrays, tables and numbers follow; the
+// name; the numbers; for each array, then for each table, its Type, its number of axes, its sizes and its elements. The
+// answer is −1 and the elements of all arrays and tables after the call, or the length of an error message and the
+// message.
 
 #include <unistd.h>
 
@@ -20,7 +21,7 @@ namespace {
 struct Stored {
   Array array;
   size_t bytes;
-  std::unique_ptr<unsigned char[]> memory;  // no more than the elements, for AddressSanitizer
+  std::unique_ptr<unsigned char[]> memory;  // exactly the elements, for AddressSanitizer
 };
 
 size_t size_of(Type type) {
@@ -104,7 +105,7 @@ void answer(const std::vector<int64_t>& head, FILE* to) {
 int main(int count, char**) {
   shifted = count > 1;
   FILE* to = fdopen(dup(STDOUT_FILENO), "wb");
-  dup2(STDERR_FILENO, STDOUT_FILENO);  // for what a kernel may print
+  dup2(STDERR_FILENO, STDOUT_FILENO);  // kernels may print
   for (std::vector<int64_t> head(4); std::fread(head.data(), sizeof(int64_t), 4, stdin) == 4;) {
     answer(head, to);
     std::fflush(to);

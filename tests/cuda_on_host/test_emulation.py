@@ -1,4 +1,4 @@
-"""What kernels do wrong on purpose is caught, in the build that should catch it."""
+"""Kernels with deliberate mistakes: each build must report those that it is for."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ __global__ void reverse_without_barrier(const float* from, float* to) {
   to[blockIdx.x * blockDim.x + threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
 }
 
-// The last barrier of a round is missing: who is fast writes what the slow have yet to read.
+// The last barrier of a round is missing: fast threads overwrite what slow threads have yet to read.
 __global__ void rounds(const float* from, float* to) {
   float* shared = shared_memory<float>();
   for (int i = 0; i < 3; ++i) {
@@ -33,7 +33,7 @@ __global__ void rounds(const float* from, float* to) {
   }
 }
 
-// All blocks write the first element, each from another thread; `same` tells which.
+// All blocks write the first element, all from thread 0 if `same`, otherwise each from another thread.
 __global__ void one_element(const float* from, float* to, int64_t same) {
   if (threadIdx.x == (same ? 0 : blockIdx.x)) to[0] = from[0];
 }
@@ -130,7 +130,7 @@ def hosts(request):
 
 
 def call(host, name, blocks=3, threads=32, shared=128, number=0, dtype=torch.float32):
-    """`from` counts upwards; `to`, of which there are 4 for every thread, is returned."""
+    """`from` counts upwards; returns `to`, which has 4 elements for each thread."""
     source, to = torch.arange(float(blocks * threads)), torch.zeros(4 * blocks * threads, dtype=dtype)
     host.run(name, [source, to], [], [blocks, threads, shared, number])
     return to

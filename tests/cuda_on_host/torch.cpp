@@ -1,4 +1,4 @@
-// What binding.cpp asks torch for that a torch without CUDA does not have: a device to be on, and its stream.
+// The functions of torch that binding.cpp calls and a torch without CUDA lacks: a device guard and the current stream.
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
