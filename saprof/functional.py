@@ -222,13 +222,13 @@ def stand_alone_attention(
 ) -> Float[Tensor, "n v oh ow"]:
     """y_i = Σ_j softmax_j(q_iᵀ k_j + q_iᵀ r_{j−i}) v_j in every head (SASA Eq. 2 and 3).
 
-    Channel c of the values is of head c mod g. A scale of the logits belongs to the query. With the boundary `exclude`
+    Channel c of the values belongs to head c mod g. To scale the logits, scale the query. With the boundary `exclude`
     the softmax is over the taps inside the map.
 
     Shapes: query and key (n, d, g, h, w); relative (d, g, k), of any floating-point dtype; value (n, v, h, w), where g
     divides v; output (n, v, oh, ow).
 
-    The variants by what the logits are of are in `saprof.operators.stand_alone.ATTENTIONS`; `saprof.run` computes them.
+    The variants with other logits are in `saprof.operators.stand_alone.ATTENTIONS`; `saprof.run` computes them.
 
     Raises ValueError if shapes, dtypes or devices do not fit each other, Unsupported if no backend can run it.
     """

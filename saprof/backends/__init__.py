@@ -1,4 +1,4 @@
-"""The backends: who computes an operator, and the one adapter to torch.library.
+"""The backends, which compute the operators, and the dispatcher entry of each operator.
 
 A backend is a module with three functions. `kernel(operator)` returns the function that computes the operator from its
 inputs and a footprint, or None if there is none. `statistics(attention)` returns the function that computes the
@@ -24,7 +24,7 @@ from saprof.operators.footprint import Footprint
 from saprof.text import unknown
 
 BACKENDS: dict[str, ModuleType] = {name: import_module(f"saprof.backends.{name}") for name in operators.BACKENDS}
-"""By name, the best first: the order in which `auto` asks."""
+"""The backends by name, in the order in which `auto` tries them."""
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -34,7 +34,8 @@ class Unsupported(ValueError):
 
 
 def run(operator: Operator, *inputs: Tensor, footprint: Footprint, backend: str = "auto") -> Tensor:
-    """Compute `operator` on `inputs`, in the order of its declaration; `backend="auto"` takes the best that can.
+    """Compute `operator` on `inputs`, given in the order of its declaration. `backend="auto"` uses the first that can
+    compute it.
 
     Raises ValueError if the inputs do not fit the declaration or each other (number, axes, dtype, device), or if the
     backend is unknown; Unsupported, with the backends' reasons, if none can run it.
@@ -66,7 +67,7 @@ def run_statistics(
 
 
 def why_not(backend: str, operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
-    """The reason why `backend` cannot compute `operator` there, or None if it can."""
+    """The reason why `backend` cannot compute `operator` on such inputs, or None."""
     module = BACKENDS[backend]
     reason = module.why_not(operator, dtype, torch.device(device).type, footprint)
     if reason is None and module.kernel(operator) is None:
@@ -75,7 +76,8 @@ def why_not(backend: str, operator: Operator, dtype: torch.dtype, device: str, f
 
 
 def choose(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint, backend: str = "auto") -> str:
-    """The backend that will run: the named one, or under `auto` the first that can; else Unsupported, with reasons."""
+    """The backend that will run: the named one, or with `auto` the first that can. Raises Unsupported with the
+    reasons."""
     reasons = []
     for name in BACKENDS if backend == "auto" else (backend,):
         reason = why_not(name, operator, dtype, device, footprint)
@@ -86,7 +88,7 @@ def choose(operator: Operator, dtype: torch.dtype, device: str, footprint: Footp
 
 
 def check_device(device: str) -> None:
-    """ValueError unless torch sees `device` here."""
+    """Raises ValueError unless torch sees `device` on this machine."""
     count = torch.cuda.device_count()
     here = ["cpu", *(["cuda"] if count else []), *(f"cuda:{index}" for index in range(count))]
     if device not in here:
@@ -94,7 +96,7 @@ def check_device(device: str) -> None:
 
 
 def _check(operator: Operator, named: Sequence[tuple[str, Tensor]], footprint: Footprint, backend: str) -> list[Tensor]:
-    """The inputs, given with their names, if they go together; under autocast, of its type."""
+    """The inputs (given with their names), checked against each other; under autocast, with its dtype."""
     if not isinstance(footprint, Footprint):
         raise ValueError(
             f"{operator.name}: footprint is {footprint!r}; expected a Footprint, such as Footprint.square(7)"
@@ -109,7 +111,7 @@ def _check(operator: Operator, named: Sequence[tuple[str, Tensor]], footprint: F
 
 
 def _dispatch(inputs: Sequence[Any], entry: Callable[..., Any], footprint: str, backend: str) -> Any:
-    """Call a dispatcher entry; under autocast, no part of a backend is cast on its own."""
+    """Call a dispatcher entry. Autocast is disabled inside, so that no part of a backend is cast separately."""
     first = inputs[0][0] if isinstance(inputs[0], list) else inputs[0]
     if not _casts(first):
         return entry(*inputs, footprint, backend)
@@ -132,7 +134,7 @@ def _check_tensors(operator: Operator, named: Sequence[tuple[str, Tensor]]) -> N
 
 
 def _cast(x: Tensor) -> Tensor:
-    """In the autocast type, like the input of a convolution."""
+    """The tensor with the autocast dtype, like the input of a convolution."""
     return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(x.device.type))
 
 
@@ -144,19 +146,19 @@ def _check_alike(operator: Operator, named: Sequence[tuple[str, Tensor]]) -> Non
                 raise ValueError(f"{operator.name}: {what} of {name} is {got}; expected {expected}, as of {like}")
 
 
-# The adapter. `saprof::<operator>` is a composite: tracers and fvcore see one call by its declared name, while autograd
-# and torch.compile see what the backend does.
+# The adapter. `saprof::<operator>` is a composite operator: tracers and fvcore see one call with the declared name,
+# while autograd and torch.compile see the backend's own operators.
 
 _libraries: dict[str, torch.library.Library] = {}
 
 
 def register(operator: Operator) -> None:
-    """Give the operator its dispatcher entry."""
+    """Register the operator's dispatcher entry."""
 
     def compute(*arguments) -> Tensor:
         *inputs, text, backend = arguments
         footprint = Footprint.parse(text)
-        operator.bind([x.shape for x in inputs], footprint)  # here, where torch.compile does not look
+        operator.bind([x.shape for x in inputs], footprint)  # here, since torch.compile does not trace it
         chosen = choose(operator, inputs[0].dtype, inputs[0].device.type, footprint, backend)
         return BACKENDS[chosen].kernel(operator)(*inputs, footprint)
 

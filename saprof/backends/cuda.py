@@ -87,7 +87,7 @@ def run_core(name: str, tensors: Sequence[Tensor | None], options: cores.Options
 
 
 def _variant(options: cores.Options) -> int:
-    """Which variant of a core the kernels compute."""
+    """The variant of a core that the kernels compute."""
     match options:
         case cores.PairwiseOptions():
             return int(options.rectified)

@@ -1,9 +1,10 @@
-"""The fused attentions on a backend's cores: torch does what is per position or per parameter, cores do the pairs.
+"""The fused attentions on a backend's cores: torch computes everything that is per position or per parameter, the cores
+compute the pairs.
 
-The heads of stand-alone attention reach their core as they are. Of SAN's attentions, whatever the relation and the
-position encoding, with the first batch norm folded into them the rows that γ starts from are offset_i + factor_i ⊙
-map_j (pairwise) or scale ⊙ δ + shift (patchwise); later batch norms fold into the linears before them. Half precision
-is computed in float32.
+The core of stand-alone attention takes the heads unchanged. In SAN's attentions the first batch norm is folded into the
+rows that γ begins with. These are then offset_i + factor_i ⊙ map_j (pairwise) or scale ⊙ δ + shift (patchwise), for
+every relation and position encoding. Later batch norms are folded into the linears before them. Half precision is
+computed in float32.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from saprof.operators.attention import Attention, Roles, Step
 from saprof.operators.footprint import Footprint
 
 Layers = list[tuple[Tensor, Tensor]]
-"""(W, b) of linear layers."""
+"""Linear layers, each as (W, b)."""
 
 
 class Rows(NamedTuple):
-    """What a pairwise core pairs: offset_i + factor_i ⊙ map_j, no factor being 1."""
+    """The inputs of a pairwise core, for rows offset_i + factor_i ⊙ map_j. No factor stands for 1."""
 
     offset: Tensor
     factor: Tensor | None
@@ -97,7 +98,7 @@ def _pairwise(cores: Any, relation: str, inputs: Roles, footprint: Footprint) ->
 
 
 def _rows(relation: str, inputs: Roles, footprint: Footprint) -> Rows:
-    """[δ, position], or the terms of the dot product in place of δ."""
+    """The rows [δ, position], with the terms of the dot product in place of δ if the relation is one."""
     phi, psi = _centres(inputs.phi, footprint), inputs.psi
     match relation:
         case "summation":
@@ -117,7 +118,7 @@ def _rows(relation: str, inputs: Roles, footprint: Footprint) -> Rows:
 
 
 def _normed(rows: Rows, norm: Step) -> Rows:
-    """The rows behind a batch norm."""
+    """The rows after a batch norm."""
     scale, shift = norm.scale[:, None], norm.shift[:, None]
     offset = torch.addcmul(shift, rows.offset, scale)
     if rows.factor is None:
@@ -126,8 +127,8 @@ def _normed(rows: Rows, norm: Step) -> Rows:
 
 
 def _sum_of_terms(r: int, rows: Rows, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
-    """The linear layer that adds up the r terms φ_i ⊙ ψ_j of a dot product and hands the position on, with the norm
-    behind it."""
+    """The linear layer that sums the r terms φ_i ⊙ ψ_j of a dot product and copies the position, with the norm after
+    it."""
     like = rows.offset
     summed = torch.arange(like.shape[1], device=like.device) < r
     weight = torch.cat([summed[None], torch.diag(~summed)[r:]]).to(like.dtype)
@@ -166,7 +167,7 @@ def _centres(map_: Tensor, footprint: Footprint) -> Tensor:
 
 
 def _layers(inputs: Roles) -> Layers:
-    """The linears of γ, with the batch norm behind each folded in; the last has γ's bias, if any."""
+    """The linears of γ, each with the batch norm after it folded in. The last one has γ's bias, if there is one."""
     steps = inputs.steps
     weights = [step.weight.flatten(0, -2) for step in steps]
     layers = [(norm.scale[:, None] * weight, norm.shift) for weight, norm in zip(weights, steps[1:], strict=False)]

@@ -52,7 +52,7 @@ class Opaque:
     """Whether the output is a map. A kernel gets its positions along one axis."""
     outputs: int = 1
     differentiable: int = 1
-    """How many outputs have gradients: the first ones."""
+    """The number of outputs with gradients. These are the first ones."""
     saved: tuple[int, ...] = ()
     """The outputs that the backward needs."""
     given: tuple[str, ...] = ("gradient",)
