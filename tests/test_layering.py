@@ -35,9 +35,8 @@ ORDER = [
     ["studies.data"],
     ["studies.training"],
     ["studies.judging"],
-    ["studies.train"],
     ["studies.reproduction"],
-    ["studies.doctor", "studies.evaluate", "studies.footprints", "studies.reproduce"],
+    ["studies.doctor", "studies.evaluate", "studies.footprints", "studies.reproduce", "studies.train"],
 ]
 """The rooms, left to right: modules, or packages with what is in them. Those side by side know nothing of each other,
 and what a package's modules know of each other has no order, only no circle."""

@@ -162,7 +162,7 @@ def judged(folder: str | Path, images: int | None = None, asked: Asked | None = 
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to have it made again") from None
+        raise ValueError(f"{path} is damaged ({error}); delete it, and it is made again") from None
     enough = report.get("sample_of") is None or report["manipulations"]["none"]["n"] == images
     same = all(report.get(name) == value for name, value in _identity(Path(folder)).items())
     whole = same and (asked is None or not len(asked.besides(report)))

@@ -71,10 +71,10 @@ Perform = Callable[[Task], None]
 
 def perform(task: Task) -> None:
     """Train, and judge, what is not."""
-    from studies.train import run
+    from studies.training.session import train
 
     _wait(task.folder / ".lock")
-    run(task.config, progress=False)
+    train(task.config, progress=False)
     if task.judged and task.robustness() is None and os.environ.get("RANK", "0") == "0":
         from studies.judging.judge import How, judge
 

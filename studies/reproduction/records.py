@@ -81,7 +81,7 @@ def _place(run: Run) -> dict[str, Any]:
     """Where the last session that worked on a run was."""
     sessions = run.sessions()
     if not sessions:
-        raise ValueError(f"{run.folder} does not tell where its run was made; delete it to have it made again")
+        raise ValueError(f"{run.folder} does not record where its run was made; delete it, and the run is made again")
     return {name: value for name, value in sessions[-1].items() if name not in PASSING}
 
 

@@ -1,7 +1,7 @@
-"""Checkpoints of a run in training: whole or not there, with a hash in front, the newest good one wins.
+"""Checkpoints of a run in training. They are written atomically, and the newest intact one is used.
 
-A file is `MAGIC`, the SHA-256 of what follows, then what torch.save wrote: neither torch.load nor safetensors would
-notice a flipped bit. Loading executes nothing (`weights_only=True`).
+A file is `MAGIC`, the SHA-256 of the rest, then the output of torch.save. The hash is there because neither torch.load
+nor safetensors notices a flipped bit. Loading executes no code (`weights_only=True`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ KEEP = 2
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write the state after `step` steps, then delete all but the newest KEEP and those of later steps, which could not
-    be read; CannotWrite leaves them as they were."""
+    """Write the state after `step` steps, then delete checkpoints of later steps, which could not be read, and all
+    but the newest KEEP of the others. When CannotWrite is raised, the earlier checkpoints are unchanged."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
@@ -35,7 +35,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> None:
         for path in found[:place] + found[place + KEEP :]:
             path.unlink()
     except OSError as error:
-        raise CannotWrite(f"cannot write {error.filename}: {error.strerror}; the checkpoints before it stand") from None
+        raise CannotWrite(f"cannot write {error.filename}: {error.strerror}; earlier checkpoints are intact") from None
 
 
 def paths(folder: Path) -> list[Path]:
@@ -44,38 +44,40 @@ def paths(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint; BadCheckpoint, with the reason, if it is damaged or of another kind."""
+    """The state in a checkpoint. Raises BadCheckpoint with the reason if the file is damaged or of another kind."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise BadCheckpoint(f"cannot read {path}: {error.strerror}") from None
     start = len(MAGIC) + hashlib.sha256().digest_size
     if not content.startswith(MAGIC):
-        raise BadCheckpoint(f"{path} is no checkpoint of a run, or of another version of saprof")
+        raise BadCheckpoint(f"{path} is not a checkpoint of a run, or is one of another version of saprof")
     if hashlib.sha256(content[start:]).digest() != content[len(MAGIC) : start]:
-        raise BadCheckpoint(f"{path} is damaged: its hash does not fit its content")
+        raise BadCheckpoint(f"{path} is damaged: its hash does not match its content")
     try:
         state = torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
     except Exception as error:  # reading a pickle can raise anything
-        raise BadCheckpoint(f"cannot load {path}: {type(error).__name__}; only tensors and plain values are") from None
+        raise BadCheckpoint(
+            f"cannot load {path}: {type(error).__name__}; only tensors and plain values are loaded"
+        ) from None
     if not isinstance(state, dict) or "step" not in state:
         raise BadCheckpoint(f"{path} holds no state of a run")
     return state
 
 
-def newest(folder: Path, tell: Callable[[str], None]) -> dict[str, Any] | None:
-    """The state of the newest good checkpoint, None where there is none at all; `tell` hears of each that is skipped.
+def newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any] | None:
+    """The state of the newest intact checkpoint; None if there are no checkpoints.
 
-    BadCheckpoint if there are some and all are bad.
+    `report` is called with a sentence for every damaged checkpoint. Raises BadCheckpoint if all are damaged.
     """
     found = paths(folder)
     for path in found:
         try:
             return read(path)
         except BadCheckpoint as error:
-            tell(f"skipped: {error}")
+            report(f"skipped: {error}")
     if found:
         raise BadCheckpoint(
-            f"none of the {len(found)} checkpoints in {folder} can be read; delete the folder to start anew"
+            f"none of the {len(found)} checkpoints in {folder} can be read; delete the folder to start again"
         )
     return None

@@ -1,4 +1,4 @@
-"""Processes that train one network together, as torchrun starts them; without it, a single one."""
+"""Processes that train one network together, started by torchrun; without torchrun there is a single process."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import torch
 import torch.distributed as dist
 
 _LAST: list[dist.ProcessGroup | None] = []
-"""The group that was used last. Whoever frees a group waits for its threads, and these may wait for the interpreter, to
-free a tensor: a DistributedDataParallel would not let go of it meanwhile, and Python does. So ours is the last
-reference. (https://github.com/pytorch/pytorch/issues/56297)"""
+"""The process group that was used last. Freeing a group joins its threads, and a thread may need the interpreter lock
+to free a tensor. Python releases the lock while it frees the group; a DistributedDataParallel that holds the last
+reference does not, and the program hangs. This list keeps the last reference in Python.
+(https://github.com/pytorch/pytorch/issues/56297)"""
 atexit.register(_LAST.clear)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process, its place among the others, and its device."""
+    """The rank of this process, the number of processes, and the device of this process."""
 
     rank: int
     size: int
@@ -31,7 +32,7 @@ class World:
         return self.rank == 0
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
-        """The sums over all processes, in float64, which holds every count exactly."""
+        """The sums over all processes, in float64, which represents every count exactly."""
         if self.size == 1:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
@@ -39,17 +40,18 @@ class World:
         return total.tolist()
 
     def any(self, flags: Sequence[bool]) -> list[bool]:
-        """Whether a flag is up in any process."""
+        """For each flag, whether it is true in any process."""
         return [count > 0 for count in self.sum(flags)]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this method."""
         if self.size > 1:
             dist.barrier()
 
 
 def device(name: str) -> torch.device:
-    """This process' device for `auto`, `cpu` or `cuda`; ValueError where `cuda` is asked for and torch sees none."""
+    """The device of this process for `auto`, `cpu` or `cuda`. Raises ValueError for `cuda` if torch sees no CUDA
+    device."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', and torch sees no CUDA device; expected 'cpu' or 'auto' here")
     if name == "cpu" or not torch.cuda.is_available():
@@ -59,7 +61,7 @@ def device(name: str) -> torch.device:
 
 @contextmanager
 def world(name: str) -> Iterator[World]:
-    """The processes of this run, each on the `device` of that name, connected until the end."""
+    """The connected processes of this run, each on the `device` of that name."""
     place = device(name)
     gpu = place.type == "cuda"
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

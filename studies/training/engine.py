@@ -1,4 +1,4 @@
-"""Training and judging: plain PyTorch, one step at a time, every number a function of the config and the step."""
+"""Training and evaluation in plain PyTorch; every random number is a function of the config and the step."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Classifier(nn.Module):
-    """Pixels, 0 to 255, to logits: normalisation and gray to three channels are part of the network, so that an attack
-    works on pixels."""
+    """Maps pixels from 0 to 255 to logits. Normalisation and the expansion of gray to three channels are part of the
+    network, so that an attack works on pixels."""
 
     mean: Tensor
     std: Tensor
@@ -52,7 +52,7 @@ class Classifier(nn.Module):
 def network(config: Config, dataset: Dataset) -> Classifier:
     """The classifier of a config, with new weights from its seed.
 
-    ValueError for an unknown model or option, or one that the images do not fit.
+    Raises ValueError for an unknown model or option, or one that does not fit the images.
     """
     torch.manual_seed(config.seed)
     if ":" in config.model:
@@ -61,7 +61,7 @@ def network(config: Config, dataset: Dataset) -> Classifier:
             build = getattr(import_module(module), function)
         except (ImportError, AttributeError) as error:
             raise ValueError(
-                f"model {config.model!r} cannot be had: {error}; expected package.module:function"
+                f"model {config.model!r} cannot be imported: {error}; expected package.module:function"
             ) from None
         model = build(**config.options)
     else:
@@ -69,7 +69,7 @@ def network(config: Config, dataset: Dataset) -> Classifier:
     classifier = Classifier(model.double() if config.precision == "fp64" else model, dataset)
     classes = _logits(classifier, dataset)
     if classes != len(dataset.classes):
-        raise ValueError(f"{config.model} tells {classes} classes apart; {dataset.name} has {len(dataset.classes)}")
+        raise ValueError(f"{config.model} has {classes} classes; {dataset.name} has {len(dataset.classes)}")
     return classifier
 
 
@@ -80,25 +80,26 @@ def _logits(classifier: Classifier, dataset: Dataset) -> int:
     classifier.train(training)
     if logits.dim() != 2:
         raise ValueError(
-            f"{type(classifier.model).__name__} makes {tuple(logits.shape)} of an image; expected (1, classes), since "
-            "classifiers are what is trained here"
+            f"{type(classifier.model).__name__} returns {tuple(logits.shape)} for an image; expected (1, classes), "
+            "since only classifiers are trained here"
         )
     return logits.shape[1]
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
-    """Of the step after `step` steps: a line up from 0, then a cosine down to 0 at the end of the last epoch."""
+    """The learning rate of the next step after `step` steps: it rises linearly from 0, then falls as a cosine to 0 at
+    the end of the last epoch."""
     epoch = step / steps_per_epoch
     if epoch < config.warmup_epochs:
         return config.lr * min((step + 1) / (config.warmup_epochs * steps_per_epoch), 1.0)
     if config.lr_every == "epoch":
         epoch = math.floor(epoch)
-    share = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
-    return config.lr * (1 + math.cos(math.pi * min(max(share, 0.0), 1.0))) / 2
+    elapsed = (epoch - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
+    return config.lr * (1 + math.cos(math.pi * min(max(elapsed, 0.0), 1.0))) / 2
 
 
 def loss_function(config: Config, classes: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross-entropy with label smoothing ε: torch's spreads ε over all K classes, that of SAN over the K − 1 others."""
+    """Cross-entropy with label smoothing ε. torch spreads ε over all K classes; SAN over the other K − 1."""
     smoothing = config.label_smoothing
     if config.smoothing_over == "others":
         smoothing = smoothing * classes / (classes - 1)
@@ -107,7 +108,7 @@ def loss_function(config: Config, classes: int) -> Callable[[Tensor, Tensor], Te
 
 @dataclass
 class Progress:
-    """Of the epoch so far, over all processes; the seconds are this process' own."""
+    """Sums over the epoch so far, over all processes; the seconds are those of this process alone."""
 
     loss_sum: float = 0.0
     correct1: int = 0
@@ -116,20 +117,20 @@ class Progress:
     seconds: float = 0.0
 
     def record(self) -> dict[str, Any]:
-        """What was learned, for a line of metrics."""
+        """The training loss and accuracy, for a line of metrics."""
         return {"train_loss": self.loss_sum / self.seen, "train_top1": 100 * self.correct1 / self.seen}
 
 
 @dataclass
 class State:
-    """What a run is in the middle of, all of which goes into a checkpoint."""
+    """The state of a run; all of it is saved in a checkpoint."""
 
     config: Config
     classifier: Classifier
     world: World
     step: int = 0
     reported: int = 0
-    """The step that the last line of metrics is about."""
+    """The step of the last line of metrics."""
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -155,13 +156,14 @@ class State:
 
     @property
     def judged(self) -> Classifier:
-        """The weights that accuracies are of: the average's where there is one."""
+        """The network that is evaluated: the moving average if there is one, else the trained network."""
         judged = self.classifier if self.average is None else self.average.module
         assert isinstance(judged, Classifier)
         return judged
 
     def saved(self) -> dict[str, Any]:
-        """Tensors and plain values; NonFinite if a weight is not finite, so that no such state is ever written."""
+        """The state as tensors and plain values. Raises NonFinite if a weight is not finite, so that such a state is
+        never written."""
         weights = self.classifier.state_dict()
         bad = [name for name, value in weights.items() if value.is_floating_point() and not value.isfinite().all()]
         if bad:
@@ -188,16 +190,17 @@ class State:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What training calls out to."""
+    """Functions that training calls."""
 
     stop: Callable[[], bool] = lambda: False
-    """Whether this process was asked to stop."""
-    stepped: Callable[[State], None] = lambda state: None
-    """After every step."""
+    """Returns whether this process was asked to stop."""
+    after_step: Callable[[State], None] = lambda state: None
+    """Is called after every step."""
 
 
 def plan(config: Config, images: Images, world: World) -> Plan:
-    """ValueError unless a step's images fall into equal pieces and an epoch has a step."""
+    """The order of the images. Raises ValueError unless a step's images divide into equal pieces and an epoch has at
+    least one step."""
     pieces = world.size * config.accumulate
     if config.batch % pieces:
         raise ValueError(
@@ -210,8 +213,11 @@ def plan(config: Config, images: Images, world: World) -> Plan:
 
 
 def train_until(stop_at: int, state: State, dataset: Dataset, images: Images, hooks: Hooks) -> None:
-    """Take steps until there are `stop_at`. NonFinite as soon as the loss of a process is not finite, Preempted between
-    two steps once any is asked to stop."""
+    """Train until step `stop_at`.
+
+    Raises NonFinite as soon as the loss of any process is not finite, and Preempted after the step in which any
+    process is asked to stop.
+    """
     config, world = state.config, state.world
     schedule = plan(config, images, world)
     loss_of = loss_function(config, len(dataset.classes))
@@ -219,14 +225,14 @@ def train_until(stop_at: int, state: State, dataset: Dataset, images: Images, ho
     state.classifier.train()
     while state.step < stop_at:
         started = time.perf_counter()
-        torch.manual_seed(number(config.seed, state.step, world.rank))  # for networks that draw, as in dropout
+        torch.manual_seed(number(config.seed, state.step, world.rank))  # for dropout and the like
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step, schedule.steps)
         loss, correct, waited = _accumulated(state, coming, loss_of)
         broken = not math.isfinite(loss)
         stopping, broken, loss, correct = world.sum([hooks.stop(), broken, loss / world.size, correct])
         if broken:
-            raise NonFinite("the loss is not finite; the last checkpoint is whole. Lower lr, or look at the images")
+            raise NonFinite("the loss is not finite; the last checkpoint is intact. Lower lr, or look at the images")
         _update(state)
         state.step += 1
         progress = state.progress
@@ -235,8 +241,8 @@ def train_until(stop_at: int, state: State, dataset: Dataset, images: Images, ho
         progress.seen += config.batch
         progress.waited += waited
         progress.seconds += time.perf_counter() - started
-        hooks.stepped(state)
-        if stopping:  # only now: what a forward pass did to batch norms must not be done twice
+        hooks.after_step(state)
+        if stopping:  # after the step, because a repeated forward pass would update batch norms twice
             raise Preempted
 
 
@@ -248,7 +254,8 @@ def _coming(state: State, schedule: Plan, stop_at: int, dataset: Dataset, images
 
 
 def _accumulated(state: State, coming: Iterator[Any], loss_of: Callable[..., Tensor]) -> tuple[float, float, float]:
-    """Gradients of one step, piece by piece: mean loss, images got right, seconds waited for images."""
+    """Accumulate the gradients of one step over its pieces; return the mean loss, the number of correct images and
+    the seconds spent waiting for images."""
     pieces, device = state.config.accumulate, state.world.device
     state.optimizer.zero_grad(set_to_none=True)
     losses, correct, waited = [], [], 0.0
@@ -268,9 +275,9 @@ def _accumulated(state: State, coming: Iterator[Any], loss_of: Callable[..., Ten
     return loss, right, waited
 
 
-def _unsynchronised(forward: Any, yes: bool) -> Any:
-    """Without exchanging gradients, which only a step's last piece does."""
-    return forward.no_sync() if yes and hasattr(forward, "no_sync") else nullcontext()
+def _unsynchronised(forward: Any, more_pieces: bool) -> Any:
+    """A context that does not exchange gradients between processes, unless this is the last piece of a step."""
+    return forward.no_sync() if more_pieces and hasattr(forward, "no_sync") else nullcontext()
 
 
 def autocast(config: Config, device: torch.device) -> Any:
@@ -288,8 +295,8 @@ def _update(state: State) -> None:
         state.average.update_parameters(state.classifier)
 
 
-def share_buffers(state: State) -> None:
-    """Give all processes the batch norms' running statistics of the first, which are the ones that count."""
+def broadcast_buffers(state: State) -> None:
+    """Copy the running statistics of batch norms from the first process to all others."""
     if state.world.size > 1:
         for buffer in state.judged.buffers():
             dist.broadcast(buffer, 0)
@@ -307,9 +314,11 @@ def evaluate(
     stop: Callable[[], bool] = lambda: False,
     seen: Callable[[int], None] = lambda n: None,
 ) -> Score:
-    """The score of `model`, over all processes: every image once, none twice, whatever the batches and processes.
+    """The score of `model` over all processes. Every image counts exactly once, for any batch size and any number of
+    processes.
 
-    `change` alters the pixels first; `seen` hears of every batch. Preempted once any process is asked to stop.
+    `change` alters the pixels first; `seen` is called with the size of every batch. Raises Preempted when any process
+    is asked to stop.
     """
     device = next(model.parameters()).device
     world = world or World(0, 1, device)
@@ -323,7 +332,7 @@ def evaluate(
         for _ in range(rounds):
             if world.any([stop()])[0]:
                 raise Preempted
-            for pixels, labels, numbers in islice(coming, 1):  # none where other processes have one more
+            for pixels, labels, numbers in islice(coming, 1):  # empty when only other processes have another batch
                 pixels, labels = pixels.to(device).float(), labels.to(device)
                 if change is not None:
                     pixels = change(pixels, labels, numbers)

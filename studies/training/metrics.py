@@ -1,4 +1,4 @@
-"""What a judged network got right, counted in integers, which sum exactly over batches and processes."""
+"""Accuracy, counted in integers, which sum exactly over batches and processes."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Score:
 
     @property
     def loss(self) -> float | None:
-        """Mean cross-entropy; None where no logit is finite."""
+        """Mean cross-entropy; None if no image has finite logits."""
         return self.loss_sum / (self.n - self.nonfinite) if self.n > self.nonfinite else None
 
     def record(self) -> dict[str, Any]:
-        """Counts and what follows from them, as plain JSON."""
+        """Counts, accuracies and loss, as plain JSON."""
         return asdict(self) | {"top1": self.top1, "top5": self.top5, "loss": self.loss}
 
 
 def score(logits: Tensor, labels: Tensor) -> Score:
-    """Top-1 and top-5 of `logits` (n classes). A class counts as ranked before the label if its logit is as large."""
+    """Top-1 and top-5 of `logits` (n classes). A class whose logit equals that of the label is ranked before it."""
     logits = logits.double()
     finite = logits.isfinite().all(1)
     own = logits.gather(1, labels[:, None])

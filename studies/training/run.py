@@ -1,13 +1,13 @@
-"""A run's folder: what it was asked, where it ran, how it went and what came of it.
+"""The folder of a training run.
 
-config.yaml     what decides the result, and how it was run
-manifest.json   versions, machine and arguments of every session that worked on it
-split.json      which images were held out, and hashes of all
+config.yaml     the config: what decides the result, and how the run is carried out
+manifest.json   versions, machine and arguments of every session that worked on the run
+split.json      which images were held out, and hashes of all images
 metrics.jsonl   one line per epoch
 ckpt/           the two newest checkpoints
-model.pt        the judged network, for saprof.load
-result.json     written last: accuracies; a run without it is not finished
-failed.json     why it could not go on
+model.pt        the evaluated network, for saprof.load
+result.json     accuracies; it is written last, and a run without it is not finished
+failed.json     why the run failed
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ class Run:
         self.metrics_path = self.folder / "metrics.jsonl"
 
     def config(self) -> Config | None:
-        """What the run was asked; None where none has begun."""
+        """The config of the run; None if no run has begun."""
         path = self.folder / "config.yaml"
         return configs.load(path) if path.exists() else None
 
     def result(self) -> dict[str, Any] | None:
-        """What came of the run; None while it is not finished."""
+        """The content of result.json; None while the run is not finished."""
         return self._json("result.json", "fingerprint")
 
     def check(self, config: Config) -> None:
-        """ValueError if the folder belongs to a run of another config, or to something else."""
+        """Raise ValueError if the folder holds a run of another config, or other files."""
         before = self.config()
         if before is None:
             if self.folder.exists() and not (self.folder.is_dir() and self._only_claimed()):
-                raise ValueError(f"{self.folder} is there and holds no run; choose another --output")
+                raise ValueError(f"{self.folder} exists and holds no run; choose another --output")
             return
         was, asked = before.facts(), config.facts()
         changed = [f"{name} {was[name]!r}, not {asked[name]!r}" for name in was if was[name] != asked[name]]
@@ -62,12 +62,13 @@ class Run:
             raise ValueError(f"{self.folder} holds a run with {'; '.join(changed)}; choose another --output")
 
     def _only_claimed(self) -> bool:
-        """Whether there is nothing but what a session leaves that ended before it began."""
+        """Whether the folder holds only the files of a session that ended before training began."""
         return all(path.name in ("ckpt", "failed.json") or path.name.startswith(".") for path in self.folder.iterdir())
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Nobody else works on the run meanwhile. ValueError if somebody does, CannotWrite where nobody can."""
+        """Lock the run. Raises ValueError if another process holds the lock, CannotWrite if the folder cannot be
+        written."""
         from filelock import FileLock, Timeout
 
         try:
@@ -75,7 +76,7 @@ class Run:
             lock = FileLock(self.folder / ".lock")
             lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(f"another process is at work on {self.folder}; wait for it, or stop it") from None
+            raise ValueError(f"another process is working on {self.folder}; wait for it, or stop it") from None
         except OSError as error:
             raise CannotWrite(f"cannot write to {self.folder}: {error.strerror}; choose another --output") from None
         try:
@@ -84,18 +85,19 @@ class Run:
             lock.release()
 
     def begin(self, config: Config, session: Mapping[str, Any]) -> None:
-        """Note the config and who works on it from now on."""
+        """Record the config and the session that works on the run from now on."""
         sessions = [*self.sessions(), session]
         self._write("config.yaml", configs.dump(config))
         self._write_json("manifest.json", {"schema": SCHEMA, "sessions": sessions})
         self.forgive()
 
     def sessions(self) -> list[dict[str, Any]]:
-        """Who worked on it, the last one last."""
+        """The sessions that worked on the run, oldest first."""
         return (self._json("manifest.json", "sessions") or {"sessions": []})["sessions"]
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, less one that a crash cut short; BadCheckpoint where one is damaged."""
+        """The lines of metrics.jsonl, without a last line that a crash cut short. Raises BadCheckpoint if a line is
+        damaged."""
         try:
             whole = self.metrics_path.read_bytes().split(b"\n")[:-1]
         except FileNotFoundError:
@@ -110,31 +112,31 @@ class Run:
             return line
         except ValueError:
             raise BadCheckpoint(
-                f"line {number} of {self.metrics_path} is damaged; mend it, or delete {self.folder} to train anew"
+                f"line {number} of {self.metrics_path} is damaged; repair it, or delete {self.folder} to train again"
             ) from None
 
     def reported(self, until: int) -> list[dict[str, Any]]:
-        """The lines of metrics up to a step that ends an epoch; BadCheckpoint where some are lost."""
+        """The lines of metrics up to a step that ends an epoch. Raises BadCheckpoint if lines are missing."""
         lines = [line for line in self.metrics() if line["step"] <= until] if until else []
         last = lines[-1]["step"] if lines else 0
         if last != until or [line["epoch"] for line in lines] != list(range(1, len(lines) + 1)):
             raise BadCheckpoint(
-                f"{self.metrics_path} has {len(lines)} lines up to step {until}; expected one of every epoch, the last "
-                f"of that step; bring it back, or delete {self.folder} to train anew"
+                f"{self.metrics_path} has {len(lines)} lines up to step {until}; expected one line per epoch, the last "
+                f"at that step; restore it, or delete {self.folder} to train again"
             )
         return lines
 
     def note(self, line: Mapping[str, Any]) -> None:
-        """Add a line of metrics."""
+        """Append a line of metrics."""
         self.keep([*self.metrics(), line])
 
     def keep(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Have these lines of metrics and no others."""
+        """Replace the metrics with these lines."""
         text = "".join(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n" for line in lines)
         self._write(self.metrics_path.name, text)
 
     def finish(self, result: Mapping[str, Any], model: nn.Module) -> None:
-        """Keep the judged network, and then the result."""
+        """Write the evaluated network, and then the result."""
         import saprof
 
         if isinstance(model, saprof.SAN | saprof.ResNet):
@@ -145,26 +147,26 @@ class Run:
         self._write_json("result.json", {"schema": SCHEMA, **result})
 
     def fail(self, kind: str, reason: str, traceback: str = "") -> str:
-        """Keep why the run could not go on, where the disk lets us; the reason on one line."""
+        """Write why the run failed to failed.json, if the disk allows it; return the reason on one line."""
         reason = " ".join(reason.split()) or kind
-        with suppress(OSError, CannotWrite):  # which would hide the reason
+        with suppress(OSError, CannotWrite):  # an error here would hide the reason
             self.folder.mkdir(parents=True, exist_ok=True)
             content = {"schema": SCHEMA, "kind": kind, "reason": reason, "traceback": traceback}
             self._write_json("failed.json", content)
         return reason
 
     def failure(self) -> str | None:
-        """Why the run could not go on, if that is kept."""
+        """The reason in failed.json; None without the file."""
         found = self._json("failed.json", "reason")
         return None if found is None else found["reason"]
 
     def forgive(self) -> None:
-        """Drop what `fail` kept."""
+        """Delete failed.json."""
         with suppress(OSError):
             (self.folder / "failed.json").unlink(missing_ok=True)
 
     def _json(self, name: str, field: str) -> dict[str, Any] | None:
-        """The content of a file, which must have a field; None where there is no file."""
+        """The content of a file, which must have `field`; None if there is no file."""
         path = self.folder / name
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -176,26 +178,26 @@ class Run:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it to have it made again") from None
+            raise ValueError(f"{path} is damaged ({error}); delete it, and it is made again") from None
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
         self._write(name, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
     def _write(self, name: str, content: str) -> None:
         try:
-            atomic.write(self.folder / name, content.encode(errors="backslashreplace"))  # names of files may be odd
+            atomic.write(self.folder / name, content.encode(errors="backslashreplace"))  # for odd file names
         except OSError as error:
             raise _cannot_write(error) from None
 
 
 def _cannot_write(error: OSError) -> CannotWrite:
-    return CannotWrite(f"cannot write {error.filename}: {error.strerror}; the checkpoints before it stand")
+    return CannotWrite(f"cannot write {error.filename}: {error.strerror}; earlier checkpoints are intact")
 
 
 def trained(folder: str | Path) -> tuple[Config, Dataset, Split, Classifier]:
-    """A finished run's judged network, on the CPU, in evaluation mode, and the data it was made from.
+    """The config, data and split of a finished run, and its evaluated network on the CPU in evaluation mode.
 
-    ValueError if the run is not finished or its weights are not those of its result.
+    Raises ValueError if the run is not finished or its weights are not those of its result.
     """
     from studies import data
     from studies.data import split
@@ -206,7 +208,7 @@ def trained(folder: str | Path) -> tuple[Config, Dataset, Split, Classifier]:
     config, result = run.config(), run.result()
     if config is None or result is None:
         raise ValueError(
-            f"{folder} holds no finished run; finish it with python -m studies.train --recipe its config.yaml"
+            f"{folder} holds no finished run; finish it with python -m studies.train --recipe {folder}/config.yaml"
         )
     import torch
 
@@ -214,17 +216,17 @@ def trained(folder: str | Path) -> tuple[Config, Dataset, Split, Classifier]:
     state = engine.State(config, engine.network(config, dataset), World(0, 1, torch.device("cpu")))
     saved = checkpoint.newest(run.checkpoints, lambda sentence: None)
     if saved is None:
-        raise ValueError(f"{folder} has no checkpoint any more; train it again")
+        raise ValueError(f"{folder} has no checkpoint left; train it again")
     state.restore(saved["state"])
     if weights_sha256(state.judged.model.state_dict()) != result["weights_sha256"]:
-        raise ValueError(f"the newest checkpoint of {folder} is not the one that result.json is about; train it again")
+        raise ValueError(f"the newest checkpoint of {folder} is not the one of its result.json; train it again")
     parts = split.split(dataset, config)
     split.verify(run.folder / "split.json", parts)
     return config, dataset, parts, state.judged.eval()
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
-    """One hash of all weights and buffers with their names."""
+    """A hash of all weights and buffers and their names."""
     digest = hashlib.sha256()
     for name, value in weights.items():
         digest.update(name.encode())

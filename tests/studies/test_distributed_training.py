@@ -18,10 +18,10 @@ import psutil
 import pytest
 import torch
 
-from studies import data, train
+from studies import data
 from studies.config import Config
 from studies.data.split import split
-from studies.training import checkpoint, engine
+from studies.training import checkpoint, engine, session
 from studies.training.distributed import world
 from studies.training.run import Run
 
@@ -207,7 +207,7 @@ def alone(tmp_path_factory):
     base = tmp_path_factory.mktemp("alone")
 
     def run(name: str, config: Config) -> Path:
-        train.run(replace(config, output=base / name), progress=False)
+        session.train(replace(config, output=base / name), progress=False)
         return base / name
 
     return run

@@ -346,9 +346,9 @@ def test_a_seed_gives_the_same_network(few):
         ("san_huge", {}, "unknown model 'san_huge'; expected .*'san_mini_pairwise'"),
         ("san_mini_pairwise", {"widths": 1}, "unknown option of SAN 'widths'; expected .*'channels'"),
         ("san_mini_pairwise", {"relation": "sum"}, "unknown .*'sum'; expected .*'subtraction'|relation.*'sum'"),
-        ("san_mini_pairwise", {"num_classes": 7}, "san_mini_pairwise tells 7 classes apart; few has 10"),
-        ("networks:none", {}, "model 'networks:none' cannot be had: .*'none'; expected package.module:function"),
-        ("nowhere:plain", {}, "model 'nowhere:plain' cannot be had: No module named 'nowhere'"),
+        ("san_mini_pairwise", {"num_classes": 7}, "san_mini_pairwise has 7 classes; few has 10"),
+        ("networks:none", {}, "model 'networks:none' cannot be imported: .*'none'; expected package.module:function"),
+        ("nowhere:plain", {}, "model 'nowhere:plain' cannot be imported: No module named 'nowhere'"),
     ],
 )
 def test_a_network_that_cannot_be_is_refused(few, model, options, sentence):

@@ -24,10 +24,10 @@ from studies.judging import judge as judge_module
 from studies.judging.judge import Asked, How, judge, judged, robustness, sample
 from studies.judging.robust import ATTACKS, MANIPULATIONS, Attack, attacked
 from studies.judging.statistics import wilson
-from studies.train import run as train
 from studies.training import distributed
 from studies.training import run as runs
 from studies.training.engine import evaluate as score_of
+from studies.training.session import train
 
 QUICK = ["--only", "clean"]
 SMALL = [Attack(32, 16, 2)]
@@ -272,7 +272,7 @@ def test_our_checkpoint_judges_as_its_run(folder, capsys):
 def test_our_checkpoint_must_have_as_many_classes_as_the_data(tmp_path):
     path = tmp_path / "model.pt"
     saprof.save(saprof.create_model("resnet_mini", num_classes=7), path)
-    with pytest.raises(ValueError, match="tells 7 classes apart; digits has 10"):
+    with pytest.raises(ValueError, match="has 7 classes; digits has 10"):
         main(["--checkpoint", str(path), "--data", "digits"])
 
 

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 
 from saprof.command import FAILED, OK
-from studies import reproduce, train
+from studies import reproduce
 from studies.config import Config
 from studies.failures import Preempted
 from studies.reproduction import slurm
 from studies.reproduction.executors import Task
 from studies.reproduction.slurm import Cluster, Slurm
+from studies.training import session
 
 pytestmark = pytest.mark.slurm
 
@@ -50,7 +51,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Those of RUN where nothing interrupts it."""
-    return train.run(_task(tmp_path_factory.mktemp("alone")).config, progress=False)["weights_sha256"]
+    return session.train(_task(tmp_path_factory.mktemp("alone")).config, progress=False)["weights_sha256"]
 
 
 @pytest.fixture(scope="module")

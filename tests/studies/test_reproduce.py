@@ -114,7 +114,7 @@ def test_a_damaged_result_is_named(tmp_path):
     (task,) = some(tmp_path, [0])
     for damaged in ("{", "[]", '{"schema": 1}'):
         (task.folder / "result.json").write_text(damaged)
-        with pytest.raises(ValueError, match=r"0/result\.json is damaged .*; delete it to have it made again"):
+        with pytest.raises(ValueError, match=r"0/result\.json is damaged .*; delete it, and it is made again"):
             task.left()
 
 
@@ -122,7 +122,9 @@ def test_a_run_without_its_place_is_named(tmp_path):
     (task,) = some(tmp_path, [0])
     finish(task)
     (task.folder / "manifest.json").unlink(missing_ok=True)
-    with pytest.raises(ValueError, match=r"0 does not tell where its run was made; delete it to have it made again"):
+    with pytest.raises(
+        ValueError, match=r"0 does not record where its run was made; delete it, and the run is made again"
+    ):
         records.collect({}, None, [task])
 
 

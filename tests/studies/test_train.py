@@ -22,7 +22,7 @@ from saprof import atomic
 from studies import data, train
 from studies.config import Config
 from studies.failures import Preempted
-from studies.training import checkpoint, engine
+from studies.training import checkpoint, engine, session
 from studies.training.run import Run, trained, weights_sha256
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def content(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 @pytest.fixture
 def finished(tmp_path) -> Path:
-    train.run(replace(FEW, output=tmp_path / "run"), progress=False)
+    session.train(replace(FEW, output=tmp_path / "run"), progress=False)
     return tmp_path / "run"
 
 
@@ -102,7 +102,7 @@ def test_a_finished_run_can_be_had(finished):
 
 def test_a_network_of_ours_is_kept_for_saprof(tmp_path):
     config = replace(FEW, model="resnet_mini", options={"channels": [4, 8]}, epochs=1, output=tmp_path / "run")
-    result = train.run(config, progress=False)
+    result = session.train(config, progress=False)
     kept = saprof.load(tmp_path / "run" / "model.pt")
     assert weights_sha256(kept.state_dict()) == result["weights_sha256"]
 
@@ -112,7 +112,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(finished, capsys):
     assert ended(replace(FEW, output=finished, workers=1)) == (0, "")
     assert "finished already, nothing was changed" in capsys.readouterr().out
     assert content(finished) == before
-    assert train.run(replace(FEW, output=finished)) == Run(finished).result()
+    assert session.train(replace(FEW, output=finished)) == Run(finished).result()
     assert content(finished) == before
 
 
@@ -136,7 +136,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     before = content(tmp_path)
     for output in (tmp_path, tmp_path / "thesis.txt"):
-        assert ended(replace(FEW, output=output)) == (2, f"{output} is there and holds no run; choose another --output")
+        assert ended(replace(FEW, output=output)) == (2, f"{output} exists and holds no run; choose another --output")
     assert content(tmp_path) == before
 
 
@@ -151,7 +151,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     with Run(tmp_path / "run").claimed():
         code, said = ended(replace(FEW, output=tmp_path / "run"))
     assert code == 2
-    assert said == f"another process is at work on {tmp_path / 'run'}; wait for it, or stop it"
+    assert said == f"another process is working on {tmp_path / 'run'}; wait for it, or stop it"
     assert ended(replace(FEW, output=tmp_path / "run")) == (0, "")
 
 
@@ -162,7 +162,7 @@ def test_a_damaged_result_is_told_and_made_again(finished, damage):
     code, said = ended(replace(FEW, output=finished))
     assert code == 2
     assert f"{path} is damaged" in said
-    assert "delete it to have it made again" in said
+    assert "delete it, and it is made again" in said
     path.unlink()
     assert ended(replace(FEW, output=finished)) == (0, "")
     assert outcome(finished) == before
@@ -201,10 +201,10 @@ def test_an_unfinished_run_cannot_be_had(tmp_path):
 
 def test_weights_that_are_not_those_of_the_result_cannot_be_had(finished):
     checkpoint.paths(finished / "ckpt")[0].unlink()
-    with pytest.raises(ValueError, match=r"the newest checkpoint of .* is not the one that result.json is about"):
+    with pytest.raises(ValueError, match=r"the newest checkpoint of .* is not the one of its result.json"):
         trained(finished)
     checkpoint.paths(finished / "ckpt")[0].unlink()
-    with pytest.raises(ValueError, match="has no checkpoint any more"):
+    with pytest.raises(ValueError, match="has no checkpoint left"):
         trained(finished)
 
 
@@ -221,9 +221,9 @@ def asked(calls: int) -> Iterator:
 def stop(config: Config, calls: int) -> dict | None:
     """The result, or None if the run was stopped before."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "asked_to_stop", partial(asked, calls))
+        patch.setattr(session, "stop_requests", partial(asked, calls))
         try:
-            return train.run(config, progress=False)
+            return session.train(config, progress=False)
         except Preempted:
             return None
 
@@ -267,7 +267,7 @@ def test_a_run_in_parts_is_the_run(tmp_path, monkeypatch, way):
     if way == "compiled":  # not what the compiler makes of it
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     config = replace(FEW, **WAYS[way])
-    train.run(replace(config, output=tmp_path / "whole"), progress=False)
+    session.train(replace(config, output=tmp_path / "whole"), progress=False)
     stops = in_parts(replace(config, output=tmp_path / "parts"), calls=2)
     assert stops >= 3
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
@@ -281,7 +281,7 @@ def test_a_run_in_parts_is_the_run(tmp_path, monkeypatch, way):
 def test_a_run_stopped_anywhere_is_the_run(tmp_path, finished, calls):
     config = replace(FEW, output=tmp_path / "parts", workers=calls % 2)
     assert (stop(config, calls) is None) == (calls <= 8)  # six steps and two evaluations
-    train.run(replace(config, workers=0), progress=False)
+    session.train(replace(config, workers=0), progress=False)
     assert outcome(tmp_path / "parts") == outcome(finished)
 
 
@@ -296,7 +296,7 @@ def test_a_signal_stops_a_run_that_then_goes_on(tmp_path, monkeypatch, capsys, n
     assert ended(replace(config, output=tmp_path / "parts")) == (75, "")
     assert [signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert networks.Signalling.sent
-    assert "stopped, and saved; the same command goes on from there" in capsys.readouterr().err
+    assert "stopped, and saved; the same command resumes from there" in capsys.readouterr().err
     state = checkpoint.newest(tmp_path / "parts" / "ckpt", pytest.fail)["state"]
     assert (state["step"], state["reported"]) == ((5, 3) if when == "training" else (6, 3))
     assert len(lines(tmp_path / "parts")) == 1
@@ -306,7 +306,7 @@ def test_a_signal_stops_a_run_that_then_goes_on(tmp_path, monkeypatch, capsys, n
 
 
 def test_a_second_interrupt_interrupts():
-    with train.asked_to_stop() as stopping:
+    with session.stop_requests() as stopping:
         assert not stopping()
         os.kill(os.getpid(), signal.SIGINT)
         assert stopping()
@@ -319,8 +319,8 @@ def test_other_conditions_are_told(tmp_path, capsys):
     stop(config, calls=2)
     assert ended(replace(config, threads=2)) == (0, "")
     said = capsys.readouterr().err
-    assert "going on with another threads; the last digits will differ" in said
-    assert "going on at step 2" in said
+    assert "resuming with another threads; the last digits will differ" in said
+    assert "resuming at step 2" in said
     sessions = json.loads((tmp_path / "run" / "manifest.json").read_text())["sessions"]
     assert [(session["step"], session["threads"]) for session in sessions] == [(0, 1), (2, 2)]
 
@@ -331,7 +331,7 @@ def test_lines_that_a_crash_left_behind_come_again_once(tmp_path, finished):
     stop(replace(FEW, output=folder), calls=4)  # at the end of the first epoch, before its line
     line = Run(finished).metrics()[0]
     (folder / "metrics.jsonl").write_text(json.dumps(line) + '\n{"step": 6, "ep')
-    train.run(replace(FEW, output=folder), progress=False)
+    session.train(replace(FEW, output=folder), progress=False)
     assert outcome(folder) == outcome(finished)
 
 
@@ -346,7 +346,7 @@ def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, finished, capsys):
     assert ended(replace(FEW, output=folder)) == (0, "")
     said = capsys.readouterr().err
     assert f"skipped: {newest} is damaged" in said
-    assert f"going on at step {int(older.stem[5:])}" in said
+    assert f"resuming at step {int(older.stem[5:])}" in said
     assert outcome(folder) == outcome(finished)
 
 
@@ -375,10 +375,10 @@ def drop_last(text: str) -> str:
 
 
 LOST = {
-    "emptied": (lambda text: "", "has 0 lines up to step 9; expected one of every epoch, the last of that step"),
-    "first line": (drop_first, "has 2 lines up to step 9; expected one of every epoch"),
-    "last line": (drop_last, "has 2 lines up to step 9; expected one of every epoch"),
-    "half of the last line": (lambda text: text[:-9], "has 2 lines up to step 9; expected one of every epoch"),
+    "emptied": (lambda text: "", "has 0 lines up to step 9; expected one line per epoch, the last at that step"),
+    "first line": (drop_first, "has 2 lines up to step 9; expected one line per epoch"),
+    "last line": (drop_last, "has 2 lines up to step 9; expected one line per epoch"),
+    "half of the last line": (lambda text: text[:-9], "has 2 lines up to step 9; expected one line per epoch"),
     "junk in the middle": (lambda text: text.replace("\n", "\n\0\0\n", 1), "line 2 of"),
     "another value": (lambda text: "[]\n" + text, "line 1 of"),
     "another line": (lambda text: "{}\n" + text, "line 1 of"),
@@ -399,7 +399,7 @@ def test_metrics_that_are_lost_or_damaged_are_a_failure_that_is_noted(tmp_path, 
     assert code == 5
     assert sentence in said
     assert str(path) in said
-    assert said.endswith(f"or delete {tmp_path / 'run'} to train anew")
+    assert said.endswith(f"or delete {tmp_path / 'run'} to train again")
     assert (Run(tmp_path / "run").failure(), content(tmp_path / "run" / "ckpt")) == (said, saved)
     path.write_text(whole)  # brought back, as is said
     assert ended(config) == (0, "")
@@ -414,7 +414,7 @@ def test_metrics_that_are_lost_when_all_is_trained(finished, change):
     change(finished / "metrics.jsonl")
     code, said = ended(replace(FEW, output=finished))
     assert code == 5
-    assert "has 0 lines up to step 6; expected one of every epoch" in said
+    assert "has 0 lines up to step 6; expected one line per epoch" in said
 
 
 def test_metrics_that_are_lost_in_training_are_missed_at_its_end(tmp_path, monkeypatch):
@@ -425,7 +425,7 @@ def test_metrics_that_are_lost_in_training_are_missed_at_its_end(tmp_path, monke
         return evaluate(*arguments, **options)
 
     monkeypatch.setattr(engine, "evaluate", forgetting)
-    assert "has 1 lines up to step 6; expected one of every epoch" in ended(replace(FEW, output=tmp_path))[1]
+    assert "has 1 lines up to step 6; expected one line per epoch" in ended(replace(FEW, output=tmp_path))[1]
     assert not (tmp_path / "result.json").exists()
 
 
@@ -482,7 +482,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, finished, monkeypat
         fill(patch, "step_", after=2)
         code, said = ended(replace(FEW, output=folder))
     assert code == 6
-    assert "No space left on device; the checkpoints before it stand" in said
+    assert "No space left on device; earlier checkpoints are intact" in said
     failed = json.loads((folder / "failed.json").read_text())
     assert (failed["kind"], failed["reason"]) == ("CannotWrite", said)
     assert checkpoint.newest(folder / "ckpt", pytest.fail)["step"] == 3
@@ -571,7 +571,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path):
     """Twice with SIGKILL, then all of its processes asked to stop, and each time other processes load the images."""
     options = {"channels": [8, 8], "footprints": [3, 3], "backend": "unfold"}
     config = Config(model="san_mini_patchwise", options=options, epochs=4, batch=64, checkpoint_every=3)
-    train.run(replace(config, output=tmp_path / "whole"), progress=False)
+    session.train(replace(config, output=tmp_path / "whole"), progress=False)
 
     parts = replace(config, output=tmp_path / "parts")
     ends = []
@@ -586,7 +586,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path):
     sessions = json.loads((parts.output / "manifest.json").read_text())["sessions"]
     assert [session["step"] > 0 for session in sessions] == [False, True, True]
 
-    train.run(parts, progress=False)
+    session.train(parts, progress=False)
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
     assert len(checkpoint.paths(parts.output / "ckpt")) == 2
 
