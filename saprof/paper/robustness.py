@@ -34,7 +34,7 @@ class TurnedRow:
     network: str
     model: str
     manipulations: Mapping[str, Turned]
-    """By the names of studies.judging.robust.MANIPULATIONS."""
+    """By the names of studies.judging.perturbations.MANIPULATIONS."""
 
 
 @dataclass(frozen=True, kw_only=True)

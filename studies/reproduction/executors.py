@@ -61,9 +61,9 @@ class Task:
 
     def robustness(self) -> dict[str, Any] | None:
         """The content of the run's robustness.json, if it is judged under all that tables tell of."""
-        from studies.judging.judge import Asked, judged
+        from studies.judging.robustness import Conditions, judged
 
-        return judged(self.folder, self.images, Asked.of())
+        return judged(self.folder, self.images, Conditions.from_parts())
 
 
 Perform = Callable[[Task], None]
@@ -76,9 +76,9 @@ def perform(task: Task) -> None:
     _wait(task.folder / ".lock")
     train(task.config, progress=False)
     if task.judged and task.robustness() is None and os.environ.get("RANK", "0") == "0":
-        from studies.judging.judge import How, judge
+        from studies.judging.robustness import Execution, judge
 
-        judge(task.folder, how=How(device=task.config.device), images=task.images)
+        judge(task.folder, execution=Execution(device=task.config.device), images=task.images)
 
 
 def _wait(lock: Path) -> None:

@@ -169,7 +169,7 @@ def _attacked(cell: Cell) -> list[Measure]:
     def of(attack: str, key: str) -> Callable[[Run], float | None]:
         return lambda run: (run.get("robustness") or {}).get("attacks", {}).get(attack, {}).get(key)
 
-    from studies.judging.robust import ATTACKS
+    from studies.judging.perturbations import ATTACKS
 
     found: list[Measure] = []
     for attack in dict.fromkeys([*row.attacks, *(attack.name for attack in ATTACKS)]):

@@ -14,16 +14,17 @@ import torch
 import saprof
 from saprof.paper import robustness as printed_robustness
 from saprof.paper.printed import rows as rows_of
-from studies import data, evaluate
+from studies import data
 from studies.config import Config
 from studies.data import Dataset, Pixels
 from studies.data.split import Subset
-from studies.evaluate import main, render, rows
+from studies.evaluate import main
 from studies.failures import BadData
-from studies.judging import judge as judge_module
-from studies.judging.judge import Asked, How, judge, judged, robustness, sample
-from studies.judging.robust import ATTACKS, MANIPULATIONS, Attack, attacked
+from studies.judging import robustness as robustness_module
+from studies.judging.perturbations import ATTACKS, MANIPULATIONS, Attack, attacked
+from studies.judging.robustness import Conditions, Execution, judge, judged, robustness, sample
 from studies.judging.statistics import wilson
+from studies.judging.table import render, rows
 from studies.training import distributed
 from studies.training import run as runs
 from studies.training.engine import evaluate as score_of
@@ -52,11 +53,11 @@ def untouchable(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("nothing should be judged")
 
-    return lambda: monkeypatch.setattr(judge_module, "robustness", refuse)
+    return lambda: monkeypatch.setattr(robustness_module, "robustness", refuse)
 
 
 def test_a_report_counts_what_evaluate_counts(folder):
-    report = judge(folder, Asked.of(attacks=SMALL))
+    report = judge(folder, Conditions.from_parts(attacks=SMALL))
     _, dataset, split, model = runs.trained(folder)
     assert json.loads((folder / "robustness.json").read_text()) == report
     assert list(report["manipulations"]) == list(MANIPULATIONS)
@@ -82,11 +83,11 @@ def test_a_report_counts_what_evaluate_counts(folder):
 
 
 def test_all_of_the_papers_attacks_and_the_ladder_by_default():
-    asked = Asked.of()
+    asked = Conditions.from_parts()
     assert asked.attacks == ATTACKS
     assert asked.manipulations == tuple(MANIPULATIONS)
-    assert Asked.of(["attacks"]) == Asked(manipulations=("none",), attacks=ATTACKS)
-    assert Asked.of(["clean"]) == Asked(manipulations=("none",), attacks=())
+    assert Conditions.from_parts(["attacks"]) == Conditions(manipulations=("none",), attacks=ATTACKS)
+    assert Conditions.from_parts(["clean"]) == Conditions(manipulations=("none",), attacks=())
 
 
 @pytest.mark.deep
@@ -94,7 +95,9 @@ def test_counts_do_not_depend_on_batches_and_workers(folder):
     _, dataset, split, model = runs.trained(folder)
     images = sample(split.judged, 60)
     reports = [
-        robustness(model, images, dataset, Asked.of(attacks=SMALL), How(batch=batch, workers=workers))
+        robustness(
+            model, images, dataset, Conditions.from_parts(attacks=SMALL), Execution(batch=batch, workers=workers)
+        )
         for batch, workers in ((64, 0), (7, 0), (13, 2))
     ]
     counts = [[(row["n"], row["correct1"], row["correct5"], row.get("success")) for row in flat(r)] for r in reports]
@@ -122,25 +125,25 @@ def test_what_is_judged_is_not_judged_again(folder, capsys, untouchable):
 
 def test_what_is_missing_is_added(folder, monkeypatch):
     asked = []
-    true = judge_module.robustness
-    monkeypatch.setattr(judge_module, "robustness", lambda *a: asked.append(a[3]) or true(*a))
-    judge(folder, Asked.of(["clean"]))
-    assert judged(folder, asked=Asked.of(["clean"])) == judged(folder)
-    assert judged(folder, asked=Asked.of(["rotations"])) is None
-    report = judge(folder, Asked.of(["rotations", "attacks"], SMALL))
-    assert asked[1] == Asked(manipulations=tuple(MANIPULATIONS)[1:], attacks=tuple(SMALL))
+    true = robustness_module.robustness
+    monkeypatch.setattr(robustness_module, "robustness", lambda *a: asked.append(a[3]) or true(*a))
+    judge(folder, Conditions.from_parts(["clean"]))
+    assert judged(folder, conditions=Conditions.from_parts(["clean"])) == judged(folder)
+    assert judged(folder, conditions=Conditions.from_parts(["rotations"])) is None
+    report = judge(folder, Conditions.from_parts(["rotations", "attacks"], SMALL))
+    assert asked[1] == Conditions(manipulations=tuple(MANIPULATIONS)[1:], attacks=tuple(SMALL))
     assert list(report["manipulations"]) == list(report["without"]["manipulations"]) == list(MANIPULATIONS)
-    assert report == judge(folder, Asked.of(attacks=SMALL), again=True)
+    assert report == judge(folder, Conditions.from_parts(attacks=SMALL), again=True)
     assert len(asked) == 3
 
 
 @pytest.mark.parametrize("key", ["fingerprint", "weights_sha256", "schema"])
 def test_a_report_of_other_weights_does_not_count(folder, key):
-    report = judge(folder, Asked.of(["clean"]))
+    report = judge(folder, Conditions.from_parts(["clean"]))
     assert judged(folder) == report
     (folder / "robustness.json").write_text(json.dumps(report | {key: "another"}))
     assert judged(folder) is None
-    assert judge(folder, Asked.of(["clean"])) == report
+    assert judge(folder, Conditions.from_parts(["clean"])) == report
 
 
 def test_a_sample_says_so_and_serves_for_itself_alone(folder, capsys):
@@ -149,10 +152,10 @@ def test_a_sample_says_so_and_serves_for_itself_alone(folder, capsys):
     assert judged(folder) is None
     assert judged(folder, 29) is None
     assert judged(folder, 30)["sample_of"] == 500
-    whole = judge(folder, Asked.of(["clean"]))
+    whole = judge(folder, Conditions.from_parts(["clean"]))
     assert (whole["sample_of"], whole["manipulations"]["none"]["n"]) == (None, 500)
-    assert judge(folder, Asked.of(["clean"]), images=30) == whole
-    assert judge(folder, Asked.of(["attacks"], SMALL), images=30)["attacks"][SMALL[0].name]["n"] == 500
+    assert judge(folder, Conditions.from_parts(["clean"]), images=30) == whole
+    assert judge(folder, Conditions.from_parts(["attacks"], SMALL), images=30)["attacks"][SMALL[0].name]["n"] == 500
 
 
 def test_samples_are_spread_evenly():
@@ -176,9 +179,9 @@ def test_a_damaged_report_is_named(folder):
 
 
 def test_a_report_that_cannot_be_written_has_its_exit_code(folder, monkeypatch):
-    monkeypatch.setattr(judge_module, "FILE", "missing/robustness.json")
+    monkeypatch.setattr(robustness_module, "FILE", "missing/robustness.json")
     with pytest.raises(ValueError, match=r"^cannot write .*robustness\.json: No such file") as refused:
-        judge(folder, Asked.of(["clean"]))
+        judge(folder, Conditions.from_parts(["clean"]))
     assert refused.value.code == 6
 
 
@@ -318,7 +321,7 @@ def test_the_papers_figures_stand_beside_imagenet_alone(about):
 def test_tables_for_people(capsys):
     told = render(rows("here", report()), "table")
     assert "folder, val-original, 1,000 images" in told
-    assert "The paper says neither how it chose targets nor where it started." in told
+    assert "The paper states neither how it chose targets nor where attacks start." in told
     assert "saturated" not in told
     assert "without" not in told
     assert "not finite" not in told
@@ -410,7 +413,3 @@ def test_the_command(folder):
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error: {folder / 'none'} holds no finished run")
     assert (folder / "robustness.json").exists()
-
-
-def test_judge_is_where_the_tables_look_for_it():
-    assert evaluate.judge is judge

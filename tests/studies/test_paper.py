@@ -8,7 +8,7 @@ from saprof import list_models
 from saprof.paper import robustness
 from saprof.paper.printed import paper
 from saprof.paper.printed import rows as rows_of
-from studies.judging.robust import ATTACKS, LADDER, MANIPULATIONS
+from studies.judging.perturbations import ATTACKS, LADDER, MANIPULATIONS
 
 SLIPS = {
     ("san15_patchwise", "clockwise_90", "top1"): ("24.5", "24.3"),

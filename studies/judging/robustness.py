@@ -1,4 +1,5 @@
-"""Trained networks judged on clean, turned and attacked images; a run keeps what comes of it in robustness.json."""
+"""The robustness of trained networks: accuracy on clean, turned and attacked images. A run keeps it in
+robustness.json."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from studies.data import Dataset, Images
-    from studies.judging.robust import Attack
+    from studies.judging.perturbations import Attack
 
 SCHEMA = 1
 FILE = "robustness.json"
 PARTS = ("clean", "rotations", "attacks")
-"""What can be asked for: SAN Tables 3, 9 and 10."""
+"""Groups of conditions: those of SAN Tables 3, 9 and 10."""
 
 
 def _quiet(_: Any) -> None:
@@ -31,24 +32,25 @@ def _quiet(_: Any) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is judged. Clean images always are, since drops are counted from there."""
+class Conditions:
+    """Manipulations and attacks under which a network is judged. Clean images are always among them, since drops are
+    relative to their accuracy."""
 
     manipulations: tuple[str, ...]
     attacks: tuple[Attack, ...]
 
     @classmethod
-    def of(cls, parts: Sequence[str] = PARTS, attacks: Sequence[Attack] | None = None) -> Asked:
-        """Some of PARTS; `attacks` are those of studies.judging.robust by default."""
-        from studies.judging.robust import ATTACKS, MANIPULATIONS
+    def from_parts(cls, parts: Sequence[str] = PARTS, attacks: Sequence[Attack] | None = None) -> Conditions:
+        """The conditions of some of PARTS; `attacks` are those of studies.judging.perturbations by default."""
+        from studies.judging.perturbations import ATTACKS, MANIPULATIONS
 
         turned = tuple(MANIPULATIONS) if "rotations" in parts else ("none",)
         attacks = tuple(ATTACKS if attacks is None else attacks)
         return cls(manipulations=turned, attacks=attacks if "attacks" in parts else ())
 
-    def besides(self, report: dict[str, Any]) -> Asked:
-        """What of it `report` does not hold."""
-        return Asked(
+    def missing_from(self, report: dict[str, Any]) -> Conditions:
+        """The conditions that `report` does not have."""
+        return Conditions(
             manipulations=tuple(name for name in self.manipulations if name not in report["manipulations"]),
             attacks=tuple(attack for attack in self.attacks if attack.name not in report["attacks"]),
         )
@@ -58,37 +60,43 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
-    """What decides how fast it goes."""
+class Execution:
+    """Settings that change the speed and not the result."""
 
     batch: int = 256
     workers: int = 0
     device: str = "auto"
     progress: bool = False
-    """Whether to draw a bar on stderr, if that is a terminal."""
+    """Whether to show a progress bar on stderr, if that is a terminal."""
 
 
 def robustness(
-    model: nn.Module, images: Images, dataset: Dataset, asked: Asked | None = None, how: How = How()
+    model: nn.Module,
+    images: Images,
+    dataset: Dataset,
+    conditions: Conditions | None = None,
+    execution: Execution = Execution(),
 ) -> dict[str, Any]:
     """Counts, percentages and Wilson's intervals of `model` for every manipulation and attack, as plain JSON.
 
-    Where turning makes one class of the data set another, `without` holds what is turned once more, less those classes.
+    If turning an image can change its class, as 6 becomes 9, `without` holds the manipulations once more, without the
+    images of those classes.
     """
     from studies.data.split import Subset
-    from studies.judging.robust import MANIPULATIONS, attacked
+    from studies.judging.perturbations import MANIPULATIONS, attacked
     from studies.training.engine import evaluate
 
-    asked = asked or Asked.of()
+    conditions = conditions or Conditions.from_parts()
     confused = dataset.confused_when_turned
     kept = [n for n, label in enumerate(images.labels.tolist()) if dataset.classes[label] not in confused]
     steady = Subset(images, images.labels.new_tensor(kept))
-    with _bar(len(images.labels) * len(asked) + len(kept) * bool(confused) * len(asked.manipulations), how) as seen:
-        options: dict[str, Any] = {"batch": how.batch, "workers": how.workers, "seen": seen}
+    steps = len(images.labels) * len(conditions) + len(kept) * bool(confused) * len(conditions.manipulations)
+    with _bar(steps, execution) as seen:
+        options: dict[str, Any] = {"batch": execution.batch, "workers": execution.workers, "seen": seen}
 
         def turned(these: Images) -> dict[str, Any]:
             scores = {}
-            for name in asked.manipulations:
+            for name in conditions.manipulations:
                 turn = MANIPULATIONS[name]
                 scores[name] = evaluate(model, these, dataset, change=lambda x, *_, turn=turn: turn(x), **options)
             return {name: _with_intervals(score.record()) for name, score in scores.items()}
@@ -98,7 +106,7 @@ def robustness(
             report["without"] = {"classes": list(confused), "manipulations": turned(steady)}
         report["attacks"] = {
             attack.name: attack.facts() | _with_intervals(attacked(model, images, dataset, attack, **options).record())
-            for attack in asked.attacks
+            for attack in conditions.attacks
         }
     return report
 
@@ -111,25 +119,25 @@ def _with_intervals(record: dict[str, Any]) -> dict[str, Any]:
 
 def judge(
     folder: str | Path,
-    asked: Asked | None = None,
-    how: How = How(),
+    conditions: Conditions | None = None,
+    execution: Execution = Execution(),
     *,
     images: int | None = None,
     again: bool = False,
-    say: Callable[[str], None] = _quiet,
+    note: Callable[[str], None] = _quiet,
 ) -> dict[str, Any]:
-    """The content of a finished run's robustness.json, in which what was asked and is not there yet is judged now.
+    """Judge a finished run under the conditions that its robustness.json does not have yet, and return the content.
 
-    `images` judges a sample of so many, spread evenly; a report on all images serves for any sample. ValueError if the
-    run is not finished.
+    `images` is the size of an evenly spread sample to judge; a report on all images serves for any sample. Raises
+    ValueError if the run is not finished.
     """
     from studies.training.distributed import device
 
-    folder, asked = Path(folder), asked or Asked.of()
+    folder, conditions = Path(folder), conditions or Conditions.from_parts()
     before = None if again else judged(folder, images)
-    missing = asked if before is None else asked.besides(before)
+    missing = conditions if before is None else conditions.missing_from(before)
     if before is not None and not len(missing):
-        say(f"{folder} is judged already, in {FILE}; --again judges it once more")
+        note(f"{folder} is judged already, in {FILE}; --again judges it once more")
         return before
     config, dataset, split, model = trained(folder)
     all_images = len(split.judged.labels)
@@ -142,7 +150,8 @@ def judge(
         "classes": len(dataset.classes),
         "sample_of": all_images if images is not None and images < all_images else None,
     }
-    found = robustness(model.to(device(how.device)), sample(split.judged, images), dataset, missing, how)
+    chosen = sample(split.judged, images)
+    found = robustness(model.to(device(execution.device)), chosen, dataset, missing, execution)
     report = _merged(report | (before or {}), found)
     try:
         atomic.write(folder / FILE, (json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
@@ -151,11 +160,11 @@ def judge(
     return report
 
 
-def judged(folder: str | Path, images: int | None = None, asked: Asked | None = None) -> dict[str, Any] | None:
-    """What robustness.json holds of a run as it is now, on all images or a sample of `images`.
-
-    None if it is of something else, or lacks some of what was `asked`.
-    """
+def judged(
+    folder: str | Path, images: int | None = None, conditions: Conditions | None = None
+) -> dict[str, Any] | None:
+    """The content of robustness.json, if it belongs to the present result of the run and to all images or a sample of
+    `images`, and has all `conditions`; else None."""
     path = Path(folder) / FILE
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
@@ -165,8 +174,8 @@ def judged(folder: str | Path, images: int | None = None, asked: Asked | None = 
         raise ValueError(f"{path} is damaged ({error}); delete it, and it is made again") from None
     enough = report.get("sample_of") is None or report["manipulations"]["none"]["n"] == images
     same = all(report.get(name) == value for name, value in _identity(Path(folder)).items())
-    whole = same and (asked is None or not len(asked.besides(report)))
-    return report if whole and enough else None
+    complete = conditions is None or not len(conditions.missing_from(report))
+    return report if same and enough and complete else None
 
 
 def _identity(folder: Path) -> dict[str, Any]:
@@ -183,7 +192,7 @@ def _merged(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 
 
 def sample(images: Images, n: int | None) -> Images:
-    """`n` of the images, spread evenly over their order, which is by class in a folder; None is all."""
+    """`n` of the images, spread evenly over their order, which is by class in a folder; None returns all images."""
     from studies.data.split import Subset
 
     if n is not None and n < 1:
@@ -195,9 +204,9 @@ def sample(images: Images, n: int | None) -> Images:
 
 
 @contextmanager
-def _bar(total: int, how: How) -> Iterator[Callable[[int], object]]:
+def _bar(total: int, execution: Execution) -> Iterator[Callable[[int], object]]:
     from tqdm import tqdm
 
-    quiet = None if how.progress else True  # None asks whether stderr is a terminal
+    quiet = None if execution.progress else True  # with None, tqdm is quiet unless stderr is a terminal
     with tqdm(total=total, unit=" images", disable=quiet, leave=False) as bar:
         yield bar.update

@@ -11,7 +11,7 @@ from torch import nn
 
 import saprof
 from studies.data import Dataset, Pixels
-from studies.judging.robust import (
+from studies.judging.perturbations import (
     ATTACKS,
     LADDER,
     MANIPULATIONS,

@@ -1,6 +1,6 @@
-"""How a trained network stands what it was not trained for: turned images (SAN Table 9) and attacks (SAN Table 10).
+"""Perturbed images, on which trained networks are judged: turned images (SAN Table 9) and attacks (SAN Table 10).
 
-Both change pixels, 0 to 255, before the network normalises them.
+Both change the pixels, 0 to 255, before the network normalises them.
 """
 
 from __future__ import annotations
@@ -30,32 +30,34 @@ MANIPULATIONS: dict[str, Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n c
     "clockwise_270": lambda pixels: pixels.rot90(1, (2, 3)),
     "upside_down": lambda pixels: pixels.flip(2),
 }
-"""What SAN Table 9 does to images; `upside_down` swaps top and bottom, and leaves left and right where they are."""
+"""The manipulations of SAN Table 9; `upside_down` swaps top and bottom, and keeps left and right."""
 
 TARGETS = ("random", "least_likely", "next")
 STARTS = ("clean", "random")
+TARGET_DRAWS, START_DRAWS = 0, 1
+"""Keys of the random numbers for targets and for starts, beside the seed and the number of the image."""
 
 
 @dataclass(frozen=True)
 class Attack:
     """Targeted projected gradient descent in the L∞ ball, on pixels from 0 to 255 (SAN Sec. 5.4).
 
-    The paper says neither how the target is chosen nor where the attack starts. Here the default is what its n · ρ = ε
-    suggests, a clean start, and a wrong class drawn for each image.
+    The paper states neither how the target is chosen nor where the attack starts. The defaults here are a clean start,
+    as the paper's n · ρ = ε suggests, and a random wrong class for each image.
     """
 
     epsilon: float
     """Radius of the ball: how far a pixel may move."""
     step: float
-    """How far it moves at a time; ρ in the paper."""
+    """How far a pixel moves in one step; ρ in the paper."""
     steps: int
     target: str = "random"
-    """`random`, one of the wrong classes; `least_likely`, of those the one the network holds least likely of the clean
-    image; or `next`, the class after the label."""
+    """`random`, one of the wrong classes; `least_likely`, the wrong class with the lowest logit on the clean image; or
+    `next`, the class after the label."""
     start: str = "clean"
-    """At the `clean` image, or at a `random` point of the ball."""
+    """The attack starts at the `clean` image, or at a `random` point of the ball."""
     seed: int = 0
-    """With an image's number, decides all that is drawn for it."""
+    """Seed of random targets and starts, together with the number of the image."""
 
     def __post_init__(self) -> None:
         for name in ("epsilon", "step", "steps"):
@@ -70,7 +72,7 @@ class Attack:
 
     @property
     def name(self) -> str:
-        """`pgd_` ε `_` ρ `_` n, and then what is not the default: `pgd_8_4_2`."""
+        """`pgd_` ε `_` ρ `_` n, followed by every choice that is not the default: `pgd_8_4_2`."""
         choices = [self.target, f"{self.start}_start", f"seed{self.seed}"]
         usual = [Attack.target, f"{Attack.start}_start", f"seed{Attack.seed}"]
         other = [choice for choice, default in zip(choices, usual, strict=True) if choice != default]
@@ -81,30 +83,31 @@ class Attack:
 
 
 LADDER = tuple(Attack(epsilon, epsilon / 4, 4) for epsilon in (16.0, 32.0, 48.0))
-"""Wider balls, for images of few gray levels: four steps that together just reach the border, as in the paper's."""
+"""Attacks with larger balls, for images with few gray levels. Four steps together just reach the border of the ball, as
+in the paper's attacks."""
 
 ATTACKS = (*(Attack(**facts) for facts in robustness.attacks().values()), *LADDER)
-"""The two of SAN Table 10, and the ladder."""
+"""The two attacks of SAN Table 10, and LADDER."""
 
 
 class Batch(NamedTuple):
     pixels: Float[Tensor, "n c h w"]
     labels: Int[Tensor, " n"]
     numbers: Int[Tensor, " n"]
-    """Of the images, in what is judged."""
+    """Numbers of the images among those that are judged."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one attack on all images."""
+    """The result of one attack on all images."""
 
     judged: Score
-    """Against the labels."""
+    """Predictions compared with the labels."""
     aimed: Score
-    """Against the targets; an attack succeeds where the network predicts the target."""
+    """Predictions compared with the targets; an attack succeeds if the network predicts the target."""
 
     def record(self) -> dict[str, Any]:
-        """Counts and what follows from them, as plain JSON."""
+        """Counts and percentages, as plain JSON."""
         return self.judged.record() | {"success": self.aimed.correct1, "success_rate": self.aimed.top1}
 
 
@@ -118,7 +121,7 @@ def attacked(
     workers: int = 0,
     seen: Callable[[int], None] = lambda n: None,
 ) -> Outcome:
-    """Attack every image and judge what comes of it; ValueError if there is no wrong class to aim at."""
+    """Attack every image and judge the attacked images. Raises ValueError if there is no wrong class to aim at."""
     if len(dataset.classes) < 2:
         raise ValueError(f"{dataset.name} has {len(dataset.classes)} class; an attack needs another one to aim at")
     aimed = Score()
@@ -126,11 +129,11 @@ def attacked(
     def change(*given: Tensor) -> Tensor:
         nonlocal aimed
         with _evaluating(model):
-            here = Batch(*given)
-            goals = aim(attack, model, here, len(dataset.classes))
-            pixels = perturb(attack, model, here, goals)
+            clean = Batch(*given)
+            targets = aim(attack, model, clean, len(dataset.classes))
+            pixels = perturb(attack, model, clean, targets)
             with torch.no_grad():
-                aimed += score(model(pixels), goals)
+                aimed += score(model(pixels), targets)
         return pixels
 
     judged = evaluate(model, images, dataset, batch=batch, workers=workers, change=change, seen=seen)
@@ -138,22 +141,23 @@ def attacked(
 
 
 def aim(attack: Attack, model: nn.Module, batch: Batch, classes: int) -> Int[Tensor, " n"]:
-    """A wrong class for every image, which depends on the image and not on the batch it is in."""
+    """A wrong class for every image, the same in any batch."""
     if attack.target == "least_likely":
         with _evaluating(model), torch.no_grad():
             logits = model(batch.pixels)
         return logits.scatter(1, batch.labels[:, None], math.inf).argmin(1)
-    away = torch.ones_like(batch.labels)
+    shift = torch.ones_like(batch.labels)
     if attack.target == "random":
-        draws = [torch.randint(1, classes, (), generator=_of(attack, number, 0)) for number in batch.numbers.tolist()]
-        away = torch.stack(draws).to(batch.labels)
-    return (batch.labels + away) % classes
+        generators = [generator(attack.seed, number, TARGET_DRAWS) for number in batch.numbers.tolist()]
+        draws = [torch.randint(1, classes, (), generator=source) for source in generators]
+        shift = torch.stack(draws).to(batch.labels)
+    return (batch.labels + shift) % classes
 
 
 def perturb(attack: Attack, model: nn.Module, batch: Batch, targets: Int[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
-    """x ← clip(x − ρ · sign ∇ₓ CE(model(x), target)) into the ball and 0 to 255, n times.
+    """x ← clip(x − ρ · sign ∇ₓ CE(model(x), target)) to the ball and to 0 to 255, n times.
 
-    The network is in evaluation mode, and the gradients are of nothing but the pixels.
+    The network is in evaluation mode, and gradients are computed for the pixels only.
     """
     low = (batch.pixels - attack.epsilon).clamp(min=0)
     high = (batch.pixels + attack.epsilon).clamp(max=255)
@@ -174,19 +178,16 @@ def _gradient(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
 
 
 def _noise(attack: Attack, batch: Batch) -> Tensor:
-    """Uniform between −1 and 1."""
+    """Uniform noise between −1 and 1."""
     shape = batch.pixels.shape[1:]
-    drawn = [torch.rand(shape, generator=_of(attack, number, 1)) for number in batch.numbers.tolist()]
+    generators = [generator(attack.seed, number, START_DRAWS) for number in batch.numbers.tolist()]
+    drawn = [torch.rand(shape, generator=source) for source in generators]
     return 2 * torch.stack(drawn).to(batch.pixels) - 1
-
-
-def _of(attack: Attack, number: int, what: int) -> torch.Generator:
-    return generator(attack.seed, number, what)
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode, and then every module as it was."""
+    """Put the network in evaluation mode, and restore the mode of every module afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

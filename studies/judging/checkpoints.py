@@ -1,0 +1,74 @@
+"""Checkpoints without a run, judged on the validation set of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studies.config import Config
+from studies.judging.robustness import Conditions, Execution, robustness, sample
+
+if TYPE_CHECKING:
+    from saprof.models.build import Model
+    from studies.data import Dataset
+    from studies.training.engine import Classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    path: Path
+    official: bool = False
+    """Whether the SAN authors' code wrote it, and not saprof.save."""
+    model: str | None = None
+    """The name of its model, one of saprof.list_models()."""
+
+    def classifier(self, config: Config, dataset: Dataset) -> Classifier:
+        """The network in evaluation mode. Raises ValueError if it is not the model that is named, or does not fit the
+        data."""
+        import saprof
+        from studies.training.engine import Classifier, network
+
+        if self.official:
+            classifier = network(config, dataset)
+            if not isinstance(classifier.model, saprof.SAN):
+                raise ValueError(f"--official is for checkpoints of the SAN authors, and {self.model} is no SAN")
+            saprof.load_official(classifier.model, self.path)
+            return classifier.eval()
+        model = saprof.load(self.path)
+        classes = model.config.num_classes
+        if classes != len(dataset.classes):
+            raise ValueError(f"{self.path} has {classes} classes; {dataset.name} has {len(dataset.classes)}")
+        if self.model is not None:
+            self._check_name(model)
+        return Classifier(model, dataset).eval()
+
+    def _check_name(self, model: Model) -> None:
+        from saprof.models.counting import blueprint
+
+        expected = vars(blueprint(str(self.model), num_classes=model.config.num_classes).config)
+        found, implementation = vars(model.config), {"backend", "attention"}
+        differing = [key for key in expected if key not in implementation and found.get(key) != expected[key]]
+        if found.keys() != expected.keys() or differing:
+            raise ValueError(f"{self.path} holds another model than {self.model}; leave --model out, or name its own")
+
+
+def judge_checkpoint(
+    checkpoint: Checkpoint, config: Config, conditions: Conditions, execution: Execution, images: int | None = None
+) -> dict[str, Any]:
+    """The report of a checkpoint on the validation set of the config's data, in the form of a run's report."""
+    from studies import data
+    from studies.training.distributed import device
+
+    dataset = data.load(config)
+    model = checkpoint.classifier(config, dataset)
+    chosen = sample(dataset.test, images)
+    total = len(dataset.test.labels)
+    return {
+        "model": checkpoint.model,
+        "data": dataset.name,
+        "evaluation_set": "val-original",
+        "classes": len(dataset.classes),
+        "sample_of": total if len(chosen.labels) < total else None,
+        **robustness(model.to(device(execution.device)), chosen, dataset, conditions, execution),
+    }
