@@ -14,7 +14,14 @@ LEVEL = 0.95
 """Confidence of all intervals that are not corrected for their number."""
 
 NEGLIGIBLE = 1e-9
-"""A spread this small beside the values is rounding, and so none."""
+"""A spread smaller than this, relative to the values, is rounding and counts as none."""
+
+VERDICTS = SAME_SIGN, OPPOSITE, NOT_RESOLVED, NOT_APPLICABLE = (
+    "same sign",
+    "opposite",
+    "not resolved",
+    "not applicable",
+)
 
 
 @dataclass(frozen=True)
@@ -126,17 +133,17 @@ def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
 def verdict(paper_difference: float | None, ours: Difference | None, level: float = LEVEL) -> Verdict:
     """Whether ours has the sign of the paper's. By the adjusted p if there is one."""
     if paper_difference is None:
-        return Verdict("not applicable", "the paper has no such difference")
+        return Verdict(NOT_APPLICABLE, "the paper has no such difference")
     _checked([paper_difference])
     if paper_difference == 0:
-        return Verdict("not applicable", "the paper's difference is 0")
+        return Verdict(NOT_APPLICABLE, "the paper's difference is 0")
     if ours is None or ours.n < 2:
-        return Verdict("not applicable", f"{0 if ours is None else ours.n} of at least 2 seeds")
+        return Verdict(NOT_APPLICABLE, f"{0 if ours is None else ours.n} of at least 2 seeds")
     p = _p_of(ours) if ours.p_adjusted is None else ours.p_adjusted
     _checked([p, ours.mean])
     if p >= 1 - level:
-        return Verdict("not resolved")
-    return Verdict("same sign" if (ours.mean > 0) == (paper_difference > 0) else "opposite")
+        return Verdict(NOT_RESOLVED)
+    return Verdict(SAME_SIGN if (ours.mean > 0) == (paper_difference > 0) else OPPOSITE)
 
 
 def _interval(difference: Difference, level: float) -> Difference:

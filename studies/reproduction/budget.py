@@ -17,7 +17,7 @@ from typing import Any
 from saprof import text
 from studies.config import Config
 from studies.reproduction.executors import Task
-from studies.reproduction.grid import SIDES
+from studies.reproduction.miniatures import SIDES
 
 TRAFFIC = 6
 """Bytes moved in a training step, over those kept for the backward pass."""

@@ -1,6 +1,6 @@
-"""Many training runs: several at a time on this machine, or as an array of Slurm jobs.
+"""Many training runs, several at a time, on this machine.
 
-A run is a folder. One that holds its result is never repeated, one that does not is gone on with.
+A run is a folder. A run whose folder holds its result is not repeated; any other run is resumed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from studies.config import Config
 from studies.failures import Preempted
@@ -25,18 +25,18 @@ from studies.training.run import Run
 
 EXECUTORS = ("local", "slurm")
 GRACE = 60.0
-"""Seconds in which a run that was asked to stop saves its state."""
+"""Seconds that a run has to save its state after it was asked to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A run, and whether it is judged for robustness when it is trained."""
+    """A run, and whether it is judged for robustness after training."""
 
     config: Config
     """With its folder."""
     judged: bool = False
     images: int | None = None
-    """How many images robustness is judged on; None is all."""
+    """The number of images to judge robustness on; None for all images."""
 
     @property
     def folder(self) -> Path:
@@ -48,19 +48,19 @@ class Task:
         return Run(self.folder)
 
     def left(self) -> bool:
-        """Whether there is something to do."""
+        """Whether the task is unfinished."""
         return self.result() is None or (self.judged and self.robustness() is None)
 
     def result(self) -> dict[str, Any] | None:
-        """What came of the run, if it is finished; ValueError if that is of another config."""
-        found, asked = self.run.result(), self.config.fingerprint()
-        if found is not None and found["fingerprint"] != asked:
+        """The result of the run, if it is finished. Raises ValueError if the result is of another config."""
+        found, expected = self.run.result(), self.config.fingerprint()
+        if found is not None and found["fingerprint"] != expected:
             path = self.folder / "result.json"
-            raise ValueError(f"{path} is of another run ({found['fingerprint']}); expected {asked}")
+            raise ValueError(f"{path} is of another run ({found['fingerprint']}); expected {expected}")
         return found
 
     def robustness(self) -> dict[str, Any] | None:
-        """The content of the run's robustness.json, if it is judged under all that tables tell of."""
+        """The content of the run's robustness.json, if it has all conditions of the tables."""
         from studies.judging.robustness import Conditions, judged
 
         return judged(self.folder, self.images, Conditions.from_parts())
@@ -69,8 +69,20 @@ class Task:
 Perform = Callable[[Task], None]
 
 
+class Executor(Protocol):
+    """Does tasks, here or elsewhere; a context manager, at whose end its processes end."""
+
+    def __enter__(self) -> Executor: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def do(self, tasks: Sequence[Task], label: str = "runs") -> dict[str, str]:
+        """Do the unfinished tasks; the reasons of those that failed, by folder."""
+        ...
+
+
 def perform(task: Task) -> None:
-    """Train, and judge, what is not."""
+    """Train the run and judge its robustness, unless that is done already."""
     from studies.training.session import train
 
     _wait(task.folder / ".lock")
@@ -82,7 +94,7 @@ def perform(task: Task) -> None:
 
 
 def _wait(lock: Path) -> None:
-    """Until a killed command's process, on its way out, has let go of the run."""
+    """Wait until the process of a killed command, which may still be saving, releases the run."""
     from filelock import FileLock, Timeout
 
     if "RANK" not in os.environ and lock.exists():
@@ -99,7 +111,7 @@ def cores() -> int:
 
 
 class Local:
-    """Processes on this machine, each of which does one task after the other; a context, at whose end they end."""
+    """Processes on this machine; each does one task after the other. They end with the context."""
 
     def __init__(self, jobs: int, perform: Perform = perform) -> None:
         self.jobs, self.perform = jobs, perform
@@ -112,9 +124,9 @@ class Local:
         _stop(self._workers)
 
     def do(self, tasks: Sequence[Task], label: str = "runs") -> dict[str, str]:
-        """Do what is left of `tasks`; the sentences of those that failed, by folder.
+        """Do the unfinished tasks; the reasons of those that failed, by folder.
 
-        Raises Preempted on SIGTERM and SIGINT, when the processes have saved and stopped.
+        Raises Preempted on SIGTERM and SIGINT, after the processes have saved and stopped.
         """
         left = deque(task for task in tasks if task.left())
         failed: dict[str, str] = {}
@@ -123,7 +135,7 @@ class Local:
         from studies.training.distributed import device
 
         for name in {task.config.device for task in left}:
-            device(name)  # says once that there is none, and not in every run
+            device(name)  # reports a missing device once, and not in every run
         with stopped_by_signals(), _one_thread(), bar(len(left), label) as shown:
             try:
                 while left or any(worker.task for worker in self._workers):
@@ -135,12 +147,12 @@ class Local:
                     running = sum(worker.task is not None for worker in self._workers)
                     shown.set_postfix_str(f"{running} running, {len(failed)} failed", refresh=sys.stderr.isatty())
             except BaseException:
-                _stop(self._workers)  # while signals are held off
+                _stop(self._workers)  # while signals are ignored
                 raise
         return failed
 
     def _give(self, left: deque[Task]) -> None:
-        """Have every process that is idle, or could be started, take one."""
+        """Give a task to every idle process, and to new processes up to `jobs`."""
         self._workers = [worker for worker in self._workers if worker.task or worker.process.is_alive()]
         idle = deque(worker for worker in self._workers if worker.task is None)
         while left and (idle or len(self._workers) < self.jobs):
@@ -150,7 +162,7 @@ class Local:
             worker.give(left.popleft())
 
     def _answers(self) -> list[tuple[Task, str | None]]:
-        """What has been done since, after a moment."""
+        """Wait a moment; return the tasks that ended since, each with its failure or None."""
         busy = [worker for worker in self._workers if worker.task]
         connection.wait([x for worker in busy for x in (worker.ours, worker.process.sentinel)], timeout=5.0)
         return [answer for worker in busy if (answer := worker.answer()) is not None]
@@ -169,11 +181,11 @@ class _Worker:
 
     def give(self, task: Task) -> None:
         self.task = task
-        with suppress(BrokenPipeError):  # its death is what `answer` tells
+        with suppress(BrokenPipeError):  # `answer` reports a dead process
             self.ours.send(task)
 
     def answer(self) -> tuple[Task, str | None] | None:
-        """The task that it has done, with what went wrong, if it has done one; it may have died of it."""
+        """The task that ended, with its failure or None; None while the process is working."""
         task = self.task
         if task is None:
             return None
@@ -189,9 +201,9 @@ class _Worker:
 
 
 def _serve(theirs: connection.Connection, perform: Perform, parent: int) -> None:
-    """Do what comes through the pipe, until it closes or the parent is gone."""
+    """Do the tasks that arrive through the pipe, until it closes or the parent process is gone."""
     with suppress(OSError):
-        os.setpgid(0, 0)  # Ctrl-C is the parent's, who then asks us to stop
+        os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which then stops this process
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     try:
         while True:
@@ -203,7 +215,7 @@ def _serve(theirs: connection.Connection, perform: Perform, parent: int) -> None
 
 
 def _watch(parent: int) -> None:
-    """Ask our own process to save and stop when its parent is gone, and end it if it does not."""
+    """Ask this process to save and stop when its parent is gone, and end it if it does not."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -212,10 +224,10 @@ def _watch(parent: int) -> None:
 
 
 def attempt(task: Task, perform: Perform) -> str | None:
-    """Do a task; what went wrong, which is kept in the run's folder as well. Preempted passes."""
+    """Do a task; return the reason if it failed, which is also written to the run's folder. Preempted is raised."""
     try:
         perform(task)
-    except Exception as error:  # whatever it is, it is this run's alone
+    except Exception as error:  # any failure of one run must not stop the others
         if isinstance(error, Preempted):
             raise
         return task.run.fail(type(error).__name__, str(error), traceback.format_exc())
@@ -224,7 +236,7 @@ def attempt(task: Task, perform: Perform) -> str | None:
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
-    """End the processes: those at work save first."""
+    """End the processes; those that are working save first."""
     for worker in workers:
         worker.ours.close()
         if worker.task is not None:
@@ -239,7 +251,7 @@ def _stop(workers: Sequence[_Worker]) -> None:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT raise Preempted, the first time."""
+    """The first SIGTERM or SIGINT raises Preempted."""
 
     def stop(number: int, frame: Any) -> None:
         for name in handled:
@@ -257,7 +269,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Processes that start under it have one thread each: torch reads this when it is imported."""
+    """Processes that start in this context have one thread each; torch reads the variables when it is imported."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, "1"))

@@ -1,14 +1,12 @@
-"""The learning rate of each family, by one rule for all, so that baselines are treated as fairly as what they are
-compared with.
+"""The learning rate of each family, chosen by one rule for all families, so that baselines are treated fairly.
 
-The family's default network is trained with every candidate and every tuning seed on val-split; the highest mean top-1
-wins, of equals the lower mean loss, then the lower rate. Tuning seeds are none of the reported ones.
+The family's default network is trained on val-split with every candidate and every tuning seed. The highest mean top-1
+wins; among equals the lower mean loss, then the lower rate. Tuning seeds are never reported.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -16,9 +14,8 @@ from typing import Any
 
 from saprof import atomic
 from saprof.paper.printed import PaperRow
-from studies.config import Config
 from studies.reproduction.executors import Task
-from studies.reproduction.grid import Study
+from studies.reproduction.study import Study, placed
 
 CANDIDATES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 SEEDS = (1000, 1001)
@@ -32,12 +29,12 @@ DEFAULTS = {
     "patchwise": "san10_patchwise",
     "stand_alone": "san10_stand_alone",
 }
-"""The network that a family's rate is chosen with."""
+"""The default network of each family, with which its rate is chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """The question: which families, which rates, which seeds."""
+    """The families whose rates are chosen, the candidates and the tuning seeds."""
 
     study: Study
     runs: Path
@@ -55,41 +52,30 @@ class Tuning:
         return [self.task(f, rate, seed) for f in self.families for rate in self.candidates for seed in self.seeds]
 
     def rule(self) -> dict[str, Any]:
-        """What must be alike for a choice to be taken up again."""
-        asked = {"data": self.study.data, "epochs": self.study.recipe.epochs, "protocol": "val-split"}
-        return {"rule": RULE, "candidates": list(self.candidates), "seeds": list(self.seeds)} | asked
-
-
-def placed(config: Config, runs: Path) -> Config:
-    """The config with the folder that its run has among `runs`."""
-    return replace(config, output=runs / f"{config.model}-seed{config.seed}-{config.fingerprint()}")
+        """The facts that must be equal for an earlier choice to be used again."""
+        facts = {"data": self.study.data, "epochs": self.study.recipe.epochs, "protocol": "val-split"}
+        return {"rule": RULE, "candidates": list(self.candidates), "seeds": list(self.seeds)} | facts
 
 
 def read(path: Path, tuning: Tuning) -> dict[str, Any]:
-    """The choices made so far, by family; ValueError if they were made by another rule."""
+    """The choices made so far, by family. Raises ValueError if they were made by another rule."""
     if not path.exists():
         return {}
     kept = json.loads(path.read_text(encoding="utf-8"))
-    was = {name: kept[name] for name in tuning.rule()}
-    if was != tuning.rule():
-        changed = [
-            f"{name} {was[name]!r}, not {asked!r}" for name, asked in tuning.rule().items() if was[name] != asked
-        ]
+    rule = tuning.rule()
+    changed = [f"{name} {kept[name]!r}, not {value!r}" for name, value in rule.items() if kept[name] != value]
+    if changed:
         raise ValueError(f"{path} was chosen with {'; '.join(changed)}; choose another --output")
     return kept["families"]
 
 
 def choose(tuning: Tuning, path: Path) -> dict[str, Any]:
-    """Choose from finished runs, and keep the choice beside those made before; ValueError if a family has none."""
+    """Choose rates from finished runs, and add them to the file. Raises ValueError if a family has no finished
+    candidate."""
     families = read(path, tuning) | {family: _chosen(tuning, family) for family in tuning.families}
     content = json.dumps(tuning.rule() | {"families": families}, indent=1, ensure_ascii=False) + "\n"
     atomic.write(path, content.encode())
     return families
-
-
-def rates(families: Mapping[str, Any]) -> dict[str, float]:
-    """The chosen rates alone."""
-    return {family: choice["chosen"] for family, choice in families.items()}
 
 
 def _chosen(tuning: Tuning, family: str) -> dict[str, Any]:
@@ -98,7 +84,7 @@ def _chosen(tuning: Tuning, family: str) -> dict[str, Any]:
     if not complete:
         reasons = sorted({run["failed"] for candidate in candidates for run in candidate["runs"] if run.get("failed")})
         raise ValueError(
-            f"no learning rate of {family} could be tried: {'; '.join(reasons)}; mend that, or --candidates"
+            f"no learning rate of {family} could be tried: {'; '.join(reasons)}; solve that, or change --candidates"
         )
     best = min(complete, key=lambda c: (-c["top1"], float("inf") if c["loss"] is None else c["loss"], c["lr"]))
     model = tuning.task(family, best["lr"], tuning.seeds[0]).config
@@ -108,7 +94,7 @@ def _chosen(tuning: Tuning, family: str) -> dict[str, Any]:
 
 
 def _candidate(tuning: Tuning, family: str, rate: float) -> dict[str, Any]:
-    runs = [_figures(tuning.task(family, rate, seed)) for seed in tuning.seeds]
+    runs = [_run(tuning.task(family, rate, seed)) for seed in tuning.seeds]
     complete = all("top1" in run for run in runs)
     finite = complete and all(run["loss"] is not None for run in runs)
     return {
@@ -119,7 +105,7 @@ def _candidate(tuning: Tuning, family: str, rate: float) -> dict[str, Any]:
     }
 
 
-def _figures(task: Task) -> dict[str, Any]:
+def _run(task: Task) -> dict[str, Any]:
     config, found = task.config, task.result()
     facts = {"seed": config.seed, "fingerprint": config.fingerprint()}
     if found is None:

@@ -1,13 +1,13 @@
-"""What came of the runs of a reproduction: one small JSON file, from which its tables can be drawn again.
+"""The results of a study: one small JSON file, from which its pages can be drawn again.
 
-What all runs have in common is written once; a run's `facts` are what it differs in.
+Settings that all runs share are written once; the `facts` of a run are the settings in which it differs.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from studies.training.run import Run
 SCHEMA = 1
 FILE = "results.json"
 KEPT = ("top1", "top5", "loss", "n", "params", "steps", "train_seconds", "weights_sha256")
-"""What is taken over from a run's result."""
+"""Fields that are copied from a run's result."""
 PASSING = ("argv", "memory_bytes", "time", "step", "flags")
-"""What is no part of where a run was made."""
+"""Fields of a session that do not describe where a run was made."""
 NUMBER, NONE = (int, float), type(None)
 CONTENT = {"study": dict, "learning_rates": (dict, NONE), "where": list, "failed": dict, "common": dict, "runs": list}
 STUDY = {"data": str, "epochs": int, "backend": (str, NONE), "seeds": int}
@@ -30,8 +30,8 @@ RATES = {"rule": str, "data": str, "families": dict}
 PLACE = {"versions": dict, "device": str, "threads": int, "cores": int, "commit": (str, NONE), "dirty": bool}
 RUN = {"facts": dict, "where": int, "n": int, "params": int, "train_seconds": NUMBER, "top1": NUMBER}
 RUN |= {"top5": (*NUMBER, NONE), "loss": (*NUMBER, NONE)}
-"""The types of what a file must hold: at its top, of its study, of its learning rates, of a place, of a run."""
-MEND = "fetch it again; or delete it, and the study's command makes it again from its runs"
+"""The types of required fields: of the file, of its study, of its learning rates, of a place, of a run."""
+REMEDY = "fetch it again; or delete it, and the study's command makes it again from its runs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,24 +39,42 @@ class Results:
     """Finished and failed runs of one study, and where they were made."""
 
     study: Mapping[str, Any]
-    """data, epochs, seeds, tables and smoke, as asked for."""
+    """The request: data, epochs, backend and seeds, and what is special to the study, such as tables."""
     learning_rates: Mapping[str, Any] | None
-    """The content of learning_rates.json; None where the recipe's rate is used."""
+    """The content of learning_rates.json; None if the recipe's rate is used."""
     where: Sequence[Mapping[str, Any]]
     """Provenances."""
     runs: Mapping[str, Mapping[str, Any]]
-    """By fingerprint."""
+    """Finished runs by fingerprint."""
     failed: Mapping[str, str]
-    """Why a run is not there, by fingerprint."""
+    """Reasons why runs are missing, by fingerprint."""
+
+    def keys(self, config: Config) -> dict[int, str]:
+        """The fingerprints of a config's runs, by seed."""
+        return {seed: replace(config, seed=seed).fingerprint() for seed in range(self.study["seeds"])}
+
+    def by_seed(self, config: Config) -> dict[int, Mapping[str, Any]]:
+        """The finished runs of a config, by seed."""
+        return {seed: self.runs[key] for seed, key in self.keys(config).items() if key in self.runs}
+
+    def absence(self, label: str, seed: int, key: str) -> str:
+        """The sentence about a missing run."""
+        return f"{label}, seed {seed}: {self.failed.get(key, 'not run')} (run {key})"
 
     def versions(self, run: Mapping[str, Any]) -> str:
-        """What made a run, as far as rows of one table must agree on it."""
+        """The versions that made a run; runs of one table must agree on them."""
         where = self.where[run["where"]]
         return ", ".join(f"{name} {where['versions'].get(name)}" for name in ("saprof", "torch"))
 
+    def check_versions(self, title: str, runs: Iterable[Mapping[str, Any]]) -> None:
+        """Raise ValueError if the runs of a page, `title`, were made by several versions."""
+        versions = sorted({self.versions(run) for run in runs})
+        if len(versions) > 1:
+            raise ValueError(f"{title} would mix runs of {' and '.join(versions)}; train again with one of them")
+
 
 def collect(study: Mapping[str, Any], learning_rates: Mapping[str, Any] | None, tasks: Iterable[Task]) -> Results:
-    """What the folders of `tasks` hold."""
+    """The results in the folders of `tasks`."""
     where: list[dict[str, Any]] = []
     runs: dict[str, dict[str, Any]] = {}
     failed: dict[str, str] = {}
@@ -78,7 +96,7 @@ def collect(study: Mapping[str, Any], learning_rates: Mapping[str, Any] | None, 
 
 
 def _place(run: Run) -> dict[str, Any]:
-    """Where the last session that worked on a run was."""
+    """The provenance of the last session that worked on a run."""
     sessions = run.sessions()
     if not sessions:
         raise ValueError(f"{run.folder} does not record where its run was made; delete it, and the run is made again")
@@ -86,7 +104,7 @@ def _place(run: Run) -> dict[str, Any]:
 
 
 def _robustness(task: Task) -> dict[str, Any] | None:
-    """Accuracies in percent under what robustness.json tells of."""
+    """Accuracies in percent under the conditions in robustness.json."""
     report = task.robustness()
     if report is None:
         return None
@@ -105,7 +123,7 @@ def _robustness(task: Task) -> dict[str, Any] | None:
 
 
 def prepare(folder: Path) -> None:
-    """Make a study's folder, if it is not there; CannotWrite where that cannot be."""
+    """Make a study's folder if it does not exist. Raises CannotWrite if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -113,7 +131,7 @@ def prepare(folder: Path) -> None:
 
 
 def write(path: Path, results: Results) -> None:
-    """Keep the results, atomically."""
+    """Write the results atomically."""
     every = [run["facts"] for run in results.runs.values()]
     common = {name: value for name, value in every[0].items() if all(f[name] == value for f in every)} if every else {}
     head = {"schema": SCHEMA, "study": results.study, "learning_rates": results.learning_rates}
@@ -129,21 +147,21 @@ def write(path: Path, results: Results) -> None:
 
 
 def read(path: Path) -> Results:
-    """The results in a folder's file; ValueError if there are none, or not of this schema, or not whole."""
+    """The results in a file. Raises ValueError if the file is missing, damaged or of another schema."""
     if not path.exists():
-        raise ValueError(f"{path} is not there; expected the folder of a study that came to its end")
+        raise ValueError(f"{path} is missing; expected the folder of a finished study")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         _check(content)
         whole = [run | {"facts": content["common"] | run["facts"]} for run in content["runs"]]
         runs = {_fingerprint(run): run for run in whole}
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); {MEND}") from None
+        raise ValueError(f"{path} cannot be read ({error}); {REMEDY}") from None
     return Results(runs=runs, **{name: content[name] for name in ("study", "learning_rates", "where", "failed")})
 
 
 def _check(content: Any) -> None:
-    """ValueError unless all is there that tables are drawn from."""
+    """Raise ValueError if a field that pages need is missing or wrong."""
     _expect("it", content, {"schema": int})
     if content["schema"] != SCHEMA:
         raise ValueError(f"its schema is {content['schema']}, not {SCHEMA}")
@@ -175,11 +193,11 @@ def _expect(what: str, content: Any, types: Mapping[str, Any]) -> None:
 
 
 def _fingerprint(run: Mapping[str, Any]) -> str:
-    """Of its config; fields that came later have their defaults."""
+    """The fingerprint of a run's config; fields of Config that are newer than the file have their defaults."""
     foreign = sorted(run["facts"].keys() - {field.name for field in fields(Config)})
     if foreign:
-        raise ValueError(f"there are runs with {', '.join(foreign)}, which nobody knows any more")
+        raise ValueError(f"there are runs with {', '.join(foreign)}; expected fields of studies.config.Config")
     try:
         return Config(**run["facts"]).fingerprint()
     except (TypeError, ValueError) as error:
-        raise ValueError(f"no run can be like that: {error}") from None
+        raise ValueError(f"the config of a run is impossible: {error}") from None

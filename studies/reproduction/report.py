@@ -1,46 +1,44 @@
-"""The pages of a reproduction: the paper's figure, ours over seeds, the difference to the row's base, and a verdict.
-
-Comparisons of one page are corrected for their number by Holm.
+"""The pages of the paper's tables: the paper's figure, ours over seeds, the difference from the row's base, and a
+verdict. Differences of one page are corrected for their number by Holm.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from saprof import text
 from saprof.paper import printed, robustness
 from saprof.paper.recount import compute
 from studies.judging import statistics
 from studies.judging.statistics import Difference
-from studies.reproduction.grid import ROBUSTNESS, SIDES, Cell, Study, cells
+from studies.reproduction import markdown
+from studies.reproduction.comparisons import (
+    Run,
+    compared,
+    differences,
+    mean_loss,
+    mean_seconds,
+    over_images,
+    over_seeds,
+)
+from studies.reproduction.grid import ROBUSTNESS, Cell, cells, table_name
+from studies.reproduction.markdown import between, interval, number, probability
+from studies.reproduction.miniatures import SIDES
 from studies.reproduction.records import Results
+from studies.reproduction.study import Study
 
 SMOKE = "smoke: pipeline only"
 VARYING = ("model", "options", "lr", "seed")
-"""What the runs of one table differ in."""
-SATURATED = 10
-"""Classes up to which top-5 says little."""
-COMPARED = {
-    "difference": "mean",
-    "difference_low": "low",
-    "difference_high": "high",
-    "difference_level": "level",
-    "p": "p",
-    "p_holm": "p_adjusted",
-    "seeds_compared": "n",
-}
-"""Fields of rows, and those of a Difference that they hold."""
-
-Run = Mapping[str, Any]
+"""Fields in which the runs of one table differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """What a page says of one network and one measure."""
+    """One network and one measure of a page."""
 
     cell: Cell
     setting: str
@@ -49,7 +47,7 @@ class Line:
     base: int | None
     """The number of the line that it is compared with."""
     value: Callable[[Run], float | None]
-    """Of a run, in percent or points."""
+    """The measure of a run, in percent or points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,31 +56,29 @@ class Page:
     caption: str
     caution: str
     rows: Sequence[Mapping[str, Any]]
-    """Flat, for programs too."""
+    """Flat records."""
     missing: Sequence[str]
-    """A sentence for every run that is not there."""
+    """A sentence for every missing run."""
     smoke: bool = False
 
     @property
     def name(self) -> str:
-        return f"table{self.table}" if self.table.isdigit() else self.table
+        return table_name(self.table)
 
 
 def study(results: Results) -> Study:
-    """What the runs had in common, with the learning rates that were chosen; ValueError if they are of several
-    recipes."""
-    chosen = results.learning_rates["families"] if results.learning_rates else {}
-    rates = {family: choice["chosen"] for family, choice in chosen.items()}
+    """The study that recorded runs belong to, with its chosen learning rates. Raises ValueError if the runs are of
+    several recipes."""
     facts: dict[str, Any] = {}
     for run in results.runs.values():
         mine = {name: value for name, value in run["facts"].items() if name not in (*VARYING, "protocol")}
         facts = facts or mine
         if mine != facts:
             raise ValueError(_mixed("the study", facts, mine))
-    asked = {name: results.study[name] for name in ("data", "epochs", "backend")}
-    if facts and facts.get("epochs", asked["epochs"]) != asked["epochs"]:
-        raise ValueError(f"the study is of {asked['epochs']} epochs, its runs of {facts['epochs']}; expected the same")
-    return Study(**asked, rates=rates, facts=facts)
+    stated = {name: results.study[name] for name in ("data", "epochs", "backend")}
+    if facts and facts.get("epochs", stated["epochs"]) != stated["epochs"]:
+        raise ValueError(f"the study is of {stated['epochs']} epochs, its runs of {facts['epochs']}; expected the same")
+    return Study(**stated, facts=facts).with_rates(results.learning_rates["families"] if results.learning_rates else {})
 
 
 def _mixed(what: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -91,7 +87,7 @@ def _mixed(what: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def caution(data: str, seeds: int) -> str:
-    """What every page says first."""
+    """The first sentence of every page."""
     spelled = text.counted(seeds, "seed")
     if data not in SIDES:
         return f"{spelled}; the paper has one run per row. Compared are the paper's networks by its own recipe."
@@ -104,38 +100,38 @@ def caution(data: str, seeds: int) -> str:
 
 
 def page(table: str, results: Results) -> Page:
-    """One table. ValueError if its runs are not of one data set, protocol, recipe and version."""
-    asked = study(results)
-    seeds = range(results.study["seeds"])
-    lines = list(_lines(table, asked))
-    found = [_runs(line.cell, seeds, results) for line in lines]
-    _agree(table, [run for runs in found for run in runs.values()], results)
-    smoke = bool(results.study["smoke"])
+    """One table. Raises ValueError if its runs are not of one data set, protocol, recipe and version."""
+    common = study(results)
+    seeds, smoke = results.study["seeds"], bool(results.study["smoke"])
+    lines = list(_lines(table, common))
+    found = [results.by_seed(line.cell.config) for line in lines]
+    _check_alike(table, [run for runs in found for run in runs.values()], results)
     values = [_values(line, runs) for line, runs in zip(lines, found, strict=True)]
-    differences = _differences(lines, values)
+    against_base = differences(values, [line.base for line in lines], [line.paper is not None for line in lines])
+    measured = [Measured(*parts) for parts in zip(found, values, against_base, strict=True)]
     rows = [
-        _row(number, lines, found[number], values[number], differences[number], len(seeds), smoke)
-        for number in range(len(lines))
+        _row(line, None if line.base is None else lines[line.base], figures, seeds, smoke)
+        for line, figures in zip(lines, measured, strict=True)
     ]
     caption = {"9": robustness.turned, "10": robustness.attacked}[table]().caption if table in ROBUSTNESS else ""
     return Page(
         table=table,
         caption=caption or printed.paper()[table].caption,
-        caution=caution(asked.data, len(seeds)),
+        caution=caution(common.data, seeds),
         rows=rows,
-        missing=list(_missing(lines, seeds, results)),
+        missing=list(_missing(lines, results)),
         smoke=smoke,
     )
 
 
-def _lines(table: str, asked: Study) -> Iterator[Line]:
-    """The lines of a page: a row of the table, or a row under one manipulation or attack."""
-    every = cells(table, asked)
+def _lines(table: str, common: Study) -> Iterator[Line]:
+    """The lines of a page: the rows of the table, or the rows under every manipulation or attack."""
+    every = cells(table, common)
     measures = {"9": _turned, "10": _attacked}.get(table, _accuracy)
     per_cell = [measures(cell) for cell in every]
     for cell, mine in zip(every, per_cell, strict=True):
-        for number, (setting, measure, in_paper, value) in enumerate(mine):
-            base = None if cell.base is None else cell.base * len(mine) + number
+        for place, (setting, measure, in_paper, value) in enumerate(mine):
+            base = None if cell.base is None else cell.base * len(mine) + place
             yield Line(cell=cell, setting=setting, measure=measure, paper=in_paper, base=base, value=value)
 
 
@@ -166,7 +162,7 @@ def _attacked(cell: Cell) -> list[Measure]:
     row = robustness.attacked().row(cell.row.model)
     assert row is not None
 
-    def of(attack: str, key: str) -> Callable[[Run], float | None]:
+    def measured(attack: str, key: str) -> Callable[[Run], float | None]:
         return lambda run: (run.get("robustness") or {}).get("attacks", {}).get(attack, {}).get(key)
 
     from studies.judging.perturbations import ATTACKS
@@ -174,26 +170,18 @@ def _attacked(cell: Cell) -> list[Measure]:
     found: list[Measure] = []
     for attack in dict.fromkeys([*row.attacks, *(attack.name for attack in ATTACKS)]):
         printed = row.attacks.get(attack)
-        found.append((attack, "success rate", printed and printed.success_rate, of(attack, "success_rate")))
-        found.append((attack, "top-1", printed and printed.top1, of(attack, "top1")))
+        found.append((attack, "success rate", printed and printed.success_rate, measured(attack, "success_rate")))
+        found.append((attack, "top-1", printed and printed.top1, measured(attack, "top1")))
     return found
 
 
-def _runs(cell: Cell, seeds: Sequence[int], results: Results) -> dict[int, Run]:
-    """The finished runs of a cell by seed."""
-    keys = {seed: replace(cell.config, seed=seed).fingerprint() for seed in seeds}
-    return {seed: results.runs[key] for seed, key in keys.items() if key in results.runs}
-
-
-def _agree(table: str, runs: Sequence[Run], results: Results) -> None:
-    """ValueError unless the runs may stand in one table."""
+def _check_alike(table: str, runs: Sequence[Run], results: Results) -> None:
+    """Raise ValueError unless the runs may stand in one table."""
     alike = [{name: value for name, value in run["facts"].items() if name not in VARYING} for run in runs]
     for facts in alike:
         if facts != alike[0]:
             raise ValueError(_mixed(f"table {table}", alike[0], facts))
-    versions = sorted({results.versions(run) for run in runs})
-    if len(versions) > 1:
-        raise ValueError(f"table {table} would mix runs of {' and '.join(versions)}; train again with one of them")
+    results.check_versions(f"table {table}", runs)
 
 
 def _values(line: Line, runs: Mapping[int, Run]) -> dict[int, float]:
@@ -201,43 +189,29 @@ def _values(line: Line, runs: Mapping[int, Run]) -> dict[int, float]:
     return {seed: value for seed, value in found.items() if value is not None}
 
 
-def _differences(lines: Sequence[Line], values: Sequence[Mapping[int, float]]) -> list[Difference | None]:
-    """Each line less its base, over the seeds that both have, corrected for the number of comparisons that the paper
-    makes."""
-    plain: dict[int, Difference] = {}
-    for number, line in enumerate(lines):
-        if line.base is None:
-            continue
-        ours, base = values[number], values[line.base]
-        both = sorted(ours.keys() & base.keys())
-        if both:
-            plain[number] = statistics.paired({s: ours[s] for s in both}, {s: base[s] for s in both})
-    claims = [number for number in plain if lines[number].paper is not None]
-    corrected = dict(zip(claims, statistics.holm([plain[number] for number in claims]), strict=True))
-    return [(plain | corrected).get(number) for number in range(len(lines))]
-
-
 def label(line: Line) -> str:
-    """A line's name in a sentence."""
+    """The name of a line in a sentence."""
     setting = f", {line.setting}" if line.setting else ""
     return f"{line.cell.row.network} {line.cell.row.family}{setting}"
 
 
-def _row(
-    number: int,
-    lines: Sequence[Line],
-    runs: Mapping[int, Run],
-    values: Mapping[int, float],
-    difference: Difference | None,
-    seeds: int,
-    smoke: bool,
-) -> dict[str, Any]:
+class Measured(NamedTuple):
+    """What was measured for a line."""
+
+    runs: Mapping[int, Run]
+    """Finished runs by seed."""
+    values: Mapping[int, float]
+    """The line's measure by seed."""
+    difference: Difference | None
+    """The difference from the line's base."""
+
+
+def _row(line: Line, base: Line | None, measured: Measured, seeds: int, smoke: bool) -> dict[str, Any]:
     """The line as a flat record."""
-    line, cell = lines[number], lines[number].cell
-    base = None if line.base is None else lines[line.base]
+    cell = line.cell
     known = base is not None and line.paper is not None and base.paper is not None
     printed = round(line.paper - base.paper, 3) if known else None  # pyright: ignore
-    full = _full_size(cell)
+    full = full_size(cell)
     row: dict[str, Any] = {
         "table": cell.table,
         "network": cell.row.network,
@@ -245,7 +219,7 @@ def _row(
         "setting": line.setting,
         "measure": line.measure,
         "paper": line.paper,
-        "seeds": len(values),
+        "seeds": len(measured.values),
         "seeds_asked": seeds,
         "against": "" if base is None else label(base),
         "paper_difference": printed,
@@ -260,28 +234,27 @@ def _row(
     }
     if smoke:
         return row | {"verdict": SMOKE if base is not None else ""}
-    verdict = statistics.verdict(printed, difference) if base is not None else None
-    return row | _ours(line, runs, values) | compared(difference) | {"verdict": str(verdict or "")}
+    verdict = statistics.verdict(printed, measured.difference) if base is not None else ""
+    return row | _ours(line, measured) | compared(measured.difference) | {"verdict": str(verdict)}
 
 
-def _ours(line: Line, runs: Mapping[int, Run], values: Mapping[int, float]) -> dict[str, Any]:
-    if not values:
+def _ours(line: Line, measured: Measured) -> dict[str, Any]:
+    """The fields of our figures; empty if no run is finished."""
+    if not measured.values:
         return {}
-    over = statistics.mean(list(values.values()))
-    ours: dict[str, Any] = {"ours": over.mean, "sd": over.sd, "low": over.low, "high": over.high}
-    these = [runs[seed] for seed in values]
+    ours = over_seeds("ours", list(measured.values.values()))
+    runs = [measured.runs[seed] for seed in measured.values]
     if line.measure == "top-1" and line.cell.table not in ROBUSTNESS:
-        ours |= over_images(these, over.mean)
-        ours["top5"] = statistics.mean([run["top5"] for run in these]).mean
-        ours["loss"] = mean_loss(these)
+        ours |= over_images(runs, ours["ours"])
+        ours["top5"] = statistics.mean([run["top5"] for run in runs]).mean
+        ours["loss"] = mean_loss(runs)
     if line.measure == "top-1 drop":
-        ours |= _steady(line, these)
-    seconds = statistics.mean([run["train_seconds"] for run in these]).mean
-    return ours | {"params": these[0]["params"], "seconds_per_run": seconds}
+        ours |= _without_confused(line, runs)
+    return ours | {"params": runs[0]["params"], "seconds_per_run": mean_seconds(runs)}
 
 
-def _steady(line: Line, runs: Sequence[Run]) -> dict[str, Any]:
-    """The drop once more, less the classes that become others when turned."""
+def _without_confused(line: Line, runs: Sequence[Run]) -> dict[str, Any]:
+    """The drop without the classes that become others when turned."""
     parts = [run["robustness"]["without"] for run in runs]
     if not all(parts):
         return {}
@@ -289,38 +262,11 @@ def _steady(line: Line, runs: Sequence[Run]) -> dict[str, Any]:
     return {"without_classes": " ".join(parts[0]["classes"]), "ours_without": statistics.mean(drops).mean}
 
 
-def compared(difference: Difference | None) -> dict[str, Any]:
-    """What a row tells of a difference; nothing of none."""
-    return {} if difference is None else {name: getattr(difference, field) for name, field in COMPARED.items()}
-
-
-def over_images(runs: Sequence[Run], top1: float) -> dict[str, Any]:
-    """What other images would give of a mean top-1."""
-    n = runs[0]["n"]
-    low, high = statistics.wilson(round(top1 * n / 100), n)
-    return {"images": n, "low_over_images": low, "high_over_images": high}
-
-
-def mean_loss(runs: Sequence[Run]) -> float | None:
-    """Over the runs that have a finite one."""
-    losses = [run["loss"] for run in runs if run["loss"] is not None]
-    return statistics.mean(losses).mean if losses else None
-
-
-def paired(compared: int) -> str:
-    """What has to be said of so many differences of one table."""
-    return (
-        f"Differences are paired by seed. p is of the paired t test, corrected for the {compared} comparisons of this "
-        "table by Holm, and intervals are at the levels of Holm's steps. The interval over seeds asks what another "
-        "seed would give, the one over images what other images would."
-    )
-
-
-def _full_size(cell: Cell) -> Mapping[str, Any]:
+def full_size(cell: Cell) -> Mapping[str, Any]:
     """Parameters and FLOPs of the paper's network."""
     table = "3" if cell.table in ROBUSTNESS else cell.table
     wanted = (cell.row.model, json.dumps(cell.row.overrides))
-    for name in dict.fromkeys((table, "4")):  # Sec. 5.3 is set against a row of Table 4
+    for name in dict.fromkeys((table, "4")):  # Sec. 5.3 is compared with a row of Table 4
         for row in printed.rows(name):
             if (row.model, json.dumps(row.overrides)) == wanted:
                 return _computed(name)[wanted]
@@ -332,16 +278,15 @@ def _computed(table: str) -> dict[tuple[str, str], Mapping[str, Any]]:
     return {(row["model"], row["overrides"]): row for row in compute([table])}
 
 
-def _missing(lines: Sequence[Line], seeds: Sequence[int], results: Results) -> Iterator[str]:
-    told = set()
+def _missing(lines: Sequence[Line], results: Results) -> Iterator[str]:
+    seen = set()
     for line in lines:
-        for seed in seeds:
-            key = replace(line.cell.config, seed=seed).fingerprint()
+        for seed, key in results.keys(line.cell.config).items():
             run = results.runs.get(key)
             absent = run is None or (line.cell.table in ROBUSTNESS and not run.get("robustness"))
-            if absent and key not in told:
-                told.add(key)
-                yield f"{label(line)}, seed {seed}: {results.failed.get(key, 'not run')} (run {key})"
+            if absent and key not in seen:
+                seen.add(key)
+                yield results.absence(label(line), seed, key)
 
 
 def render(shown: Page, form: str) -> str:
@@ -364,7 +309,7 @@ Writer = Callable[[Mapping[str, Any]], str]
 
 
 def _columns(shown: Page) -> Iterator[tuple[str, Writer]]:
-    """The columns of a page for people, those that are empty left out."""
+    """The columns of a page, without those that are empty."""
     rows, measures = shown.rows, dict.fromkeys(row["measure"] for row in shown.rows)
     yield "network", lambda row: f"{row['network']}"
     yield "family", lambda row: row["family"]
@@ -391,39 +336,19 @@ def _columns(shown: Page) -> Iterator[tuple[str, Writer]]:
     if any(row.get("top5") is not None for row in rows):
         few = all(row["data"] in SIDES for row in rows)
         yield "top-5" + " (10 classes: saturated)" * few, lambda row: number(row.get("top5"))
-        yield "loss", lambda row: "" if row.get("loss") is None else f"{row['loss']:.3f}"
-    yield "params, full size", lambda row: f"{row['params_full_size']:,}"
-    yield "FLOPs, full size (paper convention)", lambda row: f"{row['flops_paper_full_size']:,}"
-    yield "params here", lambda row: "" if row.get("params") is None else f"{row['params']:,}"
+        yield "loss", lambda row: markdown.loss(row.get("loss"))
+    yield "params, full size", lambda row: markdown.count(row["params_full_size"])
+    yield "FLOPs, full size (paper convention)", lambda row: markdown.count(row["flops_paper_full_size"])
+    yield "params here", lambda row: markdown.count(row.get("params"))
     if any(row["note"] for row in rows):
         yield "note", lambda row: row["note"]
-
-
-def number(value: float | None, sign: str = "") -> str:
-    return "" if value is None else f"{value:{sign}.1f}"
-
-
-def probability(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-def between(row: Mapping[str, Any], low: str, high: str, sign: str = "") -> str:
-    if row.get(low) is None:
-        return ""
-    return f"[{number(row[low], sign)}, {number(row[high], sign)}]"
-
-
-def interval(row: Mapping[str, Any], centre: str, low: str, high: str, sign: str = "") -> str:
-    return f"{number(row.get(centre), sign)} {between(row, low, high, sign)}".strip()
 
 
 def _notes(shown: Page) -> Iterator[str]:
     if shown.smoke:
         yield f"{SMOKE}. One seed and too few epochs to say anything: no figure of ours is shown."
-    compared = sum(row.get("p_holm") is not None for row in shown.rows)
-    if compared:
-        yield paired(compared)
+    yield from markdown.holm_note(shown.rows)
     if any(row["table"] == "10" and row["paper"] is None for row in shown.rows):
         yield "Attacks wider than the paper's are shown without a claim, and are no part of the correction."
     if shown.missing:
-        yield "\n".join([f"{len(shown.missing)} runs are not in this table:", "", *(f"- {it}" for it in shown.missing)])
+        yield markdown.bullets(f"{len(shown.missing)} runs are not in this table", shown.missing)

@@ -1,4 +1,4 @@
-"""The first page of a reproduction: every claim with its verdict, the learning rates, and where the runs were made."""
+"""The summary of the paper's tables: every claim with its verdict, the learning rates, and where the runs were made."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from saprof import atomic, text
+from studies.judging.statistics import VERDICTS
+from studies.reproduction.markdown import number, probability
 from studies.reproduction.records import Results
-from studies.reproduction.report import SMOKE, Page, number, page, probability, render
-
-VERDICTS = ("same sign", "opposite", "not resolved", "not applicable")
+from studies.reproduction.report import SMOKE, Page, page, render
 
 
 def summary(pages: Sequence[Page], results: Results) -> str:
@@ -106,7 +106,7 @@ def _where(results: Results) -> Iterator[str]:
 
 
 def write(output: Path, results: Results) -> list[Page]:
-    """All pages of a study, and what they say together."""
+    """Write all pages of a study and their summary."""
     pages = [page(table, results) for table in results.study["tables"]]
     (output / "tables").mkdir(parents=True, exist_ok=True)
     for shown in pages:

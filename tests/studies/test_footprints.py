@@ -15,13 +15,14 @@ from saprof.operators.footprint import Footprint
 from studies import footprints
 from studies.config import Config
 from studies.failures import CannotWrite
-from studies.footprints import base, frame, networks, note, rows
 from studies.judging.statistics import holm, paired
-from studies.reproduction import records
+from studies.reproduction import footprint_shapes, records
 from studies.reproduction.executors import Task
 from studies.reproduction.figures import footprints_figure
-from studies.reproduction.grid import Study, cells
+from studies.reproduction.footprint_shapes import base, frame, networks, note, rows
+from studies.reproduction.grid import cells
 from studies.reproduction.records import Results
+from studies.reproduction.study import Study
 
 RECORDED = Path(footprints.__file__).parent / "recorded" / "footprints_digits"
 WHERE = {
@@ -125,9 +126,9 @@ def test_seeds_that_failed_are_told_and_left_out():
     given = results(["square:5", "cross:13"], top1, ["pairwise"])
     (_, row) = rows(given)
     assert (row["seeds"], row["seeds_compared"], row["difference"]) == (2, 2, pytest.approx(2.0))
-    (sentence,) = footprints.missing(given)
+    (sentence,) = footprint_shapes.missing(given)
     assert sentence.startswith("pairwise, cross:13, seed 1: the loss is not finite (run ")
-    shown = footprints.page(given)
+    shown = footprint_shapes.page(given)
     assert "2 of 3" in shown
     assert f"- {sentence}" in shown
 
@@ -135,7 +136,7 @@ def test_seeds_that_failed_are_told_and_left_out():
 def test_a_network_without_runs_has_a_row_and_no_figures():
     given = results(["square:5", "cross:13"], lambda family, footprint, seed: 90.0 if footprint == "square:5" else None)
     assert [row["seeds"] for row in rows(given)] == [3, 0, 3, 0]
-    assert "0 of 3" in footprints.page(given)
+    assert "0 of 3" in footprint_shapes.page(given)
 
 
 def test_one_seed_gives_a_difference_and_no_interval():
@@ -170,12 +171,12 @@ def test_a_footprint_larger_than_the_map_is_noted():
         (["--seeds", "0"], "seeds is 0; expected a positive integer"),
         (["--epochs", "-1"], "epochs is -1; expected a positive integer"),
         (["--jobs", "0"], "jobs is 0; expected a positive integer"),
-        (["--rates", "/nowhere"], "results.json is not there; expected the folder of a study that came to its end"),
+        (["--rates", "/nowhere"], "results.json is missing; expected the folder of a finished study"),
         (
             ["--data", "digits16", "--rates", str(RECORDED.with_name("digits"))],
             "are those of digits; expected those of",
         ),
-        (["--from", "/nowhere"], "results.json is not there; expected the folder of a study that came to its end"),
+        (["--from", "/nowhere"], "results.json is missing; expected the folder of a finished study"),
         (["--from", "x", "--seeds", "5", "--dry-run"], "--from does nothing about --seeds, --dry-run; leave that out"),
         (
             ["--from", str(RECORDED.with_name("digits"))],
@@ -204,7 +205,7 @@ def test_a_device_that_is_missing_is_missed_once(tmp_path):
 
 def test_help_needs_no_torch():
     code = (
-        "import sys; from studies.footprints import _parser; _parser().format_help(); sys.exit('torch' in sys.modules)"
+        "import sys; from studies.footprints import options; options().format_help(); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -251,7 +252,7 @@ class Here:
     def __exit__(self, *_):
         pass
 
-    def do(self, tasks):
+    def do(self, tasks, label="runs"):
         for task in tasks:
             if task.left():
                 pretend(task)

@@ -2,8 +2,9 @@ import pytest
 
 from saprof import tables
 from saprof.models import list_models
-from studies.reproduction import grid
-from studies.reproduction.grid import TABLES, Study, bases, cells, miniature, printed, unique
+from studies.reproduction.grid import TABLES, bases, cells, printed, unique
+from studies.reproduction.miniatures import miniature
+from studies.reproduction.study import Study
 
 DIGITS = Study()
 EVERY = [cell for table in TABLES for cell in cells(table, DIGITS)]
@@ -130,7 +131,7 @@ def test_what_nobody_knows():
     with pytest.raises(ValueError, match="unknown data set 'mnist'; expected 'digits', "):
         Study(data="mnist")
     with pytest.raises(ValueError, match="vit has no miniature"):
-        grid.miniature("vit", {})
+        miniature("vit", {})
 
 
 def test_cifar_is_trained_by_its_recipe():

@@ -6,8 +6,9 @@ import pytest
 
 from studies.judging.statistics import holm, paired
 from studies.reproduction import records, report, summary
-from studies.reproduction.grid import Study, cells
+from studies.reproduction.grid import cells
 from studies.reproduction.records import Results
+from studies.reproduction.study import Study
 
 WHERE = {
     "versions": {"saprof": "1", "torch": "2"},
@@ -24,7 +25,7 @@ WHERE = {
 
 @pytest.fixture(autouse=True)
 def _no_networks_are_counted(monkeypatch):
-    monkeypatch.setattr(report, "_full_size", lambda cell: {"params": 10_530_000, "flops_paper": 2_200_000_000})
+    monkeypatch.setattr(report, "full_size", lambda cell: {"params": 10_530_000, "flops_paper": 2_200_000_000})
 
 
 def study(tables, seeds=6, smoke=False):
@@ -207,7 +208,7 @@ def test_results_outlive_a_new_field_of_the_config(tmp_path):
     ("change", "expected"),
     [
         ({"schema": 2}, "its schema is 2, not 1"),
-        ({"common": {"colour": "red"}}, "there are runs with colour, which nobody knows any more"),
+        ({"common": {"colour": "red"}}, "there are runs with colour; expected fields of studies.config.Config"),
     ],
 )
 def test_results_of_another_time(tmp_path, change, expected):
@@ -219,7 +220,7 @@ def test_results_of_another_time(tmp_path, change, expected):
 
 
 def test_results_that_are_damaged_or_not_there(tmp_path):
-    with pytest.raises(ValueError, match="expected the folder of a study that came to its end"):
+    with pytest.raises(ValueError, match="expected the folder of a finished study"):
         records.read(tmp_path / records.FILE)
     for damaged in ("{", "", "[]", "null", "3"):
         (tmp_path / records.FILE).write_text(damaged)
@@ -258,7 +259,7 @@ def test_results_of_which_a_part_is_lost_or_of_another_kind(tmp_path, part, fiel
         (lambda content: content["runs"][0].update(top1=200), "run 0 has a top-1 of 200 % of"),
         (lambda content: content["runs"][0].update(top1=math.nan), "run 0 has a top-1 of nan % of"),
         (lambda content: content["runs"][0].update(n=0), "run 0 has a top-1 of 90.0 % of 0 images"),
-        (lambda content: content["common"].update(epochs="x"), "no run can be like that: "),
+        (lambda content: content["common"].update(epochs="x"), "the config of a run is impossible: "),
         (lambda content: content.update(learning_rates={"rule": "", "data": ""}), "no families in its learning rates"),
     ],
 )

@@ -15,7 +15,7 @@ from studies.config import Config
 from studies.failures import BadData, NonFinite, Preempted
 from studies.reproduction import executors, rates, records
 from studies.reproduction.executors import Local, Task
-from studies.reproduction.grid import Study
+from studies.reproduction.study import Study
 from studies.training.run import Run
 
 ENDS_WITH = {100: "an answer", 101: "a failure", 102: "its process", 103: "never"}
@@ -254,7 +254,7 @@ def test_tuning_seeds_are_not_reported():
         (["table4", "--candidates", "0"], "candidates is '0'; expected positive numbers"),
         (["table4", "--bandwidth", "0"], "bandwidth is 0.0; expected GB/s"),
         (["table4", "--from", "x", "--smoke"], "--from does nothing about --smoke; leave that out"),
-        (["table4", "--from", "/nowhere"], "expected the folder of a study that came to its end"),
+        (["table4", "--from", "/nowhere"], "expected the folder of a finished study"),
     ],
 )
 def test_bad_input(argv, expected):
@@ -271,7 +271,7 @@ def test_data_that_are_missing_are_missed_once(tmp_path, capsys):
 
 def test_help_needs_no_torch():
     code = (
-        "import sys; from studies.reproduce import _parser; _parser().format_help(); sys.exit('torch' in sys.modules)"
+        "import sys; from studies.reproduce import options; options().format_help(); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
