@@ -1,4 +1,5 @@
-"""What a training run is: a frozen dataclass, read from recipes (YAML) and the command line, strict about its keys."""
+"""The config of a training run: a frozen dataclass, read from recipes (YAML) and the command line. Unknown keys are
+errors."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 SETTING = {"setting": True}
-"""Of fields that change how a run goes and not what comes of it, so that they are no part of the fingerprint."""
+"""Metadata of fields that change how a run is carried out and not its result; they are not part of the fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,62 +37,62 @@ class Config:
     data: str = "digits"
     """digits, digits16, folder or cifar10."""
     protocol: str = "val-split"
-    """val-original trains on all of train and judges on the validation set; val-split holds `held_out` images per class
-    out of train and judges on them (SAN Sec. 5.1)."""
+    """val-original trains on the whole training set and judges on the validation set; val-split holds `held_out` images
+    per class out of the training set and judges on them (SAN Sec. 5.1)."""
     held_out: int = 50
     """Images per class that val-split holds out."""
     split_seed: int = 0
-    """Chooses the images that val-split holds out."""
+    """Seed of the choice of images that val-split holds out."""
     image_size: int = 224
-    """Side of the images of a folder that the network sees."""
+    """Side of the network's input, for images of a folder."""
     resize: int = 256
-    """Shorter side of a folder's images before the centre is cropped to be judged."""
+    """Shorter side of a folder's images before the centre crop that is judged."""
 
     seed: int = 0
-    """Of the initial weights, the order of the images and their augmentation."""
+    """Seed of the initial weights, the order of the images and their augmentation."""
     epochs: int = 20
     batch: int = 32
     """Images per optimisation step, over all processes."""
     accumulate: int = 1
-    """Pieces that the images of a step pass a process in, one after the other."""
+    """Pieces into which each process divides the images of a step; gradients are accumulated over them."""
     lr: float = 0.1
     warmup_epochs: float = 0.0
-    """The learning rate first rises in a line from 0 for this long, then falls as a cosine to 0."""
+    """Epochs in which the learning rate rises linearly from 0; after them it falls as a cosine to 0."""
     lr_every: str = "epoch"
-    """How often the learning rate moves: every epoch or every step."""
+    """How often the learning rate changes: every epoch or every step."""
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
-    """Of all parameters, biases and batch norms included."""
+    """Applied to all parameters, including biases and batch norms."""
     label_smoothing: float = 0.1
     smoothing_over: str = "others"
-    """others spreads the smoothed share over the K - 1 wrong classes, all over the K classes, as torch does."""
+    """others spreads the smoothing over the K - 1 wrong classes; all spreads it over the K classes, as torch does."""
     clip_norm: float | None = None
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient."""
     ema: float | None = None
-    """Decay of a moving average of the weights, which is then what is judged."""
+    """Decay of a moving average of the weights; the average is then judged."""
     precision: str = "fp32"
     """fp32, fp64, or autocast in bf16 or fp16."""
     channels_last: bool = False
     compile: bool = False
-    """Whether the network goes through torch.compile."""
+    """Whether the network is compiled by torch.compile."""
 
     output: Path | None = field(default=None, metadata=SETTING)
     """The run's folder; by default runs/<model>-<data>-<seed>."""
     root: Path | None = field(default=None, metadata=SETTING)
-    """Where the data are, if they are not embedded."""
+    """Folder of the data, unless they are embedded."""
     device: str = field(default="auto", metadata=SETTING)
-    """cpu, cuda, or the first of cuda and cpu that is there."""
+    """cpu, cuda, or auto: cuda if there is one, else cpu."""
     threads: int = field(default=1, metadata=SETTING)
-    """Threads of a process on a CPU. Other numbers give other last digits."""
+    """Threads of a process on a CPU. The last digits of results depend on it."""
     workers: int = field(default=0, metadata=SETTING)
     """Processes that load images, per training process; 0 loads in the training process."""
     evaluate_every: int = field(default=1, metadata=SETTING)
-    """Epochs between two evaluations; after the last there is always one."""
+    """Epochs between two evaluations; the last epoch is always evaluated."""
     checkpoint_every: int = field(default=1000, metadata=SETTING)
-    """Steps between two checkpoints; at the end of each epoch there is one as well."""
+    """Steps between two checkpoints; the end of each epoch also has one."""
     tensorboard: bool = field(default=False, metadata=SETTING)
-    """Whether metrics go to TensorBoard too."""
+    """Whether metrics are written for TensorBoard too."""
 
     def __post_init__(self) -> None:
         for name, valid in _CHOICES.items():
@@ -111,17 +112,17 @@ class Config:
             raise ValueError(f"resize is {self.resize}; expected at least image_size, {self.image_size}")
 
     def facts(self) -> dict[str, Any]:
-        """What decides the result, as plain JSON."""
+        """The fields that decide the result, as plain JSON."""
         chosen = {f.name: getattr(self, f.name) for f in fields(self) if not f.metadata.get("setting")}
         real = [f.name for f in fields(self) if str(f.type).startswith("float") and chosen[f.name] is not None]
-        return json.loads(json.dumps(chosen | {name: float(chosen[name]) for name in real}))  # 1 is 1.0
+        return json.loads(json.dumps(chosen | {name: float(chosen[name]) for name in real}))  # 1 equals 1.0
 
     def fingerprint(self) -> str:
-        """A hash of `facts`: runs with the same are the same run."""
+        """A hash of `facts`; runs with equal fingerprints are the same run."""
         return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()[:16]
 
     def plain(self) -> dict[str, Any]:
-        """All fields, as YAML and checkpoints hold them."""
+        """All fields, in the form of YAML files and checkpoints."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
 
@@ -155,14 +156,14 @@ _RANGES = {
 
 
 def recipes() -> list[str]:
-    """The names that `--recipe` takes, beside paths of files."""
+    """The names that `--recipe` takes, besides paths of files."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def parse(argv: Sequence[str] | None, prog: str, description: str) -> Config:
-    """The config of a command line: defaults, then recipes, then options, in their order.
+    """The config of a command line: defaults, then recipes, then options, in the order given.
 
-    An unknown key, a value of another type or an unknown recipe is a ValueError that names it.
+    Raises ValueError, naming it, for an unknown key, a value of a wrong type or an unknown recipe.
     """
     parser = _parser(prog, description)
     read = parser.parse_args(None if argv is None else list(argv))
@@ -170,7 +171,7 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Config:
 
 
 def load(path: str | Path) -> Config:
-    """The config in a run's config.yaml; ValueError if it is none."""
+    """The config in a run's config.yaml. Raises ValueError if the file is no config."""
     try:
         return parse(["--recipe", str(path)], "studies", "")
     except ValueError as error:
@@ -178,7 +179,7 @@ def load(path: str | Path) -> Config:
 
 
 def dump(config: Config) -> str:
-    """YAML that `load` reads back."""
+    """The config as YAML, which `load` reads."""
     import yaml
 
     return yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True)
@@ -194,7 +195,7 @@ def _parser(prog: str, description: str) -> Any:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
     class Recipe(ActionConfigFile):
-        """A file, or the name of a recipe of ours."""
+        """Reads a file, or a recipe of studies/recipes by its name."""
 
         def __call__(self, parser, cfg, values, option_string=None):
             named = RECIPES / f"{values}.yaml"

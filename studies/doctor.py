@@ -1,4 +1,4 @@
-"""`python -m studies.doctor`: are the data of a study there, whole and readable?"""
+"""Check that the data of a study are present, complete and readable: `python -m studies.doctor`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saprof import command, text
+from studies.data import MODULES
 from studies.failures import BadData
 
 if TYPE_CHECKING:
     from studies.data import Images
     from studies.data.survey import Survey
 
-DATA = ("digits", "digits16", "folder", "cifar10")
 SAMPLE = 64
-"""Images of a part that are opened if not all are."""
+"""Images of each part that are opened without --all."""
 FEW = 20
-"""Classes that are listed one by one."""
+"""The largest number of classes that are listed one by one."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,13 +45,13 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m studies.doctor",
-        description="Look through the data of a study: what there is of each class, and what is missing or broken.",
-        epilog="Exit code 0: all is well; 2: usage; 3: something is missing or broken, and named.",
+        description="Check the data of a study: count the images of each class, and list what is missing or damaged.",
+        epilog="Exit codes: 0 no problem, 2 wrong usage, 3 missing or damaged data, which are listed.",
     )
-    parser.add_argument("--data", default="folder", choices=DATA, help="the data set (default folder)")
-    parser.add_argument("--root", type=Path, help="where its files are")
+    parser.add_argument("--data", default="folder", choices=MODULES, help="the data set (default folder)")
+    parser.add_argument("--root", type=Path, help="folder of its files")
     parser.add_argument(
-        "--all", action="store_true", help=f"open every image, not {SAMPLE} each of train and validation"
+        "--all", action="store_true", help=f"open every image, and not only {SAMPLE} each of train and validation"
     )
     return parser
 
@@ -87,25 +87,25 @@ def _extreme(which: Callable[..., int | None], classes: Sequence[str], counts: S
 
 
 def _torchvision() -> list[str]:
-    """What keeps the images of a folder from being transformed."""
+    """The problems of torchvision, which transforms the images of a folder."""
     from studies.data import torchvision
 
     try:
         version = torchvision.load().__version__
     except ValueError as error:
         return [str(error)]
-    lacking = ", less its compiled operators, which are for another torch and are not needed"
+    lacking = ", without its compiled operators, which are for another torch and are not needed"
     print(f"\ntorchvision {version}{lacking if torchvision.declared() else ''}")
     return []
 
 
 def _sample(count: int, every: bool) -> Iterable[int]:
-    """All indices, or some at even distances."""
+    """All indices, or SAMPLE evenly spread ones."""
     return range(count) if every or count <= SAMPLE else [k * count // SAMPLE for k in range(SAMPLE)]
 
 
 def _opened(chosen: Sequence[tuple[Images, int]]) -> Iterator[str]:
-    """What is wrong with each of the images, or nothing; by several threads, which decode at the same time."""
+    """The problem of each image, or an empty string; several threads decode at the same time."""
     from tqdm import tqdm
 
     with ThreadPoolExecutor() as threads, tqdm(total=len(chosen), unit="image", disable=None) as bar:

@@ -1,6 +1,6 @@
-"""How a study ends that could not go on: a sentence for the user, and an exit code for the script that called it.
+"""Failures of a study: each has a sentence for the user and an exit code for scripts.
 
-0 is success, 2 a mistake in the input (a plain ValueError).
+Exit code 0 is success, 2 is a mistake in the input (a plain ValueError).
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ from collections.abc import Callable
 
 
 class Failure(ValueError):
-    """A run that cannot go on. Holds a sentence alone, so that it passes from one process to another."""
+    """A run cannot continue. The exception holds only a sentence, so that it can be pickled."""
 
     code = 2
 
 
 class BadData(Failure):
-    """Data are missing, unreadable, or not what they were."""
+    """Data are missing, unreadable, or have changed."""
 
     code = 3
 
 
 class NonFinite(Failure):
-    """The loss or the weights are not finite any more."""
+    """The loss or a weight is not finite."""
 
     code = 4
 
 
 class BadCheckpoint(Failure):
-    """What a run would go on from is lost or cannot be read: its checkpoints, or its lines of metrics."""
+    """The checkpoints or the metrics of a run are lost or cannot be read, so that it cannot be resumed."""
 
     code = 5
 
 
 class CannotWrite(Failure):
-    """The disk is full, or the folder is not to be written to."""
+    """The disk is full, or the folder cannot be written."""
 
     code = 6
 
@@ -46,9 +46,9 @@ class Preempted(Exception):
 
 
 def until_stopped(work: Callable[[], int]) -> int:
-    """The exit code of `work`, or, with a sentence, that of one that was asked to stop."""
+    """The exit code of `work`; if it is stopped by a signal, print a sentence and return the code of Preempted."""
     try:
         return work()
     except Preempted as stopped:
-        print(f"{stopped}; what is done is kept, and the same command goes on", file=sys.stderr)
+        print(f"{stopped}; finished work is kept, and the same command resumes", file=sys.stderr)
         return stopped.code

@@ -1,4 +1,6 @@
-"""The data sets, by name: labelled images, how they are seen in training and when judged, and who is who."""
+"""Data: labelled images, their views in training and in evaluation, and the split of a protocol. Each data set has a
+module with a `load(config)`; `views` makes batches, `survey` and `torchvision` serve the loaders. Nothing here knows a
+network."""
 
 from __future__ import annotations
 
@@ -7,12 +9,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
-
 from saprof.text import unknown
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from studies.config import Config
 
 MODULES = {
@@ -21,7 +23,7 @@ MODULES = {
     "folder": "studies.data.folder",
     "cifar10": "studies.data.cifar",
 }
-"""Data set, and the module whose `load(config)` makes it."""
+"""The data sets, and the modules whose `load(config)` returns them."""
 
 
 class Images(Protocol):
@@ -34,21 +36,21 @@ class Images(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """One of each image, the same from run to run and machine to machine: a relative path, or a number."""
+        """One name per image, equal in every run and on every machine: a relative path, or a number."""
         ...
 
     def read(self, index: int) -> Any:
-        """The image as the data set's views take it."""
+        """The image in the form that the data set's views take."""
         ...
 
     def digest(self) -> str:
-        """Changes when images come, go or change."""
+        """A hash that changes when images are added, removed or changed."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Views are uint8 tensors `c h w` of one size, the pixels; networks normalise them themselves."""
+    """A data set. Its views are uint8 tensors of pixels, `c h w`, of one size; networks normalise them."""
 
     name: str
     classes: tuple[str, ...]
@@ -59,13 +61,13 @@ class Dataset:
     """Channels (3, or 1 for gray), rows and columns of a view."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """Per channel, pixels taken from 0 to 1."""
+    """Mean and standard deviation per channel, for pixels from 0 to 1."""
     augment: Callable[[Any, torch.Generator], Tensor]
-    """A training view of what `Images.read` gives."""
+    """Returns a training view of an image from `Images.read`."""
     view: Callable[[Any], Tensor]
-    """The view that is judged."""
+    """Returns the view that is judged."""
     confused_when_turned: tuple[str, ...] = ()
-    """Classes that become others of the data set when turned or flipped, such as 6 and 9."""
+    """Classes that look like another class when turned or flipped, such as 6 and 9."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,12 @@ class Pixels:
 
 
 def unchanged(image: Tensor) -> Tensor:
-    """The view of images that are judged as they are."""
+    """A view that is the image itself."""
     return image
 
 
 def load(config: Config) -> Dataset:
-    """The data set of a config; ValueError for an unknown name, BadData where it is not to be had."""
+    """The data set of a config. Raises ValueError for an unknown name, BadData if the data are missing or damaged."""
     if config.data not in MODULES:
         raise ValueError(unknown("data set", config.data, list(MODULES)))
     return import_module(MODULES[config.data]).load(config)

@@ -1,7 +1,7 @@
-"""CIFAR-10 from local files, in the binary version or the Python one; nothing is downloaded.
+"""CIFAR-10 from local files, in the binary or the Python version; nothing is downloaded.
 
-The Python version's files are pickles, which could run anything: they are read by an unpickler that knows arrays of
-bytes and plain values alone.
+The files of the Python version are pickles, which can run any code. They are read by an unpickler that accepts only
+arrays of bytes and plain values.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LAYOUT = (
 
 
 class Kind:
-    """Stands for numpy's dtype."""
+    """Replaces numpy's dtype."""
 
     def __init__(self, name: str, *_: Any) -> None:
         self.name = name
@@ -46,7 +46,7 @@ class Kind:
 
 
 class Array:
-    """Stands for numpy's array and for what makes it: nothing of numpy's acts on what a pickle says."""
+    """Replaces numpy's array and its constructor, so that a pickle calls no numpy code."""
 
     def __init__(self, *_: Any) -> None:
         self.content = np.empty(0, dtype=np.uint8)
@@ -65,11 +65,11 @@ PLAIN = {
     ("numpy.core.multiarray", "_reconstruct"): Array,
     ("numpy._core.multiarray", "_reconstruct"): Array,
 }
-"""All that a pickle may name."""
+"""The only names that a pickle may use."""
 
 
 class Unpickler(pickle.Unpickler):
-    """Reads numbers, strings, lists, dicts and arrays of bytes; refuses a pickle that names anything else."""
+    """Reads numbers, strings, lists, dicts and arrays of bytes; refuses a pickle with any other name."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in PLAIN:
@@ -91,11 +91,11 @@ UNREADABLE = (
     MemoryError,
     ImportError,
 )
-"""What reading a broken file raises."""
+"""The exceptions that a damaged file can raise."""
 
 
 def load(config: Config) -> Dataset:
-    """The data set at `root`; BadData if files are missing or are not CIFAR-10's."""
+    """The data set at `root`. Raises BadData if files are missing or are not those of CIFAR-10."""
     found = survey(config.root).checked()
     return Dataset(
         name="cifar10",
@@ -111,7 +111,7 @@ def load(config: Config) -> Dataset:
 
 
 def cropped(image: Tensor, generator: torch.Generator) -> Tensor:
-    """The image moved by up to 4 pixels in each direction, black coming in, and every other time mirrored."""
+    """The image moved by up to 4 pixels in each direction, with black new pixels, and mirrored with probability 1/2."""
     top, left = torch.randint(2 * PAD + 1, (2,), generator=generator).tolist()
     side = image.shape[-1]
     moved = F.pad(image, (PAD, PAD, PAD, PAD))[:, top : top + side, left : left + side]
@@ -119,7 +119,7 @@ def cropped(image: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def survey(root: Path | None) -> Survey:
-    """The images of the six files, and what is wrong with them."""
+    """The images of the six files, and the problems found in them."""
     problems: list[str] = []
     folder, suffix = _home(root, problems)
     parts, classes = [], ()
@@ -133,7 +133,7 @@ def survey(root: Path | None) -> Survey:
 
 
 def _home(root: Path | None, problems: list[str]) -> tuple[Path | None, str]:
-    """The folder of the files, and how their names end."""
+    """The folder of the files, and the suffix of their names."""
     if root is None:
         problems.append(f"the data set cifar10 has no root; give --root ROOT: {LAYOUT}")
         return None, ""
@@ -159,7 +159,7 @@ def _try(read: Callable[[Path], Read], path: Path, problems: list[str]) -> Read 
 
 
 def _binary(path: Path) -> Pixels:
-    """Records of a label and the pixels, a byte each."""
+    """Images from records of one byte for the label and one byte per pixel."""
     content = np.fromfile(path, dtype=np.uint8)
     record = 1 + 3 * 32 * 32
     if len(content) != PER_FILE * record:

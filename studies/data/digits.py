@@ -1,6 +1,6 @@
 """scikit-learn's handwritten digits: 1,797 images of 8 × 8 pixels in 17 shades of gray, embedded in the package.
 
-They come without a split: the last 50 images of each class are the validation set.
+They have no official split: the last 50 images of each class are the validation set here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SHADES = 16
 
 
 def load(config: Config) -> Dataset:
-    """`digits`, or `digits16`, the same enlarged to 16 × 16."""
+    """`digits`, or `digits16`, the same images enlarged to 16 × 16."""
     from sklearn.datasets import load_digits
 
     images, digits = load_digits(return_X_y=True)
@@ -46,7 +46,7 @@ def load(config: Config) -> Dataset:
 
 
 def shifted(image: Tensor, generator: torch.Generator) -> Tensor:
-    """The image moved by up to one pixel (at 16 × 16, two) in each direction; what comes in is black."""
+    """The image moved by up to one pixel (two at 16 × 16) in each direction; new pixels are black."""
     side = image.shape[-1]
     reach = side // 8
     top, left = torch.randint(2 * reach + 1, (2,), generator=generator).tolist()

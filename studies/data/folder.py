@@ -1,7 +1,6 @@
-"""A folder of images, one folder per class, as ImageNet and any torchvision ImageFolder has them.
+"""A folder of images with one folder per class, the layout of ImageNet and of torchvision's ImageFolder.
 
-Pixels are what torchvision's loader gives: colours are converted to RGB, and a camera's EXIF orientation is not
-applied.
+Pixels equal those of torchvision's loader: colours are converted to RGB, and the EXIF orientation is not applied.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ UNREADABLE = (
     zlib.error,
     Image.DecompressionBombError,
 )
-"""What PIL's decoders raise over a broken file."""
+"""The exceptions that PIL's decoders raise for a damaged file."""
 
 
 class Names(Sequence[str]):
-    """Paths in one block of memory: a million Python strings would be copied into every process that reads them."""
+    """Paths in one block of memory, because a million Python strings would be copied into every loading process."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
@@ -66,17 +65,17 @@ class Names(Sequence[str]):
 
 @dataclass(frozen=True)
 class Folder:
-    """Images in files, read when asked for."""
+    """Images in files, which are read on access."""
 
     root: Path
     names: Names
-    """Relative to the root, their first part the class."""
+    """Paths relative to the root; their first part is the class."""
     labels: Tensor
     sizes: Tensor
-    """Of the files, in bytes."""
+    """Sizes of the files in bytes."""
 
     def read(self, index: int) -> Image.Image:
-        """In RGB; BadData, naming the file, if that cannot be."""
+        """The image in RGB. Raises BadData, which names the file, if it cannot be read."""
         path = self.root / self.names[index]
         try:
             with Image.open(path) as image:
@@ -86,7 +85,7 @@ class Folder:
             raise BadData(f"{path} cannot be read as an image ({reason}); replace it or remove it") from None
 
     def digest(self) -> str:
-        """Of the paths and sizes, not of the content."""
+        """A hash of paths and sizes, not of the content."""
         hashed = hashlib.sha256()
         for name, size in zip(self.names[:], self.sizes.tolist(), strict=True):
             hashed.update(os.fsencode(name) + b"\0%d\n" % size)
@@ -94,7 +93,7 @@ class Folder:
 
 
 def load(config: Config) -> Dataset:
-    """The folder at `root`; views are of `image_size`, cut at random to train and out of the centre to be judged."""
+    """The folder at `root`. Views have `image_size`: random crops for training, centre crops for evaluation."""
     torchvision.load()
     from torchvision.transforms import v2
 
@@ -116,16 +115,17 @@ def load(config: Config) -> Dataset:
 
 
 def drawn(transform: Callable[[Image.Image], Tensor], image: Image.Image, generator: torch.Generator) -> Tensor:
-    """What a transform makes of the image where the global generator, the only one it knows, stands at `generator`."""
+    """The transformed image, with the random numbers of `generator`. The transform draws from torch's global generator,
+    which has the state of `generator` during the call."""
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.set_state(generator.get_state())  # torch.manual_seed would reseed the GPU as well
+        torch.default_generator.set_state(generator.get_state())  # torch.manual_seed would also reseed the GPU
         view = transform(image)
         generator.set_state(torch.default_generator.get_state())
     return view
 
 
 def survey(root: Path | None) -> Survey:
-    """The images below a root, by class and name, in one pass over each folder, and what is wrong with the layout."""
+    """The images below a root, by class and name, and the problems of the layout, in one pass over each folder."""
     problems: list[str] = []
     train, val = Path(root or "", "train"), Path(root or "", "val")
     if root is None:
@@ -145,7 +145,7 @@ def _absent(folder: Path) -> str:
 
 
 Listing = dict[str, list[tuple[str, int]]]
-"""Class, and the path and size of its files."""
+"""The classes, and the path and size of their files."""
 
 
 def _listing(part: Path, problems: list[str]) -> Listing:
@@ -181,7 +181,7 @@ def _differing(part: Path, other: Path, listing: Listing, others: Listing) -> li
 
 
 def _files(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
-    """Images in a folder and those in it, hidden files and links to folders left out."""
+    """The images in a folder and its subfolders, without hidden files and links to folders."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):

@@ -1,4 +1,4 @@
-"""What is trained on and what is judged, by protocol, and a manifest that tells whether they are still the same."""
+"""The images for training and for evaluation, by protocol, and a manifest that detects changes in them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Subset:
         return self.images.read(int(self.indices[index]))
 
     def digest(self) -> str:
-        """Changes with any of the images, those left out as well."""
+        """A hash that changes with any of the images, including those left out."""
         return hashlib.sha256(f"{self.images.digest()} {self.indices.tolist()}".encode()).hexdigest()
 
 
@@ -49,18 +49,18 @@ class Split:
     """The two parts of a protocol."""
 
     train: Images
-    """What is trained on."""
+    """The images for training."""
     judged: Images
-    """What accuracies are of."""
+    """The images for evaluation."""
     manifest: dict[str, Any]
-    """What decided the two, as plain JSON."""
+    """The facts that decide both, as plain JSON."""
 
 
 def split(dataset: Dataset, config: Config) -> Split:
-    """val-original: train, and the data set's validation set; val-split: train, less `held_out` images per class that
-    are judged (SAN Sec. 5.1).
+    """val-original: the training set, and the validation set. val-split: the training set without `held_out` images
+    per class, and those images (SAN Sec. 5.1).
 
-    ValueError if a class would keep no image to train on.
+    Raises ValueError if no training image of a class would be left.
     """
     manifest = {
         "schema": SCHEMA,
@@ -83,9 +83,9 @@ def split(dataset: Dataset, config: Config) -> Split:
 
 
 def _held_out(dataset: Dataset, per_class: int, seed: int) -> Tensor:
-    """The images of each class whose names, hashed with the seed, come first.
+    """The first images of each class when their names, hashed with the seed, are sorted.
 
-    So the choice depends neither on the order of the images, nor on other classes, nor on a library's random numbers.
+    The choice does not depend on the order of the images, on other classes or on a library's random numbers.
     """
     names = dataset.train.names
     chosen: list[int] = []
@@ -93,19 +93,19 @@ def _held_out(dataset: Dataset, per_class: int, seed: int) -> Tensor:
         members: list[int] = (dataset.train.labels == number).nonzero()[:, 0].tolist()
         if len(members) <= per_class:
             raise ValueError(
-                f"class {name!r} has {len(members)} images to train on, of which held_out takes {per_class}; "
+                f"class {name!r} has {len(members)} images to train on, and held_out takes {per_class} of them; "
                 f"expected held_out below {len(members)}"
             )
-        chosen += sorted(members, key=lambda index: _draw(seed, names[index]))[:per_class]
+        chosen += sorted(members, key=lambda index: _key(seed, names[index]))[:per_class]
     return torch.tensor(sorted(chosen), dtype=torch.int64)
 
 
-def _draw(seed: int, name: str) -> bytes:
+def _key(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogateescape")).digest()
 
 
 def write(path: Path, split: Split) -> None:
-    """The manifest as a JSON file, whole or not there; CannotWrite if that cannot be done."""
+    """Write the manifest atomically as a JSON file. Raises CannotWrite if that fails."""
     try:
         atomic.write(path, json.dumps(split.manifest, indent=1).encode())
     except OSError as error:
@@ -113,7 +113,7 @@ def write(path: Path, split: Split) -> None:
 
 
 def verify(path: Path, split: Split) -> None:
-    """BadData if the manifest in the file is not that of the split: names what changed."""
+    """Raise BadData, which names the change, if the manifest in the file differs from that of the split."""
     try:
         before = json.loads(path.read_bytes())
     except OSError as error:
@@ -122,18 +122,18 @@ def verify(path: Path, split: Split) -> None:
         raise BadData(f"{path} is no manifest of a split ({error}); start a new run") from None
     if not isinstance(before, dict):
         raise BadData(f"{path} is no manifest of a split; start a new run")
-    for what, now in split.manifest.items():
-        if before.get(what) != now:
+    for name, now in split.manifest.items():
+        if before.get(name) != now:
             raise BadData(
-                f"{_change(what, before.get(what), now)} since {path} was written; restore it, or start a new run"
+                f"{_change(name, before.get(name), now)} since {path} was written; restore it, or start a new run"
             )
 
 
-def _change(what: str, before: Any, now: Any) -> str:
-    if what == "sha256" and isinstance(before, dict):
+def _change(name: str, before: Any, now: Any) -> str:
+    if name == "sha256" and isinstance(before, dict):
         return (
             f"the listing of the {' and '.join(part for part in now if before.get(part) != now[part])} images changed"
         )
     if isinstance(now, list):
-        return f"{what} changed"
-    return f"{what} changed from {before!r} to {now!r}"
+        return f"{name} changed"
+    return f"{name} changed from {before!r} to {now!r}"

@@ -1,4 +1,5 @@
-"""What there is of a data set on the disk, whole or not: what `load` refuses at its first fault, `doctor` lists."""
+"""The images of a data set on the disk, and all problems found in them. `load` raises the first problem; the command
+studies.doctor lists all."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from studies.failures import BadData
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What was found, and a sentence for each thing that is wrong with it."""
+    """The images that were found, and a sentence for each problem."""
 
     classes: tuple[str, ...]
     train: Images
@@ -18,7 +19,7 @@ class Survey:
     problems: tuple[str, ...]
 
     def checked(self) -> Survey:
-        """The same; BadData if there is a problem."""
+        """This survey. Raises BadData if there is a problem."""
         if self.problems:
             more = len(self.problems) - 1
             hint = f" ({more} more, which python -m studies.doctor names)" if more else ""

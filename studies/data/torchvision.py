@@ -1,7 +1,7 @@
-"""torchvision, an optional extra, imported even where its compiled part was built for another torch.
+"""The import of torchvision, an optional dependency, which also works if its compiled part was built for another torch.
 
-Its import then fails for want of two operators, `nms` and `qnms`, that our transforms do not need. Declared before the
-import they let it pass; what is missing after that is `torchvision.ops.nms` and `torchvision.io.decode_*`.
+In that case its import fails because two operators, `nms` and `qnms`, are missing, which our transforms do not need.
+If they are declared before, it succeeds; only `torchvision.ops.nms` and `torchvision.io.decode_*` do not work then.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ MISSING = "operator torchvision::nms does not exist"
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 _declared: list[torch.library.Library] = []
-"""The declarations last as long as what is in here."""
+"""References that keep the declarations alive."""
 
 
 def load() -> ModuleType:
-    """torchvision; ValueError if it is not installed, or its import fails for another reason than the one above."""
+    """The module torchvision. Raises ValueError if it is not installed, or if its import fails for another reason."""
     try:
         return import_module("torchvision")
     except ModuleNotFoundError as error:
@@ -37,13 +37,13 @@ def load() -> ModuleType:
 
 
 def declared() -> bool:
-    """Whether the two operators are declared by us, and nothing computes them."""
+    """Whether the two operators are only declared here, without an implementation."""
     return bool(_declared)
 
 
 def _declare() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]  # what the failed import left behind
+        del sys.modules[name]  # modules that the failed import left behind
     library = torch.library.Library("torchvision", "FRAGMENT")
     for operator in ("nms", "qnms"):
         library.define(operator + SCHEMA)

@@ -1,4 +1,4 @@
-"""Batches of pixels. What comes at a step depends on seed and step alone: no sampler has a state that could be lost."""
+"""Batches of pixels. A batch depends only on seed and step, so no sampler has a state that could be lost."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from studies.failures import BadData
 
 
 def number(*key: int) -> int:
-    """A seed of its own for every key."""
+    """A seed that differs for every key."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little", signed=True)
 
 
 def generator(*key: int) -> torch.Generator:
-    """A generator of its own for every key."""
+    """A generator with a seed that differs for every key."""
     return torch.Generator().manual_seed(number(*key))
 
 
@@ -37,7 +37,7 @@ def order(seed: int, epoch: int, n: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """Who sees which image at which step: the images of a step go to the processes in turn, `[rank::world]`."""
+    """Which process sees which image at which step: a process takes the images `[rank::world]` of a step."""
 
     n: int
     batch: int
@@ -46,11 +46,11 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Whole steps in an epoch; what is left over is not seen in that epoch."""
+        """Full steps in an epoch; the remaining images are not used in that epoch."""
         return self.n // self.batch
 
     def pieces(self, start: int, stop: int, rank: int, world: int) -> Iterator[list[tuple[int, int]]]:
-        """From step `start` to before `stop`: the (epoch, image) pairs of each piece of each step of one process."""
+        """For the steps from `start` to before `stop`, the (epoch, image) pairs of each piece of one process."""
         shown, images = -1, torch.empty(0)
         for step in range(start, stop):
             epoch, within = divmod(step, self.steps)
@@ -62,7 +62,7 @@ class Plan:
 
 
 class TrainingViews(TorchDataset):
-    """By (epoch, image): an augmented view and its label, the same whoever asks."""
+    """An augmented view and its label, by (epoch, image); the same in every process."""
 
     def __init__(self, dataset: Dataset, images: Images, seed: int) -> None:
         self.dataset, self.images, self.seed = dataset, images, seed
@@ -74,7 +74,7 @@ class TrainingViews(TorchDataset):
 
 
 class JudgedViews(TorchDataset):
-    """By image: its view, its label and its number."""
+    """The view of an image, its label and its number, by image."""
 
     def __init__(self, dataset: Dataset, images: Images) -> None:
         self.dataset, self.images = dataset, images
@@ -84,25 +84,25 @@ class JudgedViews(TorchDataset):
 
 
 def batches(views: TorchDataset, keys: Iterable[Sequence], workers: int, pinned: bool) -> Iterator[Any]:
-    """Batches of the views that `keys` lists, in that order; BadData names an image that cannot be read."""
+    """Batches of views, in the order of `keys`. Raises BadData, which names the file, if an image cannot be read."""
     loader = DataLoader(
         views,
-        batch_sampler=keys,  # pyright: ignore[reportArgumentType]  what is iterated once needs no length
+        batch_sampler=keys,  # pyright: ignore[reportArgumentType]  an iterable that is used once needs no length
         num_workers=workers,
         pin_memory=pinned,
         worker_init_fn=_outlive_signals,
         multiprocessing_context=_context() if workers else None,
-        generator=torch.Generator(),  # for a number that nobody uses; torch's own would be moved on by it
+        generator=torch.Generator(),  # DataLoader draws an unused number, which would advance torch's generator
     )
     try:
         yield from loader
-    except BadData as error:  # a worker's comes with its traceback, and the sentence last
+    except BadData as error:  # a worker's message has the traceback before the sentence
         raise BadData(str(error).strip().rpartition("BadData: ")[2]) from None
 
 
 def _context() -> BaseContext | None:
-    """How workers start. A process that is connected to others has threads, and must not be forked: a lock that one of
-    them holds would stay taken. None is torch's own way."""
+    """The start method of workers; None is torch's default. A process of a process group has threads and must not be
+    forked, because a lock held by one of them would stay locked in the worker."""
     if not (dist.is_available() and dist.is_initialized()):
         return None
     context = get_context("forkserver")
@@ -111,11 +111,11 @@ def _context() -> BaseContext | None:
 
 
 def _outlive_signals(_: int) -> None:
-    """A worker goes when its parent does, which has a step to finish and a state to save first."""
+    """Ignore signals in a worker: its parent finishes the step and saves the state first, and then ends the worker."""
     for which in (signal.SIGTERM, signal.SIGINT):
         signal.signal(which, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
 Change = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Of pixels (float, n c h w, 0 to 255), labels and image numbers: the pixels that are judged."""
+"""Takes pixels (float, n c h w, 0 to 255), labels and image numbers; returns the pixels that are judged."""

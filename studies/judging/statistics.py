@@ -1,7 +1,7 @@
-"""What can be said of accuracies: of runs that differ in their seed, and of one run on the images it was judged on.
+"""Statistics of accuracies over seeds, and of one run's accuracy over images.
 
-The two kinds of interval answer two questions: another seed, or other images. Accuracies and differences are in percent
-and points.
+The two kinds of interval answer two questions: what another seed would give, and what other images would give.
+Accuracies are in percent, differences in percentage points.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 LEVEL = 0.95
-"""Confidence of all intervals that are not corrected for their number."""
+"""Confidence level of intervals that are not corrected for their number."""
 
 NEGLIGIBLE = 1e-9
 """A spread smaller than this, relative to the values, is rounding and counts as none."""
@@ -26,23 +26,23 @@ VERDICTS = SAME_SIGN, OPPOSITE, NOT_RESOLVED, NOT_APPLICABLE = (
 
 @dataclass(frozen=True)
 class Mean:
-    """Over seeds. One seed has no spread and no interval."""
+    """The mean over seeds. One seed has no spread and no interval."""
 
     n: int
     mean: float
     sd: float | None = None
-    """Of the seeds, not of their mean."""
+    """Standard deviation of the seeds, not of their mean."""
     low: float | None = None
     high: float | None = None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean over seeds of what each seed gave less what it gave the base; t test and interval of paired values.
+    """The mean difference from the base, paired by seed, with the t test and t interval of paired values.
 
-    One seed gives no p and no interval. Seeds that all differ by the same amount have no spread that t could measure it
-    by: then there is no interval, and p is that of the sign test, 2^(1 − n), the smallest that n signs can reach; 6
-    seeds are the fewest for which it is below 0.05. If they do not differ at all, p is 1.
+    One seed gives no p and no interval. If all seeds differ by the same amount, there is no spread for a t test: then
+    there is no interval, and p is that of the sign test, 2^(1 − n), the smallest possible for n signs; at least 6 seeds
+    are needed for p below 0.05. If no seed differs, p is 1.
     """
 
     n: int
@@ -51,27 +51,27 @@ class Difference:
     low: float | None = None
     high: float | None = None
     level: float = LEVEL
-    """Confidence of the interval."""
+    """Confidence level of the interval."""
     p: float | None = None
     p_adjusted: float | None = None
-    """For the number of comparisons in the table, by Holm; None before `holm`."""
+    """p, corrected by Holm for the number of comparisons in the table; None before `holm`."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one claim of a paper, a difference: what our difference says of its sign."""
+    """Whether our difference has the sign of the difference that a paper claims."""
 
     word: str
-    """`same sign`, `opposite`, `not resolved` or `not applicable`."""
+    """One of VERDICTS."""
     reason: str = ""
-    """Why it is not applicable."""
+    """Why the verdict is `not applicable`."""
 
     def __str__(self) -> str:
         return f"{self.word} ({self.reason})" if self.reason else self.word
 
 
 def mean(values: Sequence[float], level: float = LEVEL) -> Mean:
-    """The mean with its t interval. ValueError without values, or if one is not finite."""
+    """The mean with its t interval. Raises ValueError without values, or if one is not finite."""
     _checked(values)
     n, centre = len(values), math.fsum(values) / len(values)
     if n == 1:
@@ -82,10 +82,10 @@ def mean(values: Sequence[float], level: float = LEVEL) -> Mean:
 
 
 def paired(ours: Mapping[int, float], base: Mapping[int, float], level: float = LEVEL) -> Difference:
-    """Ours less the base, both by seed. ValueError unless the seeds are the same."""
+    """The difference of ours from the base, both by seed. Raises ValueError unless the seeds are the same."""
     if ours.keys() != base.keys():
         alone = ", ".join(map(str, sorted(ours.keys() ^ base.keys())))
-        raise ValueError(f"only one of the two that are compared has seeds {alone}; expected the same seeds in both")
+        raise ValueError(f"only one of the compared networks has seeds {alone}; expected the same seeds in both")
     _checked([*ours.values(), *base.values()])
     differences = [ours[seed] - base[seed] for seed in sorted(ours)]
     n, centre = len(differences), math.fsum(differences) / len(differences)
@@ -100,38 +100,39 @@ def paired(ours: Mapping[int, float], base: Mapping[int, float], level: float = 
 
 
 def holm(differences: Sequence[Difference], level: float = LEVEL) -> list[Difference]:
-    """The comparisons of one table, in their order, with p adjusted for their number m by Holm (1979).
+    """The comparisons of one table, in the given order, with p corrected for their number m by Holm (1979).
 
-    Their intervals are at the levels of Holm's steps, 1 − α / (m − i + 1) for the i-th smallest p, up to the first
-    that is not resolved, whose level all after it share: an interval leaves out 0 exactly where the adjusted p is
-    below α. `level` of each says which; together they do not cover at 1 − α, as Bonferroni's wider ones would. What has
-    no p is not counted.
+    The intervals are at the levels of Holm's steps: 1 − α / (m − i + 1) for the i-th smallest p, up to the first
+    comparison that is not resolved; all later ones have the level of that one. So an interval excludes 0 exactly if
+    the corrected p is below α. The field `level` holds the level. Together the intervals do not cover with
+    probability 1 − α, as Bonferroni's wider intervals would. Comparisons without p are not counted.
     """
     alpha = 1 - level
     tested = [index for index, difference in enumerate(differences) if difference.p is not None]
     tested.sort(key=lambda index: _p_of(differences[index]))
-    corrected, largest, share = list(differences), 0.0, 1.0
+    corrected, largest, remaining = list(differences), 0.0, 1
     for place, index in enumerate(tested):
-        if largest < alpha:  # the steps go on
-            share = len(tested) - place
+        if largest < alpha:  # every comparison so far is resolved
+            remaining = len(tested) - place
         p = _p_of(differences[index])
         largest = min(1.0, max(largest, (len(tested) - place) * p))
-        corrected[index] = _interval(replace(differences[index], p_adjusted=largest), 1 - alpha / share)
+        corrected[index] = _interval(replace(differences[index], p_adjusted=largest), 1 - alpha / remaining)
     return corrected
 
 
 def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Interval of one run's accuracy over the images it was judged on, by Wilson. ValueError unless 0 ≤ correct ≤ n."""
+    """Wilson's interval of one run's accuracy over the images it was judged on. Raises ValueError unless
+    0 ≤ correct ≤ n and n > 0."""
     from scipy.stats import binomtest
 
     if not 0 <= correct <= n or n == 0:
-        raise ValueError(f"{correct} of {n} images are right; expected images, and between none and all of them right")
+        raise ValueError(f"{correct} of {n} images are correct; expected at least one image, and 0 to n correct ones")
     interval = binomtest(correct, n).proportion_ci(level, method="wilson")
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
 def verdict(paper_difference: float | None, ours: Difference | None, level: float = LEVEL) -> Verdict:
-    """Whether ours has the sign of the paper's. By the adjusted p if there is one."""
+    """Whether our difference has the sign of the paper's. The corrected p decides if there is one."""
     if paper_difference is None:
         return Verdict(NOT_APPLICABLE, "the paper has no such difference")
     _checked([paper_difference])
@@ -147,7 +148,7 @@ def verdict(paper_difference: float | None, ours: Difference | None, level: floa
 
 
 def _interval(difference: Difference, level: float) -> Difference:
-    """With a t interval of that level, if there is a spread."""
+    """The difference with a t interval of that level, if there is a spread."""
     if not difference.sd:
         return replace(difference, level=level)
     half = _t_quantile(level, difference.n) * difference.sd / math.sqrt(difference.n)
@@ -177,6 +178,6 @@ def _sd(values: Sequence[float], centre: float) -> float:
 
 def _checked(values: Sequence[float]) -> None:
     if not len(values):
-        raise ValueError("there are no values; expected one of at least one seed")
+        raise ValueError("there are no values; expected at least one seed")
     if bad := [value for value in values if not math.isfinite(value)]:
         raise ValueError(f"{len(bad)} of {len(values)} values are not finite, such as {bad[0]}; expected numbers")

@@ -1,8 +1,8 @@
-"""What a reproduction costs before it is run: runs, hours, memory per GPU.
+"""The cost of a study before it is run: runs, hours, memory per GPU.
 
-Hours come of runs that are finished here; without one, of networks at full size, they are an estimate, within a factor
-of two: a training step is held to move 6 times the bytes that it keeps for its backward pass, at three quarters of what
-the GPU's memory can.
+Hours are computed from finished runs in the same folder. Without one, the hours of networks at full size are estimated,
+within a factor of two: the estimate assumes that a training step moves 6 times the bytes that it keeps for its backward
+pass, at three quarters of the GPU's peak memory bandwidth.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from studies.reproduction.executors import Task
 from studies.reproduction.miniatures import SIDES
 
 TRAFFIC = 6
-"""Bytes moved in a training step, over those kept for the backward pass."""
-SHARE = 0.75
-"""Of the peak bandwidth."""
+"""Bytes moved in a training step, relative to those kept for the backward pass."""
+REACHED = 0.75
+"""The fraction of the peak bandwidth that a training step reaches."""
 BANDWIDTH = 3350.0
 """GB/s of an H100 SXM."""
 COPIES = 4
-"""Of the weights: themselves, gradients, momentum, and one for the update."""
+"""Tensors of the size of the weights: weights, gradients, momentum, and one for the update."""
 TRAINING_IMAGES = 1_281_167
 CLASSES = 1000
-"""Of ImageNet, which estimates are for."""
+"""Images and classes of ImageNet, for which hours are estimated."""
 
 
 @cache
 def saved_per_image(model: str, options: str, side: int) -> tuple[int, int]:
-    """Bytes that one image's forward pass keeps for the backward pass, its attention composed, and parameters; from
-    shapes alone."""
+    """The bytes that the forward pass of one image keeps for the backward pass, with composed attention, and the number
+    of parameters. Both are computed from shapes."""
     import torch
 
     from saprof.models.counting import blueprint
@@ -48,7 +48,7 @@ def saved_per_image(model: str, options: str, side: int) -> tuple[int, int]:
     def pack(x: Any) -> Any:
         storage = x.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that no other takes its address
+            kept[storage._cdata] = storage  # a reference, so that the address is not used again
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
@@ -59,17 +59,17 @@ def saved_per_image(model: str, options: str, side: int) -> tuple[int, int]:
 
 
 def memory(config: Config, gpus: int = 1) -> int:
-    """Bytes that training takes on each GPU."""
+    """Bytes that training needs on each GPU."""
     saved, params = _saved(config)
     itemsize = 8 if config.precision == "fp64" else 4
     return saved * max(1, config.batch // (config.accumulate * max(1, gpus))) + COPIES * itemsize * params
 
 
 def seconds(config: Config, bandwidth: float) -> float:
-    """Of training on one GPU with a memory of `bandwidth` GB/s; an estimate."""
+    """Estimated seconds of training on one GPU with a memory of `bandwidth` GB/s."""
     held_out = config.held_out * CLASSES if config.protocol == "val-split" else 0
     images = (TRAINING_IMAGES - held_out) * config.epochs
-    return TRAFFIC * _saved(config)[0] * images / (SHARE * bandwidth * 1e9)
+    return TRAFFIC * _saved(config)[0] * images / (REACHED * bandwidth * 1e9)
 
 
 def _saved(config: Config) -> tuple[int, int]:
@@ -112,5 +112,5 @@ def _hours(total: float, measured: bool, jobs: int, bandwidth: float) -> str:
         return f"{hours:.2f} hours of runs, {hours / jobs:.2f} with {jobs} at a time, by the seconds of finished runs"
     return (
         f"{hours:,.0f} GPU hours; an estimate, within a factor of two: traffic of {TRAFFIC} times what is kept for the "
-        f"backward pass, {SHARE:.0%} of {bandwidth:g} GB/s"
+        f"backward pass, {REACHED:.0%} of {bandwidth:g} GB/s"
     )

@@ -1,10 +1,9 @@
-"""Figures of a reproduction: what the seeds say of each claim, turned images, attacked images, and what a trained
-network looks at.
+"""Figures of the studies: claims, turned images, attacked images, footprints, and the attention of a trained network.
 
-All but the last are functions from a DataFrame, the rows of a page, to a matplotlib Figure.
+All but the last take a DataFrame, the rows of a page, and return a matplotlib Figure.
 """
 
-# What an index into a DataFrame gives is beyond pandas' annotations:
+# pandas does not annotate the type of an indexed DataFrame:
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportReturnType=false
 
@@ -21,24 +20,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saprof.plots.style import STYLE
+from studies.judging.statistics import OPPOSITE, SAME_SIGN
 from studies.reproduction import records
 from studies.reproduction.report import page
 
 COLOURS = {"convolution": "0.35", "pairwise": "#0072b2", "patchwise": "#d55e00", "stand_alone": "#009e73"}
 MARKERS = {"convolution": "s", "pairwise": "o", "patchwise": "^", "stand_alone": "D"}
-VERDICTS = {"same sign": "#009e73", "opposite": "#d55e00"}
-"""Colours of what is resolved; the rest is gray."""
+VERDICTS = {SAME_SIGN: "#009e73", OPPOSITE: "#d55e00"}
+"""Colours of resolved verdicts; the others are gray."""
 
 
 def frame(folder: str | Path, *tables: str) -> pd.DataFrame:
-    """The rows of these tables of a recorded reproduction, `caution` being what has to be said of them."""
+    """The rows of these tables of a recorded reproduction; the column `caution` says what readers must know of them."""
     results = records.read(Path(folder) / records.FILE)
     pages = [page(table, results) for table in tables]
     return pd.concat([pd.DataFrame(p.rows).assign(caution=p.caution) for p in pages], ignore_index=True)
 
 
 def claims_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
-    """Differences to the row that each is compared with: the paper's, and ours with its corrected interval."""
+    """The difference of every row from its base: the paper's, and ours with its corrected interval."""
     claims = rows.dropna(subset=["difference"])
     if claims.empty:
         raise ValueError("no row is compared with another; expected those of Tables 3 to 8")
@@ -66,7 +66,7 @@ def claims_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
 
 
 def turned_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
-    """What turning the images costs each network: the paper's drop as an open marker, ours with its interval."""
+    """The drop in accuracy on turned images: the paper's as an open marker, ours with its interval."""
     return _families(rows[rows["measure"] == "top-1 drop"], "drop in top-1 accuracy, points", provenance)
 
 
@@ -75,18 +75,18 @@ def attacked_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
     rows = rows[rows["measure"] == "top-1"].copy()
     found = rows["setting"].str.extract(r"pgd_(?P<epsilon>\d+)_(?P<step>\d+)_(?P<steps>\d+)").astype(int)
     rows = rows.assign(epsilon=found["epsilon"], steps=found["steps"])
-    rows = rows[rows["steps"] == 4]  # one budget of steps per line
+    rows = rows[rows["steps"] == 4]  # lines with one number of steps
     with matplotlib.rc_context(STYLE):
         depths = _depths(rows)
         figure = Figure(figsize=(4.0 * len(depths) + 2.4, 4.2), layout="constrained")
-        for axes, (depth, here) in zip(
+        for axes, (depth, of_depth) in zip(
             figure.subplots(1, len(depths), sharey=True, squeeze=False)[0], depths, strict=True
         ):
-            for family, line in here.groupby("family", sort=False):
-                how = {"color": COLOURS[family], "marker": MARKERS[family]}
-                axes.plot(line["epsilon"], line["ours"], label=f"{family}, here", **how)
+            for family, line in of_depth.groupby("family", sort=False):
+                style = {"color": COLOURS[family], "marker": MARKERS[family]}
+                axes.plot(line["epsilon"], line["ours"], label=f"{family}, here", **style)
                 axes.fill_between(
-                    line["epsilon"], line["low"], line["high"], color=how["color"], alpha=0.2, linewidth=0
+                    line["epsilon"], line["low"], line["high"], color=style["color"], alpha=0.2, linewidth=0
                 )
                 axes.plot(
                     line["epsilon"],
@@ -95,7 +95,7 @@ def attacked_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
                     fillstyle="none",
                     markersize=9,
                     label=f"{family}, paper",
-                    **how,
+                    **style,
                 )
             axes.set_title(depth, loc="left")
             axes.set_xlabel("ε of PGD, gray levels of 255 (4 steps)")
@@ -107,8 +107,8 @@ def attacked_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
 
 
 def footprints_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
-    """Accuracy over footprints of equally many taps, and its difference to the square of as many, or to the first; rows
-    are those of `studies.footprints.frame`."""
+    """Accuracy of footprints with equally many taps, and the difference from the square, or else from the first
+    footprint; `rows` are those of `studies.reproduction.footprint_shapes.frame`."""
     groups = [group for _, group in rows.groupby("taps", sort=False)]
     sizes = [group["footprint"].nunique() for group in groups]
     with matplotlib.rc_context(STYLE):
@@ -118,11 +118,11 @@ def footprints_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
             names = list(dict.fromkeys(group["footprint"]))
             families = list(dict.fromkeys(group["family"]))
             for number, family in enumerate(families):
-                of = group[group["family"] == family]
+                mine = group[group["family"] == family]
                 shift = 0.5 * ((number + 0.5) / len(families) - 0.5)
-                places = [names.index(name) + shift for name in of["footprint"]]
-                _draw_interval(accuracy, of, places, family, ("top1", "low", "high"))
-                _draw_interval(difference, of, places, family, ("difference", "difference_low", "difference_high"))
+                places = [names.index(name) + shift for name in mine["footprint"]]
+                _draw_interval(accuracy, mine, places, family, ("top1", "low", "high"))
+                _draw_interval(difference, mine, places, family, ("difference", "difference_low", "difference_high"))
             labels = [f"{name}, the base" if name in set(group["against"]) else name for name in names]
             accuracy.set_yticks(range(len(names)), labels)
             accuracy.set_ylim(len(names) - 0.5, -0.5)
@@ -138,14 +138,14 @@ def footprints_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
 
 
 def _draw_interval(axes: Axes, rows: pd.DataFrame, places: Sequence[float], family: str, names: Sequence[str]) -> None:
-    """A family's values, a mark each, with their interval where there is one."""
+    """The values of a family, with their intervals if they have one."""
     value, low, high = (rows[name].astype(float) for name in names)
     axes.hlines(places, low, high, color=COLOURS[family], linewidth=1.5)
     axes.plot(value, places, MARKERS[family], color=COLOURS[family], label=family)
 
 
 def looked_at_figure(network: str | Path, number: int, centres: Sequence[tuple[int, int]], groups: int = 4) -> Figure:
-    """What a trained network of digits, a file of `saprof.save`, looks at from these centres of a test image: the
+    """The attention of a network trained on digits, a file of `saprof.save`, at these centres of a test image: the
     weights of the first groups of its first attention."""
     import torch
 
@@ -159,24 +159,24 @@ def looked_at_figure(network: str | Path, number: int, centres: Sequence[tuple[i
     classifier = Classifier(saprof.load(network), digits).eval()
     pixels = digits.view(digits.test.read(number))
     with torch.no_grad():
-        seen = digits.classes[int(classifier(pixels[None]).argmax())]
+        predicted = digits.classes[int(classifier(pixels[None]).argmax())]
     path, alpha = next(iter(saprof.attention_weights(classifier, pixels[None]).items()))
     footprint = classifier.get_submodule(path).footprint
     label = digits.classes[int(digits.test.labels[number])]
-    title = f"{Path(network).stem}: a {label}, read as {seen}"
+    title = f"{Path(network).stem}: a {label}, read as {predicted}"
     return attention_picture(pixels[0].numpy(), alpha[0, :groups].numpy(), footprint, centres, title)
 
 
 def _families(rows: pd.DataFrame, label: str, provenance: str) -> Figure:
-    """A panel per size of network, a place per setting, a marker per family."""
+    """One panel per network size, with one position per setting and one marker per family."""
     with matplotlib.rc_context(STYLE):
         depths = _depths(rows)
         figure = Figure(figsize=(4.0 * len(depths) + 2.4, 4.2), layout="constrained")
-        for axes, (depth, here) in zip(
+        for axes, (depth, of_depth) in zip(
             figure.subplots(1, len(depths), sharey=True, squeeze=False)[0], depths, strict=True
         ):
-            settings = list(dict.fromkeys(here["setting"]))
-            for shift, (family, line) in zip((-0.22, 0, 0.22), here.groupby("family", sort=False), strict=False):
+            settings = list(dict.fromkeys(of_depth["setting"]))
+            for shift, (family, line) in zip((-0.22, 0, 0.22), of_depth.groupby("family", sort=False), strict=False):
                 _draw_family(axes, family, line, [settings.index(s) + shift for s in line["setting"]])
             axes.set_xticks(range(len(settings)), [s.replace("_", "\n") for s in settings])
             axes.set_title(depth, loc="left")
@@ -187,10 +187,10 @@ def _families(rows: pd.DataFrame, label: str, provenance: str) -> Figure:
 
 
 def _draw_family(axes: Axes, family: str, line: pd.DataFrame, places: list[float]) -> None:
-    how = {"color": COLOURS[family], "marker": MARKERS[family], "linestyle": ""}
+    style = {"color": COLOURS[family], "marker": MARKERS[family], "linestyle": ""}
     bars = [line["ours"] - line["low"], line["high"] - line["ours"]]
-    axes.errorbar(places, line["ours"], bars, capsize=2, label=f"{family}, here (95 % over seeds)", **how)
-    axes.plot(places, line["paper"], fillstyle="none", markersize=8, label=f"{family}, paper", **how)
+    axes.errorbar(places, line["ours"], bars, capsize=2, label=f"{family}, here (95 % over seeds)", **style)
+    axes.plot(places, line["paper"], fillstyle="none", markersize=8, label=f"{family}, paper", **style)
 
 
 def _depths(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -198,7 +198,7 @@ def _depths(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     size = {"26": "10", "38": "15", "50": "19"}
     numbers = rows["network"].map(lambda name: (number := re.sub(r"\D", "", name)) and size.get(number, number))
     resnets = {san: resnet for resnet, san in size.items()}
-    return [(f"SAN{n}, ResNet{resnets[n]}", here) for n, here in rows.groupby(numbers, sort=False)]
+    return [(f"SAN{n}, ResNet{resnets[n]}", of_depth) for n, of_depth in rows.groupby(numbers, sort=False)]
 
 
 def _sign(figure: Figure, rows: pd.DataFrame, provenance: str) -> None:

@@ -1,7 +1,7 @@
 """Training runs as an array of Slurm jobs, through submitit.
 
-Which jobs are queued is written down in the study's folder, so that a command that was killed finds them again. A job
-that is to make way saves, is queued once more and goes on where it stopped.
+The study's folder records which jobs are queued, so that the command finds them again after it was killed. A job that
+Slurm preempts saves its state, is queued again, and resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -23,59 +23,59 @@ from studies.failures import Preempted
 from studies.reproduction.executors import Perform, Task, attempt, bar, perform, stopped_by_signals
 
 POLL = 5.0
-"""Seconds between two looks at the queue."""
+"""Seconds between two queries of the queue."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What a job asks for."""
+    """The resources of a job."""
 
     folder: Path
-    """Where jobs and their logs are kept, seen by all nodes."""
+    """The folder of jobs and logs; all nodes must see it."""
     partition: str | None = None
     minutes: int = 1440
     gpus: int = 0
-    """Per run, one process each; 0 runs on a CPU."""
+    """GPUs per run, with one process each; 0 runs on a CPU."""
     memory_gb: int = 8
     cpus: int = 1
     """Per process."""
     at_once: int = 64
-    """Jobs of the array that run at a time."""
+    """Jobs of the array that may run at the same time."""
 
 
 class Job:
-    """What runs on the node; submitit pickles it."""
+    """The function that runs on the node; submitit pickles it."""
 
     def __init__(self, task: Task, perform: Perform) -> None:
         self.task, self.perform = task, perform
 
     def __call__(self) -> str | None:
-        """Do the task, in as many processes as Slurm started; what went wrong."""
+        """Do the task, in as many processes as Slurm started; return the reason if it failed."""
         import submitit
 
         if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
             submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        requeue, unheard = signal.getsignal(signal.SIGUSR2), signal.getsignal(signal.SIGTERM)
-        asked: list[int] = []
+        requeue, default = signal.getsignal(signal.SIGUSR2), signal.getsignal(signal.SIGTERM)
+        preempted: list[int] = []
 
-        def make_way(number: int, frame: Any) -> None:
-            """Have the run save first, if it is at it; it listens to SIGTERM then."""
-            asked.append(number)
-            if signal.getsignal(signal.SIGTERM) == unheard:
+        def preempt(number: int, frame: Any) -> None:
+            """Requeue the job; if a run is training, and so handles SIGTERM, let it save first."""
+            preempted.append(number)
+            if signal.getsignal(signal.SIGTERM) == default:
                 _call(requeue, number)
             else:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        signal.signal(signal.SIGUSR2, make_way)
+        signal.signal(signal.SIGUSR2, preempt)
         try:
             return attempt(self.task, self.perform)
         except Preempted:
-            if asked:  # and not cancelled
+            if preempted:  # a cancelled job is not requeued
                 _call(requeue, signal.SIGUSR2)
             sys.exit(Preempted.code)
 
     def checkpoint(self) -> Any:
-        """What submitit queues once more: the same, which goes on from its folder."""
+        """The job that submitit queues again: the same one, which resumes from its folder."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
@@ -87,7 +87,7 @@ def _call(handler: Any, number: int) -> None:
 
 
 class Slurm:
-    """Jobs on a cluster; a context, like the processes of this machine, that leaves nothing behind to end."""
+    """Jobs on a cluster. Leaving the context does not end them."""
 
     def __init__(self, cluster: Cluster, perform: Perform = perform) -> None:
         self.cluster, self.perform = cluster, perform
@@ -99,9 +99,9 @@ class Slurm:
         pass
 
     def do(self, tasks: Sequence[Task], label: str = "runs") -> dict[str, str]:
-        """Do what is left of `tasks` as jobs, and wait for them; the sentences of those that failed, by folder.
+        """Do the unfinished tasks as jobs, and wait for them; the reasons of those that failed, by folder.
 
-        Raises Preempted on SIGTERM and SIGINT; the jobs go on, and the same command waits for them again.
+        Raises Preempted on SIGTERM and SIGINT; the jobs continue, and the same command waits for them again.
         """
         waiting = [task for task in tasks if task.left()]
         failed: dict[str, str] = {}
@@ -116,7 +116,7 @@ class Slurm:
                 for task in [task for task in waiting if jobs[str(task.folder)] not in queued]:
                     folder = str(task.folder)
                     if task.left() and folder not in gone:
-                        gone.add(folder)  # its files may be seen here a little later
+                        gone.add(folder)  # its files may appear here a little later
                         continue
                     waiting.remove(task)
                     shown.update()
@@ -127,7 +127,7 @@ class Slurm:
         return failed
 
     def _queue(self, tasks: Sequence[Task]) -> dict[str, str]:
-        """The job of every task by folder, queued now where an earlier command did not."""
+        """The job of every task, by folder; tasks that no earlier command queued are queued now."""
         listing = self.cluster.folder / "jobs.json"
         known: dict[str, str] = json.loads(listing.read_text()) if listing.exists() else {}
         queued = _queued()
@@ -139,11 +139,11 @@ class Slurm:
 
 
 def _submit(tasks: Sequence[Task], cluster: Cluster, perform: Perform) -> dict[str, str]:
-    """Queue an array of jobs; their ids by folder."""
+    """Queue an array of jobs; return their ids by folder."""
     try:
         import submitit
     except ImportError:
-        raise ValueError("submitit is not installed; pip install -e '.[slurm]', or take --executor local") from None
+        raise ValueError("submitit is not installed; pip install -e '.[slurm]', or use --executor local") from None
     cluster.folder.mkdir(parents=True, exist_ok=True)
     executor = submitit.SlurmExecutor(folder=cluster.folder.resolve(), max_num_timeout=1000)
     executor.update_parameters(
@@ -164,12 +164,12 @@ def _submit(tasks: Sequence[Task], cluster: Cluster, perform: Perform) -> dict[s
 
 
 def _queued() -> set[str]:
-    """Ids of this user's jobs that wait or run; ValueError where there is no Slurm."""
+    """Ids of this user's waiting and running jobs. Raises ValueError if there is no Slurm."""
     command = ["squeue", "--noheader", "--array", "--format=%i", "--user", getpass.getuser()]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     except FileNotFoundError:
-        raise ValueError("squeue is not to be found; run on a Slurm machine, or take --executor local") from None
+        raise ValueError("squeue is not found; run on a Slurm machine, or use --executor local") from None
     except subprocess.CalledProcessError as error:
         raise ValueError(f"squeue failed ({error.stderr.strip()}); expected Slurm to answer") from None
     return set(answer.stdout.split())

@@ -67,7 +67,7 @@ def test_all_opens_every_image(root, capsys):
 def test_a_torchvision_without_operators_or_none_is_told(root, capsys, monkeypatch):
     monkeypatch.setattr(torchvision, "_declared", [object()])
     assert doctor.main(["--root", str(root)]) == 0
-    assert "torchvision 0.0, less its compiled operators" in capsys.readouterr().out
+    assert "torchvision 0.0, without its compiled operators" in capsys.readouterr().out
 
     def absent():
         raise ValueError("there is none")

@@ -134,7 +134,7 @@ def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(tmp_path):
 
 def test_where_there_is_no_slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match="squeue is not to be found; run on a Slurm machine, or take --executor local"):
+    with pytest.raises(ValueError, match="squeue is not found; run on a Slurm machine, or use --executor local"):
         Slurm(Cluster(folder=tmp_path / "slurm")).do(some(tmp_path, [0]))
 
 

@@ -145,7 +145,7 @@ def test_wilson_has_the_known_widths():
 
 @pytest.mark.parametrize(("correct", "n"), [(-1, 10), (11, 10), (0, 0)])
 def test_wilson_refuses_what_are_no_counts(correct, n):
-    with pytest.raises(ValueError, match=f"^{correct} of {n} images are right; expected"):
+    with pytest.raises(ValueError, match=f"^{correct} of {n} images are correct; expected"):
         wilson(correct, n)
 
 

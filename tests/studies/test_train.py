@@ -182,7 +182,7 @@ def test_a_damaged_config_is_named(finished):
         ({"data": "mnist"}, "unknown data set 'mnist'; expected 'digits', 'digits16', 'folder', 'cifar10'"),
         ({"model": "san_mini_pairwise", "options": {"width": 1}}, "unknown option of SAN 'width'; expected 'family'"),
         ({"batch": 61}, "batch is 61; expected at most the 60 images"),
-        ({"held_out": 8}, "class 'a' has 8 images to train on, of which held_out takes 8"),
+        ({"held_out": 8}, "class 'a' has 8 images to train on, and held_out takes 8 of them"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, change, sentence):
