@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from saprof import text
+from saprof.models.catalogue import named_model
 from studies.config import Config
 from studies.reproduction.executors import Task
 from studies.reproduction.miniatures import SIDES
@@ -40,8 +41,8 @@ def saved_per_image(model: str, options: str, side: int) -> tuple[int, int]:
 
     from saprof.models.counting import blueprint
 
-    network = blueprint(model, **{"attention": "composed"} | json.loads(options)) if "san" in model else None
-    network = network or blueprint(model, **json.loads(options))
+    composed = {"attention": "composed"} if named_model(model).attends else {}
+    network = blueprint(model, **composed | json.loads(options))
     own = {x.untyped_storage()._cdata for x in network.parameters()}
     kept: dict[int, Any] = {}
 

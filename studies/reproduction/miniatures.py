@@ -5,44 +5,44 @@ A miniature has two stages and the relation, mapping, transformations, position 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
+
+from saprof.models.catalogue import MODELS, named_model
 
 SIDES = {"digits": 8, "digits16": 16, "cifar10": 32}
 """Data sets of small images, and the side of the images, which is that of the first stage's map."""
 
-_BLOCKS = {"10": [1, 1], "15": [2, 1], "19": [2, 2], "26": [1, 1], "38": [2, 1], "50": [2, 2]}
-"""Blocks per stage of a miniature, by the depth in the name of its original."""
-_SAN = re.compile(r"san(?P<depth>\d+)_(?P<family>pairwise|patchwise|stand_alone)(?:_(?P<relation>\w+))?")
-_RESNET = re.compile(r"resnet(?P<depth>\d+)(?:_(?P<footprint>\d+)x\d+)?")
+_BLOCKS = {10: [1, 1], 15: [2, 1], 19: [2, 2], 26: [1, 1], 38: [2, 1], 50: [2, 2]}
+"""Blocks per stage of a miniature, by the depth of its original."""
 
 
 def miniature(model: str, overrides: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The name and the options of the miniature of a network."""
-    if match := _SAN.fullmatch(model):
-        name, options = f"san_mini_{match['family']}", {"attention": "composed", **overrides}
-        if match["relation"]:
-            options["relation"] = match["relation"]
+    original = MODELS.get(model)
+    if original is None or original.depth is None or original.architecture not in ("SAN", "ResNet"):
+        raise ValueError(f"{model} has no miniature; expected a network of the paper's tables, such as san10_pairwise")
+    if original.architecture == "SAN":
+        name, options = f"san_mini_{original.family}", {"attention": "composed", **overrides}
+        if "relation" in original.fields:
+            options["relation"] = original.relation
         if "footprints" in options:
             options["footprints"] = [options["footprints"][1], 3]  # 3 × 3 covers the map of the second stage
         if options.get("transformations") == "shared":
             options["relation_reduction"] = 2  # equal to the value_reduction of miniatures, since φ, ψ and β are one
-    elif match := _RESNET.fullmatch(model):
-        name, options = "resnet_mini", dict(overrides)
-        if match["footprint"]:
-            options["footprint"] = int(match["footprint"])
     else:
-        raise ValueError(f"{model} has no miniature; expected a network of the paper's tables, such as san10_pairwise")
-    if _BLOCKS[match["depth"]] != [1, 1]:
-        options["blocks"] = _BLOCKS[match["depth"]]
+        name, options = "resnet_mini", dict(overrides)
+        if "footprint" in original.fields:
+            options["footprint"] = original.fields["footprint"]
+    if _BLOCKS[original.depth] != [1, 1]:
+        options["blocks"] = _BLOCKS[original.depth]
     return name, options
 
 
 def is_default(model: str, overrides: Mapping[str, Any]) -> bool:
-    """Whether a network is one of the SAN paper's, with nothing varied."""
-    match = _SAN.fullmatch(model)
-    return match is not None and match["family"] != "stand_alone" and not match["relation"] and not overrides
+    """Whether a network is one of the SAN paper's pairwise or patchwise networks, with nothing varied."""
+    original = named_model(model)
+    return None not in (original.relation, original.depth) and original.base == model and not overrides
 
 
 def map_note(model: str, overrides: Mapping[str, Any], data: str) -> str:
