@@ -78,7 +78,7 @@ GROUPS = {
             "Train and judge one network.",
             "--model san_mini_pairwise --data digits",
         ),
-        Command("studies.evaluate", "Judge a trained network on clean, turned and attacked images.", "runs/digits"),
+        Command("studies.evaluate", "Judge a trained network on clean, rotated and attacked images.", "runs/digits"),
         Command(
             "studies.reproduce",
             "Train the networks of SAN's accuracy tables.",
