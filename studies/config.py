@@ -28,7 +28,7 @@ SETTING = {"setting": True}
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A training run. The defaults train a small SAN on the embedded digits."""
+    """A training run. The defaults train a small SAN on scikit-learn's digits."""
 
     model: str = "san_mini_pairwise"
     """A name of saprof.list_models(), or package.module:function, called with `options`."""
@@ -40,7 +40,7 @@ class Config:
     """val-original trains on the whole training set and judges on the validation set; val-split holds `held_out` images
     per class out of the training set and judges on them (SAN Sec. 5.1)."""
     held_out: int = 50
-    """Images per class that val-split holds out."""
+    """Images per class that val-split keeps out of training."""
     split_seed: int = 0
     """Seed of the choice of images that val-split holds out."""
     image_size: int = 224
@@ -78,7 +78,7 @@ class Config:
     """Whether the network is compiled by torch.compile."""
 
     output: Path | None = field(default=None, metadata=SETTING)
-    """The run's folder; by default runs/<model>-<data>-<seed>."""
+    """Folder of the run; by default runs/<model>-<data>-<seed>."""
     root: Path | None = field(default=None, metadata=SETTING)
     """Folder of the data, unless they are embedded."""
     device: str = field(default="auto", metadata=SETTING)

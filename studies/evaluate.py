@@ -1,4 +1,4 @@
-"""Judge trained networks on clean, turned and attacked images (SAN Tables 3, 9 and 10).
+"""Judge trained networks on clean, rotated and attacked images (SAN Tables 3, 9 and 10).
 
     python -m studies.evaluate RUN [RUN ...]
     python -m studies.evaluate --checkpoint FILE --official --model san10_pairwise --data folder --root /data/imagenet

@@ -40,7 +40,7 @@ class CannotWrite(Failure):
 
 
 class Preempted(Exception):
-    """A run was asked to stop, and has saved its state."""
+    """A run was stopped by a signal, after it saved its state."""
 
     code = 75
 

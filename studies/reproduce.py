@@ -4,9 +4,9 @@
     python -m studies.reproduce all --data folder --root /data/imagenet --executor slurm --gpus 8 --partition gpu
     python -m studies.reproduce all --from studies/recorded/digits
 
-Every row is trained with every seed. A network that is in several tables is trained once, and Tables 9 and 10 judge
-the networks of Table 3 on turned and attacked images. OUTPUT/runs keeps every run: a finished run is not repeated, and
-an unfinished one is resumed. OUTPUT/README.md is the summary, OUTPUT/tables has the pages, and OUTPUT/results.json is
+Every row is trained with every seed. A network that is in several tables is trained once, and Tables 9 and 10 judge the
+networks of Table 3 on rotated and attacked images. OUTPUT/runs keeps every run: a finished run is not repeated, and an
+unfinished one is resumed. OUTPUT/README.md is the summary, OUTPUT/tables has the pages, and OUTPUT/results.json is
 enough to draw them again.
 
 Exit codes: 0 complete, 1 some runs failed, 2 wrong input, 75 stopped by a signal after saving.

@@ -1,4 +1,4 @@
-"""SAN Tables 9 and 10 as printed: networks judged on turned and on attacked images."""
+"""SAN Tables 9 and 10 as printed: networks judged on rotated and on attacked images."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Data: labelled images, their views in training and in evaluation, and the split of a protocol. Each data set has a
-module with a `load(config)`; `views` makes batches, `survey` and `torchvision` serve the loaders. Nothing here knows a
-network."""
+module with a `load(config)`; `views` makes batches, `survey` and `torchvision` serve the loaders. Nothing here depends
+on a network."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Dataset:
     view: Callable[[Any], Tensor]
     """Returns the view that is judged."""
     confused_when_turned: tuple[str, ...] = ()
-    """Classes that look like another class when turned or flipped, such as 6 and 9."""
+    """Classes that look like another class when rotated or flipped, such as 6 and 9."""
 
 
 @dataclass(frozen=True)

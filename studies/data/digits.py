@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 images of 8 × 8 pixels in 17 shades of gray, embedded in the package.
+"""scikit-learn's handwritten digits: 1,797 images of 8 × 8 pixels in 17 shades of gray, included in the package.
 
 They have no official split: the last 50 images of each class are the validation set here.
 """

@@ -1,4 +1,4 @@
-"""Perturbed images, on which trained networks are judged: turned images (SAN Table 9) and attacks (SAN Table 10).
+"""Perturbed images, on which trained networks are judged: rotated images (SAN Table 9) and attacks (SAN Table 10).
 
 Both change the pixels, 0 to 255, before the network normalises them.
 """
@@ -47,7 +47,7 @@ class Attack:
     """
 
     epsilon: float
-    """Radius of the ball: how far a pixel may move."""
+    """Radius of the ball: the largest change of a pixel value."""
     step: float
     """How far a pixel moves in one step; ρ in the paper."""
     steps: int
@@ -121,7 +121,7 @@ def attacked(
     workers: int = 0,
     seen: Callable[[int], None] = lambda n: None,
 ) -> Outcome:
-    """Attack every image and judge the attacked images. Raises ValueError if there is no wrong class to aim at."""
+    """Attack every image and judge the attacked images. Raises ValueError if there is no wrong class for a target."""
     if len(dataset.classes) < 2:
         raise ValueError(f"{dataset.name} has {len(dataset.classes)} class; an attack needs another one to aim at")
     aimed = Score()

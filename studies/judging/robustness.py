@@ -1,4 +1,4 @@
-"""The robustness of trained networks: accuracy on clean, turned and attacked images. A run keeps it in
+"""The robustness of trained networks: accuracy on clean, rotated and attacked images. A run keeps it in
 robustness.json."""
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def robustness(
 ) -> dict[str, Any]:
     """Counts, percentages and Wilson's intervals of `model` for every manipulation and attack, as plain JSON.
 
-    If turning an image can change its class, as 6 becomes 9, `without` holds the manipulations once more, without the
+    If a rotation can change the class of an image, as 6 becomes 9, `without` holds the manipulations again, without the
     images of those classes.
     """
     from studies.data.split import Subset

@@ -25,7 +25,7 @@ TRAFFIC = 6
 REACHED = 0.75
 """The fraction of the peak bandwidth that a training step reaches."""
 BANDWIDTH = 3350.0
-"""GB/s of an H100 SXM."""
+"""The memory bandwidth of an H100 SXM in GB/s."""
 COPIES = 4
 """Tensors of the size of the weights: weights, gradients, momentum, and one for the update."""
 TRAINING_IMAGES = 1_281_167

@@ -33,7 +33,7 @@ class Task:
     """A run, and whether it is judged for robustness after training."""
 
     config: Config
-    """With its folder."""
+    """The config, with the run's folder."""
     judged: bool = False
     images: int | None = None
     """The number of images to judge robustness on; None for all images."""

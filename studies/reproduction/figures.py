@@ -1,4 +1,4 @@
-"""Figures of the studies: claims, turned images, attacked images, footprints, and the attention of a trained network.
+"""Figures of the studies: claims, rotated images, attacked images, footprints, and the attention of a trained network.
 
 All but the last take a DataFrame, the rows of a page, and return a matplotlib Figure.
 """
@@ -66,7 +66,7 @@ def claims_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
 
 
 def turned_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
-    """The drop in accuracy on turned images: the paper's as an open marker, ours with its interval."""
+    """The drop in accuracy on rotated images: the paper's as an open marker, ours with its interval."""
     return _families(rows[rows["measure"] == "top-1 drop"], "drop in top-1 accuracy, points", provenance)
 
 

@@ -12,7 +12,7 @@ from studies.reproduction.miniatures import is_default, map_note
 from studies.reproduction.study import Study
 
 ROBUSTNESS = ("9", "10")
-"""Tables that judge the networks of Table 3 on turned and attacked images."""
+"""Tables that judge the networks of Table 3 on rotated and attacked images."""
 TABLES = (*(name for name in paper() if name.isdigit()), *ROBUSTNESS, "sec5.3")
 
 

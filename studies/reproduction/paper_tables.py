@@ -17,7 +17,7 @@ from studies.reproduction.grid import ROBUSTNESS, TABLES, Cell, cells, table_nam
 from studies.reproduction.study import Study, by_seed
 
 SMOKE_IMAGES = 20
-"""Images that a smoke test turns and attacks."""
+"""The number of images that a smoke test rotates and attacks."""
 SMOKE_FACTS = {"held_out": 100}
 """Settings that leave few of the digits to train on."""
 LEARNING_RATES = "learning_rates.json"

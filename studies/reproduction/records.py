@@ -36,10 +36,10 @@ REMEDY = "fetch it again; or delete it, and the study's command makes it again f
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Finished and failed runs of one study, and where they were made."""
+    """Finished and failed runs of one study, and the machines and software that made them."""
 
     study: Mapping[str, Any]
-    """The request: data, epochs, backend and seeds, and what is special to the study, such as tables."""
+    """The request: data, epochs, backend and seeds, and the settings of one kind of study, such as tables."""
     learning_rates: Mapping[str, Any] | None
     """The content of learning_rates.json; None if the recipe's rate is used."""
     where: Sequence[Mapping[str, Any]]

@@ -45,7 +45,7 @@ class Line:
     measure: str
     paper: float | None
     base: int | None
-    """The number of the line that it is compared with."""
+    """The number of the line that this one is compared with."""
     value: Callable[[Run], float | None]
     """The measure of a run, in percent or points."""
 
@@ -176,7 +176,7 @@ def _attacked(cell: Cell) -> list[Measure]:
 
 
 def _check_alike(table: str, runs: Sequence[Run], results: Results) -> None:
-    """Raise ValueError unless the runs may stand in one table."""
+    """Raise ValueError unless the runs may be in one table."""
     alike = [{name: value for name, value in run["facts"].items() if name not in VARYING} for run in runs]
     for facts in alike:
         if facts != alike[0]:
@@ -254,7 +254,7 @@ def _ours(line: Line, measured: Measured) -> dict[str, Any]:
 
 
 def _without_confused(line: Line, runs: Sequence[Run]) -> dict[str, Any]:
-    """The drop without the classes that become others when turned."""
+    """The drop without the classes whose rotated images look like another class."""
     parts = [run["robustness"]["without"] for run in runs]
     if not all(parts):
         return {}

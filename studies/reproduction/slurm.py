@@ -38,7 +38,7 @@ class Cluster:
     """GPUs per run, with one process each; 0 runs on a CPU."""
     memory_gb: int = 8
     cpus: int = 1
-    """Per process."""
+    """CPU cores per process."""
     at_once: int = 64
     """Jobs of the array that may run at the same time."""
 

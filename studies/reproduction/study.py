@@ -1,4 +1,5 @@
-"""What the runs of one study have in common: data, recipe, learning rates; and the runs themselves, seed by seed."""
+"""The common settings of the runs of one study (data, recipe, learning rates), and the runs themselves, seed by
+seed."""
 
 from __future__ import annotations
 
@@ -19,15 +20,15 @@ RECIPE_OF = {"folder": "san_imagenet", "cifar10": "cifar10"}
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What all runs of a study have in common."""
+    """The settings that all runs of a study have in common."""
 
     data: str = "digits"
     epochs: int | None = None
-    """None uses the recipe's."""
+    """None stands for the recipe's."""
     root: Path | None = None
     device: str = "auto"
     workers: int | None = None
-    """None uses the recipe's."""
+    """None stands for the recipe's."""
     backend: str | None = None
     """The backend of self-attention; None uses the recipe's, or the best one available."""
     rates: Mapping[str, float] = field(default_factory=dict)

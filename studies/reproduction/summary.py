@@ -16,7 +16,7 @@ from studies.reproduction.report import SMOKE, Page, page, render
 
 
 def summary(pages: Sequence[Page], results: Results) -> str:
-    """Markdown."""
+    """The page as Markdown."""
     return "\n\n".join(_sections(pages, results))
 
 

@@ -22,8 +22,8 @@ KEEP = 2
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write the state after `step` steps, then delete checkpoints of later steps, which could not be read, and all
-    but the newest KEEP of the others. When CannotWrite is raised, the earlier checkpoints are unchanged."""
+    """Write the state after `step` steps, then delete checkpoints of later steps, which could not be read, and all but
+    the newest KEEP of the others. If CannotWrite is raised, the earlier checkpoints do not change."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()
@@ -56,7 +56,7 @@ def read(path: Path) -> dict[str, Any]:
         raise BadCheckpoint(f"{path} is damaged: its hash does not match its content")
     try:
         state = torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
-    except Exception as error:  # reading a pickle can raise anything
+    except Exception as error:  # reading a pickle can raise any exception
         raise BadCheckpoint(
             f"cannot load {path}: {type(error).__name__}; only tensors and plain values are loaded"
         ) from None

@@ -123,7 +123,7 @@ class Progress:
 
 @dataclass
 class State:
-    """The state of a run; all of it is saved in a checkpoint."""
+    """The state of a run. A checkpoint saves all of it."""
 
     config: Config
     classifier: Classifier
@@ -225,7 +225,7 @@ def train_until(stop_at: int, state: State, dataset: Dataset, images: Images, ho
     state.classifier.train()
     while state.step < stop_at:
         started = time.perf_counter()
-        torch.manual_seed(number(config.seed, state.step, world.rank))  # for dropout and the like
+        torch.manual_seed(number(config.seed, state.step, world.rank))  # for dropout and other random layers
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step, schedule.steps)
         loss, correct, waited = _accumulated(state, coming, loss_of)

@@ -15,21 +15,21 @@ class Score:
     correct1: int = 0
     correct5: int = 0
     nonfinite: int = 0
-    """Images with a logit that is not finite; they count as wrong."""
+    """Images with a logit that is not finite. They count as wrong."""
     loss_sum: float = 0.0
-    """Cross-entropy, not smoothed, over the images with finite logits."""
+    """Sum of the cross-entropy without smoothing, over the images with finite logits."""
 
     def __add__(self, other: Score) -> Score:
         return Score(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def top1(self) -> float:
-        """Percent."""
+        """In percent."""
         return 100 * self.correct1 / self.n
 
     @property
     def top5(self) -> float:
-        """Percent."""
+        """In percent."""
         return 100 * self.correct5 / self.n
 
     @property

@@ -185,7 +185,7 @@ class Run:
 
     def _write(self, name: str, content: str) -> None:
         try:
-            atomic.write(self.folder / name, content.encode(errors="backslashreplace"))  # for odd file names
+            atomic.write(self.folder / name, content.encode(errors="backslashreplace"))  # file names may be undecodable
         except OSError as error:
             raise _cannot_write(error) from None
 
