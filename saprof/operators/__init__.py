@@ -13,10 +13,8 @@ from saprof.operators.declaration import (
     Operator,
     declare,
     describe,
-    family_of,
     for_every_operator,
     operator,
-    shape_of,
 )
 from saprof.operators.relations import (
     aggregation,
@@ -41,7 +39,6 @@ __all__ = [
     "aggregation",
     "declare",
     "describe",
-    "family_of",
     "for_every_operator",
     "operator",
     "pairwise_attention",
@@ -54,6 +51,5 @@ __all__ = [
     "patchwise_clique_product",
     "patchwise_concatenation",
     "patchwise_star_product",
-    "shape_of",
     "stand_alone_attention",
 ]

@@ -11,13 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise, product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from saprof.operators.declaration import OPERATORS, RELATIONS, Operator, declare, describe
+from saprof.operators.axes import Expression, parse
+from saprof.operators.declaration import NONE, OPERATORS, RELATIONS, Operator, declare, describe
 from saprof.operators.relations import aggregation
-
-if TYPE_CHECKING:
-    pass
 
 MAPPINGS = ("l", "lrl", "lrlrl")
 """The linear layers (l) and ReLUs (r) of γ (SAN Table 5)."""
@@ -139,7 +137,6 @@ def _make(family: str, relation: str, position: str, mapping: str) -> Attention:
     for step, (inputs, outputs) in enumerate(pairwise(widths), start=1):
         parameters += [(f"scale_{step}", inputs), (f"shift_{step}", inputs), (f"weight_{step}", f"{outputs} {inputs}")]
     parameters.append(("bias", widths[-1]))
-    widths[-1] = widths[-1].replace(" ", "*")
     implied = {"e": "r", "f": "r" if softmax else "g"} if softmax or len(hidden) == 2 else {"e": "g"}
     operator = Attention(
         name=_name(family, relation, position, mapping),
@@ -156,31 +153,26 @@ def _make(family: str, relation: str, position: str, mapping: str) -> Attention:
         delta=delta,
         position=position,
         mapping=mapping,
-        **_costs(delta, position, widths),
+        **_costs(delta, position, [parse(width.replace(" ", "*")) for width in widths]),
     )
     object.__setattr__(operator, "__doc__", describe(operator))
     return operator
 
 
-def _costs(delta: Operator, position: str, widths: Sequence[str]) -> dict[str, Any]:
-    """What its parts cost: those of γ once per pair in the pairwise family, once per centre in the other."""
+def _costs(delta: Operator, position: str, widths: Sequence[Expression]) -> dict[str, Any]:
+    """The counts of δ, γ and the aggregation. γ runs per tap and centre if pairwise, per centre if patchwise."""
+    n, p, k, g, v = map(parse, "npkgv")
     softmax = delta.family == "pairwise"
-    repeat = "k" if softmax else "1"
-    subtracted = "2*k" if position == "relative" else "0"
-    products = "+".join(f"({inputs})*({outputs})" for inputs, outputs in pairwise(widths))
-    normed = "+".join(f"({width})" for width in widths[:-1])
-    gamma = f"{repeat}*(3*({normed})+{widths[-1]})"  # batch norm 2 and ReLU 1 per element, and the last bias
-    of_delta = {what: _at_one_centre(getattr(delta, what)) for what in ("macs", "elementwise", "paper")}
-    softmaxed = "5*g*k" if softmax else "0"
+    repeat = k if softmax else parse("1")
+    products = repeat * sum((i * o for i, o in pairwise(widths)), NONE)
+    gamma = repeat * (3 * sum(widths[:-1], NONE) + widths[-1])  # batch norm 2 and ReLU 1 per element, and the last bias
+    subtracted = 2 * k if position == "relative" else NONE
+    softmaxed = 5 * g * k if softmax else NONE
     return {
-        "macs": f"n p {of_delta['macs']}+{repeat}*({products})+v*k",
-        "elementwise": f"n p {of_delta['elementwise']}+{subtracted}+{gamma}+{softmaxed}",
-        "paper": f"n p {of_delta['paper']}+{subtracted}+{repeat}*({products})+{gamma}+v*k",
+        "macs": delta.macs + n * p * (products + v * k),
+        "elementwise": delta.elementwise + n * p * (subtracted + gamma + softmaxed),
+        "paper": delta.paper + n * p * (subtracted + products + gamma + v * k),
     }
-
-
-def _at_one_centre(count: str) -> str:
-    return "*".join(axis for axis in count.split() if axis not in ("n", "p"))
 
 
 for _family, _relations in RELATIONS.items():

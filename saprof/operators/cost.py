@@ -16,7 +16,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from saprof.operators.declaration import Operator, Sizes
+from saprof.operators.axes import Sizes
+from saprof.operators.declaration import Operator
 
 CONVENTIONS = ("paper", "mac", "flop2", "hardware")
 

@@ -18,17 +18,20 @@ that name (`backends/unfold.py`, …).
 from __future__ import annotations
 
 import inspect
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
-from types import CodeType
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from saprof.operators.axes import Expression, Sizes, parse, shape_of
 
 if TYPE_CHECKING:
     from saprof.operators.footprint import Footprint
 
-Sizes = Mapping[str, int]
+NONE = parse("0")
+"""The count of an operator that has no operations of a kind."""
+COUNTS = ("macs", "elementwise", "paper")
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,15 @@ class Operator:
     inputs: tuple[tuple[str, str], ...]
     """(name, axes) of each input, such as ("phi", "n r h w")."""
     output: str
-    """Axes of the output; an axis is a product or sum of sizes, such as `2*r`."""
+    """Axes of the output; an axis may be an expression of sizes, such as `2*r`."""
     body: Callable[..., Any]
     """The operator at one position, in any precision: what every backend is judged by."""
-    macs: str = "0"
-    """Multiply-adds, as axes whose product they are."""
-    elementwise: str = "0"
-    """Additions, subtractions and multiplications outside of multiply-adds, likewise."""
-    paper: str = "0"
-    """What the FLOP counter of the SAN authors counts of it, likewise."""
+    macs: Expression = NONE
+    """Multiply-adds."""
+    elementwise: Expression = NONE
+    """Additions, subtractions and multiplications that are no multiply-adds."""
+    paper: Expression = NONE
+    """What the FLOP counter of the SAN authors counts."""
     degree: int | None = None
     """1 if linear in all inputs together, 2 if in each of two: how opaque kernels are differentiated twice."""
     implied: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -61,8 +64,8 @@ class Operator:
 
     @property
     def family(self) -> str:
-        """One of FAMILIES, or the operator's own name."""
-        return family_of(self.name)
+        """One of FAMILIES, or the name of the operator if it has none."""
+        return next((family for family in FAMILIES if self.name.startswith(f"{family}_")), self.name)
 
     @property
     def relation(self) -> str:
@@ -146,26 +149,11 @@ class Operator:
 
     def count(self, what: str, sizes: Sizes) -> int:
         """How many `macs`, `elementwise` or `paper` operations at these sizes."""
-        return math.prod(shape_of(getattr(self, what), sizes))
-
-
-def shape_of(axes: str, sizes: Sizes) -> tuple[int, ...]:
-    """Evaluate axes such as `n 2*r k p`."""
-    return tuple(eval(axis, {"__builtins__": {}}, dict(sizes)) for axis in _expressions(axes))
-
-
-@cache
-def _expressions(axes: str) -> tuple[CodeType, ...]:
-    return tuple(compile(axis, axes, "eval") for axis in axes.split())
+        return getattr(self, what).at(sizes)
 
 
 FAMILIES = ("pairwise", "patchwise", "stand_alone")
 """What the names of operators begin with, but for the aggregation's."""
-
-
-def family_of(name: str) -> str:
-    """The family of the operator, or core, of that name; the name itself if it has none."""
-    return next((family for family in FAMILIES if name.startswith(f"{family}_")), name)
 
 
 BACKENDS = ("cuda", "numba", "unfold")
@@ -222,6 +210,7 @@ def operator(
         name = body.__name__
         names = [name for name, _ in _parameters(body)]
         shapes = [part.strip() for part in inputs.split(",")]
+        facts.update({what: _count(f"{name}: {what}", facts[what], inputs) for what in COUNTS if what in facts})
         if len(names) != len(shapes) or not output:
             raise ValueError(f"{name}: axes are {axes!r}; expected those of {', '.join(names)} -> those of the output")
         declared = Operator(
@@ -244,6 +233,18 @@ def operator(
         return declared
 
     return make
+
+
+def _count(what: str, text: str, axes: str) -> Expression:
+    """A declared count, which is an expression of the sizes of the inputs' axes, of the taps and of the centres."""
+    try:
+        count = parse(text)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
+    known = {*re.findall("[a-z]+", axes), "k", "p", "oh", "ow"}
+    if unknown := sorted(count.names - known):
+        raise ValueError(f"{what} is {text!r}; expected only sizes of {', '.join(sorted(known))}, not {unknown[0]}")
+    return count
 
 
 def _parameters(body: Callable[..., Any]) -> list[tuple[str, str]]:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from saprof.operators.declaration import Operator, Sizes
+from saprof.operators.axes import Sizes
+from saprof.operators.declaration import Operator
 from saprof.operators.footprint import Footprint
 
 Position = tuple[int, int]

@@ -5,8 +5,8 @@ from saprof.operators.declaration import operator
 
 @operator(
     axes="n r h w, n r h w -> n r k p",
-    elementwise="n r k p",
-    paper="n r k p",
+    elementwise="n*r*k*p",
+    paper="n*r*k*p",
     degree=1,
     source="SAN Sec. 3.1, summation",
 )
@@ -17,8 +17,8 @@ def pairwise_summation(phi_i, psi_j):
 
 @operator(
     axes="n r h w, n r h w -> n r k p",
-    elementwise="n r k p",
-    paper="n r k p",
+    elementwise="n*r*k*p",
+    paper="n*r*k*p",
     degree=1,
     source="SAN Sec. 3.1, subtraction",
 )
@@ -29,8 +29,8 @@ def pairwise_subtraction(phi_i, psi_j):
 
 @operator(
     axes="n r h w, n r h w -> n r k p",
-    elementwise="n r k p",
-    paper="n r k p",
+    elementwise="n*r*k*p",
+    paper="n*r*k*p",
     degree=2,
     source="SAN Sec. 3.1, Hadamard product",
 )
@@ -45,19 +45,19 @@ def pairwise_concatenation(phi_i, psi_j):
     return phi_i, psi_j
 
 
-@operator(axes="n r h w, n r h w -> n 1 k p", macs="n r k p", degree=2, source="SAN Sec. 3.1, dot product")
+@operator(axes="n r h w, n r h w -> n 1 k p", macs="n*r*k*p", degree=2, source="SAN Sec. 3.1, dot product")
 def pairwise_dot_product(phi_i, psi_j):
     """δ_ij = φ_iᵀ ψ_j"""
     return phi_i @ psi_j
 
 
-@operator(axes="n r h w, n r h w -> n k 1 p", macs="n r k p", degree=2, source="SAN Sec. 3.2, star-product")
+@operator(axes="n r h w, n r h w -> n k 1 p", macs="n*r*k*p", degree=2, source="SAN Sec. 3.2, star-product")
 def patchwise_star_product(phi_i, psi_R):
     """δ_i = [φ_iᵀ ψ_j] for all j in R(i)"""
     return psi_R @ phi_i
 
 
-@operator(axes="n r h w, n r h w -> n k*k 1 p", macs="n r k k p", degree=2, source="SAN Sec. 3.2, clique-product")
+@operator(axes="n r h w, n r h w -> n k*k 1 p", macs="n*r*k*k*p", degree=2, source="SAN Sec. 3.2, clique-product")
 def patchwise_clique_product(phi_R, psi_R):
     """δ_i = [φ_jᵀ ψ_l] for all j, l in R(i), channel j·k + l"""
     return phi_R @ psi_R.T
@@ -69,7 +69,7 @@ def patchwise_concatenation(phi_i, psi_R):
     return phi_i, psi_R.T
 
 
-@operator(axes="n g k p, n v h w -> n v oh ow", macs="n v k p", paper="n v k p", degree=2, source="SAN Eq. 2 and 4")
+@operator(axes="n g k p, n v h w -> n v oh ow", macs="n*v*k*p", paper="n*v*k*p", degree=2, source="SAN Eq. 2 and 4")
 def aggregation(alpha_i, beta_R):
     """y_i[c] = Σ_j α_ij[c mod g] β_j[c]"""
     share = beta_R.shape[1] // alpha_i.shape[0]

@@ -18,7 +18,7 @@ HEADS = 8
 """Of every attention in the paper's networks."""
 
 _facts: Any = {
-    "paper": "n v k p",
+    "paper": "n*v*k*p",
     "implied": {"d": "v//g"},
     "heads": HEADS,
     "source": "SASA Eq. 2 and 3",
@@ -27,8 +27,8 @@ _facts: Any = {
 
 @operator(
     axes="n d g h w, n d g h w, d g k, n v h w -> n v oh ow",
-    macs="n p k 2*d*g+v",
-    elementwise="n p k 6*g",  # the sum of the logits, and 5 of the softmax
+    macs="n*p*k*(2*d*g+v)",
+    elementwise="6*n*p*k*g",  # the sum of the logits, and 5 of the softmax
     **_facts,
 )
 def stand_alone_attention(inside, query_i, key_R, relative, value_R):
@@ -38,8 +38,8 @@ def stand_alone_attention(inside, query_i, key_R, relative, value_R):
 
 @operator(
     axes="n d g h w, n d g h w, n v h w -> n v oh ow",
-    macs="n p k d*g+v",
-    elementwise="n p k 5*g",
+    macs="n*p*k*(d*g+v)",
+    elementwise="5*n*p*k*g",
     variant=True,
     **_facts,
 )
@@ -50,8 +50,8 @@ def stand_alone_attention_content(inside, query_i, key_R, value_R):
 
 @operator(
     axes="n d g h w, d g k, n v h w -> n v oh ow",
-    macs="n p k d*g+v",
-    elementwise="n p k 5*g",
+    macs="n*p*k*(d*g+v)",
+    elementwise="5*n*p*k*g",
     variant=True,
     **_facts,
 )

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from saprof.operators.declaration import Operator, shape_of
+from saprof.operators.axes import shape_of
+from saprof.operators.declaration import Operator
 from saprof.operators.footprint import BOUNDARIES, Footprint
 
 if TYPE_CHECKING:

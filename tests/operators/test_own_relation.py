@@ -28,8 +28,8 @@ def squared_difference(monkeypatch):
 
     @operator(
         axes="n r h w, n r h w -> n r k p",
-        elementwise="2*n r k p",
-        paper="n r k p",
+        elementwise="2*n*r*k*p",
+        paper="n*r*k*p",
         source="nobody's paper",
     )
     def pairwise_squared_difference(phi_i, psi_j):
