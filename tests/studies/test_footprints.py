@@ -6,9 +6,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import made_up_runs
 import pandas as pd
 import pytest
 import torch
+from made_up_runs import WHERE, finish
 
 from saprof.command import FAILED, OK
 from saprof.operators.footprint import Footprint
@@ -21,18 +23,9 @@ from studies.reproduction.executors import Task
 from studies.reproduction.figures import footprints_figure
 from studies.reproduction.footprint_shapes import base, frame, networks, note, rows
 from studies.reproduction.grid import cells
-from studies.reproduction.records import Results
 from studies.reproduction.study import Study
 
 RECORDED = Path(footprints.__file__).parent / "recorded" / "footprints_digits"
-WHERE = {
-    "versions": {"saprof": "1", "torch": "2"},
-    "device": "a CPU",
-    "threads": 1,
-    "cores": 2,
-    "commit": None,
-    "dirty": False,
-}
 
 
 def groups(asked, families=("pairwise", "patchwise")):
@@ -40,21 +33,14 @@ def groups(asked, families=("pairwise", "patchwise")):
 
 
 def results(asked, top1, families=("pairwise", "patchwise"), seeds=3, **changed):
-    """Made-up runs: `top1` of a family, a footprint and a seed; None has failed."""
-    runs, failed = {}, {}
-    for network in (network for group in groups(asked, families) for network in group):
-        for seed in range(seeds):
-            config = replace(network.config, seed=seed)
-            value = top1(network.family, str(network.footprint), seed)
-            if value is None:
-                failed[config.fingerprint()] = "the loss is not finite"
-                continue
-            figures = {"top1": value, "top5": 99.0, "loss": 0.5, "n": 500, "params": 11_194, "train_seconds": 10.0}
-            runs[config.fingerprint()] = figures | {"where": 0, "facts": config.facts()}
-    study = {"data": "digits", "epochs": Config().epochs, "backend": None, "seeds": seeds}
-    study |= {"families": list(families), "footprints": asked}
-    given = {"study": study, "learning_rates": None, "where": [WHERE], "failed": failed} | changed
-    return Results(runs=runs, **given)
+    """Made-up runs: `top1` takes a family, a footprint and a seed; None is a failed run."""
+    every = [network for group in groups(asked, families) for network in group]
+    study = made_up_runs.study(seeds, families=list(families), footprints=asked)
+
+    def top1_of(number, seed):
+        return top1(every[number].family, str(every[number].footprint), seed)
+
+    return made_up_runs.results([network.config for network in every], top1_of, study, **changed)
 
 
 def test_networks_are_grouped_by_their_taps():
@@ -230,14 +216,8 @@ def test_a_footprint_without_another_of_as_many_taps_is_noted(tmp_path, capsys):
 
 
 def pretend(task: Task):
-    """Stands for training."""
-    task.folder.mkdir(parents=True)
-    session = {"schema": 1, "sessions": [WHERE]}
-    (task.folder / "manifest.json").write_text(json.dumps(session))
-    size = 90.0 + len(task.config.options["footprints"][0]) + task.config.seed
-    result = {"schema": 1, "fingerprint": task.config.fingerprint(), "top1": size, "top5": 99.0, "loss": 0.5, "n": 500}
-    result |= {"params": 1, "steps": 1, "train_seconds": 1.0, "weights_sha256": "00"}
-    (task.folder / "result.json").write_text(json.dumps(result))
+    """Replaces training."""
+    finish(task, top1=90.0 + len(task.config.options["footprints"][0]) + task.config.seed)
 
 
 class Here:
@@ -342,16 +322,17 @@ def test_a_study_that_does_not_fit_its_runs(change, expected, tmp_path):
 
 
 @pytest.mark.deep
-def test_two_epochs_are_trained_and_gone_on_with(tmp_path):
+def test_two_epochs_are_trained_once(tmp_path, capsys):
     """Two runs, as a user runs them; some seconds."""
     command = [sys.executable, "-m", "studies.footprints", "--footprint", "3,random:9@seed1", "--family", "stand_alone"]
     command += ["--seeds", "1", "--epochs", "1", "--jobs", "1", "--output", str(tmp_path)]
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode == OK, first.stderr
     assert "runs: 100%" in first.stderr
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.stdout == first.stdout
-    assert "runs:" not in again.stderr, "nothing is left"
+    assert footprints.main(command[3:]) == OK
+    again = capsys.readouterr()
+    assert again.out == first.stdout
+    assert "runs:" not in again.err, "nothing is left"
     kept = records.read(tmp_path / records.FILE)
     assert len({run["weights_sha256"] for run in kept.runs.values()}) == 2
     assert kept.where[0]["threads"] == 1

@@ -2,25 +2,14 @@ import json
 import math
 from dataclasses import replace
 
+import made_up_runs
 import pytest
+from made_up_runs import WHERE
 
 from studies.judging.statistics import holm, paired
 from studies.reproduction import records, report, summary
 from studies.reproduction.grid import cells
-from studies.reproduction.records import Results
 from studies.reproduction.study import Study
-
-WHERE = {
-    "versions": {"saprof": "1", "torch": "2"},
-    "device": "a CPU",
-    "threads": 1,
-    "cores": 2,
-    "platform": "Linux",
-    "python": "3",
-    "commit": None,
-    "dirty": False,
-    "code": "abc",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -28,26 +17,10 @@ def _no_networks_are_counted(monkeypatch):
     monkeypatch.setattr(report, "full_size", lambda cell: {"params": 10_530_000, "flops_paper": 2_200_000_000})
 
 
-def study(tables, seeds=6, smoke=False):
-    epochs = Study().recipe.epochs
-    return {"data": "digits", "epochs": epochs, "backend": None, "seeds": seeds, "tables": tables, "smoke": smoke}
-
-
-def results(table, top1, seeds=6, **changed):
-    """Made-up runs: `top1` of the number of a row and a seed; None has failed."""
-    runs, failed = {}, {}
-    for number, cell in enumerate(cells(table, Study())):
-        for seed in range(seeds):
-            config = replace(cell.config, seed=seed)
-            value = top1(number, seed)
-            if value is None:
-                failed[config.fingerprint()] = "the loss is not finite"
-                continue
-            figures = {"top1": value, "top5": 99.0, "loss": 0.5, "n": 500, "params": 11_194, "steps": 1}
-            rest = {"train_seconds": 10.0, "weights_sha256": "00", "where": 0, "facts": config.facts()}
-            runs[config.fingerprint()] = figures | rest
-    given = {"study": study([table], seeds), "learning_rates": None, "where": [WHERE], "failed": failed} | changed
-    return Results(runs=runs, **given)
+def results(table, top1, seeds=6, smoke=False, **changed):
+    """Made-up runs: `top1` takes the number of a row and a seed; None is a failed run."""
+    study = made_up_runs.study(seeds, tables=[table], smoke=smoke)
+    return made_up_runs.results([cell.config for cell in cells(table, Study())], top1, study, **changed)
 
 
 def of_table_8(number, seed):
@@ -108,7 +81,7 @@ def test_a_table_of_nothing_but_failures_is_still_drawn():
 
 
 def test_smoke_shows_no_figures():
-    given = results("8", of_table_8, 1, study=study(["8"], 1, smoke=True))
+    given = results("8", of_table_8, 1, smoke=True)
     shown = report.page("8", given)
     text = report.render(shown, "md") + summary.summary([shown], given)
     assert "smoke: pipeline only" in text

@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -8,56 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_up_runs import attempts, finish, perform
+from made_up_runs import tasks as tasks_of
 
-from saprof import atomic
 from studies import reproduce
-from studies.config import Config
-from studies.failures import BadData, NonFinite, Preempted
+from studies.failures import BadData, NonFinite
 from studies.reproduction import executors, rates, records
-from studies.reproduction.executors import Local, Task
+from studies.reproduction.executors import Local
 from studies.reproduction.study import Study
 from studies.training.run import Run
 
-ENDS_WITH = {100: "an answer", 101: "a failure", 102: "its process", 103: "never"}
-
-
-def pretend(task):
-    """Stands for training: what a seed does is in ENDS_WITH."""
-    with (task.folder.parent / "log").open("a") as log:
-        print(task.config.seed, file=log)
-    if task.config.seed == 101:
-        raise NonFinite("the loss is not finite\nat step 3")
-    if task.config.seed == 102:
-        os._exit(9)
-    if task.config.seed == 103:
-        signal.signal(signal.SIGTERM, lambda *_: (task.folder / "saved").touch())
-        (task.folder / "listening").touch()
-        while not (task.folder / "saved").exists():
-            time.sleep(0.05)
-        raise Preempted("stopped")
-    finish(task)
-
-
-def finish(task, top1=90.0, loss=0.5):
-    content = {"schema": 1, "fingerprint": task.config.fingerprint(), "top1": top1, "loss": loss}
-    content |= {"train_seconds": 1.0, "weights_sha256": "00"}
-    task.folder.mkdir(parents=True, exist_ok=True)
-    atomic.write(task.folder / "result.json", json.dumps(content).encode())
-
-
-def some(folder, seeds):
-    for seed in seeds:
-        (folder / f"{seed}").mkdir(parents=True, exist_ok=True)
-    return [Task(config=Config(seed=seed, output=folder / f"{seed}")) for seed in seeds]
-
-
-def attempts(folder):
-    return [int(line) for line in (folder / "log").read_text().split()]
-
 
 def test_a_run_that_fails_stops_no_other_and_a_finished_one_is_not_repeated(tmp_path):
-    tasks = some(tmp_path, [0, 101, 1, 102, 2])
-    with Local(2, pretend) as executor:
+    tasks = tasks_of(tmp_path, [0, 101, 1, 102, 2])
+    with Local(2, perform) as executor:
         failed = executor.do(tasks)
         assert failed == {
             str(tmp_path / "101"): "the loss is not finite at step 3",
@@ -65,7 +28,7 @@ def test_a_run_that_fails_stops_no_other_and_a_finished_one_is_not_repeated(tmp_
         }
         kept = json.loads((tmp_path / "101" / "failed.json").read_text())
         assert (kept["kind"], kept["reason"]) == ("NonFinite", "the loss is not finite at step 3")
-        assert "in pretend" in kept["traceback"]
+        assert "in perform" in kept["traceback"]
         assert tasks[3].run.failure() == "its process ended with code 9 and no answer"
         assert sorted(attempts(tmp_path)) == [0, 1, 2, 101, 102]
         executor.do(tasks)
@@ -73,10 +36,10 @@ def test_a_run_that_fails_stops_no_other_and_a_finished_one_is_not_repeated(tmp_
 
 
 def test_a_failed_run_is_one_that_training_takes_up_again(tmp_path):
-    (task,) = some(tmp_path, [101])
+    (task,) = tasks_of(tmp_path, [101])
     with pytest.raises(NonFinite):
-        pretend(task)
-    assert executors.attempt(task, pretend)
+        perform(task)
+    assert executors.attempt(task, perform)
     assert [path.name for path in task.folder.iterdir()] == ["failed.json"]
     task.run.check(task.config)
     assert executors.attempt(task, finish) is None
@@ -84,13 +47,13 @@ def test_a_failed_run_is_one_that_training_takes_up_again(tmp_path):
 
 
 def test_why_a_run_failed_is_told_even_if_it_cannot_be_kept(tmp_path):
-    (task,) = some(tmp_path, [101])
+    (task,) = tasks_of(tmp_path, [101])
     (task.folder / "failed.json").mkdir()
-    assert executors.attempt(task, pretend) == "the loss is not finite at step 3"
+    assert executors.attempt(task, perform) == "the loss is not finite at step 3"
     (task.folder / "failed.json").rmdir()
     task.folder.rmdir()
     task.folder.touch()  # where the run's folder would be
-    assert executors.attempt(task, pretend) == "the loss is not finite at step 3"
+    assert executors.attempt(task, perform) == "the loss is not finite at step 3"
 
 
 def test_the_reason_of_a_failure_is_one_line_whatever_is_in_it(tmp_path):
@@ -101,7 +64,7 @@ def test_the_reason_of_a_failure_is_one_line_whatever_is_in_it(tmp_path):
 
 
 def test_the_result_of_another_config_is_refused(tmp_path):
-    (task,) = some(tmp_path, [0])
+    (task,) = tasks_of(tmp_path, [0])
     finish(task)
     other = replace(task, config=replace(task.config, lr=0.7))
     was, asked = task.config.fingerprint(), other.config.fingerprint()
@@ -111,7 +74,7 @@ def test_the_result_of_another_config_is_refused(tmp_path):
 
 
 def test_a_damaged_result_is_named(tmp_path):
-    (task,) = some(tmp_path, [0])
+    (task,) = tasks_of(tmp_path, [0])
     for damaged in ("{", "[]", '{"schema": 1}'):
         (task.folder / "result.json").write_text(damaged)
         with pytest.raises(ValueError, match=r"0/result\.json is damaged .*; delete it, and it is made again"):
@@ -119,7 +82,7 @@ def test_a_damaged_result_is_named(tmp_path):
 
 
 def test_a_run_without_its_place_is_named(tmp_path):
-    (task,) = some(tmp_path, [0])
+    (task,) = tasks_of(tmp_path, [0])
     finish(task)
     (task.folder / "manifest.json").unlink(missing_ok=True)
     with pytest.raises(
@@ -132,7 +95,7 @@ def test_a_run_that_was_judged_in_part_is_not_done(tmp_path):
     """As `studies.evaluate --only clean` leaves it."""
     from studies.judging.perturbations import ATTACKS, MANIPULATIONS
 
-    task = replace(some(tmp_path, [0])[0], judged=True, images=20)
+    task = replace(tasks_of(tmp_path, [0])[0], judged=True, images=20)
     finish(task)
     turned, attacked = {name: {"n": 20} for name in MANIPULATIONS}, {attack.name: {} for attack in ATTACKS}
     identity = {"schema": 1, "fingerprint": task.config.fingerprint(), "weights_sha256": "00", "sample_of": None}
@@ -155,10 +118,10 @@ if __name__ == "__main__":
     from pathlib import Path
     from studies.reproduction.executors import Local
     from studies.failures import Preempted
-    from test_reproduce import pretend, some
-    with Local(2, pretend) as executor:
+    from made_up_runs import perform, tasks
+    with Local(2, perform) as executor:
         try:
-            executor.do(some(Path({folder!r}), [0, 103, 1]))
+            executor.do(tasks(Path({folder!r}), [0, 103, 1]))
         except Preempted:
             sys.exit(75)
 """
@@ -313,20 +276,20 @@ def test_after_kill_9_no_finished_run_is_repeated(tmp_path, capsys):
     command.wait()
     assert not (tmp_path / "results.json").exists()
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
-    again = subprocess.run([*COMMAND, str(tmp_path)], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    assert reproduce.main([*COMMAND[3:], str(tmp_path)]) == 0
+    again = capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     assert len(list(tmp_path.glob("runs/*/result.json"))) == 4
     drawn = (tmp_path / "tables" / "sec5.3.md").read_text()
     assert "smoke: pipeline only" in drawn
     assert drawn.count("1 of 1") == 2
 
-    once_more = subprocess.run([*COMMAND, str(tmp_path)], capture_output=True, text=True)
-    assert once_more.stdout == again.stdout
+    assert reproduce.main([*COMMAND[3:], str(tmp_path)]) == 0
+    assert capsys.readouterr().out == again
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "results.json").write_bytes((tmp_path / "results.json").read_bytes())
     assert reproduce.main(["all", "--from", str(tmp_path / "copy")]) == 0
-    assert capsys.readouterr().out == again.stdout
+    assert capsys.readouterr().out == again
     assert (tmp_path / "copy" / "tables" / "sec5.3.md").read_text() == drawn
     with pytest.raises(ValueError, match=r"of a study with smoke True, not False.*; choose another --output"):
         reproduce.main(["sec5.3", "--epochs", "2", "--output", str(tmp_path)])

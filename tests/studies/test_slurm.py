@@ -6,7 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from test_reproduce import attempts, pretend, some
+from made_up_runs import attempts, perform
+from made_up_runs import tasks as tasks_of
 
 from studies.failures import Preempted
 from studies.reproduction import slurm
@@ -35,9 +36,9 @@ def commands(tmp_path, monkeypatch):
 
 
 def test_runs_become_an_array_of_jobs_and_what_left_no_result_is_named(commands):
-    tasks = some(commands / "runs", [0, 1])
+    tasks = tasks_of(commands / "runs", [0, 1])
     cluster = Cluster(folder=commands / "slurm", partition="gpu", minutes=90, gpus=2, memory_gb=40, at_once=1)
-    failed = Slurm(cluster, pretend).do(tasks)
+    failed = Slurm(cluster, perform).do(tasks)
     assert failed == {
         str(task.folder): f"job 7_{number} ended without a result; see {commands}/slurm/7_{number}_*"
         for number, task in enumerate(tasks)
@@ -50,8 +51,8 @@ def test_runs_become_an_array_of_jobs_and_what_left_no_result_is_named(commands)
 
 
 def test_jobs_that_an_earlier_command_queued_are_waited_for(commands, monkeypatch):
-    tasks = some(commands / "runs", [0, 1])
-    executor = Slurm(Cluster(folder=commands / "slurm"), pretend)
+    tasks = tasks_of(commands / "runs", [0, 1])
+    executor = Slurm(Cluster(folder=commands / "slurm"), perform)
     (commands / "queue").write_text("7_0\n7_1\n")
 
     def interrupted(seconds):
@@ -64,7 +65,7 @@ def test_jobs_that_an_earlier_command_queued_are_waited_for(commands, monkeypatc
 
     def done(seconds):
         for task in tasks:
-            pretend(task)
+            perform(task)
         (commands / "queue").write_text("")
 
     monkeypatch.setattr(slurm.time, "sleep", done)
@@ -74,9 +75,9 @@ def test_jobs_that_an_earlier_command_queued_are_waited_for(commands, monkeypatc
 
 
 def test_a_job_does_its_task_and_tells_what_went_wrong(tmp_path):
-    good, bad = some(tmp_path, [0, 101])
-    assert pickle.loads(pickle.dumps(Job(good, pretend)))() is None
-    assert Job(bad, pretend)() == "the loss is not finite at step 3"
+    good, bad = tasks_of(tmp_path, [0, 101])
+    assert pickle.loads(pickle.dumps(Job(good, perform)))() is None
+    assert Job(bad, perform)() == "the loss is not finite at step 3"
     assert attempts(tmp_path) == [0, 101]
 
 
@@ -102,7 +103,7 @@ def handlers():
 def makes_way(number, listening):
     """A run that is sent a signal, and saves if it listens to SIGTERM."""
 
-    def perform(task):
+    def save(task):
         saved: list[int] = []
         before = signal.getsignal(signal.SIGTERM)
         if listening:
@@ -112,21 +113,21 @@ def makes_way(number, listening):
         assert saved
         raise Preempted("stopped, and saved")
 
-    return perform
+    return save
 
 
 @pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize("listening", [True, False])
 def test_a_job_that_is_to_make_way_saves_and_is_queued_again(tmp_path, listening):
-    (task,) = some(tmp_path, [0])
+    (task,) = tasks_of(tmp_path, [0])
     with pytest.raises(Requeued):
         Job(task, makes_way(signal.SIGUSR2, listening))()
-    assert isinstance(Job(task, pretend).checkpoint(), submitit.helpers.DelayedSubmission)
+    assert isinstance(Job(task, perform).checkpoint(), submitit.helpers.DelayedSubmission)
 
 
 @pytest.mark.usefixtures("handlers")
 def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(tmp_path):
-    (task,) = some(tmp_path, [0])
+    (task,) = tasks_of(tmp_path, [0])
     with pytest.raises(SystemExit) as ended:
         Job(task, makes_way(signal.SIGTERM, True))()
     assert ended.value.code == 75
@@ -135,10 +136,10 @@ def test_a_job_that_is_cancelled_saves_and_is_not_queued_again(tmp_path):
 def test_where_there_is_no_slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="squeue is not found; run on a Slurm machine, or use --executor local"):
-        Slurm(Cluster(folder=tmp_path / "slurm")).do(some(tmp_path, [0]))
+        Slurm(Cluster(folder=tmp_path / "slurm")).do(tasks_of(tmp_path, [0]))
 
 
 def test_a_slurm_that_does_not_answer(commands):
     Path(commands / "bin" / "squeue").write_text("#!/bin/sh\necho slurmctld is down >&2; exit 1\n")
     with pytest.raises(ValueError, match=r"squeue failed \(slurmctld is down\)"):
-        Slurm(Cluster(folder=commands / "slurm")).do(some(commands, [0]))
+        Slurm(Cluster(folder=commands / "slurm")).do(tasks_of(commands, [0]))
