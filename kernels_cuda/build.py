@@ -46,7 +46,7 @@ def why_not() -> str | None:
         return f"the CUDA kernels are for Linux; this is {sys.platform}"
     try:
         wanted = compiler.architectures()
-        if compiler.find_nvcc() or not _find(_inputs(wanted)):
+        if compiler.find_nvcc() or not _find(inputs_of(wanted)):
             compiler.usable_nvcc()
     except (BuildError, ValueError) as error:
         return str(error)
@@ -58,11 +58,11 @@ def library(wanted: Sequence[str] | None = None, force: bool = False) -> Path:
 
     It is built if there is none, or if `force`. BuildError if that fails.
     """
-    inputs = _inputs(compiler.architectures() if wanted is None else wanted)
+    inputs = inputs_of(compiler.architectures() if wanted is None else wanted)
     found = None if force else _find(inputs)
     if found:
         return found
-    nvcc, folder = compiler.usable_nvcc(), _folder()
+    nvcc, folder = compiler.usable_nvcc(), writable_folder()
     with _alone_in(folder):
         found = None if force else _find(inputs)
         return found or _build(nvcc, inputs, folder)
@@ -70,7 +70,7 @@ def library(wanted: Sequence[str] | None = None, force: bool = False) -> Path:
 
 def report(library: Path) -> list[Kernel]:
     """What the kernels of a library need of a GPU, sorted by name."""
-    kernels = [Kernel(*fields) for fields in json.loads(_stamp(library).read_text())["kernels"]]
+    kernels = [Kernel(*fields) for fields in json.loads(stamp_of(library).read_text())["kernels"]]
     names = demangled([kernel.name for kernel in kernels])
     return sorted(kernel._replace(name=name) for kernel, name in zip(kernels, names, strict=True))
 
@@ -114,7 +114,7 @@ def _launch() -> Any:
     return torch.ops.saprof_kernels.launch
 
 
-def _inputs(wanted: Sequence[str]) -> dict[str, Any]:
+def inputs_of(wanted: Sequence[str]) -> dict[str, Any]:
     """What a library depends on, as JSON."""
     import torch
 
@@ -140,7 +140,7 @@ def folders() -> list[Path]:
     return [CSRC.parent / "build", Path(cache).expanduser().absolute() / "saprof"]
 
 
-def _folder() -> Path:
+def writable_folder() -> Path:
     """The first of these folders that can be written to."""
     refused: list[str] = []
     for folder in folders():
@@ -154,22 +154,24 @@ def _folder() -> Path:
 
 
 def _find(inputs: dict[str, Any]) -> Path | None:
-    paths = [folder / _file_name(inputs) for folder in folders()]
+    paths = [folder / file_name(inputs) for folder in folders()]
     return next((path for path in paths if path.exists() and not _flaw(path, inputs)), None)
 
 
-def _file_name(inputs: dict[str, Any]) -> str:
+def file_name(inputs: dict[str, Any]) -> str:
+    """The name of the library with these inputs."""
     return _NAME.format(hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16])
 
 
-def _stamp(library: Path) -> Path:
+def stamp_of(library: Path) -> Path:
+    """The file that describes a library."""
     return library.with_name(f"{library.name}.json")
 
 
 def _flaw(library: Path, inputs: dict[str, Any]) -> str | None:
     """Why a library must not be used; None if it may."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        stamp = json.loads(_stamp(library).read_text())
+        stamp = json.loads(stamp_of(library).read_text())
         if stamp["inputs"] == inputs and stamp["sha256"] == _sha256(library):
             nvcc = compiler.find_nvcc()
             same = not nvcc or compiler.version_of(nvcc) == stamp["nvcc"]
@@ -197,22 +199,22 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _build(nvcc: str, inputs: dict[str, Any], folder: Path) -> Path:
-    path = folder / _file_name(inputs)
+    path = folder / file_name(inputs)
     if path.exists() and (flaw := _flaw(path, inputs)):
         print(f"saprof: {path} {flaw}; compiling it again", file=sys.stderr)
     for left in folder.glob(".building-*"):  # a killed process left it
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=folder, ignore_cleanup_errors=True) as scratch:
         made, kernels = _compile(nvcc, inputs["architectures"], Path(scratch))
-        if _inputs(inputs["architectures"]) != inputs:
+        if inputs_of(inputs["architectures"]) != inputs:
             raise BuildError(f"a file in {CSRC} changed while it was compiled; build again")
         stamp = {"sha256": _sha256(made), "inputs": inputs, "nvcc": compiler.version_of(nvcc), "kernels": kernels}
-        _stamp(made).write_text(json.dumps(stamp, indent=1))
-        _stamp(made).replace(_stamp(path))  # the library last, so that every library has a stamp
+        stamp_of(made).write_text(json.dumps(stamp, indent=1))
+        stamp_of(made).replace(stamp_of(path))  # the library last, so that every library has a stamp
         made.replace(path)
     for old in sorted(folder.glob(_NAME.format(16 * "[0-9a-f]")), key=lambda file: file.stat().st_mtime)[:-_KEPT]:
         old.unlink(missing_ok=True)
-        _stamp(old).unlink(missing_ok=True)
+        stamp_of(old).unlink(missing_ok=True)
     return path
 
 

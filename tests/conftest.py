@@ -51,7 +51,7 @@ def _cuda_without_a_gpu(request, monkeypatch):
 
     call = getattr(request.node, "callspec", None)
     if call and call.params.get("backend") == "cuda" and not request.node.get_closest_marker("gpu"):
-        monkeypatch.setitem(cuda._LAUNCH, "cpu", request.getfixturevalue("cuda_on_host").run)
+        monkeypatch.setitem(cuda.LAUNCH, "cpu", request.getfixturevalue("cuda_on_host").run)
 
 
 @pytest.fixture

@@ -195,10 +195,10 @@ def provenance() -> dict[str, Any]:
     asked = subprocess.run([PYTHON, "-c", program], cwd=ROOT, capture_output=True, text=True)
     if asked.returncode:
         raise ValueError(f"torch could not be asked for a device: {(asked.stderr.splitlines() or ['no answer'])[-1]}")
-    return json.loads(asked.stdout.splitlines()[-1]) | {"tests": _hash_of_tests()}
+    return json.loads(asked.stdout.splitlines()[-1]) | {"tests": hash_of_tests()}
 
 
-def _hash_of_tests() -> str:
+def hash_of_tests() -> str:
     """The hash of all files in tests/ except this script and its test: its commands are compared one by one."""
     own = {Path(__file__).name, f"test_{Path(__file__).name}"}
     files = (path for path in sorted((ROOT / "tests").rglob("*.*")) if path.suffix in (".py", ".cpp", ".h", ".cu"))

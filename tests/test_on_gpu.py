@@ -290,7 +290,7 @@ def test_provenance_is_that_of_a_sweep():
     assert found["fingerprint"] == environment.fingerprint(
         {name: value for name, value in found.items() if name not in ("fingerprint", "cuda", "tests")}
     )
-    assert on_gpu._hash_of_tests() == found["tests"]
+    assert on_gpu.hash_of_tests() == found["tests"]
 
 
 def test_every_command_is_understood(capsys):

@@ -30,9 +30,9 @@ LONGEST = 8
 
 
 def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
-    if device not in _LAUNCH:
+    if device not in LAUNCH:
         return f"no kernels for {device} tensors"
-    return _why_no_library() if device == "cuda" else None
+    return why_no_library() if device == "cuda" else None
 
 
 def kernel(operator: Operator) -> Callable[..., Tensor] | None:
@@ -45,9 +45,9 @@ def statistics(operator: Attention) -> Callable[..., tuple[Tensor, Tensor]]:
 
 def _run(name: str, tensors: Sequence[Tensor | None], footprint: Footprint, sizes: Mapping[str, int]) -> None:
     first = next(x for x in tensors if x is not None)
-    tables, numbers = _lookups(footprint, sizes["h"], sizes["w"], first.device)
+    tables, numbers = lookups_of(footprint, sizes["h"], sizes["w"], first.device)
     arrays = [first.new_empty(0) if x is None else x for x in tensors]
-    _LAUNCH[first.device.type](name, arrays, tables, [*numbers, SHARED_BYTES])
+    LAUNCH[first.device.type](name, arrays, tables, [*numbers, SHARED_BYTES])
 
 
 _KERNELS = {name: register_operator(Kernels("cuda", _run), OPERATORS[name]) for name in kernels_cuda.operators()}
@@ -58,11 +58,13 @@ def _launch(name: str, arrays: Sequence[Tensor], tables: Sequence[Tensor], numbe
     build.load()(name, arrays, tables, numbers)
 
 
-_LAUNCH = {"cuda": _launch}
+LAUNCH = {"cuda": _launch}
+"""What starts the kernels, by the type of the device."""
 
 
 @cache
-def _why_no_library() -> str | None:
+def why_no_library() -> str | None:
+    """Why there are no kernels for a GPU here; None if there are."""
     return build.why_not() if torch.cuda.is_available() else "torch sees no CUDA device"
 
 
@@ -77,13 +79,13 @@ def run_core(name: str, tensors: Sequence[Tensor | None], options: cores.Options
             if output is not None:
                 output.zero_()
         return
-    tables, numbers = _lookups(footprint, *map_.shape[2:], map_.device)
+    tables, numbers = lookups_of(footprint, *map_.shape[2:], map_.device)
     oh, ow = footprint.output_size(*map_.shape[2:])
     facts = [_variant(options), int(footprint.boundary == "exclude")]
     size, workers = kernels_cuda.scratch(name, map_.shape[0] * oh * ow, options.widths)
     dtype = torch.float64 if map_.dtype == torch.float64 else torch.float32
     arrays = [map_.new_empty(0) if x is None else x for x in (*tensors, map_.new_empty(size, dtype=dtype))]
-    _LAUNCH[map_.device.type](name, arrays, tables, [*numbers, SHARED_BYTES, *facts, workers, *options.widths])
+    LAUNCH[map_.device.type](name, arrays, tables, [*numbers, SHARED_BYTES, *facts, workers, *options.widths])
 
 
 def _variant(options: cores.Options) -> int:
@@ -101,7 +103,7 @@ cores.register_all(Kernels("cuda", run_core))
 
 
 @lru_cache(maxsize=1024)
-def _lookups(footprint: Footprint, h: int, w: int, device: torch.device) -> tuple[list[Tensor], list[int]]:
+def lookups_of(footprint: Footprint, h: int, w: int, device: torch.device) -> tuple[list[Tensor], list[int]]:
     """The tables and numbers of Lookups in kernels_cuda/csrc/frames.h, without the size of shared memory."""
     oh, ow = footprint.output_size(h, w)
     (rows,), columns, taps = footprint.frame(h, w, oh)

@@ -193,16 +193,16 @@ def altered(library):
 
 
 def without_stamp(library):
-    build._stamp(library).unlink()
+    build.stamp_of(library).unlink()
 
 
 def with_torn_stamp(library):
-    stamp = build._stamp(library)
+    stamp = build.stamp_of(library)
     stamp.write_text(stamp.read_text()[:40])
 
 
 def with_strange_stamp(library):
-    build._stamp(library).write_text("[]")
+    build.stamp_of(library).write_text("[]")
 
 
 @pytest.mark.parametrize("damage", [truncated, altered, without_stamp, with_torn_stamp, with_strange_stamp])
@@ -221,9 +221,9 @@ def test_damaged_library_is_compiled_again(project, damage, capsys):
 
 def test_renamed_library_is_not_loaded(project):
     first = build.library()
-    other = first.with_name(build._file_name(build._inputs(["9.0"])))
+    other = first.with_name(build.file_name(build.inputs_of(["9.0"])))
     shutil.copy(first, other)
-    shutil.copy(build._stamp(first), build._stamp(other))
+    shutil.copy(build.stamp_of(first), build.stamp_of(other))
     build.library(["9.0"])
     assert len(project.calls()) == 6
 
@@ -442,7 +442,7 @@ def test_library_in_a_folder_that_cannot_be_written_to(project, tmp_path, monkey
     monkeypatch.delenv("SAPROF_BUILD_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     built = build.library()
-    monkeypatch.setattr(build, "_folder", lambda: pytest.fail("asked for a folder to write to"))
+    monkeypatch.setattr(build, "writable_folder", lambda: pytest.fail("asked for a folder to write to"))
     assert build.library() == built
 
 

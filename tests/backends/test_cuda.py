@@ -53,12 +53,12 @@ def watched_host(request, cache_folder):
 def kernels_in(host, **constants):
     """The backend computes on the CPU, in the process of `host`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backend._LAUNCH, "cpu", host.run)
+        patch.setitem(backend.LAUNCH, "cpu", host.run)
         for name, value in constants.items():
             patch.setattr(backend, name, value)
-        backend._lookups.cache_clear()
+        backend.lookups_of.cache_clear()
         yield
-    backend._lookups.cache_clear()
+    backend.lookups_of.cache_clear()
 
 
 def judge(host, workloads, way="frames"):
@@ -151,7 +151,7 @@ from saprof.operators.workload import ITEMSIZE, tiny
 
 torch.ops.load_library(sys.argv[1])
 launch, keys = torch.ops.saprof_kernels.launch.default, torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-cuda._LAUNCH["cpu"] = lambda *arguments: launch.redispatch(keys, *arguments)
+cuda.LAUNCH["cpu"] = lambda *arguments: launch.redispatch(keys, *arguments)
 for operator in OPERATORS.values():
     for workload in tiny(operator) if operator.degree else ():
         for dtype in ITEMSIZE:
@@ -167,7 +167,7 @@ for arguments in (
     ("nonsense", [table.float()], [table] * 8, [1] * 8),
 ):
     try:
-        cuda._LAUNCH["cpu"](*arguments)
+        cuda.LAUNCH["cpu"](*arguments)
     except (RuntimeError, ValueError) as error:
         print(str(error).rpartition("saprof_kernels: ")[2].splitlines()[0])
 """
@@ -189,7 +189,7 @@ def test_through_torch(cache_folder):
 
 
 def test_an_empty_batch_starts_nothing(monkeypatch):
-    monkeypatch.setitem(backend._LAUNCH, "cpu", lambda *_: pytest.fail("a kernel was asked for"))
+    monkeypatch.setitem(backend.LAUNCH, "cpu", lambda *_: pytest.fail("a kernel was asked for"))
     workload = Workload(pairwise_subtraction, Footprint.square(3), n=0)
     assert run(pairwise_subtraction, *workload.tensors(), footprint=workload.footprint, backend="cuda").numel() == 0
 
@@ -284,7 +284,7 @@ class TestLookups:
 
     @staticmethod
     def pieces(text):
-        tables, numbers = backend._lookups(Footprint.parse(text), 9, 9, torch.device("cpu"))
+        tables, numbers = backend.lookups_of(Footprint.parse(text), 9, 9, torch.device("cpu"))
         return [tuple(piece) for piece in tables[3][:, :3].tolist()], numbers[4]
 
     def test_of_squares(self):
@@ -314,7 +314,7 @@ class TestLookups:
         ],
     )
     def test_of_rectangles(self, text, expected):
-        _, (*_, in_rows, shift) = backend._lookups(Footprint.parse(text), 9, 9, torch.device("cpu"))
+        _, (*_, in_rows, shift) = backend.lookups_of(Footprint.parse(text), 9, 9, torch.device("cpu"))
         assert (in_rows, shift) == expected
 
     @pytest.mark.parametrize("text", ["7", "disk:9", "dilated:5x3", "square:5 stride=2", "offsets:3,1;-2,0;3,2;0,0"])
@@ -327,7 +327,7 @@ class TestLookups:
     def test_tiles_are_as_large_as_a_frame_may_be(self):
         heights = {}
         for size in (7, 14, 28, 56, 112, 896):
-            tables, (height, *_) = backend._lookups(Footprint.square(7), size, size, torch.device("cpu"))
+            tables, (height, *_) = backend.lookups_of(Footprint.square(7), size, size, torch.device("cpu"))
             rows, columns, picks, *_ = tables
             heights[size] = height
             assert height == 1 or len(picks) * 4 * len(columns) <= backend.FRAME_BYTES
@@ -352,7 +352,7 @@ class TestReasons:
     def test_without_a_compiler(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr("kernels_cuda.build.why_not", lambda: "there is no nvcc")
-        monkeypatch.setattr(backend, "_why_no_library", backend._why_no_library.__wrapped__)
+        monkeypatch.setattr(backend, "why_no_library", backend.why_no_library.__wrapped__)
         with pytest.raises(backends.Unsupported, match="aggregation: cuda: there is no nvcc"):
             backends.choose(aggregation, torch.float32, "cuda", self.FOOTPRINT, "cuda")
 

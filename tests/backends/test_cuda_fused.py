@@ -131,7 +131,7 @@ def parameters_of(new: Tensors, widths: list[int]) -> Tensor:
 @contextmanager
 def kernels_in(host, **constants):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(backend._LAUNCH, "cpu", host.run)
+        patch.setitem(backend.LAUNCH, "cpu", host.run)
         for name, value in constants.items():
             patch.setattr(kernels_cuda if name == "WORKERS" else backend, name, value)
         yield
@@ -450,7 +450,7 @@ import torch
 
 torch.ops.load_library(sys.argv[1])
 launch, keys = torch.ops.saprof_kernels.launch.default, torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
-tests.backend._LAUNCH["cpu"] = lambda *arguments: launch.redispatch(keys, *arguments)
+tests.backend.LAUNCH["cpu"] = lambda *arguments: launch.redispatch(keys, *arguments)
 tests.check_pairwise_attention(tests.PAIRWISE[1])
 tests.check_patchwise_statistics("star_product", tests.PATCHWISE[0], 0)
 try:
