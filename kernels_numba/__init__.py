@@ -1,4 +1,4 @@
-"""Numba kernels, for CPU and CUDA: leaves that know arrays and integers, and nothing of saprof."""
+"""Numba kernels for CPUs and CUDA GPUs: they take arrays and integers, and import nothing of saprof."""
 
 OPERATORS = (
     "pairwise_summation",

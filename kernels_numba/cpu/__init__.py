@@ -1,1 +1,1 @@
-"""CPU kernels."""
+"""CPU kernels: one file per operator family. The entry points take arrays, options and the work."""

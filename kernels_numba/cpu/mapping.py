@@ -1,13 +1,14 @@
-"""γ on the CPU: linear layers of many columns at once, their gradients, and statistics of what they give.
+"""The mapping γ on a CPU: linear layers of many columns, their gradients, and the moments of their outputs.
 
-    u = W·z + b, ReLU between layers; z has a row per input and a column per pair
+    u = W·z + b, with a ReLU between layers; z has a row per input and a column per pair
 
-Columns lie one behind the other, rows `step` elements apart. Whole vectors are read and written: rows need room for
-columns up to a multiple of the lanes, and what is summed over columns has to be 0 there. Parameters are one flat array,
-W (outputs × inputs) then b of every layer; `widths` are the inputs of the first layer, then the outputs of all.
+Columns are contiguous; the distance between rows is `step` elements. Whole vectors are read and written, so a row has
+memory for columns up to a multiple of the lanes, and arrays that are summed over columns are 0 there. The parameters
+are one flat array: W (outputs × inputs), then b, of every layer. `widths` are the number of inputs of the first layer,
+then the numbers of outputs of all layers.
 
     traffic    The few hundred columns of a call, and the weights, stay in the second-level cache; 3 vectors of columns
-               of all rows stay in the first.
+               of all rows stay in the first-level cache.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from kernels_numba.cpu.simd import (
 def product(
     parameters, at, step, bias, outputs, inputs, z, at_z, step_z, to, at_to, step_to, columns, adds, floor
 ):  # fmt: skip
-    """to = max(W·z + b, floor); if it adds, `to` in place of b. Rows of W are `step` apart."""
+    """to = max(W·z + b, floor); with `adds`, `to` replaces b. The distance between rows of W is `step`."""
     wide = lanes(z)
     vectors, x = -(-columns // wide), 0
     while vectors > 0:
-        # 4 vectors are better 2 and 2, since a block of a single one waits for its sums
+        # 2 and 2 vectors are faster than 3 and 1, because a block of one vector waits for its sums
         count = min(vectors, 2 if vectors == 4 else 3)
         for o in range(0, outputs, ROWS):
             w, b, rows, source, target = at + o * step, bias + o, outputs - o, at_z + x, at_to + o * step_to + x
@@ -60,7 +61,7 @@ def product(
 
 
 @part
-def outer(a, at_a, step_a, outputs, z, at_z, step_z, inputs, columns, to, at_to, step_to):
+def outer_product(a, at_a, step_a, outputs, z, at_z, step_z, inputs, columns, to, at_to, step_to):
     """to[o, e] += Σ over columns of a[o] · z[e]."""
     for o in range(0, outputs, ROWS):
         for e in range(0, inputs, 3):
@@ -71,7 +72,7 @@ def outer(a, at_a, step_a, outputs, z, at_z, step_z, inputs, columns, to, at_to,
 
 
 @part
-def add_rows(a, at_a, step_a, rows, columns, to, at_to):
+def row_sums(a, at_a, step_a, rows, columns, to, at_to):
     """to[o] += Σ over columns of a[o]."""
     for o in range(rows):
         sums = zeros(a)
@@ -82,7 +83,7 @@ def add_rows(a, at_a, step_a, rows, columns, to, at_to):
 
 @part
 def rectify_gradient(gradient, at, step, z, at_z, step_z, rows, columns):
-    """Set the gradient of max(z, 0) to 0 where z, or what is left of it, is not positive."""
+    """Set the gradient to 0 where z, before or after the ReLU, is not positive."""
     for row in range(rows):
         for x in range(0, columns, lanes(z)):
             here = at + row * step + x
@@ -92,8 +93,11 @@ def rectify_gradient(gradient, at, step, z, at_z, step_z, rows, columns):
 
 @part
 def layers(parameters, weight, widths, z, step, to, at_to, step_to, columns):
-    """The layers, whose parameters begin at `weight`. All but the last find their inputs in z, the first from 0 on, and
-    add their outputs behind them, rectified; the last writes to `to`."""
+    """The linear layers, whose parameters begin at `weight`.
+
+    The inputs of the first layer are the first rows of z. Each layer but the last writes its outputs, after the ReLU,
+    to the next rows of z; the last layer writes to `to`.
+    """
     at, last = 0, widths.shape[0] - 2
     for layer in range(last + 1):
         inputs, outputs = widths[layer], widths[layer + 1]
@@ -111,9 +115,13 @@ def layers(parameters, weight, widths, z, step, to, at_to, step_to, columns):
 
 
 @part
-def layers_backward(transposed, widths, z, gradient, step, columns, to, weight):
-    """The gradients of what `layers` left in z, at the same places of `gradient`, from those of the last layer's
-    outputs behind them; the parameters' are added to `to` from `weight` on. `transposed` is what `transpose` gives."""
+def layers_gradient(transposed, widths, z, gradient, step, columns, to, weight):
+    """The gradients of the layers' inputs and parameters.
+
+    The rows of `gradient` correspond to those that `layers` writes to z; behind them, the gradient of the last layer's
+    outputs is given. The gradients of the parameters are added to `to`, from `weight` on. `transpose` returns
+    `transposed`.
+    """
     at, back = 0, 0
     for layer in range(widths.shape[0] - 1):
         at += widths[layer] * step
@@ -121,8 +129,8 @@ def layers_backward(transposed, widths, z, gradient, step, columns, to, weight):
     for layer in range(widths.shape[0] - 2, -1, -1):
         inputs, outputs = widths[layer], widths[layer + 1]
         before, weight = at - inputs * step, weight - (inputs + 1) * outputs
-        outer(gradient, at, step, outputs, z, before, step, inputs, columns, to, weight, inputs)
-        add_rows(gradient, at, step, outputs, columns, to, weight + outputs * inputs)
+        outer_product(gradient, at, step, outputs, z, before, step, inputs, columns, to, weight, inputs)
+        row_sums(gradient, at, step, outputs, columns, to, weight + outputs * inputs)
         product(
             transposed, back, outputs, back + inputs * outputs, inputs, outputs,
             gradient, at, step, gradient, before, step, columns, False, -np.inf,
@@ -133,9 +141,11 @@ def layers_backward(transposed, widths, z, gradient, step, columns, to, weight):
 
 
 @part
-def gather(u, at, step, rows, columns, moments):
-    """Merge the columns of u into `moments`, (3, rows) in float64: how many columns there were, their mean, and the sum
-    of their squared distances from it (Chan, Golub, LeVeque 1979)."""
+def gather_moments(u, at, step, rows, columns, moments):
+    """Merge the columns of u into `moments` (Chan, Golub, LeVeque 1979).
+
+    `moments` is (3, rows) in float64: the number of columns, their mean, and the sum of squared distances from it.
+    """
     for row in range(rows):
         first = at + row * step
         sums = zeros(u)
@@ -148,12 +158,12 @@ def gather(u, at, step, rows, columns, moments):
             sums, squares = add(sums, apart), fma(apart, apart, squares)
         off = total(sums) / columns
         rounded = total(near) / lanes(u)
-        merge(moments, row, columns, rounded + off, total(squares) - columns * off * off)
+        merge_moments(moments, row, columns, rounded + off, total(squares) - columns * off * off)
 
 
 @part
-def merge(moments, row, count, mean, squares):
-    """Merge `count` more values."""
+def merge_moments(moments, row, count, mean, squares):
+    """Merge `count` values with a mean and a sum of squared distances into the moments of a row."""
     before, apart = moments[0, row], mean - moments[1, row]
     both = before + count
     moments[0, row] = both
@@ -162,19 +172,21 @@ def merge(moments, row, count, mean, squares):
 
 
 @part
-def spread(u, at, step, rows, columns, to, at_to, step_to, mean, d_mean, d_variance, count):
-    """The columns' gradients from those of their mean and variance: (d_mean + 2 d_variance (u − mean)) / count."""
+def moments_gradient(u, at, step, rows, columns, to, at_to, step_to, mean, mean_gradient, variance_gradient, count):
+    """The gradient of u: (mean_gradient + 2 variance_gradient · (u − mean)) / count."""
     for row in range(rows):
-        slope, middle = 2 * d_variance[row] / count, mean[row]
-        factor, term = broadcast(u, slope), broadcast(u, d_mean[row] / count)
+        slope, middle = 2 * variance_gradient[row] / count, mean[row]
+        factor, term = broadcast(u, slope), broadcast(u, mean_gradient[row] / count)
         for x in range(0, columns, lanes(u)):
             apart = sub(load(u, at + row * step + x), broadcast(u, middle))
             store(to, at_to + row * step_to + x, keep_first(fma(factor, apart, term), columns - x))
 
 
 def transpose(parameters, widths, empty):
-    """Parameters that take gradients of outputs to those of inputs: the layers from the last to the first, each with Wᵀ
-    in place of W and 0 in place of b. `empty` makes an array."""
+    """The parameters of the transposed layers, from the last to the first, with Wᵀ in place of W and 0 in place of b.
+
+    They map gradients of outputs to gradients of inputs. `empty` allocates an array.
+    """
     transposed = empty(sum((inputs + 1) * outputs for outputs, inputs in pairwise(widths)) or 1)
     end, at = parameters.size, 0
     for outputs, inputs in pairwise(reversed(widths)):
@@ -187,10 +199,10 @@ def transpose(parameters, widths, empty):
     return transposed
 
 
-def moments_of(gathered, mean, variance):
-    """Mean and biased variance of what the threads have gathered, (threads, 3, rows)."""
+def mean_and_variance(gathered, mean, variance):
+    """Write the mean and biased variance of the moments of all threads, (threads, 3, rows)."""
     for one in gathered[1:]:
         for row in range(one.shape[1]):
             if one[0, row] > 0:
-                merge.py_func(gathered[0], row, *one[:, row])
+                merge_moments.py_func(gathered[0], row, *one[:, row])
     mean[...], variance[...] = gathered[0, 1], gathered[0, 2] / gathered[0, 0]

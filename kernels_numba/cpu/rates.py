@@ -1,8 +1,8 @@
-"""How fast a CPU multiplies and adds when nothing else holds it up: a roof of a roofline.
+"""The rate of FMAs that a CPU reaches without memory accesses: a roof of a roofline.
 
-iterate    Each thread has CHAINS vectors in registers, each of which waits for nothing but itself: enough for two
-           FMAs per cycle of four cycles each, and as many as leave registers for a and b. x ← a · x + b has a known
-           limit, so the work cannot be left out, and nothing overflows.
+iterate    Each thread holds CHAINS vectors in registers, and each FMA depends only on the one before in its vector. The
+           number of vectors suffices for two FMAs per cycle, of four cycles each, and leaves registers for a and b. The
+           compiler cannot omit x ← a · x + b, and the values converge, so that nothing overflows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CHAINS = 12
 
 @compiled
 def iterate(values: Any, a: float, b: float, steps: int) -> None:
-    """x ← a · x + b, so many times, in place; a row of `values`, of CHAINS vectors, is a thread's work."""
+    """x ← a · x + b, `steps` times, in place; each thread computes a row of `values`, which has CHAINS vectors."""
     for row in prange(values.shape[0]):
         n = lanes(values)
         at = row * values.shape[1]

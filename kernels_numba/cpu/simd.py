@@ -1,12 +1,12 @@
-"""Vectors for Numba's CPU target: as many consecutive elements of an array as fill 32 bytes, in one register.
+"""Vectors for Numba's CPU target: 32 bytes of consecutive elements of an array, in one register.
 
-LLVM vectorises simple loops by itself, but neither keeps several accumulators in registers across an inner loop nor
-gets past many arrays that might overlap; kernels that say what is a vector get both. An index counts elements from the
-start of an array's data, whatever its shape; nothing checks it.
+LLVM vectorises simple loops by itself. But it does not keep several accumulators in registers across an inner loop, and
+it does not vectorise loops over many arrays that might overlap. Kernels with explicit vectors have both. An index
+counts elements from the start of an array's data, whatever its shape, and is not checked.
 
-    products    A block of a product has 4 rows of up to 3 vectors in registers, all that AVX2 has: the others hold 3
-                vectors of one factor and a value of the other. A step of its loop loads 7 times for 12 multiplications.
-                Rows that do not exist are the last one once more, and write its values again.
+    products    A block of a product holds 4 rows of up to 3 vectors in 12 of the 16 registers of AVX2; the others hold
+                3 vectors of one factor and a value of the other. A step of its loop has 7 loads for 12 multiplications.
+                A row that does not exist repeats the last row, and writes the same values again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROWS = 4
 
 
 class Vector(types.Type):
-    """32 bytes of a floating-point type."""
+    """32 bytes of a floating-point dtype."""
 
     def __init__(self, dtype: types.Float) -> None:
         self.dtype = dtype
@@ -37,7 +37,7 @@ class Vector(types.Type):
 
 @register_model(Vector)
 class VectorModel(models.PrimitiveModel):
-    """LLVM's own vector type."""
+    """The representation of a Vector: LLVM's vector type."""
 
     def __init__(self, manager: Any, vector: Vector) -> None:
         element = manager.lookup(vector.dtype).get_value_type()
@@ -46,7 +46,7 @@ class VectorModel(models.PrimitiveModel):
 
 @intrinsic
 def lanes(typing, array):
-    """How many elements of the array a vector holds: a constant."""
+    """The number of elements of the array in a vector: a constant."""
     count = Vector(array.dtype).lanes
     return types.intp(array), lambda context, *_: context.get_constant(types.intp, count)
 
@@ -60,7 +60,7 @@ def zeros(typing, array):
 
 @intrinsic
 def broadcast(typing, array, value):
-    """One value in every lane of a vector of the array's type."""
+    """One value in every lane of a vector of the array's dtype."""
     vector = Vector(array.dtype)
 
     def codegen(context, builder, signature, arguments):
@@ -97,7 +97,7 @@ def store(typing, array, index, vector):
 
 @intrinsic
 def load_first(typing, array, index, count):
-    """At most `count` elements from `index` on, then zeros; memory beyond them is not touched."""
+    """At most `count` elements from `index` on, then zeros; memory behind them is not read."""
     vector = Vector(array.dtype)
 
     def codegen(context, builder, signature, arguments):
@@ -113,7 +113,7 @@ def load_first(typing, array, index, count):
 
 @intrinsic
 def store_first(typing, array, index, vector, count):
-    """Write at most `count` elements from `index` on; memory beyond them is not touched."""
+    """Write at most `count` elements from `index` on; memory behind them is not written."""
 
     def codegen(context, builder, signature, arguments):
         address = _address(context, builder, signature, arguments, arguments[2].type)
@@ -161,7 +161,7 @@ def div(typing, a, b):
 
 @intrinsic
 def maximum(typing, a, b):
-    """The larger one; b where either is no number."""
+    """The larger of a and b; b where either is NaN."""
     return a(a, b), lambda context, builder, signature, arguments: _first_if(builder, ">", *arguments)
 
 
@@ -178,10 +178,10 @@ def where_positive(typing, by, a, b):
 
 @intrinsic
 def exp(typing, x):
-    """eˣ to a few ulp, but no less than the smallest normal number, nor more than the largest power of 2.
+    """eˣ to a few ulp, clamped to the smallest normal number and the largest power of 2.
 
-    eˣ = 2ⁿ · eʳ, n being the integer next to x / ln 2, and eʳ its Taylor series. Adding 3 · 2ᵐ⁻¹, m bits being a
-    mantissa, rounds to n and leaves n in the lowest bits.
+    eˣ = 2ⁿ · eʳ, where n is the integer nearest to x / ln 2, and eʳ is computed by its Taylor series. If a mantissa has
+    m bits, adding 3 · 2ᵐ⁻¹ to x / ln 2 rounds it to n and leaves n in the lowest bits.
     """
     bits, mantissa, degree = {32: (32, 23, 7), 64: (64, 52, 13)}[x.dtype.bitwidth]
     largest = 2 ** (bits - mantissa - 2) - 1
@@ -209,8 +209,10 @@ def exp(typing, x):
 def _product_block(vectors: int) -> Any:
     @intrinsic
     def block(typing, weights, at, step, bias, rows, depth, z, at_z, step_z, to, at_to, step_to, adds, floor):
-        """to[o] = max(bias[o] + Σ_d weights[o, d] · z[d], floor) for at most 4 of so many rows, in as many vectors; if
-        it adds, `to` itself takes the place of the bias, which is an index into the weights."""
+        """to[o] = max(bias[o] + Σ_d weights[o, d] · z[d], floor), for at most 4 of `rows` rows and some vectors.
+
+        `bias` is an index into the weights. With `adds`, `to` replaces the bias.
+        """
         vector = Vector(z.dtype)
 
         def codegen(context, builder, signature, arguments):
@@ -258,8 +260,10 @@ product_1, product_2, product_3 = (_product_block(vectors) for vectors in (1, 2,
 
 @intrinsic
 def outer_block(typing, a, at_a, step_a, rows_a, b, at_b, step_b, rows_b, columns, to, at_to, step_to):
-    """to[o, d] += Σ over columns of a[o] · b[d] for at most 4 of the rows of a and 3 of b; the last vector may be only
-    partly columns, and has to be 0 in the rest of a row of either."""
+    """to[o, d] += Σ over columns of a[o] · b[d], for at most 4 rows of a and 3 rows of b.
+
+    If the last vector has fewer columns than lanes, the rest must be 0 in a row of a or of b.
+    """
     vector = Vector(a.dtype)
 
     def codegen(context, builder, signature, arguments):
@@ -316,7 +320,7 @@ def choose_first(typing, a, b, count):
 
 @intrinsic
 def keep_first(typing, vector, count):
-    """The first `count` lanes; 0 in the others, whatever they held."""
+    """The first `count` lanes; the others are 0, even if they hold NaN."""
 
     def codegen(context, builder, signature, arguments):
         mask = _first_lanes(builder, arguments[1], vector.lanes)
@@ -327,7 +331,7 @@ def keep_first(typing, vector, count):
 
 @intrinsic
 def prefetch(typing, array, index):
-    """Ask for the memory around `index`, which may lie outside of the array."""
+    """Prefetch the memory at `index`, which may be outside the array."""
 
     def codegen(context, builder, signature, arguments):
         address = _address(context, builder, signature, arguments, ir.IntType(8))
@@ -339,12 +343,12 @@ def prefetch(typing, array, index):
 
 
 def _data(context, builder, signature, arguments, *which):
-    """Where the data of some of the arguments, which are arrays, begin."""
+    """The addresses of the data of some arguments, which are arrays."""
     return [context.make_array(signature.args[i])(context, builder, arguments[i]).data for i in which]
 
 
 def _existing(builder, rows, count):
-    """The numbers of the first `count` rows; those of rows that do not exist are the last one's."""
+    """The indices of the first `count` rows; a row that does not exist has the index of the last row."""
     last = builder.sub(rows, rows.type(1))
     return [_first_if(builder, "<", rows.type(row), last) for row in range(count)]
 
@@ -360,7 +364,7 @@ def _flat(rows: Iterable[Iterable[Any]]) -> list[Any]:
 
 
 def _first_if(builder, comparison, a, b):
-    """a where it compares so with b, else b."""
+    """a where the comparison of a with b is true, else b."""
     integer = isinstance(a.type, ir.IntType)
     return builder.select((builder.icmp_signed if integer else builder.fcmp_ordered)(comparison, a, b), a, b)
 
@@ -379,7 +383,7 @@ def _total(builder, vector, value):
 
 
 def _address(context, builder, signature, arguments, kind):
-    """Where the element `arguments[1]` of the array `arguments[0]` lies, as the address of a `kind`."""
+    """The address of the element `arguments[1]` of the array `arguments[0]`, as a pointer to a `kind`."""
     data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
     return builder.bitcast(builder.gep(data, [arguments[1]]), kind.as_pointer())
 
@@ -398,7 +402,7 @@ def _first_lanes(builder, count, lanes):
 
 
 def _suffix(vector: Vector) -> str:
-    """How LLVM names the vector type."""
+    """The name of the vector type in LLVM's intrinsics."""
     return f"v{vector.lanes}f{vector.dtype.bitwidth}"
 
 

@@ -2,27 +2,27 @@
 
     u_ij = Σ_d query_i · (key_j + relative_j)      α_i = softmax of u_i over the taps j      y_i[c] = Σ_j α_ij · β_j[c]
 
-Arrays, all contiguous: `query` is (n, e, p), `key` (n, e, h, w), `relative` (e, k), β (n, v, h, w); channel c is of
-head c mod g, and `widths` are the channels of a head and the heads. cpu.py says what a frame is.
+Arrays are contiguous: `query` is (n, e, p), `key` is (n, e, h, w), `relative` is (e, k), β is (n, v, h, w). Channel c
+belongs to head c mod g; `widths` are the channels of a head and the number of heads. frames.py describes the frames.
 
-    tiles      Heads have nothing in common: a thread takes one head of a few rows of an image's centres, with frames of
-               its channels of the keys and β. The tiles, and so the sums of what flows to maps, do not depend on the
-               threads.
-    chunks     So many rows of a tile at a time that one logit per tap and centre fits the first-level cache. Rows are
-               continued to whole vectors there, and only reading and writing them has to mind their ends.
-    products   Query · relative is a product of matrices, in blocks of 4 taps and 3 vectors. Query · key, and the
-               average of β, hold 8 channels of a vector of centres in registers, go through all taps, and read a vector
-               of a frame for each multiplication; the next 8 channels come after all centres of the chunk.
-    traffic    Every input is read once per tile, with the borders that tiles share, and every output written once. What
-               there is of a pair never leaves the first-level cache, nor, backward, the second.
-    backward   A chunk is computed again, and what flows to keys and β is added into frames of the tile's own, which are
-               then folded into the maps: the same order whatever the threads, and nothing to lock. `relative` gets the
-               sum of each thread's own.
+    tiles      Heads are independent: a thread takes one head of a few rows of an image's centres, with frames of the
+               head's channels of the keys and β. The tiles, and so the order of the sums in the gradients of maps, do
+               not depend on the number of threads.
+    chunks     A chunk is as many rows of a tile as keep a logit per tap and centre in the first-level cache. There each
+               row is padded to whole vectors, so that only the loops that read and write arrays treat ends of rows.
+    products   Query · relative is a matrix product, in blocks of 4 taps and 3 vectors. Query · key, and the average of
+               β, hold 8 channels of a vector of centres in registers, go through all taps, and read a vector of a frame
+               for each multiplication; the next 8 channels follow after all centres of the chunk.
+    traffic    Every input is read once per tile, including the borders that tiles share, and every output is written
+               once. The logits of a chunk never leave the first-level cache; in the backward, the second.
+    backward   The logits of a chunk are computed again. The gradients of keys and β are added to the tile's own frames,
+               which are then folded into the maps: the order of a sum does not depend on the number of threads, and no
+               lock is needed. The gradient of `relative` is summed per thread.
 
-What mattered, in CPU time of one thread of a busy machine, where a product of matrices did 36 billion multiply-adds per
-second. 512 channels on 14 × 14, 7 × 7 taps, 8 heads: the next 8 channels after all centres of a chunk, not at each
-vector of them, and tiles of all rows, not a few, 12.6 to 4.5 ms for the gradients. 64 channels on 56 × 56: 2.8 ms for
-the attention, of which exp takes 0.8 and averaging 0.75. What would be left: two rows of centres share most keys.
+What mattered, in CPU time of one thread of a busy machine, where a matrix product did 36 billion multiply-adds per
+second. 512 channels on 14 × 14, 7 × 7 taps, 8 heads: the next 8 channels after all centres of a chunk instead of at
+each vector, and tiles of all rows instead of a few, 12.6 to 4.5 ms for the gradients. 64 channels on 56 × 56: 2.8 ms
+for the attention, of which exp takes 0.8 and the average 0.75. Not done: two rows of centres share most keys.
 """
 
 from __future__ import annotations
@@ -32,52 +32,71 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from kernels_numba.compiled import compiled, part
-from kernels_numba.cpu.mapping import outer, product
-from kernels_numba.cpu.pairwise import _fold_tiles, _lowest, _planes
-from kernels_numba.cpu.relations import (
+from kernels_numba.compiled import compiled, or_empty, part
+from kernels_numba.cpu.frames import (
     BLOCK,
     SLACK,
-    _apart,
-    _clear,
-    _dots,
-    _fill,
-    _read,
-    _share,
-    _spread,
-    _spread_one,
-    _sum,
-    _sums,
-    _write,
+    aggregate_block,
+    aggregate_channel,
+    clear,
+    correlate_block,
+    distribute_block,
+    distribute_channel,
+    fill,
+    fold_tiles,
+    frames_of_tiles,
+    keep_room,
+    portion,
+    read,
+    row_step,
+    write,
 )
-from kernels_numba.cpu.simd import (
-    BYTES,
-    add,
-    broadcast,
-    div,
-    exp,
-    fma,
-    keep_first,
-    lanes,
-    load,
-    maximum,
-    mul,
-    store,
-    sub,
-    where_positive,
-    zeros,
-)
+from kernels_numba.cpu.mapping import outer_product, product
+from kernels_numba.cpu.simd import BYTES, broadcast, div, fma, lanes, load, store, zeros
+from kernels_numba.cpu.softmax import average, drop_outside, log_sum, lowest_of, softmax, softmax_gradient
 
 PAIRS = 1 << 12
-"""Logits of a chunk, at most, unless it is of one row of centres."""
+"""The most logits in a chunk; a chunk of one row of centres may have more."""
 FRAMES = 1 << 17
-"""Elements of all frames of a tile, at most, unless it is of one row of centres."""
+"""The most elements in all frames of a tile; a tile of one row of centres may have more."""
 HEIGHT = 16
-"""Rows of centres in a tile, at most, lest a single image be too few tiles for many threads."""
+"""The most rows of centres in a tile, so that a single image has tiles for many threads."""
+
+
+class Inputs(NamedTuple):
+    """The arrays that the attention reads, and its facts."""
+
+    query: np.ndarray
+    key: np.ndarray
+    """Empty if the attention has no keys."""
+    relative: np.ndarray
+    """(g, k, d); empty if the attention has no relative positions."""
+    beta: np.ndarray
+    heads: int
+    lowest: float
+    """The logit of a tap outside the map."""
+
+
+class Upstream(NamedTuple):
+    """The gradient of y, and the outputs y and lse = log Σ_j exp(u_j) that the forward saved."""
+
+    gradient: np.ndarray
+    y: np.ndarray
+    lse: np.ndarray
+
+
+class Gradients(NamedTuple):
+    """The arrays that the gradients are written to; empty where a gradient is not needed."""
+
+    query: np.ndarray
+    key_frames: np.ndarray
+    beta_frames: np.ndarray
+    relative: np.ndarray
+    """The sum of each thread, (k, d) of every head."""
 
 
 class Tiles(NamedTuple):
-    """A frame, of which cpu.py says what it is, and the memory for a head of a tile, (threads, elements) each."""
+    """The lookups of a Frame, and the memory for a head of a tile, (threads, elements) each."""
 
     rows: np.ndarray
     columns: np.ndarray
@@ -90,26 +109,25 @@ class Tiles(NamedTuple):
     at_once: int
     """Rows of centres in a chunk."""
     wide: int
-    """A row of centres in whole vectors."""
+    """The width of a row of centres, padded to whole vectors."""
     step: int
-    """From a chunk's centres in a channel, or at a tap, to those in the next."""
+    """The distance between the channels, or the taps, of a chunk."""
     planes: np.ndarray
-    """Frames of the keys, of β, and of ones if taps outside are dropped."""
+    """Frames of the keys, of β, and of ones if the softmax skips taps outside the map."""
     query: np.ndarray
     logits: np.ndarray
     sums: np.ndarray
-    """One number per centre."""
+    """A number per centre."""
     ones: np.ndarray
-    """A map (h, w) if taps outside are dropped, else nothing."""
+    """A map of ones (h, w) if the softmax skips taps outside the map, else empty."""
 
 
-class Gradients(NamedTuple):
-    """What flows to a chunk, likewise; and each thread's sum for `relative`, (k, d) of every head."""
+class ChunkGradients(NamedTuple):
+    """Memory for the gradients of a chunk's y, logits and query, (threads, elements) each."""
 
     y: np.ndarray
     logits: np.ndarray
     query: np.ndarray
-    relative: np.ndarray
 
 
 class Chunk(NamedTuple):
@@ -119,15 +137,16 @@ class Chunk(NamedTuple):
     head: int
     tile: int
     row: int
-    """The first of them in the tile."""
+    """The first row, counted in the tile."""
     high: int
+    """The number of rows."""
     centre: int
-    """The first centre in the image."""
+    """The first centre, counted in the image."""
 
 
 @part
 def _tile(item, heads, p, tiles):
-    """All of the item's rows."""
+    """All rows of a tile of a head."""
     count = tiles.rows.shape[0]
     tile, centre = item % count, item % count * tiles.height * tiles.width
     high = min(tiles.height, (p - centre) // tiles.width)
@@ -136,27 +155,27 @@ def _tile(item, heads, p, tiles):
 
 @part
 def _chunk(tile, row, tiles):
-    """The tile's rows from there on."""
+    """The chunk of the tile that begins with a row."""
     high = min(tiles.at_once, tile.high - row)
     return Chunk(tile.image, tile.head, tile.tile, row, high, tile.centre + row * tiles.width)
 
 
 @part
 def _take(to, source, heads, at, tiles):
-    """Copy what belongs to the centres; 0 where their rows are continued."""
+    """Copy the head's channels of the chunk's centres; the padding of rows is 0."""
     c, p = source.shape[1:]
     flat, width = source.reshape(-1), tiles.width
     for s in range(c // heads):
         start = (at.image * c + at.head + s * heads) * p + at.centre
         for row in range(at.high):
             for x in range(0, width, lanes(to)):
-                value = _read(flat, start + row * width + x, width - x)
+                value = read(flat, start + row * width + x, width - x)
                 store(to, s * tiles.step + row * tiles.wide + x, value)
 
 
 @part
 def _give(own, to, heads, at, tiles):
-    """Copy it back."""
+    """The reverse of `_take`: copy from the chunk's memory to the array."""
     c, p = to.shape[1:]
     flat, width = to.reshape(-1), tiles.width
     for s in range(c // heads):
@@ -165,55 +184,57 @@ def _give(own, to, heads, at, tiles):
             for x in range(0, width, lanes(own)):
                 i = row * width + x
                 value = load(own, s * tiles.step + row * tiles.wide + x)
-                _write(flat, start + i, value, at.high * width - i)
+                write(flat, start + i, value, at.high * width - i)
 
 
 @part
 def _frames(planes, first, map_, heads, at, tiles):
-    """Fill frames of the head's channels, from the `first` plane on."""
+    """Fill the frames of the head's channels, from the frame `first` on."""
     c, h, w = map_.shape[1:]
     size, flat, rows = tiles.rows.shape[1] * tiles.columns.shape[0], map_.reshape(-1), tiles.rows[at.tile]
     for s in range(c // heads):
         start = (at.image * c + at.head + s * heads) * h * w
-        _fill(planes, (first + s) * size, flat, start, w, rows, tiles.columns, tiles.begin, tiles.end)
+        fill(planes, (first + s) * size, flat, start, w, rows, tiles.columns, tiles.begin, tiles.end)
 
 
 @part
-def _prepare(planes, key, beta, depth, heads, tile, tiles):
-    """All frames of a head of a tile."""
+def _prepare(planes, inputs, depth, tile, tiles):
+    """Fill all frames of a head of a tile."""
+    key, beta, heads = inputs.key, inputs.beta, inputs.heads
     share = beta.shape[1] // heads
     if key.shape[0] > 0:
         _frames(planes, 0, key, heads, tile, tiles)
     _frames(planes, depth, beta, heads, tile, tiles)
     if tiles.ones.shape[0] > 0:
         size, flat, w = tiles.rows.shape[1] * tiles.columns.shape[0], tiles.ones.reshape(-1), beta.shape[3]
-        _fill(planes, (depth + share) * size, flat, 0, w, tiles.rows[tile.tile], tiles.columns, tiles.begin, tiles.end)
+        fill(planes, (depth + share) * size, flat, 0, w, tiles.rows[tile.tile], tiles.columns, tiles.begin, tiles.end)
 
 
 @part
 def _correlate(own, channels, planes, first, to, at, tiles):
-    """to[j] = Σ own · frame at j, over the channels."""
+    """to[j] = Σ own · frame at tap j, over the channels."""
     across, whole, step = tiles.columns.shape[0], lanes(own), tiles.step
     size = tiles.rows.shape[1] * across
     for c in range(0, channels, BLOCK):
         for row in range(at.high):
             for x in range(0, tiles.width, whole):
                 i, u = row * tiles.wide + x, (first + c) * size + (at.row + row) * across + x
-                _dots(
+                correlate_block(
                     own, i + c * step, step, whole, planes, u, size, tiles.taps, min(BLOCK, channels - c),
                     to, i, step, whole, c > 0,
                 )  # fmt: skip
 
 
 @part
-def _relate(own, planes, logits, query, key, relative, share, heads, lowest, at, tiles):
-    """The chunk's logits, and before that its queries."""
-    k, d = tiles.taps.shape[0], query.shape[1] // heads
+def _relate(own, planes, logits, inputs, at, tiles):
+    """Copy the chunk's queries to `own`, and compute its logits."""
+    query, key, relative, beta, heads, lowest = inputs
+    k, d, share = tiles.taps.shape[0], query.shape[1] // heads, beta.shape[1] // heads
     _take(own, query, heads, at, tiles)
     if key.shape[0] > 0:
         _correlate(own, d, planes, 0, logits, at, tiles)
     else:
-        _clear(logits, 0, k * tiles.step)
+        clear(logits, 0, k * tiles.step)
     if relative.shape[0] > 0:
         product(
             relative.reshape(-1), at.head * k * d, d, 0, k, d, own, 0, tiles.step, logits, 0, tiles.step,
@@ -225,44 +246,34 @@ def _relate(own, planes, logits, query, key, relative, share, heads, lowest, at,
 
 @part
 def _drop(planes, first, logits, lowest, at, tiles):
-    """The lowest of all numbers in place of the logits of taps outside of the map."""
+    """Replace the logits of taps outside the map by the lowest number."""
     across, out = tiles.columns.shape[0], broadcast(logits, lowest)
     frame = first * tiles.rows.shape[1] * across
     for j in range(tiles.taps.shape[0]):
         for row in range(at.high):
             for x in range(0, tiles.width, lanes(logits)):
-                here = j * tiles.step + row * tiles.wide + x
                 inside = load(planes, frame + tiles.taps[j] + (at.row + row) * across + x)
-                store(logits, here, where_positive(inside, load(logits, here), out))
+                drop_outside(logits, j * tiles.step + row * tiles.wide + x, inside, out, lanes(logits))
 
 
 @part
 def _softmax(logits, k, sums, lse, lowest, heads, at, tiles):
-    """exp(logit − the largest of the centre) in place of the logits, their sums, and the logarithms of what these
-    would be of the logits themselves."""
+    """The softmax of the chunk without its division, the sums of the weights, and lse."""
     flat, width, start = lse.reshape(-1), tiles.width, (at.image * heads + at.head) * lse.shape[2] + at.centre
     for row in range(at.high):
         for x in range(0, width, lanes(logits)):
             i = row * tiles.wide + x
-            peak, normal = load(logits, i), zeros(logits)
-            for j in range(1, k):
-                peak = maximum(peak, load(logits, i + j * tiles.step))
-            for j in range(k):
-                here = i + j * tiles.step
-                weight = exp(sub(load(logits, here), peak))
-                normal = add(normal, weight)
-                store(logits, here, weight)
-            store(sums, i, normal)
-            _write(flat, start + row * width + x, peak, width - x)
+            weights, peak = softmax(logits, i, k, tiles.step, lanes(logits))
+            store(sums, i, weights)
+            write(flat, start + row * width + x, peak, width - x)
         for x in range(width):
             to = start + row * width + x
-            peak = flat[to]
-            flat[to] = 0 if peak == lowest else peak + np.log(sums[row * tiles.wide + x])
+            flat[to] = log_sum(flat[to], sums[row * tiles.wide + x], lowest)
 
 
 @part
 def _average(weights, sums, planes, first, y, heads, at, tiles):
-    """y = Σ_j weight · frame at j / the sum of weights, of the head's channels."""
+    """y = Σ_j weight · frame at tap j / the sum of the weights, for the head's channels."""
     (v, p), across, whole, one = y.shape[1:], tiles.columns.shape[0], lanes(weights), broadcast(weights, 1)
     size, apart, share, flat = tiles.rows.shape[1] * across, heads * p, v // heads, y.reshape(-1)
     for c in range(0, share, BLOCK):
@@ -272,36 +283,37 @@ def _average(weights, sums, planes, first, y, heads, at, tiles):
                 i, u = row * tiles.wide + x, (first + c) * size + (at.row + row) * across + x
                 to, left = start + row * tiles.width + x, (at.high - row) * tiles.width - x
                 scale = div(one, load(sums, i))
-                if share - c >= BLOCK:
-                    for s, value in enumerate(_sums(weights, i, tiles.step, whole, planes, u, size, tiles.taps)):
-                        _write(flat, to + s * apart, mul(value, scale), left)
-                else:
-                    for s in range(share - c):
-                        value = _sum(weights, i, tiles.step, whole, planes, u + s * size, tiles.taps)
-                        _write(flat, to + s * apart, mul(value, scale), left)
+                average(
+                    weights, i, tiles.step, scale, planes, u, size, tiles.taps, min(BLOCK, share - c),
+                    flat, to, apart, left,
+                )  # fmt: skip
 
 
 @compiled
-def _attention(query, key, relative, beta, y, lse, heads, lowest, tiles):
+def _attention(inputs, y, lse, tiles):
+    query, heads, lowest = inputs.query, inputs.heads, inputs.lowest
     n, e, p = query.shape
-    k, d, threads, share = tiles.taps.shape[0], e // heads, tiles.logits.shape[0], beta.shape[1] // heads
+    k, d, threads = tiles.taps.shape[0], e // heads, tiles.logits.shape[0]
     for thread in prange(threads):
         planes, logits, sums = tiles.planes[thread], tiles.logits[thread], tiles.sums[thread]
-        mine = _share(n * heads * tiles.rows.shape[0], thread, threads)
+        mine = portion(n * heads * tiles.rows.shape[0], thread, threads)
         for item in range(mine[0], mine[1]):
             tile = _tile(item, heads, p, tiles)
-            _prepare(planes, key, beta, d, heads, tile, tiles)
+            _prepare(planes, inputs, d, tile, tiles)
             for row in range(0, tile.high, tiles.at_once):
                 at = _chunk(tile, row, tiles)
-                _relate(tiles.query[thread], planes, logits, query, key, relative, share, heads, lowest, at, tiles)
+                _relate(tiles.query[thread], planes, logits, inputs, at, tiles)
                 _softmax(logits, k, sums, lse, lowest, heads, at, tiles)
                 _average(logits, sums, planes, d, y, heads, at, tiles)
 
 
 @part
-def _softmax_backward(u, d, k, own, y, lse, heads, at, tiles):
-    """α = exp(u − lse) in place of u, and α · (d − Σ_j α_j d_j) in place of d, what flows to α; 0 where rows are
-    continued. The sum is Σ own · y over the head's channels, `own` being what flows to y."""
+def _softmax_gradient(u, gradient, k, own, upstream, heads, at, tiles):
+    """Replace the logits u by α, and the gradient of α by the gradient of the logits; the padding of rows is 0.
+
+    The mean Σ_j α_j · the gradient of α_j is Σ own · y over the head's channels; `own` is the gradient of y.
+    """
+    y, lse = upstream.y, upstream.lse
     v, p = y.shape[1:]
     flat_y, flat_lse = y.reshape(-1), lse.reshape(-1)
     for row in range(at.high):
@@ -309,30 +321,27 @@ def _softmax_backward(u, d, k, own, y, lse, heads, at, tiles):
             i, room = row * tiles.wide + x, tiles.width - x
             centre, mean = at.centre + row * tiles.width + x, zeros(u)
             for s in range(v // heads):
-                value = _read(flat_y, (at.image * v + at.head + s * heads) * p + centre, room)
+                value = read(flat_y, (at.image * v + at.head + s * heads) * p + centre, room)
                 mean = fma(load(own, i + s * tiles.step), value, mean)
-            normal = _read(flat_lse, (at.image * heads + at.head) * p + centre, room)
+            normal = read(flat_lse, (at.image * heads + at.head) * p + centre, room)
             for j in range(k):
                 here = i + j * tiles.step
-                alpha = exp(sub(load(u, here), normal))
-                flow = mul(alpha, sub(load(d, here), mean))
-                if room < lanes(u):
-                    alpha, flow = keep_first(alpha, room), keep_first(flow, room)
-                store(u, here, alpha)
-                store(d, here, flow)
+                alpha, flow = softmax_gradient(load(u, here), normal, load(gradient, here), mean)
+                store(u, here, keep_room(alpha, room, u))
+                store(gradient, here, keep_room(flow, room, u))
 
 
 @part
-def _begin(to, channels, heads, at, tiles):
+def _clear_frames(to, channels, heads, at, tiles):
     """Set the head's frames to 0."""
     size = tiles.rows.shape[1] * tiles.columns.shape[0]
     for s in range(channels):
-        _clear(to, (at.head + s * heads) * size, size)
+        clear(to, (at.head + s * heads) * size, size)
 
 
 @part
 def _distribute(alpha, own, channels, to, heads, at, tiles):
-    """Add α_j · own to the head's frames at j."""
+    """Add α_j · own to the head's frames at tap j."""
     across, whole, step, taps, order = tiles.columns.shape[0], lanes(own), tiles.step, tiles.taps, tiles.order
     size = tiles.rows.shape[1] * across
     apart = heads * size
@@ -341,137 +350,140 @@ def _distribute(alpha, own, channels, to, heads, at, tiles):
             for x in range(0, tiles.width, whole):
                 i, o = row * tiles.wide + x, at.head * size + c * apart + (at.row + row) * across + x
                 if channels - c >= BLOCK:
-                    _spread(alpha, i, step, own, i + c * step, step, whole, to, o, apart, taps, order)
+                    distribute_block(alpha, i, step, own, i + c * step, step, whole, to, o, apart, taps, order)
                 else:
                     for s in range(channels - c):
-                        _spread_one(alpha, i, step, own, i + (c + s) * step, whole, to, o + s * apart, taps, order)
+                        distribute_channel(
+                            alpha, i, step, own, i + (c + s) * step, whole, to, o + s * apart, taps, order
+                        )  # fmt: skip
 
 
 @part
-def _aggregate(d, planes, channels, to, at, tiles):
-    """to = Σ_j d_j · frame at j."""
-    across, whole, step = tiles.columns.shape[0], lanes(d), tiles.step
+def _aggregate(gradient, planes, channels, to, at, tiles):
+    """to = Σ_j gradient_j · frame at tap j."""
+    across, whole, step = tiles.columns.shape[0], lanes(gradient), tiles.step
     size = tiles.rows.shape[1] * across
     for c in range(0, channels, BLOCK):
         for row in range(at.high):
             for x in range(0, tiles.width, whole):
                 i, u = row * tiles.wide + x, c * size + (at.row + row) * across + x
                 if channels - c >= BLOCK:
-                    for s, value in enumerate(_sums(d, i, step, whole, planes, u, size, tiles.taps)):
+                    for s, value in enumerate(aggregate_block(gradient, i, step, whole, planes, u, size, tiles.taps)):
                         store(to, i + (c + s) * step, value)
                 else:
                     for s in range(channels - c):
-                        store(to, i + (c + s) * step, _sum(d, i, step, whole, planes, u + s * size, tiles.taps))
+                        value = aggregate_channel(gradient, i, step, whole, planes, u + s * size, tiles.taps)
+                        store(to, i + (c + s) * step, value)
+
+
+@part
+def _query_gradient(flow, planes, own, inputs, weight, to, at, tiles):
+    """The gradient of the chunk's queries, from the gradient of its logits; `weight` is `relative` as (e, k)."""
+    key, heads = inputs.key, inputs.heads
+    k, d = tiles.taps.shape[0], inputs.query.shape[1] // heads
+    if key.shape[0] > 0:
+        _aggregate(flow, planes, d, own, at, tiles)
+    else:
+        clear(own, 0, d * tiles.step)
+    if weight.shape[0] > 0:
+        product(
+            weight.reshape(-1), at.head * k, heads * k, 0, d, k, flow, 0, tiles.step, own, 0, tiles.step,
+            at.high * tiles.wide, True, -np.inf,
+        )  # fmt: skip
+    _give(own, to, heads, at, tiles)
 
 
 @compiled
-def _attention_backward(
-    gradient, y, lse, query, key, relative, weight, beta, d_query, d_key, d_beta, heads, lowest, tiles, own
-):  # fmt: skip
+def _attention_backward(upstream, inputs, weight, gradients, tiles, own):
+    query, _, _, beta, heads, _ = inputs
+    query_gradient, key_frames, beta_frames, relative_gradient = gradients
     n, e, p = query.shape
     k, d, threads, share = tiles.taps.shape[0], e // heads, tiles.logits.shape[0], beta.shape[1] // heads
     for thread in prange(threads):
         planes, queries, alpha = tiles.planes[thread], tiles.query[thread], tiles.logits[thread]
-        flow, d_y, d_own = own.logits[thread], own.y[thread], own.query[thread]
-        mine = _share(n * heads * tiles.rows.shape[0], thread, threads)
+        flow, y_gradient, own_gradient = own.logits[thread], own.y[thread], own.query[thread]
+        mine = portion(n * heads * tiles.rows.shape[0], thread, threads)
         for item in range(mine[0], mine[1]):
             tile = _tile(item, heads, p, tiles)
             frames = tile.image * tiles.rows.shape[0] + tile.tile
-            _prepare(planes, key, beta, d, heads, tile, tiles)
-            if d_key.shape[0] > 0:
-                _begin(d_key[frames], d, heads, tile, tiles)
-            if d_beta.shape[0] > 0:
-                _begin(d_beta[frames], share, heads, tile, tiles)
+            _prepare(planes, inputs, d, tile, tiles)
+            if key_frames.shape[0] > 0:
+                _clear_frames(key_frames[frames], d, heads, tile, tiles)
+            if beta_frames.shape[0] > 0:
+                _clear_frames(beta_frames[frames], share, heads, tile, tiles)
             for row in range(0, tile.high, tiles.at_once):
                 at = _chunk(tile, row, tiles)
-                columns = at.high * tiles.wide
-                _relate(queries, planes, alpha, query, key, relative, share, heads, lowest, at, tiles)
-                _take(d_y, gradient, heads, at, tiles)
-                _correlate(d_y, share, planes, d, flow, at, tiles)
-                _softmax_backward(alpha, flow, k, d_y, y, lse, heads, at, tiles)
-                if d_beta.shape[0] > 0:
-                    _distribute(alpha, d_y, share, d_beta[frames], heads, at, tiles)
-                if d_key.shape[0] > 0:
-                    _distribute(flow, queries, d, d_key[frames], heads, at, tiles)
-                if own.relative.shape[0] > 0:
-                    outer(
-                        flow, 0, tiles.step, k, queries, 0, tiles.step, d, columns,
-                        own.relative[thread], at.head * k * d, d,
+                _relate(queries, planes, alpha, inputs, at, tiles)
+                _take(y_gradient, upstream.gradient, heads, at, tiles)
+                _correlate(y_gradient, share, planes, d, flow, at, tiles)
+                _softmax_gradient(alpha, flow, k, y_gradient, upstream, heads, at, tiles)
+                if beta_frames.shape[0] > 0:
+                    _distribute(alpha, y_gradient, share, beta_frames[frames], heads, at, tiles)
+                if key_frames.shape[0] > 0:
+                    _distribute(flow, queries, d, key_frames[frames], heads, at, tiles)
+                if relative_gradient.shape[0] > 0:
+                    outer_product(
+                        flow, 0, tiles.step, k, queries, 0, tiles.step, d, at.high * tiles.wide,
+                        relative_gradient[thread], at.head * k * d, d,
                     )  # fmt: skip
-                if d_query.shape[0] > 0:
-                    if key.shape[0] > 0:
-                        _aggregate(flow, planes, d, d_own, at, tiles)
-                    else:
-                        _clear(d_own, 0, d * tiles.step)
-                    if relative.shape[0] > 0:
-                        product(
-                            weight.reshape(-1), at.head * k, heads * k, 0, d, k, flow, 0, tiles.step,
-                            d_own, 0, tiles.step, columns, True, -np.inf,
-                        )  # fmt: skip
-                    _give(d_own, d_query, heads, at, tiles)
+                if query_gradient.shape[0] > 0:
+                    _query_gradient(flow, planes, own_gradient, inputs, weight, query_gradient, at, tiles)
 
 
-# The core: arrays, then channels of a head and heads, and the work: threads, lookups, memory.
+# The entry points: arrays, then `widths` (the channels of a head, the heads), and the work (facts, lookups, memory). A
+# gradient that is not needed is None.
 
 
 def stand_alone_attention(query, key, relative, beta, y, lse, widths, work):
+    inputs = _inputs(query, key, relative, beta, widths, work)
     d, heads = widths
-    tiles = _tiles(d, beta.shape[1] // heads, 1, query, work)
-    _attention(
-        query, _or_nothing(key, 4, work), _of_heads(relative, widths, work), beta, y, lse, heads, _lowest(query),
-        tiles,
-    )  # fmt: skip
+    _attention(inputs, y, lse, tiles_of_a_head(d, beta.shape[1] // heads, 1, work))
 
 
 def stand_alone_attention_backward(
-    gradient, y, lse, query, key, relative, beta, d_query, d_key, d_relative, d_beta, widths, work
+    gradient, y, lse, query, key, relative, beta,
+    query_gradient, key_gradient, relative_gradient, beta_gradient, widths, work,
 ):  # fmt: skip
     d, heads = widths
+    inputs = _inputs(query, key, relative, beta, widths, work)
     share = beta.shape[1] // heads
-    tiles = _tiles(d, share, 2, query, work)
-    key_planes, beta_planes = (work.empty(0, 0) if to is None else _planes(to, tiles, work) for to in (d_key, d_beta))
-    partial = work.empty(0 if d_relative is None else work.threads, len(tiles.taps) * d * heads)
+    tiles = tiles_of_a_head(d, share, 2, work)
+    maps = key_gradient, beta_gradient
+    frames = [work.empty(0, 0) if to is None else frames_of_tiles(to, tiles, work) for to in maps]
+    partial = work.empty(0 if relative_gradient is None else work.threads, len(tiles.taps) * d * heads)
     partial[...] = 0
-    own = Gradients(
+    gradients = Gradients(or_empty(query_gradient, 3, work), *frames, partial)
+    own = ChunkGradients(
         work.empty(work.threads, share * tiles.step + SLACK),
         work.empty(*tiles.logits.shape),
         work.empty(work.threads, d * tiles.step + SLACK),
-        partial,
     )
-    _attention_backward(
-        gradient, y, lse, query, _or_nothing(key, 4, work), _of_heads(relative, widths, work),
-        _or_nothing(relative, 2, work), beta, _or_nothing(d_query, 3, work), key_planes, beta_planes, heads,
-        _lowest(query), tiles, own,
-    )  # fmt: skip
-    for to, frames in (d_key, key_planes), (d_beta, beta_planes):
+    _attention_backward(Upstream(gradient, y, lse), inputs, or_empty(relative, 2, work), gradients, tiles, own)
+    for to, of_tiles in zip(maps, frames, strict=True):
         if to is not None:
-            _fold_tiles(frames, to, tiles)
-    if d_relative is not None:
-        d_relative.reshape(d, heads, -1)[...] = partial.sum(0).reshape(heads, -1, d).transpose(2, 0, 1)
+            fold_tiles(of_tiles, to, tiles)
+    if relative_gradient is not None:
+        relative_gradient.reshape(d, heads, -1)[...] = partial.sum(0).reshape(heads, -1, d).transpose(2, 0, 1)
 
 
-def _or_nothing(array, axes, work):
-    return work.empty(*[0] * axes) if array is None else array
-
-
-def _of_heads(relative, widths, work):
-    """(g, k, d)"""
-    if relative is None:
-        return work.empty(0, 0, 0)
+def _inputs(query, key, relative, beta, widths, work):
     d, heads = widths
-    return np.ascontiguousarray(relative.reshape(d, heads, -1).transpose(1, 2, 0))
+    by_heads = work.empty(0, 0, 0)
+    if relative is not None:
+        by_heads = np.ascontiguousarray(relative.reshape(d, heads, -1).transpose(1, 2, 0))
+    return Inputs(query, or_empty(key, 4, work), by_heads, beta, heads, lowest_of(query))
 
 
-def _tiles(depth, share, sets, query, work):
-    """Tiles with room for the frames of a head; so many sets of them are to stay in a cache."""
+def tiles_of_a_head(depth, share, sets, work):
+    """Tiles with room for the frames of a head's keys and β; `sets` of these frames stay in the cache."""
     least = work.tiles(1)
-    k, lane, planes = len(least.taps), BYTES // query.itemsize, depth + share + work.excludes
-    beyond = least.rows.shape[1] - 1  # nearly: rows that strides leave out are no frame's
+    k, lane, planes = len(least.taps), BYTES // work.itemsize, depth + share + work.excludes
+    beyond = least.rows.shape[1] - 1  # an upper bound: a frame has no rows that strides leave out
     most = max(1, min(HEIGHT, FRAMES // (sets * planes * len(least.columns)) - beyond))
-    frame = work.tiles(-(-work.height // -(-work.height // most)))  # no tile much lower than the others
+    frame = work.tiles(-(-work.height // -(-work.height // most)))  # tiles of about the same height
     wide = -(-work.width // lane) * lane
     at_once = min(frame.height, max(1, PAIRS // (k * wide)))
-    step, size = _apart(at_once * wide), frame.rows.shape[1] * len(frame.columns)
+    step, size = row_step(at_once * wide), frame.rows.shape[1] * len(frame.columns)
     ones = work.empty(*work.map_size if work.excludes else (0, 0))
     ones[...] = 1
     return Tiles(

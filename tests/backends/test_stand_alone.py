@@ -305,10 +305,10 @@ def test_no_memory_grows_with_the_footprint(op):
 
 
 def test_a_thread_takes_more_than_one_tile():
-    """Work is shared over images, heads and tiles, of which the map below has three."""
+    """The threads share images, heads and tiles; the map below has three tiles."""
     from kernels_numba.cpu import stand_alone
 
     footprint, map_ = Footprint.square(3), torch.zeros(1, 4, 2 * stand_alone.HEIGHT + 1, 5)
     work = CpuWork(footprint, (map_.shape[2], map_.shape[3]), map_, 1)
-    tiles = stand_alone._tiles(2, 2, 1, torch.zeros(1).numpy(), work)
+    tiles = stand_alone.tiles_of_a_head(2, 2, 1, work)
     assert len(tiles.rows) == 3

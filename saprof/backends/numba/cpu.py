@@ -23,7 +23,7 @@ from saprof.operators.footprint import Footprint
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from kernels_numba.cpu.relations import Frame
+    from kernels_numba.cpu.frames import Frame
 
 HUGE_BYTES = 32 << 20
 """Allocations of this size or more use huge pages.
@@ -53,6 +53,11 @@ class CpuWork:
         return self.footprint.output_size(*self.map_size)[1]
 
     @property
+    def itemsize(self) -> int:
+        """The size of an element in bytes."""
+        return self.like.itemsize
+
+    @property
     def excludes(self) -> bool:
         """Whether the softmax skips taps outside the map."""
         return self.footprint.boundary == "exclude"
@@ -67,7 +72,7 @@ class CpuWork:
         With `items`, the independent pieces of work in a tile, there are enough tiles to occupy all threads.
         """
         least = -(-2 * self.threads // items) if items else 1
-        found = tiles_that_fit(self.footprint, *self.map_size, planes * self.like.itemsize, least)
+        found = tiles_that_fit(self.footprint, *self.map_size, planes * self.itemsize, least)
         size = found.rows.shape[1] * len(found.columns)
         return self._frame(found, self.threads, planes * size + _frames().SLACK)
 
@@ -110,4 +115,4 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 @cache
 def _frames() -> ModuleType:
-    return import_module("kernels_numba.cpu.relations")
+    return import_module("kernels_numba.cpu.frames")
