@@ -191,7 +191,7 @@ def frames_of_tiles(map_, tiles, work):
 
 @compiled
 def fold_tiles(frames, map_, tiles):
-    """Fold the frames of all tiles, (image · tiles + tile, elements), into the map, whose old values are lost."""
+    """Fold the frames of all tiles, (image · tiles + tile, elements), into the map, and overwrite its old values."""
     n, c, h, w = map_.shape
     rows, columns, begin, end = tiles[:4]
     threads, size = tiles.planes.shape[0], rows.shape[1] * columns.shape[0]

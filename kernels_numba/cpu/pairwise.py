@@ -335,7 +335,7 @@ def _logit_gradient(u, gradient, at, taps, count, lse, means, own, alphas, at_al
 
 @part
 def _relate_gradient(thread, tiles, e, step, taps, height, floor, own, frames):
-    """Add the gradients of the offsets, factors and the map that the gradient of z, in `own`, gives."""
+    """Add to the gradients of the offsets, factors and the map, from the gradient of z in `own`."""
     z, factor, planes = tiles.z[thread], tiles.factor[thread], tiles.planes[thread]
     gradient, offset_gradient, factor_gradient = own.z[thread], own.offset[thread], own.factor[thread]
     width, across = tiles.width, tiles.columns.shape[0]
@@ -359,7 +359,7 @@ def _relate_gradient(thread, tiles, e, step, taps, height, floor, own, frames):
 
 @part
 def _chunk_gradient(thread, tiles, e, step, taps, height, inputs, transposed, own, frames, parameters_gradient):
-    """Add the gradients that the gradient of the last layer's outputs, in `own`, gives for a chunk of pairs."""
+    """Add to all gradients, from the gradient of the last layer's outputs for a chunk of pairs, in `own`."""
     z, gradient, pairs = tiles.z[thread], own.z[thread], taps.shape[0] * height * tiles.width
     layers_gradient(transposed, inputs.widths, z, gradient, tiles.step, pairs, parameters_gradient[thread], 0)
     _relate_gradient(thread, tiles, e, step, taps, height, inputs.floor, own, frames)

@@ -545,15 +545,17 @@ def _aggregate_gradient(memory, alpha, alpha_gradient, inputs, gradient, gradien
                 )  # fmt: skip
 
 
-# The kernels: the loop of the threads over tiles, and the sums over tiles and threads that follow it.
+# The kernels: the loop of the threads over tiles, and the sums over tiles and threads that follow it. Numba refuses a
+# tuple of tuples outside a loop over prange, so views are separate arguments.
 
 
 @compiled
-def _attention(inputs, y, memory, plan, views):
+def _attention(inputs, y, memory, plan, view, centres, own):
     for thread in prange(plan.threads):
+        views = Views(view, centres, own)
         mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
         for item in range(mine[0], mine[1]):
-            tile = _begin(scratch, plan, views.own, item, mine[0])
+            tile = _begin(scratch, plan, own, item, mine[0])
             _keep(scratch, inputs, plan, views, tile)
             for group in range(plan.groups):
                 alpha = _weigh(scratch, inputs, plan, tile, group)
@@ -561,11 +563,12 @@ def _attention(inputs, y, memory, plan, views):
 
 
 @compiled
-def _statistics(inputs, moments, memory, plan, views):
+def _statistics(inputs, moments, memory, plan, view, centres, own):
     for thread in prange(plan.threads):
+        views = Views(view, centres, own)
         mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
         for item in range(mine[0], mine[1]):
-            tile = _begin(scratch, plan, views.own, item, mine[0])
+            tile = _begin(scratch, plan, own, item, mine[0])
             if plan.kept:
                 _keep(scratch, inputs, plan, views, tile)
                 gather_moments(scratch, plan.top, plan.step, plan.widths[-1], tile.columns, moments[thread, :, 0:])
@@ -577,15 +580,16 @@ def _statistics(inputs, moments, memory, plan, views):
 
 
 @compiled
-def _attention_backward(gradient, inputs, transposed, gradients, memory, plan, views):
+def _attention_backward(gradient, inputs, transposed, gradients, memory, plan, view, centres, own):
     for thread in prange(plan.threads):
+        views = Views(view, centres, own)
         mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
         found = _of_thread(gradients, thread)
         last = plan.widths.shape[0] - 1
         outputs, depth = plan.widths[last], plan.widths[last - 1]
         weight, behind = inputs.parameters.shape[0] - outputs * (depth + 1), (outputs + 1) * depth
         for item in range(mine[0], mine[1]):
-            tile = _begin(scratch, plan, views.own, item, mine[0])
+            tile = _begin(scratch, plan, own, item, mine[0])
             _clear_frames(found, plan, views, item)
             _keep(scratch, inputs, plan, views, tile)
             for group in range(plan.groups):
@@ -607,14 +611,15 @@ def _attention_backward(gradient, inputs, transposed, gradients, memory, plan, v
 
 
 @compiled
-def _statistics_backward(upstream, inputs, transposed, gradients, memory, plan, views):
+def _statistics_backward(upstream, inputs, transposed, gradients, memory, plan, view, centres, own):
     mean_gradient, variance_gradient, mean = upstream
     for thread in prange(plan.threads):
+        views = Views(view, centres, own)
         mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
-        count = plan.n * views.own.h * views.own.w
+        count = plan.n * own.h * own.w
         found = _of_thread(gradients, thread)
         for item in range(mine[0], mine[1]):
-            tile = _begin(scratch, plan, views.own, item, mine[0])
+            tile = _begin(scratch, plan, own, item, mine[0])
             _clear_frames(found, plan, views, item)
             if plan.kept:
                 _keep(scratch, inputs, plan, views, tile)
@@ -759,7 +764,7 @@ def _own(images, height, work):
 def patchwise_attention(centres, map_, beta, scale, shift, parameters, y, widths, kind, work):
     inputs = _flat(centres, map_, beta, scale, shift, parameters)
     plan, views = _plan(kind, map_, beta.shape[1], widths, max(len(widths) - 2, 1), False, work)
-    _attention(inputs, y.reshape(-1), work.empty(plan.threads, plan.memory), plan, views)
+    _attention(inputs, y.reshape(-1), work.empty(plan.threads, plan.memory), plan, *views)
 
 
 def patchwise_attention_backward(
@@ -772,7 +777,7 @@ def patchwise_attention_backward(
     gradients = _gradients(inputs, (centres_gradient, map_gradient, beta_gradient), plan, views, work)
     _attention_backward(
         gradient.reshape(-1), inputs, transpose(parameters, widths, work.empty), gradients,
-        work.empty(plan.threads, plan.memory), plan, views,
+        work.empty(plan.threads, plan.memory), plan, *views,
     )  # fmt: skip
     _add_up(
         gradients,
@@ -787,7 +792,7 @@ def patchwise_statistics(centres, map_, scale, shift, parameters, mean, variance
     plan, views = _plan(kind, map_, 0, widths, len(widths) - 1, False, work)
     inputs = _inputs_of_statistics(centres, map_, scale, shift, parameters, plan, work)
     moments = work.double(plan.threads, 3, mean.size)
-    _statistics(inputs, moments, work.empty(plan.threads, plan.memory), plan, views)
+    _statistics(inputs, moments, work.empty(plan.threads, plan.memory), plan, *views)
     mean_and_variance(moments, mean, variance)
 
 
@@ -801,7 +806,7 @@ def patchwise_statistics_backward(
     gradients = _gradients(inputs, (centres_gradient, map_gradient, None), plan, views, work)
     _statistics_backward(
         Upstream(mean_gradient, variance_gradient, mean), inputs, transpose(parameters, widths, work.empty), gradients,
-        work.empty(plan.threads, plan.memory), plan, views,
+        work.empty(plan.threads, plan.memory), plan, *views,
     )  # fmt: skip
     _add_up(
         gradients,

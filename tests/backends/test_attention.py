@@ -1,4 +1,4 @@
-"""The fused attentions: against the reference, against the layers by their parts, and what they must not need."""
+"""The fused attentions agree with the reference and with composed layers, and need no memory with an axis of taps."""
 
 import copy
 import re
@@ -44,8 +44,10 @@ each_variant = pytest.mark.parametrize("variant", ATTENTIONS, ids="-".join)
 
 
 def _covering():
-    """Of the pairwise variants a third, in which every two of a relation, a position and a mapping meet, and all of the
-    patchwise. Those left out differ in nothing else; `test_fused_is_composed` has them."""
+    """A third of the pairwise variants, with every pair of a relation, position and mapping, and all patchwise ones.
+
+    `test_fused_is_composed` tests the other variants.
+    """
     for family, relation, position, mapping in ATTENTIONS:
         at = RELATIONS[family].index(relation), POSITIONS.index(position), MAPPINGS.index(mapping)
         if family == "patchwise" or sum(at) % 3 == 1:
@@ -63,7 +65,7 @@ each_fused_backend = pytest.mark.parametrize("backend", FUSED)
 
 
 def need(backend: str, operator: Attention, footprint: Footprint = SQUARE) -> None:
-    """Skip, with the backend's own words, what it cannot run."""
+    """Skip a case that the backend cannot run, with its reason."""
     reason = why_not(backend, operator, torch.float32, "cpu", footprint)
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")
@@ -111,7 +113,7 @@ def test_statistics_agree_with_those_of_the_parts(backend, variant):
 
 
 def test_statistics_are_those_of_batch_norm():
-    """In words: by torch's own, over what unfold writes out."""
+    """Compare with torch's mean and variance of the pairs that the unfold backend materialises."""
     footprint = Footprint.disk(3, stride=2)
     workload = Workload(pairwise_attention, footprint, n=2, dtype="float64")
     phi, psi, *_ = workload.tensors()
@@ -128,7 +130,7 @@ def test_statistics_are_those_of_batch_norm():
 @each_relation
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_statistics_of_a_large_mean_stay_accurate(backend, variant):
-    """Sums of squares alone would leave no digit of the variance of a few among a mean of thousands."""
+    """A variance of a few and a mean of thousands: sums of squares alone would lose all digits of the variance."""
     operator = ATTENTIONS[variant]
     need(backend, operator)
     phi, psi, *others = Workload(operator, SQUARE, n=2).tensors()
@@ -150,7 +152,7 @@ def test_statistics_of_a_large_mean_stay_accurate(backend, variant):
 @each_default
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_parameters_and_positions_keep_their_type(backend, variant):
-    """They need not be of the maps' type, and have gradients of their own."""
+    """Their dtype may differ from the dtype of the maps, and their gradients have it as well."""
     operator = ATTENTIONS[variant]
     need(backend, operator)
     inputs = Workload(operator, SQUARE, n=2).tensors()
@@ -209,7 +211,7 @@ def test_is_the_same_whatever_the_threads(backend, variant):
 
 
 def bad(message, change, operator=pairwise_attention):
-    """A change of the inputs, by name, that makes a call fail, and its whole sentence."""
+    """A change of the inputs, by name, that makes a call fail, and the whole message."""
     return pytest.param(operator, change, message, id=message[:60])
 
 
@@ -403,11 +405,11 @@ def test_opcheck_of_a_backward(name, needed):
 # the layers
 
 SMALL = {"relation_reduction": 8, "value_reduction": 4, "share": 2}
-"""φ and ψ of C / 8 channels, β of C / 4, two of which share a weight: C = 32 gives 4, 8 and 4 groups."""
+"""φ and ψ have C / 8 channels, β has C / 4, and two channels share a weight: C = 32 gives 4, 8 and 4 groups."""
 
 
 def build(variant, footprint=SQUARE, channels=32, **config) -> VectorAttention:
-    """A fused layer in float64, whose every parameter and statistic is random."""
+    """A fused layer in float64 with random parameters and statistics."""
     family, relation, position, mapping = variant
     torch.manual_seed(0)
     options = SMALL | {"attention": "fused", "relation": relation, "position": position, "mapping": mapping}
@@ -420,7 +422,7 @@ def build(variant, footprint=SQUARE, channels=32, **config) -> VectorAttention:
 
 
 def composed(layer: VectorAttention) -> VectorAttention:
-    """The same layer by its parts, in naive PyTorch."""
+    """The same layer, composed of operators of the unfold backend."""
     other = copy.deepcopy(layer)
     other.attention, other.backend = "composed", "unfold"
     return other
@@ -455,7 +457,7 @@ def same(got, expected, tolerance=1e-9):
 
 
 def compare(layer, x=None, tolerance=1e-9, steps=2):
-    """Fused against composed: some steps of training, then evaluation."""
+    """Compare fused and composed layers in some steps of training, then in evaluation."""
     other = composed(layer)
     x = image(2, 32, 4, 5) if x is None else x
     for _ in range(steps):
@@ -508,7 +510,7 @@ def test_of_any_batch_norm(variant, norm):
 @each_default
 @pytest.mark.parametrize("frozen", [0, 3], ids=["first", "second"])
 def test_of_a_norm_that_is_frozen(variant, frozen):
-    """In evaluation, inside a layer in training; and the other way around."""
+    """A norm in evaluation inside a layer in training, and the reverse."""
     layer = build(variant).train()
     layer.gamma[frozen].eval()
     other, x = composed(layer), image(2, 32, 4, 5)
@@ -523,7 +525,7 @@ def test_of_a_norm_that_is_frozen(variant, frozen):
 
 @each_default
 def test_of_one_value_per_channel_is_refused(variant):
-    """As batch norm in torch does."""
+    """Torch's batch norm does the same."""
     one = Footprint.square(1)
     layer = build(variant, one).train()
     message = "a batch norm of γ sees one value per channel in training; expected more, to have a variance"
@@ -584,7 +586,7 @@ def test_auto_fuses_what_is_compiled(variant):
 
 
 class OtherNorm(nn.BatchNorm2d):
-    """A batch norm of somebody else's, which may do anything."""
+    """A subclass of batch norm, whose forward may differ."""
 
 
 def with_another_norm(layer):
@@ -698,7 +700,7 @@ def test_a_bad_config_says_what_is_bad(family):
 
 
 def stage(variant, footprint, index, side=None, batch=1, **config):
-    """A layer of a stage of SAN10 in training, and its input, on a map of its own or another size."""
+    """A layer of a stage of SAN10 in training, and its input, on a map of the stage's size or another one."""
     channels, own_side = STAGES[index]
     family, relation, position, mapping = variant
     options = {"relation": relation, "position": position, "mapping": mapping, "attention": "fused"} | config
@@ -709,8 +711,10 @@ def stage(variant, footprint, index, side=None, batch=1, **config):
 @each_default
 @each_fused_backend
 def test_no_memory_grows_with_the_footprint(variant, backend):
-    """Peak and saved bytes of a forward in evaluation, and of a step of training, of C = 256 on 20 × 20 positions: but
-    for the borders of tiles, and patchwise parameters, both far less than a tensor with an axis of taps."""
+    """Peak and saved bytes of a forward in evaluation and of a step of training, with C = 256 on 20 × 20 positions.
+
+    Except for the borders of tiles and patchwise parameters, both are far less than a tensor with an axis of taps.
+    """
     operator = ATTENTIONS[variant]
     need(backend, operator)
     measured = {}
@@ -755,7 +759,7 @@ def test_little_is_saved_at_the_stages_of_san10(variant, index):
 
 @each_pair_of_options
 def test_costs_what_its_parts_cost(variant):
-    """Less what is no part of the operator: φ, ψ, β, and the linear layer of positions."""
+    """Without the parts of the layer outside the operator: φ, ψ, β, and the linear layer of positions."""
     layer = build(variant, attention="auto").float()
     cost = saprof.count(layer, (32, 7, 6))
     around = ("phi", "psi", "beta", "position")
@@ -795,7 +799,7 @@ def test_fvcore_counts_what_was_declared(variant):
 
 @each_default
 def test_fvcore_counts_a_layer_by_its_parts(variant):
-    """It hooks into every module, so that the attention is composed where it may be."""
+    """The hooks of fvcore on every module make the layer use the composed attention, where that is allowed."""
     layer = build(variant, attention="auto").eval()
     x = image(1, 32, 4, 5)
     assert fvcore_analysis(layer, x).total() == fvcore_analysis(composed(layer), x).total() > 0
@@ -855,7 +859,7 @@ def test_compiles_whole(variant, compiler):
 
 
 def at_random(model):
-    """Its norms do something."""
+    """Norms with random statistics, so that they change their inputs."""
     generator = torch.Generator().manual_seed(2)
     for name, x in model.state_dict().items():
         if name.endswith("running_var"):

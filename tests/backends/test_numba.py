@@ -1,4 +1,4 @@
-"""The Numba backend: what it adds to what every backend must do, which is in test_operators.py."""
+"""The Numba backend beyond the requirements on every backend, which test_operators.py tests."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ def numba_(op, footprint):
 
 
 def alone(code: str, *arguments: str, **environment: str) -> list[str]:
-    """The lines that a process of its own prints, in which no setting of these tests holds."""
+    """The lines that a new process prints, without the settings of these tests."""
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         capture_output=True,
@@ -77,7 +77,7 @@ class TestDispatcher:
     @each_of_two
     @each_need
     def test_derivatives_of_the_backward(self, op, needs):
-        """By what arrives and by both inputs, though not both have a gradient."""
+        """With respect to the gradient and both inputs, even if only one input has a gradient."""
         workload = Workload(op, DISK, r=2, h=3, w=1, dtype="float64")
         gradient = torch.randn(op.output_shape(workload.sizes), dtype=torch.float64)
         backward = getattr(torch.ops.saprof_numba, f"{op.name}_backward")
@@ -107,17 +107,19 @@ class TestDispatcher:
         assert choose(*how, "meta", DISK) == "unfold"
         assert why_not("numba", *how, "meta", DISK) == "no kernels for meta tensors"
 
-    @pytest.mark.deep
     def test_is_loaded_by_the_first_kernel(self):
+        """Neither a model nor a command loads Numba. The kernel is one that compiles fast."""
         code = (
             "import runpy, sys, saprof; "
             "sys.argv = ['tables', '--table', '3']; "
-            "model = saprof.create_model('san10_pairwise', channels=(32,), blocks=(1,), footprints=(3,)); "
+            "saprof.create_model('san10_pairwise', channels=(32,), blocks=(1,), footprints=(3,)); "
             "loaded = ['numba' in sys.modules]; "
             "\ntry: runpy.run_module('saprof.tables', run_name='__main__')"
             "\nexcept SystemExit: pass"
             "\nloaded.append('numba' in sys.modules)"
-            "\nmodel(__import__('torch').zeros(1, 3, 8, 8)); print(*loaded, 'numba' in sys.modules)"
+            "\nx = __import__('torch').zeros(1, 1, 8, 8)"
+            "\nsaprof.pairwise_summation(x, x, footprint=saprof.Footprint.square(3), backend='numba')"
+            "\nprint(*loaded, 'numba' in sys.modules)"
         )
         assert alone(code)[-1] == "False False True"
 
@@ -125,9 +127,9 @@ class TestDispatcher:
 class TestValues:
     @each_of_two
     def test_do_not_depend_on_threads(self, op):
-        """Bit by bit, though tiles and shares do: every sum has its order."""
+        """Bit by bit, although tiles and portions depend on the threads: the order of every sum is fixed."""
         for footprint, r in ((Footprint.square(5, boundary="zero"), 9), (Footprint.disk(3, stride=2), 1)):
-            workload = Workload(op, footprint, r=r, v=18, g=2, h=23, w=19)  # fewer maps than threads: they share them
+            workload = Workload(op, footprint, r=r, v=18, g=2, h=23, w=19)  # threads share a map
             inputs = [x.requires_grad_() for x in workload.tensors()]
             cotangent = torch.randn(op.output_shape(workload.sizes))
             try:
@@ -186,7 +188,7 @@ class TestLookups:
                 assert (frame.columns[u] == columns[:, x]).all()
 
     @given(st.lists(st.integers(-1, 6), min_size=1, max_size=12))
-    def test_thelongest_run_has_no_gap_and_nothing_outside(self, columns):
+    def test_the_longest_run_has_no_gap_and_nothing_outside(self, columns):
         begin, end = longest_run(np.array(columns))
         assert 0 <= begin <= end <= len(columns)
 
@@ -198,7 +200,7 @@ class TestLookups:
         longest = max(j - i for i, j in spans if is_run(columns[i:j]))
         assert end - begin == longest or end - begin < longest == 1  # which need not be copied as a run
 
-    def test_thelongest_run_of_a_reflected_map(self):
+    def test_the_longest_run_of_a_reflected_map(self):
         assert longest_run(np.array([2, 1, 0, 1, 2, 3, 2, 1])) == (2, 6)
         assert longest_run(np.array([-1, -1])) == (0, 0)
 
@@ -329,12 +331,12 @@ class TestThreads:
         assert alone(SETTINGS) == ["kept"]
 
     def test_are_torchs_own(self):
-        """Two pools would take turns on the cores."""
+        """Two pools would compete for the cores."""
         assert alone(ONE_POOL) == ["0 omp"]
 
     @pytest.mark.parametrize("layer", ["omp", "workqueue"])
     def test_python_threads_may_start_kernels_at_once(self, layer):
-        """Even their first ones: entered twice, `workqueue` ends the process."""
+        """Even the first kernels: two Python threads inside `workqueue` end the process."""
         assert alone(AT_ONCE, NUMBA_THREADING_LAYER=layer) == [f"{layer} 20 True"]
 
     def test_a_pool_beside_torchs_is_warned_of_once(self):
@@ -365,7 +367,7 @@ print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 @pytest.mark.deep
 class TestCache:
     def test_a_second_process_compiles_nothing_until_a_file_changes(self, tmp_path):
-        """Kernels inline functions of the folder's other files, which Numba alone would not look at."""
+        """Kernels inline functions of other files, which Numba itself does not check for changes."""
         package = tmp_path / "kernels_numba"
         shutil.copytree(Path(kernels_numba.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
 
@@ -384,7 +386,7 @@ class TestCache:
         assert compile_()[0] == "1 0"
 
     def test_what_is_damaged_is_compiled_again(self, tmp_path):
-        """After a full disk, say."""
+        """For example after a full disk."""
         package, cache = str(Path(kernels_numba.__file__).parents[1]), {"NUMBA_CACHE_DIR": str(tmp_path)}
         printing = "import warnings; warnings.simplefilter('always'); warnings.showwarning = lambda *a: print(a[0])"
         assert alone(COMPILE, package, **cache) == ["0 1"]
@@ -399,7 +401,7 @@ class TestCache:
 
 
 class TestTiles:
-    """Frames of a few rows only, as on large maps."""
+    """Frames of only a few rows, as on large maps."""
 
     @pytest.mark.parametrize("frame_bytes", [1, 2000])
     @each_of_two

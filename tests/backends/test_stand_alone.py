@@ -1,5 +1,6 @@
-"""Stand-alone attention: what logits of content and position give, against the reference and against torch's own
-attentions; what test_operators.py asks of every operator is asked there of their sum."""
+"""Stand-alone attention with logits of content, of position, and of both, against the reference and torch's attentions.
+
+test_operators.py has the tests that every operator passes, with logits of both."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ def test_tiles_and_blocks(op, backend, footprint, sizes):
 @each_attention
 @pytest.mark.parametrize("frames", [1, 400], ids="frames of {} elements".format)
 def test_any_size_of_tiles(op, frames, monkeypatch):
-    """Tiles of a row of centres or a few, and chunks of a row."""
+    """Tiles of one row of centres or a few, and chunks of one row."""
     from kernels_numba.cpu import stand_alone
 
     for name, most in {"FRAMES": frames, "PAIRS": 1}.items():
@@ -106,7 +107,7 @@ def test_derivatives(op, footprint):
 
 @pytest.mark.parametrize("case", STAND_ALONE, ids=str)
 def test_core(case):
-    """The core alone, whose values may have more or fewer channels than a key, and its second output."""
+    """The kernel without the operator: values may have more or fewer channels than keys; lse is its second output."""
     given = [None if x is None else x.requires_grad_() for x in stand_alone_inputs(case)[1].values()]
     facts = [case.depth, case.g], case.footprint
     y, lse = torch.ops.saprof_numba.stand_alone_attention(*given, facts[0], case.text)
@@ -119,7 +120,7 @@ def test_core(case):
 
 
 def test_softmax_of_large_logits():
-    """Far beyond what exp can be taken of."""
+    """Logits far beyond the range of exp."""
     query, key, relative, value = inputs_of(stand_alone_attention, DISK, dtype="float32")
     given = [query * 300, key, relative, value]
     got = run(stand_alone_attention, *given, footprint=DISK, backend="numba")
@@ -137,12 +138,12 @@ def heads_of(x: Tensor, heads: int) -> Tensor:
 
 
 def map_of(attended: Tensor, height: int) -> Tensor:
-    """The other way around."""
+    """The reverse."""
     return attended.permute(0, 3, 1, 2).flatten(1, 2).unflatten(2, (height, -1))
 
 
 def window(footprint: Footprint, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Of every two positions, which tap of the first the second is, and whether it is one."""
+    """For every two positions, which tap of the first the second is, and whether it is a tap."""
     y, x = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
     apart = torch.stack([y[None] - y[:, None], x[None] - x[:, None]], 2)
     matches = (apart[:, :, None] == torch.tensor(footprint.offsets)).all(3)
@@ -156,7 +157,7 @@ FOOTPRINTS = [
 
 
 def by_torch(op: Operator, inputs, footprint: Footprint) -> Tensor:
-    """scaled_dot_product_attention over the whole map, masked with −∞; logits of positions are a part of the mask."""
+    """scaled_dot_product_attention over the whole map, masked with −∞; the mask includes the logits of position."""
     given = dict(zip((name for name, _ in op.inputs), inputs, strict=True))
     height, width = given["value"].shape[2:]
     tap, inside = window(footprint, height, width)
@@ -240,7 +241,7 @@ def test_an_empty_batch_has_gradients_of_zero(op, backend):
 
 @each_backend
 def test_embeddings_keep_their_type(backend):
-    """Parameters, they need not be of the maps' type."""
+    """Parameters may have another dtype than the maps."""
     inputs = inputs_of(stand_alone_attention, DISK, n=2)
     mixed = [
         (x if name == "relative" else x.bfloat16()).detach().requires_grad_()
@@ -256,7 +257,7 @@ def test_embeddings_keep_their_type(backend):
 
 @each_attention
 def test_under_autocast(op):
-    """What arrives in two types is computed in autocast's."""
+    """Inputs of two dtypes are computed in the dtype of autocast."""
     query, *others = inputs_of(op, DISK, n=2)
     with torch.autocast("cpu", torch.bfloat16):
         output = run(op, query.bfloat16(), *others, footprint=DISK, backend="numba")
@@ -290,7 +291,7 @@ def test_torch_counts_its_products(op):
 
 @each_attention
 def test_no_memory_grows_with_the_footprint(op):
-    """What is saved are the inputs, y and lse, and the peak of a step is far from an axis of taps."""
+    """Only the inputs, y and lse are saved, and the peak of a step is far less than a tensor with an axis of taps."""
     side, measured = 24, {}
     for size in (3, 11):
         footprint = Footprint.square(size)

@@ -19,7 +19,7 @@ from saprof.operators.footprint import Footprint
 class GpuWork(NamedTuple):
     """A call's facts, lookups and memory: the last argument of each kernel's entry point.
 
-    `kernels_numba.gpu.relations.Lookups` describes the tables.
+    `kernels_numba.gpu.launch.Lookups` describes the tables.
     """
 
     rows: Any
