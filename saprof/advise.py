@@ -27,8 +27,8 @@ from saprof.measure.cells import MODES
 from saprof.operators import BACKENDS
 from saprof.operators.workload import ITEMSIZE
 from saprof.paper import budget, evidence
-from saprof.paper.budget import QUANTITIES, Budget
-from saprof.paper.summary import figure
+from saprof.paper.budget import LIMITED, Budget
+from saprof.quantities import LATENCY, MEMORY, PAPER_FLOPS, PARAMS
 from saprof.records import calibration, environment
 from saprof.records.rows import Row
 from saprof.records.runs import RECORDED, Recorded, read_run
@@ -78,8 +78,8 @@ class Source:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
-    asked = {quantity: getattr(arguments, f"max_{quantity.name}") for quantity in QUANTITIES}
-    limits = {quantity: quantity.read(most) for quantity, most in asked.items() if most is not None}
+    asked = {limited: getattr(arguments, f"max_{limited.name}") for limited in LIMITED}
+    limits = {limited: limited.read(most) for limited, most in asked.items() if most is not None}
     runs = [read_run(folder) for folder in arguments.run] if arguments.run else _recorded()
     sources = [_source(run) for run in runs]
     lines = _measured(sources, arguments)
@@ -107,9 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m saprof.advise",
         description="Advise on network, footprint and backend within a budget, from recorded rows.",
     )
-    for quantity in QUANTITIES:
+    for limited in LIMITED:
         parser.add_argument(
-            f"--max-{quantity.name}", metavar=quantity.example, help=f"in {', '.join(quantity.units)}, or without unit"
+            f"--max-{limited.name}", metavar=limited.example, help=f"in {', '.join(limited.units)}, or without unit"
         )
     parser.add_argument("--run", type=Path, nargs="+", metavar="DIR", help="run folders (default: those in studies/)")
     parser.add_argument("--mode", default="forward", choices=MODES)
@@ -184,8 +184,8 @@ def _advice(group: pd.DataFrame, kept: pd.DataFrame, limits: Budget) -> str:
         near = "".join(f"\n  {miss}" for miss in budget.misses(group, limits))
         return f"{where}: nothing of {len(group)} is within the budget;{near}"
     line = kept[kept["recommended"]].iloc[0]
-    low, high = (f"{1e3 * line[f'latency_{end}_s']:.3g}" for end in ("low", "high"))
-    latency, memory, params, flops = (quantity.show(line[quantity.column]) for quantity in QUANTITIES)
+    low, high = (f"{LATENCY.in_unit(line[f'latency_{end}_s']):.3g}" for end in ("low", "high"))
+    latency, memory, params, flops = (limited.quantity.text_with_unit(line[limited.column]) for limited in LIMITED)
     caveat = f" ({line['status']}: {CAVEATS[line['status']]})" if line["status"] in CAVEATS else ""
     return (
         f"{where}: take {evidence.label(line)}, top-1 {line['top1']} as printed, {latency} [{low}, {high}]{caveat}, "
@@ -202,12 +202,12 @@ def _table(kept: pd.DataFrame, limits: Budget, form: str) -> str:
 
 def _line(line: Mapping[Any, Any], limits: Budget) -> list[str]:
     model, _, side = evidence.label(line).partition(" on ")[0].partition(" ")
-    latency, low, high = (figure(1e3 * line[f"latency_{name}s"]) for name in ("", "low_", "high_"))
+    latency, low, high = (LATENCY.text(line[f"latency_{name}s"]) for name in ("", "low_", "high_"))
     notes = ["recommended"] if line["recommended"] else []
     notes += [line["status"]] if line["status"] != "ok" else []
-    notes += ["may exceed the limit"] if line["latency_high_s"] > limits.get(QUANTITIES[0], float("inf")) else []
+    notes += ["may exceed the limit"] if line["latency_high_s"] > limits.get(LIMITED[0], float("inf")) else []
     notes += [] if line["on_front"] else [f"dominated by {line['dominated_by']}"]
-    sizes = [figure(line[name] / unit) for name, unit in (("peak_bytes", 1e6), ("params", 1e6), ("flops_paper", 1e9))]
+    sizes = [quantity.text(line[quantity.column]) for quantity in (MEMORY, PARAMS, PAPER_FLOPS)]
     return [
         *(model, side, evidence.ran_on(line), f"{line['top1']}", latency, f"{low} – {high}"),
         *(*sizes, ", ".join(notes)),
@@ -251,7 +251,7 @@ def _elsewhere(
 ) -> Iterator[str]:
     """That rows are of another machine, and how to measure on this one what may keep to the limits."""
     yield "This machine, or its number of threads, is another than that of the rows. Measure here, and ask again:"
-    fixed = {quantity: most for quantity, most in limits.items() if quantity.name in ("params", "flops")}
+    fixed = {limited: most for limited, most in limits.items() if limited.name in ("params", "flops")}
     sides: dict[str, list[str]] = {}
     for line in budget.within(lines, fixed).to_dict("records"):
         network = evidence.Variant(line["name"], line["relation"], 0).model

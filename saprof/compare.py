@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from saprof import command, text
-from saprof.paper.summary import figure
 from saprof.records.comparison import METRICS, Compared, Comparison, Matched, Metric, match
 from saprof.records.rows import Row
 from saprof.records.runs import IDENTITY, Recorded, differences, read_run, require_same_machine
@@ -120,9 +119,8 @@ def _backends(runs: Sequence[Recorded], asked: str) -> tuple[Comparison, Matched
 
 def _nothing(matched: Matched, metric: Metric) -> str:
     if matched.pairs:
-        return (
-            f"none of the {len(matched.pairs)} cells in common has {metric.column}; expected cells that were measured"
-        )
+        column = metric.quantity.column
+        return f"none of the {len(matched.pairs)} cells in common has {column}; expected cells that were measured"
     a, b = ([label(row) for row in rows[:1]] for rows in (matched.only_before, matched.only_after))
     return f"no cell is in both A and B; expected the same cells, and A has {_first(a)}, B has {_first(b)}"
 
@@ -148,14 +146,14 @@ def _short(value: Any) -> str:
 
 def render(compared: Sequence[Compared], metric: Metric, form: str) -> str:
     """One line per cell."""
-    header = ["cell", f"A {metric.unit}", f"B {metric.unit}", "B / A"]
+    header = ["cell", f"A {metric.quantity.unit}", f"B {metric.quantity.unit}", "B / A"]
     header += ["verdict"] if metric.exact else ["95 % interval", "noise ± %", "verdict"]
     return text.align(header, [_line(one) for one in compared], form)
 
 
 def _line(one: Compared) -> list[str]:
     values = (one.metric.of(row) for row in (one.before, one.after))
-    cells = [_cell(one), *("" if value is None else figure(value / one.metric.per_unit) for value in values)]
+    cells = [_cell(one), *(one.metric.quantity.text(value) for value in values)]
     cells.append("" if one.ratio is None else f"{one.ratio.median:.3f}")
     if not one.metric.exact:
         cells += [_interval(one), "" if one.ratio is None else _percent(one.floor.share)]
@@ -175,7 +173,7 @@ def _percent(part: float) -> str:
 def record(one: Compared) -> dict[str, Any]:
     """A line for programs: which cell, both values, their ratio, noise and verdict; SI units are in the names."""
     ratio = one.ratio and {"ratio": one.ratio.median, "ratio_low": one.ratio.low, "ratio_high": one.ratio.high}
-    own = ("backend", "attention", "status", one.metric.column)
+    own = ("backend", "attention", "status", one.metric.quantity.column)
     known = {name: None if math.isinf(value) else value for name, value in (ratio or {}).items()}
     return {
         **{name: vars(one.after).get(name) for name in IDENTITY if name not in own},

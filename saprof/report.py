@@ -18,7 +18,7 @@ from saprof.paper import summary
 from saprof.plots import page
 from saprof.plots.page import Html, tag
 from saprof.records import calibration
-from saprof.records.rows import MEASURED, Row
+from saprof.records.rows import DOUBTFUL, MEASURED, Row
 from saprof.records.runs import Recorded, read_run
 
 GENERATOR = "saprof.report"
@@ -172,7 +172,7 @@ def _doubts(run: Recorded) -> Html:
     measured = [row for row in run.rows if row.status in MEASURED]
     doubts = [
         f"{len(some)} of {len(measured)} latencies {'is' if len(some) == 1 else 'are'} {status}: {_named(some)}"
-        for status in ("contended", "unstable")
+        for status in reversed(DOUBTFUL)
         if (some := [row for row in measured if row.status == status])
     ]
     if wrong := [row for row in run.rows if row.status == "incorrect"]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from saprof import command, text
 from saprof.operators.workload import ITEMSIZE
-from saprof.paper.summary import figure
+from saprof.quantities import LATENCY, digits, who_ran
 from saprof.records import calibration as roofs
 from saprof.records.calibration import Bound, Calibration
 from saprof.records.rows import Row
@@ -24,8 +24,8 @@ COLUMNS = (
     "what", "footprint", "map", "mode", "ran on", "FLOP/byte", "bound by", "least ms", "latency ms", "% of roof",
     "speed-up", "at most", "note",
 )  # fmt: skip
-SAME = ("name", "footprint", "n", "h", "w", "r", "v", "g", "dtype", "device", "mode")
-"""What rows share whose speeds are compared."""
+ALIKE = ("name", "footprint", "n", "h", "w", "r", "v", "g", "dtype", "device", "mode")
+"""The fields in which rows must agree before their latencies are compared."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,7 +69,7 @@ def place(rows: Sequence[Row], calibration: Calibration) -> list[dict[str, Any]]
 
 
 def _same(row: Row) -> tuple[Any, ...]:
-    return tuple(getattr(row, name) for name in SAME)
+    return tuple(getattr(row, name) for name in ALIKE)
 
 
 def _slowest(rows: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
@@ -92,7 +92,7 @@ def _record(row: Row, bound: Bound, slowest: Row | None) -> dict[str, Any]:
         intensity = row.flops_hardware / row.compulsory_bytes
     compared = slowest if slowest is not row else None
     return {
-        **{name: getattr(row, name) for name in SAME},
+        **{name: getattr(row, name) for name in ALIKE},
         "backend": row.backend,
         "attention": row.attention,
         "compiled": row.compiled,
@@ -101,14 +101,10 @@ def _record(row: Row, bound: Bound, slowest: Row | None) -> dict[str, Any]:
         "bound_s": bound.seconds,
         "latency_s": latency,
         "roof_share": bound.seconds / latency,
-        "slowest": _ran(compared) if compared else None,
+        "slowest": compared.ran_on if compared else None,
         "speed_up": (compared.ratio or 1) / (row.ratio or 1) if compared else None,
         "speed_up_at_most": (compared.latency_s or 0) / bound.seconds if compared else None,
     }
-
-
-def _ran(row: Row) -> str:
-    return row.backend + (" fused" if row.attention == "fused" else "") + ("+compile" if row.compiled else "")
 
 
 def _error(row: Row, calibration: Calibration) -> str:
@@ -149,14 +145,14 @@ def _cells(line: Mapping[str, Any]) -> list[str]:
         line["footprint"],
         f"{line['n']}×{line['h']}×{line['w']}",
         line["mode"],
-        line["backend"] + (" fused" if line["attention"] == "fused" else "") + ("+compile" if line["compiled"] else ""),
-        "" if intensity is None else figure(intensity),
+        who_ran(line["backend"], line["attention"], line["compiled"]),
+        "" if intensity is None else digits(intensity),
         line["bound_by"],
-        figure(1e3 * line["bound_s"]),
-        figure(1e3 * line["latency_s"]),
-        figure(100 * line["roof_share"]),
-        f"{figure(line['speed_up'])}× {line['slowest']}" if compared else "",
-        f"{figure(line['speed_up_at_most'])}×" if compared else "",
+        LATENCY.text(line["bound_s"]),
+        LATENCY.text(line["latency_s"]),
+        digits(100 * line["roof_share"]),
+        f"{digits(line['speed_up'])}× {line['slowest']}" if compared else "",
+        f"{digits(line['speed_up_at_most'])}×" if compared else "",
         line["note"],
     ]
 
@@ -212,13 +208,13 @@ def _records_of(calibration: Calibration) -> list[dict[str, Any]]:
 
 def _tables_of(calibration: Calibration, form: str) -> str:
     streams = [
-        [f"{moved / 2**20:g}", *(figure(stream[moved] / 1e9) for stream in calibration.streams.values())]
+        [f"{moved / 2**20:g}", *(digits(stream[moved] / 1e9) for stream in calibration.streams.values())]
         for moved in next(iter(calibration.streams.values()))
     ]
     rates = [
         [
             dtype,
-            *(figure(rates[dtype] / 1e9) if dtype in rates else "" for rates in (calibration.fma, calibration.gemm)),
+            *(digits(rates[dtype] / 1e9) if dtype in rates else "" for rates in (calibration.fma, calibration.gemm)),
         ]
         for dtype in calibration.gemm
     ]

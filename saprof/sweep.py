@@ -20,7 +20,8 @@ from saprof.operators import BACKENDS, RELATIONS
 from saprof.operators.attention import CHOICES
 from saprof.operators.footprint import BOUNDARIES
 from saprof.operators.workload import ITEMSIZE, STAGES
-from saprof.paper.summary import figure, summarise
+from saprof.paper.summary import summarise
+from saprof.quantities import HARDWARE_FLOPS, LEAST_BYTES, MACS
 from saprof.records import calibration
 from saprof.records.rows import MEASURED, Row
 from saprof.records.runs import Run
@@ -126,8 +127,8 @@ def _planned(groups: list[Group], form: str) -> str:
     cells = [cell for group in groups for cell in group]
     if form in ("csv", "json"):
         return text.records([cell.what | cell.costs for cell in cells], form)
-    fields = ("macs", "flops_hardware", "compulsory_bytes")
-    lines = [[str(cell), *(figure(cell.costs[name] / 1e6) if cell.costs else "" for name in fields)] for cell in cells]
+    columns = (MACS, HARDWARE_FLOPS, LEAST_BYTES)
+    lines = [[str(cell), *(quantity.text(cell.costs.get(quantity.column)) for quantity in columns)] for cell in cells]
     table = text.align(["cell", "MMACs", "MFLOPs (hardware)", "least MB"], lines, form)
     return f"{table}\n\n{len(cells)} cells in {len(groups)} groups; nothing was measured"
 

@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(text.unknown("paper", of, [*PAPERS]))
     tables = choices("table", arguments.table, tuple(paper(of)))
     if arguments.format not in text.FORMATS:
-        raise ValueError(f"unknown format {arguments.format!r}; expected {', '.join(text.FORMATS)}")
+        raise ValueError(text.unknown("format", arguments.format, text.FORMATS))
     _load_torch()
     computed = compute(tables, of)
     rendered = render(computed, arguments.format) + "\n"

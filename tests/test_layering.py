@@ -10,7 +10,7 @@ import pytest
 import saprof
 
 ORDER = [
-    ["saprof.atomic", "saprof.command", "saprof.lazy", "saprof.text"],  # know nothing of saprof
+    ["saprof.atomic", "saprof.command", "saprof.lazy", "saprof.quantities", "saprof.text"],  # know nothing of saprof
     ["saprof.operators", "saprof.records"],
     ["saprof.backends"],
     ["saprof.functional"],

@@ -1,5 +1,6 @@
-"""What this machine reaches with copies, inner products, FMAs and matrix products, and how much it differs from itself:
-measured on the spot, with the clock and the rounds that rows are measured with.
+"""The roofs of this machine (copies, inner products, FMAs and matrix products), and its noise.
+
+They are measured with the same clock and the same interleaved rounds as rows.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ from saprof.records.environment import cpu_name, device_name
 from saprof.records.ratios import within_rounds
 
 SMALLEST, STEP = 64 << 10, 4
-"""Bytes of the first working set, and by how much each is larger than the one before."""
+"""The bytes of the first working set, and the factor from each set to the next."""
 LARGEST = {"cpu": 256 << 20, "cuda": 4 << 30}
-"""Bytes of the last one, where four times the last-level cache is less."""
+"""The least bytes of the last working set; it has more where four times the last-level cache is more."""
 GEMM_S = 10e-3
-"""About what a matrix product takes on a CPU: much longer than to start it."""
+"""About the time of a matrix product on a CPU: much longer than the time to start it."""
 GEMM_SIDE = {"cpu": 4096, "cuda": 8192}
-"""At most, and on a GPU always."""
+"""The side of the matrices: on a GPU always this, on a CPU at most this."""
 ANCHOR_BYTES = 64 << 20
 ANCHOR_SIDE = {"cpu": 768, "cuda": 4096}
-"""Of the matrices that an anchor multiplies: always the same, so that anchors can be compared."""
+"""The side of the matrices that an anchor multiplies. It is always the same, so that anchors can be compared."""
 BLOCKS = 2
-"""Times that an anchor is measured, one after the other."""
+"""How many times in a row an anchor is measured."""
 UNDISTURBED = 10
-"""Percentile of the times that makes a roof."""
+"""The percentile of the times that gives a roof."""
 FMA_DTYPES = ("float32", "float64")
 
 
@@ -46,9 +47,9 @@ def calibrate(device: str, dtypes: Sequence[str], seconds_each: float = 0.2) -> 
     a matrix product for each of `dtypes`, and those they may be computed in; each for about `seconds_each`; then the
     first anchor.
 
-    A roof is what a device reaches undisturbed, so a rate is taken from the 10th percentile of the times: rows are
-    held against it with their medians, and their share is the smaller for whatever disturbs them. ValueError where less
-    than four times the smallest working set is free.
+    A roof is the rate of an undisturbed device, so it follows from the 10th percentile of the times. The median of a
+    row is compared with it, so whatever disturbs a row lowers its share of the roof. ValueError if less memory is free
+    than four times the smallest working set.
     """
     kind = torch.device(device).type
     name, threads = device_name(device), torch.get_num_threads()
@@ -70,7 +71,7 @@ def calibrate(device: str, dtypes: Sequence[str], seconds_each: float = 0.2) -> 
         anchors=(anchor(device, seconds_each),),
     )
     if kind == "cuda":
-        torch.cuda.empty_cache()  # which the cells want
+        torch.cuda.empty_cache()  # the cells need the memory
     if found.contended:
         print(f"other processes used {found.anchors[0].others_cpu:.1f} cores: the roofs are too low", file=sys.stderr)
     print(f"… in {time.perf_counter() - started:.1f} s", file=sys.stderr)
@@ -78,8 +79,8 @@ def calibrate(device: str, dtypes: Sequence[str], seconds_each: float = 0.2) -> 
 
 
 def anchor(device: str, seconds_each: float = 0.2) -> Anchor:
-    """The noise at this time: a copy of 64 MiB and a float32 matrix product, each beside its twin, in the same rounds
-    as both, twice in a row."""
+    """The noise at this time: a copy of 64 MiB and a float32 matrix product, each called twice per round, in two blocks
+    of interleaved rounds."""
     copy = _copy(*_buffer(device, ANCHOR_BYTES).chunk(2))
     calls = {"copy": copy, "gemm": _square_product(device, "float32", ANCHOR_SIDE[torch.device(device).type])}
     twins = {**calls, **{f"{name} again": call for name, call in calls.items()}}
@@ -100,7 +101,7 @@ def _median(pair: tuple[Latency, Latency]) -> float:
 
 
 def _interval(pairs: Sequence[tuple[Latency, Latency]]) -> tuple[float, float]:
-    """Of the ratios within rounds, of all blocks."""
+    """The 95 % interval of the ratios within rounds, over all blocks."""
     one, other = (
         [sample for latency in latencies for sample in latency.samples] for latencies in zip(*pairs, strict=True)
     )
@@ -109,8 +110,8 @@ def _interval(pairs: Sequence[tuple[Latency, Latency]]) -> tuple[float, float]:
 
 
 def _streams(device: str, seconds_each: float) -> dict[str, dict[int, float]]:
-    """Bytes/s by the bytes moved: of a copy, and of an inner product, which reads alone, with all threads, and on a
-    CPU is faster than torch's sums."""
+    """Bytes/s by the bytes moved, of a copy and of an inner product. The inner product only reads, uses all threads,
+    and is faster on a CPU than torch's sums."""
     sizes = list(_working_sets(device))
     buffer = _buffer(device, sizes[-1])
     rates: dict[str, dict[int, float]] = {"copy": {}, "read": {}}
@@ -123,7 +124,7 @@ def _streams(device: str, seconds_each: float) -> dict[str, dict[int, float]]:
 
 
 def _working_sets(device: str) -> Iterator[int]:
-    """64 KiB, times 4, and so on until well beyond the caches, in at most a quarter of the free memory."""
+    """Bytes: 64 KiB, four times as many, and so on to well beyond the caches; at most a quarter of the free memory."""
     kind = torch.device(device).type
     free = torch.cuda.mem_get_info(device)[0] if kind == "cuda" else psutil.virtual_memory().available
     cache = torch.cuda.get_device_properties(device).L2_cache_size if kind == "cuda" else _last_level_cache()
@@ -138,19 +139,19 @@ def _working_sets(device: str) -> Iterator[int]:
 
 
 def _last_level_cache(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Bytes, of all instances together; 0 where the system does not say."""
+    """The bytes of all last-level caches together; 0 if the system does not report them."""
     levels: dict[int, dict[str, int]] = {}
     for cache in cpus.glob("cpu[0-9]*/cache/index*"):
         try:
             level, shared, size = ((cache / name).read_text().strip() for name in ("level", "shared_cpu_list", "size"))
             levels.setdefault(int(level), {})[shared] = int(size.removesuffix("K")) << 10
-        except (OSError, ValueError):  # as some virtual machines have it
+        except (OSError, ValueError):  # some virtual machines report caches in another form
             continue
     return sum(levels[max(levels)].values()) if levels else 0
 
 
 def _buffer(device: str, size: int) -> Tensor:
-    """So many bytes, written once."""
+    """A tensor of this many bytes, written once."""
     return torch.zeros(size // 4, device=device)
 
 
@@ -164,11 +165,11 @@ def _gemm_rate(device: str, dtype: str, seconds: float) -> float:
 
 
 def _product(device: str, dtype: str) -> tuple[int, Call]:
-    """Side and call of a product of square matrices that takes about GEMM_S, in TF32 if torch is set so."""
+    """The side and the call of a product of square matrices that takes about GEMM_S; in TF32 if torch allows it."""
     kind = torch.device(device).type
     side = GEMM_SIDE[kind] if kind == "cuda" else 256
     call = _square_product(device, dtype, side)
-    while kind == "cpu" and side < GEMM_SIDE[kind] and _seconds(call) < GEMM_S / 3:  # the next one takes 8 times that
+    while kind == "cpu" and side < GEMM_SIDE[kind] and _seconds(call) < GEMM_S / 3:  # the next takes 8 times as long
         side *= 2
         call = _square_product(device, dtype, side)
     return side, call
@@ -181,7 +182,7 @@ def _square_product(device: str, dtype: str, side: int) -> Call:
 
 
 def _seconds(call: Call) -> float:
-    """The least of a few."""
+    """The shortest of three calls."""
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -208,7 +209,7 @@ def _fma_rate(device: str, dtype: str, seconds: float) -> float | None:
 
 
 def _fma_on_cpu(device: str, dtype: torch.dtype, steps: int = 1 << 20) -> tuple[int, Call]:
-    """FLOPs and call of the loop, some milliseconds long."""
+    """The FLOPs and the call of a loop that takes some milliseconds."""
     rates, threads = import_module("kernels_numba.cpu.rates"), torch.get_num_threads()
     values = np.ones((threads, rates.CHAINS * rates.BYTES // dtype.itemsize), str(dtype).removeprefix("torch."))
 
@@ -220,7 +221,7 @@ def _fma_on_cpu(device: str, dtype: torch.dtype, steps: int = 1 << 20) -> tuple[
 
 
 def _fma_on_gpu(device: str, dtype: torch.dtype, steps: int = 1 << 14) -> tuple[int, Call]:
-    """The same in as many threads as the device holds, about a millisecond long."""
+    """The same with as many threads as the device holds; about a millisecond long."""
     rates = import_module("kernels_numba.gpu.rates")
     properties = torch.cuda.get_device_properties(device)
     threads = properties.multi_processor_count * properties.max_threads_per_multi_processor

@@ -1,4 +1,4 @@
-"""Measuring cells: checked against the reference, then timed side by side, then weighed."""
+"""Measuring cells: each is compared with the reference, then timed beside the others, then its memory is measured."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from saprof.records.rows import Row
 
 @dataclass(frozen=True)
 class Prepared:
-    """A cell made ready: `function(*inputs)` computes it, `own` are the tensors that it holds anyway."""
+    """A cell that can be called: `function(*inputs)` computes it; `own` are its parameters and buffers."""
 
     cell: Cell
     function: Callable[..., Tensor]
@@ -38,7 +38,7 @@ class Prepared:
     own: tuple[Tensor, ...] = ()
 
     def call(self) -> Callable[[], object]:
-        """What is timed."""
+        """The call that is timed."""
         if self.cell.mode == "backward":
             output = self.function(*self.inputs)
             cotangent = torch.randn_like(output)
@@ -46,7 +46,7 @@ class Prepared:
         return lambda: self.run(*self.inputs)
 
     def run(self, *inputs: Tensor) -> object:
-        """One forward, or one training step without the optimiser's."""
+        """One forward, or one training step without the optimiser."""
         with torch.set_grad_enabled(self.cell.mode != "forward"):
             output = self.function(*inputs)
             if self.cell.mode != "train_step":
@@ -58,7 +58,7 @@ class Prepared:
 
 
 class _Refused(Exception):
-    """A cell that is not to be timed: a status and a reason."""
+    """A cell that must not be timed: a status and a reason."""
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)
@@ -66,19 +66,19 @@ class _Refused(Exception):
 
 
 def measure(cells: Sequence[Cell], fingerprint: str, max_seconds: float = 2.0) -> list[Row]:
-    """One row per cell; those that can run are timed in interleaved rounds, and compared with the first of them."""
+    """One row per cell. The cells that can run are timed in interleaved rounds, and compared with the first of them."""
     found: dict[Cell, dict[str, Any]] = {}
     ready: dict[Cell, tuple[Prepared, Callable[[], object]]] = {}
     for cell in cells:
         try:
             prepared, found[cell] = _make_ready(cell)
             ready[cell] = prepared, _warm(prepared, found[cell])
-        except Exception as error:  # a cell that fails is a row, and the others go on
+        except Exception as error:  # a cell that fails becomes a row, and the others are still measured
             found[cell] = _why(error)
     try:
         for cell, measured in _time_and_weigh(ready, max_seconds).items():
             found[cell] |= measured
-    except Exception as error:  # what ran alone may fail beside the others
+    except Exception as error:  # a cell that ran alone may fail beside the others
         found |= {cell: _why(error) for cell in ready}
     return [row(cell, fingerprint, **found[cell]) for cell in cells]
 
@@ -100,10 +100,11 @@ def _time_and_weigh(
 
 
 def _make_ready(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
-    """Refuse what cannot run or fit, and check what can; also returns what was found on the way."""
+    """Check a cell, or raise if it cannot run or does not fit into memory; also returns the fields of its row so
+    far."""
     _refuse_what_cannot_fit(cell.costs.get("compulsory_bytes", 0), "", cell.device)
     prepared, facts = prepare(cell)
-    if cell.mode != "backward":  # whose graph is there beforehand
+    if cell.mode != "backward":  # its graph exists already
         facts["predicted_peak_bytes"] = peak = predicted_peak_bytes(prepared.run, prepared.inputs)
         _refuse_what_cannot_fit(peak, " beside its inputs", cell.device)
     if isinstance(cell.subject, Workload):
@@ -114,7 +115,7 @@ def _make_ready(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
 
 
 def _warm(prepared: Prepared, facts: dict[str, Any]) -> Callable[[], object]:
-    """The call to time, called once."""
+    """The call to time, after one call."""
     start = time.perf_counter()
     call = prepared.call()
     call()
@@ -124,7 +125,7 @@ def _warm(prepared: Prepared, facts: dict[str, Any]) -> Callable[[], object]:
 
 
 def prepare(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
-    """The cell ready to be called, and the fields of its row that are known by then."""
+    """The cell, ready to be called, and the fields of its row that are known so far."""
     subject = cell.subject
     training = cell.mode != "forward"
     if isinstance(subject, Network):
@@ -161,14 +162,15 @@ def _prepare_network(cell: Cell, subject: Network, training: bool) -> tuple[Prep
 
 
 def _what_runs(model: nn.Module, cell: Cell) -> dict[str, Any]:
-    """How a model's attention layers run and on which backends, each joined by `+`; `torch` for a model without any."""
+    """The attentions and backends of a model's attention layers, each joined by `+`; `torch` for a model without
+    any."""
     dtype = getattr(torch, cell.subject.dtype)
     layers = [layer for layer in model.modules() if isinstance(layer, LocalAttention)]
     plans = [layer.plan(dtype, cell.device) for layer in layers]
     if not plans:
         return {"backend": "torch"}
-    how, backends = ("+".join(dict.fromkeys(parts)) for parts in zip(*plans, strict=True))
-    return {"backend": "+".join(dict.fromkeys(backends.split("+"))), "attention": how}
+    attentions, backends = ("+".join(dict.fromkeys(parts)) for parts in zip(*plans, strict=True))
+    return {"backend": "+".join(dict.fromkeys(backends.split("+"))), "attention": attentions}
 
 
 def _refuse_what_cannot_fit(needed: int, beside: str, device: str) -> None:
@@ -180,7 +182,8 @@ def _refuse_what_cannot_fit(needed: int, beside: str, device: str) -> None:
 
 
 def _check_operator(workload: Workload, cell: Cell, backend: str) -> float:
-    """The worst error at sampled positions, as a share of its tolerance; of gradients too where the mode needs them."""
+    """The worst error at sampled positions, as a fraction of its tolerance; it includes gradients if the mode has
+    them."""
     verdict = check(workload, backend, cell.device, cell.mode != "forward", sample_positions(workload))
     if not verdict.ok:
         raise _Refused("incorrect", verdict.message)
@@ -188,17 +191,17 @@ def _check_operator(workload: Workload, cell: Cell, backend: str) -> float:
 
 
 def _check_network(prepared: Prepared) -> None:
-    """A network has no reference here, but its logits are numbers."""
+    """Networks have no reference, but their logits must be finite."""
     with torch.no_grad():
         if not prepared.function(*prepared.inputs).isfinite().all():
             raise _Refused("incorrect", "its logits are not all finite")
 
 
 def _compile(prepared: Prepared) -> Prepared:
-    """The same cell compiled, once its output, and its gradients where the mode has some, were found to be the eager
-    ones to half their digits."""
+    """The same cell, compiled. Its output, and its gradients if the mode has some, must equal the eager ones to half
+    their digits."""
     torch._dynamo.reset()
-    functorch_config.enable_autograd_cache = False  # it is on disk, and does not see that a backend has changed
+    functorch_config.enable_autograd_cache = False  # it is on disk, and a changed backend does not invalidate it
     compiled = replace(prepared, function=torch.compile(prepared.function, fullgraph=True))
     mode = "forward" if prepared.cell.mode == "forward" else "train_step"
     checked = replace(prepared.cell, mode=mode)
@@ -261,13 +264,13 @@ def _why(error: Exception) -> dict[str, Any]:
             return {"status": "unsupported", "reason": reason}
         case torch.OutOfMemoryError() | MemoryError():
             return {"status": "oom", "reason": reason}
-        case RuntimeError() if "allocate" in reason:  # the CPU allocator's own words
+        case RuntimeError() if "allocate" in reason:  # the message of the CPU allocator
             return {"status": "oom", "reason": reason}
     return {"status": "error", "reason": f"{type(error).__name__}: {reason}"}
 
 
 def row(cell: Cell, fingerprint: str, **found: Any) -> Row:
-    """A cell's row: what it is, and what was found."""
+    """The row of a cell: its facts, and what was measured."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     known: dict[str, Any] = cell.what | cell.costs | found
     return Row(key=cell.key(fingerprint), fingerprint=fingerprint, time=now, **known)
@@ -276,7 +279,7 @@ def row(cell: Cell, fingerprint: str, **found: Any) -> Row:
 def measure_apart(
     cells: Sequence[Cell], fingerprint: str, max_seconds: float, timeout: float | None, threads: int | None
 ) -> list[Row]:
-    """`measure` in a process of its own, so that a crash, or more than `timeout` seconds, costs these rows only."""
+    """`measure` in a process of its own: a crash, or more than `timeout` seconds, affects these rows only."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_and_send, args=(sender, cells, fingerprint, max_seconds, threads))
@@ -286,7 +289,7 @@ def measure_apart(
         if receiver.poll(timeout):
             return receiver.recv()
         failure = {"status": "timeout", "reason": f"not done after {timeout:g} s"}
-    except EOFError:  # it went without a word
+    except EOFError:  # the process ended and sent nothing
         process.join()
         failure = {"status": "error", "reason": f"the process ended with exit code {process.exitcode}"}
     finally:

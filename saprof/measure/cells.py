@@ -1,4 +1,4 @@
-"""Cells: what one row of a sweep measures, as facts that need no torch; groups of cells are measured side by side."""
+"""Cells: what one row of a sweep measures. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from saprof.operators.workload import Workload, stages
 from saprof.records.rows import SCHEMA
 
 MODES = ("forward", "train_forward", "backward", "train_step")
-"""`forward` without gradients, `train_forward` recording them, `backward` on a graph made before, `train_step` both."""
+"""`forward` runs without gradients, `train_forward` records the graph, `backward` runs on a graph made before, and
+`train_step` is forward and backward."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A whole model at a batch of square images. A footprint replaces the model's own: as in SAN Table 7 in all stages
-    of a SAN but the first, which keeps 3 × 3, in every k × k convolution of a ResNet, and as in SASA Table 4 in every
-    attention of a stand-alone network."""
+    """A whole model at a batch of square images.
+
+    A footprint replaces the model's own: in all stages of a SAN but the first, which keeps 3 × 3 (SAN Table 7); in
+    every k × k convolution of a ResNet; in every attention of a stand-alone network (SASA Table 4)."""
 
     name: str
     footprint: Footprint | None = None
@@ -63,11 +65,11 @@ class Cell:
     backend: str = "auto"
     compiled: bool = False
     attention: str = "auto"
-    """Of networks: `fused`, `composed` or `auto`."""
+    """For networks: `fused`, `composed` or `auto`."""
 
     @property
     def what(self) -> dict[str, Any]:
-        """The fields of a row that say what the cell is."""
+        """The fields of a row that identify the cell."""
         subject = self.subject
         if isinstance(subject, Workload):
             facts = {
@@ -97,13 +99,14 @@ class Cell:
         }
 
     def key(self, fingerprint: str) -> str:
-        """The cell's name in a run: changes with what it is, its environment, and the schema of rows."""
+        """The key of the cell in a run. It depends on the cell, its environment, and the schema of rows."""
         text = json.dumps([self.what, fingerprint, SCHEMA], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def costs(self) -> dict[str, int]:
-        """The fields of a row that follow from a declaration; a network's need torch, and are counted when it runs."""
+        """The fields of a row that follow from the declaration of an operator. A network is counted when it runs, with
+        torch."""
         if not isinstance(self.subject, Workload):
             return {}
         workload = self.subject

@@ -1,4 +1,4 @@
-"""Whether a backend computes what the reference says: the one judge of tests, `verify` and the sweep."""
+"""Whether a backend computes what the reference computes. Tests, `verify` and the sweep use this check."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from saprof.operators.workload import Workload
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a check: the comparison that used most of its tolerance, or what kept it from being made."""
+    """The result of a check: the comparison that used most of its tolerance, or the reason why none was possible."""
 
     ok: bool
     error: float
-    """Largest difference from the reference; infinite where a value is not finite or not there."""
+    """The largest difference from the reference; infinite if a value is not finite or is missing."""
     tolerance: float
     message: str
     """Names the workload and what was compared."""
@@ -46,8 +46,8 @@ def check(
 ) -> Verdict:
     """Run `workload` on `backend` and compare its output, and the gradients of its inputs, with the reference.
 
-    Given `positions`, only they are compared, and the gradients are those that flow from them: exact on a map of any
-    size. Raises what the backend raises.
+    With `positions`, only these positions of the output are compared, and the gradients are those of these positions
+    alone; both are exact on a map of any size. An exception of the backend is not caught.
     """
     verdicts = list(_judge(workload, backend, device, gradients, positions))
     worst = max(verdicts, key=lambda verdict: (not verdict.ok, verdict.fraction))
@@ -56,8 +56,8 @@ def check(
 
 
 def sample_positions(workload: Workload, count: int = 32) -> list[int]:
-    """At most `count` centres: all of a small map; of a large one its corners, then, seeded, as many near the border,
-    where taps reach outside, as anywhere."""
+    """At most `count` centres: all of a small map. Of a large map they are the corners, then random ones: half of them
+    near the border, where taps are outside the map."""
     oh, ow = workload.footprint.output_size(workload.h, workload.w)
     if oh * ow <= count:
         return list(range(oh * ow))
@@ -89,7 +89,8 @@ def _tolerance(dtype: torch.dtype, length: float, largest: float) -> float:
 
 
 def _lengths(workload: Workload, positions: Sequence[int] | None) -> list[float]:
-    """L of the output, then of each input's gradient: every product in the output gives one to each factor's."""
+    """L of the output, then of the gradient of each input: a product in the output adds a product to the gradient of
+    each of its factors."""
     operator = workload.operator
     one = workload.sizes | dict.fromkeys(("n", "h", "w", "p", "oh", "ow"), 1)
     outputs = math.prod(operator.output_shape(one))
@@ -109,7 +110,7 @@ def _lengths(workload: Workload, positions: Sequence[int] | None) -> list[float]
 
 @lru_cache(maxsize=64)
 def _busiest(footprint: Footprint, h: int, w: int, positions: tuple[int, ...] | None) -> float:
-    """How many taps read the position that most read, as the reference counts it by aggregating ones."""
+    """The largest number of taps that read the same position. The reference counts them by aggregating ones."""
     oh, ow = footprint.output_size(h, w)
     beta = torch.ones(1, 1, h, w, dtype=torch.float64, requires_grad=True)
     total = reference(aggregation, [torch.ones(1, 1, footprint.taps, oh * ow), beta], footprint, positions).sum()

@@ -1,8 +1,8 @@
 """Latency, by interleaved rounds.
 
-Each round calls every candidate once, in a fresh random order, so that whatever the machine does meanwhile happens to
-all of them; candidates are compared within rounds. All samples are kept; the headline is the median, with a bootstrap
-confidence interval.
+Each round calls every candidate once, in a new random order, so that a disturbance of the machine affects all of them.
+Candidates are compared within rounds. All samples are kept; a latency is their median, with a bootstrap confidence
+interval.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ Call = Callable[[], object]
 MIN_ROUNDS = 7
 MAX_ROUNDS = 200
 NARROW = 0.02
-"""Stop when the confidence interval is within ± this share of the median."""
+"""Measuring stops when the confidence interval is within ± this share of the median."""
 UNSTABLE = 0.10
-"""Past this share at the end, a median is no longer worth its digits."""
+"""If the interval is wider than ± this share of the median at the end, the latency is unstable."""
 CONTENDED = 0.15
-"""CPU cores that other processes may use before we say so."""
+"""If other processes use more CPU cores than this, the latency is contended."""
 SAMPLE_S = 1e-3
-"""On a CPU, shorter calls are repeated within a sample, so that the clock and the loop stay below 0.1 % of it."""
+"""On a CPU, a shorter call is repeated within a sample, so that the clock and the loop take less than 0.1 % of it."""
 SETTLE_S = 0.1
-"""On a CPU, shorter calls are timed after an untimed one. The candidate before may have emptied the caches and given
-memory back to the system, which cost a call of half a millisecond seven more; beside a longer call it is nothing."""
+"""On a CPU, a shorter call is timed after an untimed one. The candidate before may have emptied the caches and returned
+memory to the system. That made a call of half a millisecond seven milliseconds longer; for a long call it is
+negligible."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,14 @@ class Latency:
     samples: tuple[float, ...]
     calls_per_sample: int
     stopped: str
-    """`narrow` (the interval is), `time` or `rounds`."""
+    """Why measuring stopped: `narrow` (the interval is), `time` or `rounds`."""
     involuntary_switches: int
     cpu_per_wall: float
     """CPU seconds of this process per second, over all rounds."""
     others_cpu: float
     """CPU cores that other processes used meanwhile."""
     host_s: float | None = None
-    """GPU only: median time until the call returned, its work still queued."""
+    """GPU only: the median time until the call returns; its work is still queued then."""
 
     @property
     def median(self) -> float:
@@ -107,7 +108,7 @@ def interleave(
 
 
 def ratio(one: Latency, other: Latency) -> Ratio:
-    """one / other, over the rounds they shared."""
+    """one / other, over the rounds of both."""
     return within_rounds(one.samples, other.samples)
 
 
@@ -124,7 +125,7 @@ class _Sample(NamedTuple):
 
 
 def _warm_up(call: Call, clock: _CpuClock | _CudaClock) -> _Sample:
-    """Call until caches, allocator and lazy set-up have settled; returns how to sample."""
+    """Call until caches, allocator and lazy set-up have settled; returns the plan of a sample."""
     call()
     return clock.plan(min(clock.time(call, _Sample(0, 1)) for _ in range(2)))
 
@@ -180,7 +181,7 @@ class _CudaClock:
 
 
 class _Usage:
-    """What this process and all others use of the CPU from now on."""
+    """The CPU time of this process and of all others since it was made."""
 
     def __init__(self) -> None:
         self.start = self._now()

@@ -1,6 +1,6 @@
-"""Memory: what a call allocates at its worst, what it keeps for the backward pass, and both predicted without running.
+"""Memory: the peak of a call, what the call keeps for the backward pass, and the peak predicted from shapes.
 
-Only torch's allocator is seen; kernels of saprof take every buffer from it.
+Only the memory of torch's allocator is counted; the kernels of saprof allocate nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Function = Callable[..., Any]
 
 
 def peak_bytes(call: Callable[[], object], device: str = "cpu") -> int:
-    """The most bytes that one call has allocated at a time, its output included, its inputs not."""
+    """The most bytes that one call has allocated at any time: with its output, without its inputs."""
     if torch.device(device).type == "cuda":
         return _cuda_peak(call, device)
     return _cpu_peak(call)
@@ -38,16 +38,16 @@ def saved_bytes(function: Function, inputs: Sequence[Tensor], own: Sequence[Tens
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        output = function(*inputs)  # held until all is counted: a freed address may be taken again
+        output = function(*inputs)  # kept until all is counted: a freed address may be used again
     total = sum(kept.values())
     del output
     return total
 
 
 def predicted_peak_bytes(function: Function, inputs: Sequence[Tensor]) -> int:
-    """`peak_bytes` of `function(*inputs)` from shapes alone: no memory is taken and no arithmetic done.
+    """`peak_bytes` of `function(*inputs)`, from shapes alone: nothing is allocated and nothing is computed.
 
-    Exact where PyTorch's operators take no scratch space of their own, as in every forward of `unfold` here.
+    It is exact where PyTorch's operators allocate no scratch memory, as in every forward of `unfold` here.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         stand_ins = [_stand_in(x) for x in inputs]
@@ -62,12 +62,12 @@ def _stand_in(x: Tensor) -> Tensor:
 
 
 def _cpu_peak(call: Callable[[], object]) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # its start and stop notices go to stderr otherwise
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise it prints to stderr when it starts and stops
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         output = call()
-    recorded: Any = profiler.profiler  # the running sum of its memory events is exact; no public call has it
+    recorded: Any = profiler.profiler  # the running sum of its memory events is exact, and no public API has it
     events = sorted((e.start_ns(), e.nbytes()) for e in recorded.kineto_results.events() if e.name() == "[memory]")
     del output
     held = peak = 0
@@ -89,7 +89,7 @@ def _cuda_peak(call: Callable[[], object], device: str) -> int:
 
 
 class _Allocations(TorchDispatchMode):
-    """Follows the storages that appear and disappear while it is active."""
+    """Counts the bytes of the storages that are allocated and freed while it is active."""
 
     def __init__(self, known: Sequence[Tensor]) -> None:
         super().__init__()

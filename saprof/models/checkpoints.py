@@ -38,13 +38,13 @@ _OFFICIAL_KEYS = [
     (r"\.sam\.conv_p\.", ".attention.position."),
     (r"^fc\.", "head."),
 ]
-"""The names of the released checkpoints, and ours, applied in order."""
+"""Patterns of the names in the released checkpoints and their replacements here, applied in order."""
 
 
 def save(model: Model, path: str | Path) -> None:
     """Write the model's config and weights to `path`, whole or not at all.
 
-    ValueError if it is none of our models, or has no weights; OSError if the file cannot be written.
+    ValueError if the model is not one of saprof's, or has no weights; OSError if the file cannot be written.
     """
     architecture = type(model).__name__
     if architecture not in ARCHITECTURES:
@@ -77,8 +77,8 @@ def load(path: str | Path) -> Model:
 def load_official(model: SAN, checkpoint: str | Path | Mapping[str, Any]) -> SAN:
     """Load a checkpoint of the SAN authors' released code (hszhao/SAN) into a pairwise or patchwise `model`.
 
-    `checkpoint` is a path, the loaded file, or its state dict. ValueError lists what is missing or misshapen, and then
-    the model is as it was.
+    `checkpoint` is a path, the loaded file, or its state dict. ValueError lists the missing and the
+    misshapen weights; the model is then unchanged.
     """
     where = "the checkpoint" if isinstance(checkpoint, Mapping) else str(checkpoint)
     content = checkpoint if isinstance(checkpoint, Mapping) else _read(checkpoint)
@@ -99,14 +99,14 @@ def official_to_ours(key: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Only what weights_only reads back: a footprint goes as text."""
+    """The value in types that `torch.load(weights_only=True)` reads; a footprint becomes text."""
     if isinstance(value, tuple):
         return tuple(_plain(item) for item in value)
     return value if value is None or isinstance(value, int | float | bool) else str(value)
 
 
 def _read(path: str | Path) -> dict[str, Any]:
-    # accuracies of training checkpoints are often numpy scalars: data like any other, under the name of either numpy
+    # checkpoints often hold accuracies as numpy scalars; numpy 1 and numpy 2 name the module of scalars differently
     scalar = np.float64(0).__reduce__()[0]
     dtypes = [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
     harmless = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes]
@@ -115,7 +115,7 @@ def _read(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"cannot read checkpoint {path}: {error.strerror or error}") from None
-    except Exception as error:  # reading a damaged pickle can raise anything, says its documentation
+    except Exception as error:  # reading a damaged pickle can raise any exception, as its documentation states
         raise ValueError(f"cannot read checkpoint {path}: {_reason(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary")
@@ -123,7 +123,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """What torch.load says in paragraphs, in a clause."""
+    """The error of torch.load, which has several paragraphs, as one clause."""
     text = str(error).rpartition("WeightsUnpickler error: ")[2]
     if refused := re.search(r"GLOBAL (\S+)", text):
         return f"it holds {refused[1]}, and nothing but tensors and plain values is loaded"

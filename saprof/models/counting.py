@@ -1,5 +1,5 @@
-"""The cost of a whole model: its forward runs on the meta device, where tensors have shapes and no data, and every
-call is costed by one table. fvcore and torch's FlopCounterMode are taught our operators here, as cross-checks."""
+"""The cost of a whole model. Its forward runs on the meta device, where tensors have shapes and no data, and one table
+has the cost of every call. fvcore can count our operators as well, as a cross-check."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from saprof.models.shapes import told
+from saprof.models.shapes import output_shape
 from saprof.operators import DECLARED, Operator
 from saprof.operators.cost import Cost, operator_cost
 from saprof.operators.footprint import Footprint
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 def count(model: nn.Module | str, input_size: Sequence[int] = (3, 224, 224)) -> Cost:
     """Parameters and operations of a model, or of a named one, for one image of `input_size` (channels, rows, columns).
 
-    `Cost.layers` has them by module and `Cost.operators` by kind. The model is left as it was. ValueError if it calls a
-    torch function that does arithmetic and whose cost is not known here.
+    `Cost.layers` has them by module and `Cost.operators` by kind. The model is not changed. ValueError if it calls a
+    torch function that does arithmetic and whose cost is not in the table.
     """
     if isinstance(model, str):
         model = blueprint(model)
@@ -72,7 +72,7 @@ def blueprint(name: str, **overrides: Any) -> nn.Module:
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Modules made under it leave their weights as they are; there is nothing to fill on the meta device."""
+    """In this mode modules do not initialise their weights: on the meta device there is no data to fill."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -82,7 +82,7 @@ class _Uninitialised(TorchFunctionMode):
 
 
 class _Recorder(TorchFunctionMode):
-    """Costs every torch function that is called, under the modules that are running and under its own name."""
+    """Adds up the costs of the torch functions that are called, by the running modules and by the function's name."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class _Recorder(TorchFunctionMode):
         self.layers: defaultdict[str, Cost] = defaultdict(Cost)
         self.operators: defaultdict[str, Cost] = defaultdict(Cost)
         self.uncounted: set[str] = set()
-        """Functions that computed something and have no cost here."""
+        """Functions that did arithmetic and whose cost is not in the table."""
         self._running: list[str] = []
 
     def enter(self, module: nn.Module, *_: Any) -> None:
@@ -110,7 +110,7 @@ class _Recorder(TorchFunctionMode):
             return inputs[0].new_empty(operator.output_shape(sizes))
         name = getattr(func, "__name__", "").strip("_")
         tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        shape = told(name, args, kwargs)
+        shape = output_shape(name, args, kwargs)
         if shape is None:
             output = func(*args, **kwargs)
         else:
@@ -135,7 +135,7 @@ def _operator(func: Callable[..., Any]) -> Operator | None:
 
 
 def _computes(output: Any, inputs: Sequence[Tensor]) -> bool:
-    """Whether a call made numbers of numbers: its output is no view of its inputs, and it had some."""
+    """Whether a call did arithmetic: it has tensors as inputs, and its output is not a view of one of them."""
     if not isinstance(output, Tensor) or not output.is_floating_point() or not inputs:
         return False
     return all(output.untyped_storage()._cdata != x.untyped_storage()._cdata for x in inputs)
@@ -222,7 +222,7 @@ _RULES: dict[str, Callable[..., dict[str, int]]] = {
     "matmul": _matmul,
     "bmm": _matmul,
 }
-"""What a torch function costs, by its name."""
+"""The cost of a torch function, by its name."""
 
 
 def teach_fvcore(analysis: FlopCountAnalysis) -> FlopCountAnalysis:

@@ -21,11 +21,11 @@ def optimize_for_inference(model: Model) -> Model:
     Convolutions absorb the batch norms behind them; φ, ψ and β become one layer; where the attention is a weighted mean
     (pairwise, no tap dropped), β absorbs the batch norm behind the attention. The attention itself runs as `attention=`
     and `backend=` say. The copy has other parameters, without gradients, so it cannot be saved or trained. ValueError
-    if it is none of our models.
+    if the model is not one of saprof's.
     """
     if not isinstance(model, Model):
         raise ValueError(f"cannot optimize a {type(model).__name__}; expected a {EXPECTED}, not wrapped in anything")
-    model = copy.deepcopy(model).eval().requires_grad_(False)  # only what is in evaluation can be folded
+    model = copy.deepcopy(model).eval().requires_grad_(False)  # batch norms can be folded in evaluation mode only
     for module in model.modules():
         match module:
             case SAN():
@@ -42,7 +42,7 @@ def optimize_for_inference(model: Model) -> Model:
             case SelfAttentionBlock(attention=VectorAttention() as attention):
                 _fold_behind(module, attention)
                 _join(attention)
-    return model.eval()  # what was put in as well
+    return model.eval()  # also the modules that replaced others
 
 
 class Transformations(nn.Module):
@@ -66,7 +66,7 @@ def _join(attention: VectorAttention) -> None:
 
 
 def _joined(layers: list[nn.Conv2d]) -> nn.Conv2d:
-    """The layers as one, their outputs one behind the other."""
+    """One layer with the outputs of all layers, concatenated."""
     joined = copy.deepcopy(layers[0])
     joined.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
     joined.bias = nn.Parameter(torch.cat([layer.get_parameter("bias") for layer in layers]), requires_grad=False)

@@ -1,7 +1,7 @@
 """The convolutional baselines: ResNet26, 38 and 50, with the 3 × 3 convolutions of the bottlenecks at any odd size.
 
-ResNet38 and 26 are ResNet50 less one and two blocks per stage (SAN Sec. 5.1). The stride of a stage sits on the k × k
-convolution of its first block, and the parameter names are torchvision's.
+ResNet38 and ResNet26 have one and two blocks fewer per stage than ResNet50 (SAN Sec. 5.1). The k × k convolution of the
+first block of a stage has the stride. The parameters have the names that torchvision gives them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ EXPANSION = 4
 
 @dataclass(frozen=True, kw_only=True)
 class StagesConfig:
-    """What networks of bottlenecks have in common: one entry of `blocks` and `channels` per stage."""
+    """The fields that all networks of bottlenecks have; `blocks` and `channels` have one entry per stage."""
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)
     channels: tuple[int, ...] = (64, 128, 256, 512)
     stem_stride: int = 4
-    """Side of the image over that of the first stage's map: 4, or 1 for images of a few pixels, whose stem is one
-    3 × 3 convolution."""
+    """The side of the image divided by the side of the first stage's map: 4, or 1 for images of a few pixels. With 1
+    the stem is one 3 × 3 convolution."""
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
@@ -49,8 +49,8 @@ class ResNetConfig(StagesConfig):
 
 
 class Bottleneck(nn.Module):
-    """1 × 1, k × k, 1 × 1 convolutions beside a shortcut (He et al. 2016); or `spatial`, what mixes positions in place
-    of the k × k convolution, which has the stride."""
+    """1 × 1, k × k and 1 × 1 convolutions beside a shortcut (He et al. 2016). `spatial` is the k × k convolution, or
+    the attention that replaces it; it has the stride of the block."""
 
     def __init__(self, inputs: int, channels: int, stride: int, spatial: nn.Module) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
 
     def spatial(self, stage: int, channels: int, stride: int) -> nn.Module:
-        """What mixes the positions of a bottleneck in that stage, from 1 on."""
+        """The layer that mixes the positions in a bottleneck of this stage; the first stage is 1."""
         assert isinstance(self.config, ResNetConfig)
         return convolution(channels, self.config.footprint, stride)
 
@@ -106,7 +106,7 @@ class ResNet(nn.Module):
         return F.max_pool2d(x, 3, stride=2, padding=1) if self.config.stem_stride == 4 else x
 
     def features(self, x: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
-        """The map that every stage ends with."""
+        """The output map of every stage."""
         x = self.embed(x)
         found = []
         for number in range(1, len(self.config.blocks) + 1):
@@ -119,5 +119,5 @@ class ResNet(nn.Module):
 
 
 def convolution(channels: int, size: int, stride: int) -> nn.Conv2d:
-    """That of a bottleneck."""
+    """The k × k convolution of a bottleneck."""
     return nn.Conv2d(channels, channels, size, stride, padding=size // 2, bias=False)

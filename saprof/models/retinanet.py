@@ -1,6 +1,6 @@
 """RetinaNet (Lin et al. 2017) with convolutions or stand-alone attention in its backbone and heads (SASA Table 2).
 
-It is here for its cost and for its maps: there is no training of detectors in this project.
+saprof counts its cost and computes its maps; it does not train detectors.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from saprof.operators.footprint import Footprint, positive
 
 PREDICTORS = ("convolution", "attention")
 COORDINATES = 4
-"""Of a box."""
+"""The numbers that describe a box."""
 DEPTH = 4
-"""Layers of a head before the one that predicts."""
+"""The layers of a head before the layer that predicts."""
 PRIOR = 0.01
-"""What a class's probability is at first (Lin et al. 2017, Sec. 4.1)."""
+"""The probability of a class before training (Lin et al. 2017, Sec. 4.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,11 @@ class RetinaNetConfig(SASAConfig):
     the backbone is a ResNet."""
 
     predictors: str = "attention"
-    """What the two heads are made of: one of PREDICTORS."""
+    """The layers of the two heads: one of PREDICTORS."""
     width: int = 256
     """Channels of the pyramid's maps and of the heads."""
     anchors: int = 6
-    """Per position. 6 anchors of 90 classes are what the printed counts demand."""
+    """The anchors per position. The printed counts imply 6 anchors and 90 classes."""
     num_classes: int = 90
 
     def __post_init__(self) -> None:
@@ -81,7 +81,8 @@ class RetinaNet(nn.Module):
         return torch.cat(found, dim=1)
 
     def pyramid(self, x: Float[Tensor, "n 3 h w"]) -> Iterator[Tensor]:
-        """P3 to P7: the last three stages with what is coarser added, and two strided convolutions."""
+        """P3 to P7: the maps of the last three stages, each plus the next coarser one, then two strided
+        convolutions."""
         *_, c3, c4, c5 = self.backbone.features(x)
         lateral3, lateral4, lateral5 = self.lateral
         p5 = lateral5(c5)
@@ -103,7 +104,7 @@ def convolution3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 def head(config: RetinaNetConfig, outputs: int) -> nn.Sequential:
-    """Four layers, each with a ReLU, and one that predicts; one of attention ends in a linear layer."""
+    """Four layers, each with a ReLU, and the layer that predicts. A head of attention ends in a linear layer."""
     width, attends = config.width, config.predictors == "attention"
 
     def layer() -> nn.Module:

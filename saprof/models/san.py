@@ -18,7 +18,7 @@ from saprof.operators.workload import STAGES
 class SANConfig(AttentionConfig):
     """A whole network: one entry of `blocks`, `channels` and `footprints` per stage.
 
-    A footprint may be a Footprint, a size, or what `Footprint.parse` reads; `boundary` is that of the sizes.
+    A footprint is a Footprint, a size, or text that `Footprint.parse` reads; `boundary` applies to sizes.
     """
 
     blocks: tuple[int, ...] = (2, 1, 2, 4, 1)
@@ -26,7 +26,7 @@ class SANConfig(AttentionConfig):
     footprints: tuple[Footprint | int | str, ...] = (3, 7, 7, 7, 7)
     boundary: str = "reflect"
     stem_stride: int = 2
-    """Side of the image over that of the first stage's map: 2, or 1 for images of a few pixels."""
+    """The side of the image divided by the side of the first stage's map: 2, or 1 for images of a few pixels."""
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
@@ -39,12 +39,12 @@ class SANConfig(AttentionConfig):
 
     @property
     def stage_footprints(self) -> tuple[Footprint, ...]:
-        """The footprint of every stage, whatever it was given as."""
+        """The footprint of every stage, as a Footprint."""
         return tuple(block_footprint(f, self.boundary) for f in self.footprints)
 
 
 class Stage(nn.Module):
-    """Transition, blocks, then the batch norm and ReLU that close the stage."""
+    """A transition, blocks, then a batch norm and a ReLU."""
 
     def __init__(self, transition: Transition, blocks: int, footprint: Footprint, config: AttentionConfig) -> None:
         super().__init__()

@@ -16,9 +16,10 @@ from saprof.operators.footprint import BOUNDARIES, Footprint
 
 @dataclass(frozen=True, kw_only=True)
 class SASAConfig(AttentionConfig, StagesConfig):
-    """A whole network. `footprint` may be a Footprint, a size, or what `Footprint.parse` reads.
+    """A whole network. `footprint` is a Footprint, a size, or text that `Footprint.parse` reads.
 
-    `boundary` is that of a size. The paper does not say how its neighbourhoods end at a border: `exclude` clips them.
+    `boundary` applies to a size. The paper does not say what happens at the border of a map; `exclude` clips the
+    neighbourhood there.
     """
 
     family: str = "stand_alone"
@@ -27,7 +28,7 @@ class SASAConfig(AttentionConfig, StagesConfig):
     footprint: Footprint | int | str = 7
     boundary: str = "exclude"
     attention_stages: tuple[int, ...] | None = None
-    """The stages with attention, the first being 1 (SASA Table 3); the others keep convolutions. None is all."""
+    """The stages with attention (SASA Table 3); the first stage is 1. The others have convolutions. None means all."""
     stem: str = "spatial_attention"
     """One of STEMS."""
 
@@ -60,7 +61,7 @@ class SASAConfig(AttentionConfig, StagesConfig):
 
 
 class SASA(ResNet):
-    """Images to logits. A block with stride 2 attends at the resolution of its input, and averages 2 × 2 behind it."""
+    """Images to logits. A block with stride 2 attends at the resolution of its input, then averages over 2 × 2."""
 
     config: SASAConfig
 
@@ -79,5 +80,5 @@ class SASA(ResNet):
         footprint = self.config.footprint
         assert isinstance(footprint, Footprint)
         attention = StandAloneAttention(channels, footprint, self.config)
-        # ceil_mode, as a strided convolution rounds an odd side up
+        # ceil_mode, because a strided convolution rounds an odd side up
         return attention if stride == 1 else nn.Sequential(attention, nn.AvgPool2d(2, ceil_mode=True))

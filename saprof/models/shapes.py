@@ -1,7 +1,7 @@
-"""What shape a torch call will have, for the calls our networks are made of.
+"""The output shapes of the torch functions that our networks call.
 
-Meta kernels that are written in Python take longer than the whole count, and importing them longer still. A call that
-is not told here, or not in this form, returns None and runs.
+torch's meta kernels compute shapes too, but those written in Python take longer than the whole count, and their import
+takes longer still.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 Shape = Sequence[int]
 
 
-def told(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shape | None:
-    """The output's shape of the torch function called `name`, or None for a call that must run to tell."""
+def output_shape(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shape | None:
+    """The shape of the output of a torch function; None if it is not known here, and the function must run."""
     if name not in _SHAPES:
         return None
     try:
         return _SHAPES[name](*args, **kwargs)
-    except (TypeError, ValueError):  # another form of the call, or a wrong one, which has its own error
+    except (TypeError, ValueError):  # an unusual form of the call, or a wrong one, for which torch raises its own error
         return None
 
 
@@ -82,7 +82,7 @@ def _linspace(start: float, end: float, steps: int, *, dtype: Any, device: Any) 
 
 
 def _windows(x: Tensor, size: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:
-    """How many windows of a convolution or pool fit on each axis of the map."""
+    """The number of windows of a convolution or a pool along each axis of the map."""
     settings = zip(*(v if isinstance(v, Sequence) else (v, v) for v in (size, stride, padding, dilation)), strict=True)
     return [
         (side + 2 * padding - dilation * (size - 1) - 1) // stride + 1

@@ -1,4 +1,4 @@
-"""What the config of a network says once per stage."""
+"""Checks of the fields that a config has once per stage."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from saprof.operators.footprint import Footprint, positive
 
 
 def check_stages(config: Any, *others: str) -> None:
-    """Make `channels`, `blocks` and `others` tuples of one entry per stage; ValueError where they cannot be.
+    """Make `channels`, `blocks` and `others` tuples with one entry per stage; ValueError if that is impossible.
 
-    Channels and blocks are positive integers; there are as many stages as channels.
+    Channels and blocks are positive integers. There are as many stages as entries of `channels`.
     """
     for name in ("channels", "blocks", *others):
         entries = getattr(config, name)
@@ -28,13 +28,13 @@ def check_stages(config: Any, *others: str) -> None:
 
 
 def check_stem_stride(stride: object, usual: int) -> None:
-    """ValueError unless it is that of the paper's networks, or 1."""
+    """ValueError unless the stride is `usual`, as in the paper's networks, or 1."""
     if stride not in (usual, 1) or isinstance(stride, bool):
         raise ValueError(f"stem_stride is {stride!r}; expected {usual}, or 1 for images of a few pixels")
 
 
 def block_footprint(footprint: Footprint | int | str, boundary: str) -> Footprint:
-    """The footprint of a residual block; `boundary` is that of a size. ValueError if it has a stride."""
+    """The footprint of a residual block; `boundary` applies to a size. ValueError if the footprint has a stride."""
     if isinstance(footprint, int):
         footprint = Footprint.square(footprint, boundary=boundary)
     elif isinstance(footprint, str):

@@ -16,8 +16,8 @@ from saprof.layers import LocalAttention
 def attention_weights(model: nn.Module, images: Float[Tensor, "n c h w"]) -> dict[str, Float[Tensor, "n g k p"]]:
     """α of every attention module, by the module's path, in the order in which they ran; g are weight groups or heads.
 
-    The weights are computed by their parts, however the network computes its attention. ValueError for a network
-    without attention, or in training mode, where looking would move its running statistics.
+    The weights are computed step by step, even if the network runs its attention as one fused operator. ValueError for
+    a network without attention, or in training mode, where a forward would change the running statistics.
     """
     if model.training:
         raise ValueError("the network is in training mode; expected model.eval()")

@@ -1,4 +1,4 @@
-"""Budgets of latency, memory, parameters and FLOPs: how people write them, and what is best within them."""
+"""Budgets of latency, memory, parameters and FLOPs: reading them, and the best network within them."""
 
 # What an index into a DataFrame gives is beyond pandas' annotations:
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
@@ -12,25 +12,29 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saprof.paper import evidence
+from saprof.quantities import LATENCY, MEMORY, PAPER_FLOPS, PARAMS, Quantity
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True)
-class Quantity:
-    """Something that a budget limits, its column in evidence, and how people write it."""
+class Limited:
+    """A quantity that a budget limits, and the units in which people write the limit."""
 
+    quantity: Quantity
     name: str
     """As in `--max-latency`."""
     noun: str
-    column: str
     units: Mapping[str, float] = field(hash=False)
-    unit: str
     example: str
 
+    @property
+    def column(self) -> str:
+        return self.quantity.column
+
     def read(self, written: str) -> float:
-        """`30ms` in SI units; ValueError for what is no positive amount of this."""
+        """`30ms` in SI units; ValueError for anything but a positive amount."""
         match = re.fullmatch(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\D*)", written.strip())
         scale = {"": 1.0, **self.units}.get(match[2]) if match else None
         if match is None or scale is None or not 0 < float(match[1]) * scale < float("inf"):
@@ -40,47 +44,46 @@ class Quantity:
             )
         return float(match[1]) * scale
 
-    def show(self, value: float) -> str:
-        """In the usual unit, three digits."""
-        return f"{value / self.units[self.unit]:.3g} {self.unit}"
-
 
 _COUNTS = {"k": 1e3, "M": 1e6, "G": 1e9}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6}  # the micro sign, and the Greek letter
 _BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
-QUANTITIES = (
-    Quantity("latency", "latency", "latency_s", _SECONDS, "ms", "30ms"),
-    Quantity("memory", "peak memory", "peak_bytes", _BYTES, "MB", "100MB"),
-    Quantity("params", "number of parameters", "params", _COUNTS, "M", "12M"),
-    Quantity("flops", "number of FLOPs", "flops_paper", _COUNTS, "G", "2G"),
+LIMITED = (
+    Limited(LATENCY, "latency", "latency", _SECONDS, "30ms"),
+    Limited(MEMORY, "memory", "peak memory", _BYTES, "100MB"),
+    Limited(PARAMS, "params", "number of parameters", _COUNTS, "12M"),
+    Limited(PAPER_FLOPS, "flops", "number of FLOPs", _COUNTS, "2G"),
 )
-Budget = Mapping[Quantity, float]
+Budget = Mapping[Limited, float]
 
 
 def within(lines: pd.DataFrame, budget: Budget) -> pd.DataFrame:
-    """The lines of evidence that keep to the budget; a latency is judged by its median."""
-    for quantity, most in budget.items():
-        lines = lines[lines[quantity.column] <= most]
+    """The lines of evidence within the budget; for a latency the median counts."""
+    for limited, most in budget.items():
+        lines = lines[lines[limited.column] <= most]
     return lines
 
 
 def judge(lines: pd.DataFrame, budget: Budget) -> pd.DataFrame:
-    """Of lines that are alike in `evidence.ALIKE`, those within the budget, the most accurate first, with the columns
-    `on_front`, `dominated_by` (the first of the front that does, None where none does) and `recommended`."""
+    """The lines within the budget, the most accurate first, with three more columns: `on_front`, `dominated_by` (the
+    first line of the front that dominates it, or None) and `recommended`. All lines agree in `evidence.ALIKE`."""
     kept = within(lines, budget).sort_values(["top1", "latency_s"], ascending=[False, True])
     front, ahead = evidence.front(kept).to_numpy(), evidence.dominance(kept)
-    told = kept.to_dict("records")
+    records = kept.to_dict("records")
     dominated_by = [
-        next((_beaten_by(told[i], line) for i in range(len(told)) if front[i] and ahead[i, j]), None)
-        for j, line in enumerate(told)
+        next((_beaten_by(records[i], line) for i in range(len(records)) if front[i] and ahead[i, j]), None)
+        for j, line in enumerate(records)
     ]
     best = recommend(kept) if len(kept) else None
     return kept.assign(on_front=front, dominated_by=dominated_by, recommended=[label == best for label in kept.index])
 
 
 def recommend(lines: pd.DataFrame) -> Hashable:
-    """The index of the line to take: of the most accurate ones, the fastest; of those whose median is within its 95 %
-    interval, so as fast, the one with the least memory, then FLOPs, then parameters. It is on the front."""
+    """The index of the line to recommend, which is on the front.
+
+    It is the fastest of the most accurate ones. Lines whose median is within its 95 % interval count as equally fast;
+    of these, it is the one with the least memory, then the fewest FLOPs, then the fewest parameters.
+    """
     best = lines[lines["top1"] == lines["top1"].max()]
     fastest = best.loc[best["latency_s"].idxmin()]
     as_fast = best[best["latency_s"] <= fastest["latency_high_s"]]
@@ -88,23 +91,23 @@ def recommend(lines: pd.DataFrame) -> Hashable:
 
 
 def misses(lines: pd.DataFrame, budget: Budget) -> list[str]:
-    """Where nothing keeps to the budget: the least of what is limited, within the other limits if something keeps to
-    them; of limits that can be kept alone nothing is said, unless all can."""
+    """For a budget that no line keeps: the smallest value of each limited quantity, within the other limits if a line
+    keeps those. A limit that can be kept alone is left out, unless all can be kept alone."""
     found = {}
-    for quantity, most in budget.items():
-        others = {other: limit for other, limit in budget.items() if other != quantity}
+    for limited, most in budget.items():
+        others = {other: limit for other, limit in budget.items() if other != limited}
         pool = within(lines, others)
         among = " within the other limits" if others and len(pool) else ""
         pool = pool if len(pool) else lines
-        least = pool.loc[pool[quantity.column].idxmin()]
+        least = pool.loc[pool[limited.column].idxmin()]
         found[
-            f"the smallest {quantity.noun}{among} is {quantity.show(least[quantity.column])}, "
-            f"where {quantity.show(most)} is the limit: {evidence.label(least)}"
-        ] = least[quantity.column] > most
-    return [told for told, missed in found.items() if missed] or list(found)
+            f"the smallest {limited.noun}{among} is {limited.quantity.text_with_unit(least[limited.column])}, "
+            f"where {limited.quantity.text_with_unit(most)} is the limit: {evidence.label(least)}"
+        ] = least[limited.column] > most
+    return [sentence for sentence, missed in found.items() if missed] or list(found)
 
 
 def _beaten_by(one: Mapping[Hashable, Any], other: Mapping[Hashable, Any]) -> str:
-    """The one in words, and whether its latency may as well be the longer."""
+    """The label of the better line, and whether the intervals of the latencies overlap."""
     doubt = " (their latencies overlap)" if one["latency_high_s"] >= other["latency_low_s"] else ""
     return f"{evidence.label(one)}{doubt}"

@@ -1,8 +1,7 @@
-"""What networks cost where they were measured, beside the accuracy that SAN prints for them; and which of them no other
-one beats.
+"""Measured costs of networks beside the accuracies that SAN prints, and the Pareto front of them.
 
-The accuracies are the paper's. Its tables judge on two sets of images, which never share an axis: ResNet26 has 76.0 on
-val-split and 73.6 on val-original.
+The paper has two evaluation sets, whose accuracies must not be compared: ResNet26 has 76.0 on val-split and 73.6 on
+val-original.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from saprof.models.catalogue import MODELS
 from saprof.operators.footprint import Footprint
 from saprof.paper.printed import PaperRow, paper, rows
+from saprof.quantities import LATENCY, MEMORY, PAPER_FLOPS, PARAMS, who_ran
 from saprof.records.rows import Row
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLES = ("7", "4", "3")
-"""Where accuracies are taken from; of two tables that judge the same network on the same set, the first counts."""
-COSTS = ("latency_s", "peak_bytes", "params", "flops_paper")
+"""The tables of accuracies. If two have the same network on the same set, the first counts."""
+COSTS = tuple(quantity.column for quantity in (LATENCY, MEMORY, PARAMS, PAPER_FLOPS))
 ALIKE = ("mode", "n", "dtype", "device", "evaluation_set")
-"""What lines must share before a front of them means anything."""
+"""The columns in which all lines of a front must agree."""
 COLUMNS = (
     "name", "family", "relation", "footprint", "taps", "backend", "attention", "compiled", "mode", "n", "dtype",
     "device", "status", "time", "params", "flops_paper", "latency_s", "latency_low_s", "latency_high_s", "peak_bytes",
@@ -37,14 +37,14 @@ _IMAGE = (224, 224)
 
 @dataclass(frozen=True)
 class Variant:
-    """A network, however it was spelled: `san10_pairwise` is `san10_pairwise_subtraction`."""
+    """A network, independent of its spelling: `san10_pairwise` is `san10_pairwise_subtraction`."""
 
     name: str
     """Without relation and footprint: `san10_pairwise`, `resnet26`."""
     relation: str | None
-    """None of a ResNet."""
+    """None for a ResNet."""
     size: int
-    """Side of the square footprint: of all stages of a SAN but the first, or of a ResNet's convolutions."""
+    """The side of the square footprint, as in `NamedModel.side`."""
 
     @property
     def model(self) -> str:
@@ -83,14 +83,14 @@ def variant(row: Row) -> Variant | None:
 
 
 def printed(row: Row) -> tuple[Printed, ...]:
-    """What SAN prints of the network that a row is about, one per evaluation set; nothing unless at 224 × 224."""
+    """The printed rows about the network of a row, one per evaluation set; none unless the images are 224 × 224."""
     network = variant(row) if (row.h, row.w) == _IMAGE else None
     return () if network is None else _all_printed().get(network, ())
 
 
 def points(rows: Sequence[Row]) -> pd.DataFrame:
-    """One line per network row, counted or measured, and evaluation set for which an accuracy is printed. Networks are
-    spelled as `Variant` does: `default` footprints and relations by what they are."""
+    """One line per row of a network and per evaluation set with a printed accuracy; rows without a latency are kept if
+    they have counts. Names, relations and footprints are those of `Variant`, so none is `default`."""
     import pandas as pd
 
     known = [row for row in rows if row.params is not None]
@@ -105,13 +105,13 @@ def label(line: Mapping[Any, Any]) -> str:
 
 def ran_on(line: Mapping[Any, Any]) -> str:
     """Who computed a line: `numba fused+compile`, `torch`."""
-    how = line["attention"] if isinstance(line["attention"], str) else "composed"
-    return line["backend"] + (f" {how}" if how != "composed" else "") + ("+compile" if line["compiled"] else "")
+    attention = line["attention"] if isinstance(line["attention"], str) else None
+    return who_ran(line["backend"], attention, line["compiled"])
 
 
 def dominance(frame: pd.DataFrame, costs: Sequence[str] = COSTS, gain: str = "top1") -> np.ndarray:
-    """[i, j] says whether line i is at least as good as line j in everything, and better in something. A line that
-    lacks a figure can be compared with none."""
+    """[i, j] is True if line i is at least as good as line j in every column, and better in one. A line that lacks a
+    value is compared with no other."""
     import numpy as np
 
     losses = np.column_stack([frame[list(costs)].to_numpy(float), -frame[gain].to_numpy(float)])
@@ -120,8 +120,10 @@ def dominance(frame: pd.DataFrame, costs: Sequence[str] = COSTS, gain: str = "to
 
 
 def front(frame: pd.DataFrame, costs: Sequence[str] = COSTS, gain: str = "top1") -> pd.Series:
-    """Of each line, whether no other is at least as good in everything and better in something; equals stay together,
-    and a line that lacks a figure is left out. The lines are to be alike in `ALIKE`."""
+    """Whether each line is on the Pareto front: no other line is at least as good in every column and better in one.
+
+    A line that lacks a value is not on the front. All lines must agree in `ALIKE`.
+    """
     import pandas as pd
 
     complete = frame[[*costs, gain]].notna().to_numpy().all(axis=1)

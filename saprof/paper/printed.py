@@ -10,25 +10,28 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from saprof.text import unknown
+
 PAPERS = {"san": ("san.json", "paper", "paper convention"), "sasa": ("sasa.json", "flop2", "2 per multiply-add")}
-"""Where the printed tables are, and the convention of their FLOPs, by name and in words."""
+"""The file of the printed tables, and the convention of their FLOPs, by name and in words."""
 
 
 def figures(paper: str) -> dict[str, str]:
-    """What is compared: the exact count, and its name as the paper rounds it."""
+    """The columns that are compared: the exact count, and the count as the paper rounds it."""
     convention = PAPERS[paper][1]
     return {"params": "params_M", f"flops_{convention}": f"flops_{convention}_G"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperRow:
-    """One printed row, and the model that it is about."""
+    """One printed row, and its model."""
 
     family: str
     """`convolution`, `pairwise`, `patchwise` or `stand_alone`."""
     network: str
     setting: str | int | None = None
-    """The value of what the table varies; None is the baseline, or a table that varies the network alone."""
+    """The value of the setting that the table varies; None in the row of the baseline, or in a table that varies only
+    the network."""
     model: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """With `model`, the arguments of `saprof.create_model`."""
@@ -37,32 +40,32 @@ class PaperRow:
     params_M: float | None
     flops_G: float
     unreproduced: tuple[str, ...] = ()
-    """Of `params` and `flops` what no convention that we know gives."""
+    """Which of `params` and `flops` no known convention reproduces."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTable:
     caption: str
     evaluation_set: str = ""
-    """What accuracies are of, if there are any."""
+    """The images on which accuracy was measured, if the table has accuracies."""
     varies: str | None
     input_size: tuple[int, ...] = (3, 224, 224)
-    """Of the images that FLOPs are counted for."""
+    """The size of the images for which FLOPs are counted."""
     rows: tuple[PaperRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What an abstract says a network saves against another."""
+    """A claim of an abstract: how much one network saves compared with another."""
 
     about: str
     figure: str
     """`params` or `flops`."""
     table: str
     row: int
-    """The number of the network's row, from 0 on."""
+    """The number of the row of the network, from 0."""
     against: int
-    """That of the other's."""
+    """The number of the row of the other network."""
     percent: int
     unreproduced: bool = False
 
@@ -78,7 +81,7 @@ def paper(name: str = "san") -> dict[str, PaperTable]:
 
 @cache
 def claims(name: str) -> tuple[Claim, ...]:
-    """What the abstract of a paper claims, where that is about parameters and FLOPs."""
+    """The claims of the abstract of a paper about parameters and FLOPs."""
     return tuple(Claim(**claim) for claim in _printed(name).get("claims", ()))
 
 
@@ -87,10 +90,10 @@ def _printed(name: str) -> dict[str, Any]:
 
 
 def rows(table: str | int, of: str = "san") -> tuple[PaperRow, ...]:
-    """The printed rows of one table of a paper; ValueError for a table that is not among them."""
+    """The printed rows of one table of a paper; ValueError for an unknown table."""
     name = str(table)
     if name not in paper(of):
-        raise ValueError(f"unknown table {name!r}; expected {', '.join(paper(of))}")
+        raise ValueError(unknown("table", name, [*paper(of)]))
     return paper(of)[name].rows
 
 
@@ -100,10 +103,10 @@ def printed_params(params: int) -> Decimal:
 
 
 def printed_flops(flops: int) -> Decimal:
-    """FLOPs in G, as the tables print them: what the authors' counter shows with two decimals, rounded once more."""
+    """FLOPs in G, as the tables print them: rounded to two decimals, as by the authors' counter, then to one."""
     return rounded(rounded(Decimal(flops).scaleb(-9), "0.01"), "0.1")
 
 
 def rounded(value: Decimal, to: str) -> Decimal:
-    """To the decimals of `to`, halves up."""
+    """The value with as many decimals as `to`; halves are rounded up."""
     return value.quantize(Decimal(to), ROUND_HALF_UP)

@@ -49,7 +49,7 @@ def _compute(of: str, name: str, row: PaperRow) -> dict[str, Any]:
 
 
 def _as_printed(of: str, figure: str, count: int, printed: float | None) -> Decimal:
-    """A count as the paper rounds: SAN's FLOPs twice, all others once, to as many decimals as are printed."""
+    """A count, rounded as in the paper: FLOPs of SAN twice, all others once, to as many decimals as are printed."""
     if of == "san":
         return printed_params(count) if figure == "params" else printed_flops(count)
     decimals = "1" if isinstance(printed, int) else "0.1"
@@ -64,14 +64,14 @@ def _cost(model: str, overrides: str, *input_size: int) -> Cost:
 
 
 def saved(claim: Claim, computed: Sequence[Mapping[str, Any]]) -> float:
-    """The percentage that the exact counts give."""
+    """The percentage that follows from the exact counts."""
     table = [row for row in computed if row["table"] == claim.table]
     figure = next(name for name in figures(table[0]["paper"]) if name.startswith(claim.figure))
     return 100 * (1 - table[claim.row][figure] / table[claim.against][figure])
 
 
 def disagreements(computed: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One sentence per printed figure that the computed one does not round to, though it is known how it came about."""
+    """One sentence per printed figure that differs from the rounded count, although its convention is known."""
     return [
         f"table {row['table']}, {row['model']} {row['overrides']}: {figure} is {row[rounded]} (exactly "
         f"{row[figure]:,}); the paper prints {row[f'{rounded}_printed']}"

@@ -1,4 +1,4 @@
-"""SAN Tables 9 and 10 as printed: networks judged on rotated and on attacked images."""
+"""SAN Tables 9 and 10 as printed: networks evaluated on rotated and on attacked images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 
 @dataclass(frozen=True, kw_only=True)
 class Turned:
-    """Accuracy in percent under one manipulation; drops in points below the clean one, as printed in brackets."""
+    """Accuracy in percent under one manipulation. A drop is in points below the accuracy on clean images; the paper
+    prints it in brackets."""
 
     top1: float
     top5: float
@@ -22,7 +23,7 @@ class Turned:
 
 @dataclass(frozen=True, kw_only=True)
 class Attacked:
-    """Percent: how often the attack got its target, and how often the label was predicted all the same."""
+    """In percent: how often the attack reached its target, and how often the prediction was still right."""
 
     success_rate: float
     top1: float
@@ -43,7 +44,7 @@ class AttackedRow:
     network: str
     model: str
     top1: float
-    """Of clean images."""
+    """The accuracy on clean images."""
     attacks: Mapping[str, Attacked]
     """By the names of `attacks()`."""
 

@@ -1,4 +1,4 @@
-"""Rows for people: networks beside what SAN's tables print, then operators."""
+"""Rows as text: networks beside the printed figures of SAN, then operators."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from decimal import Decimal
 from saprof import text
 from saprof.paper.evidence import printed
 from saprof.paper.printed import printed_flops, printed_params
+from saprof.quantities import LATENCY, LEAST_BYTES, MACS, MEMORY, digits
 from saprof.records.calibration import Calibration, above_roof, share
 from saprof.records.rows import Row
 
@@ -24,9 +25,9 @@ OPERATOR_COLUMNS = (
 
 
 def summarise(rows: Sequence[Row], form: str, roofs: Calibration | None = None) -> str:
-    """The rows as text: `tables`, and why some were not run; `csv` and `json` hold all.
+    """The rows as text: `tables`, and the reasons why cells did not run; `csv` and `json` have all rows.
 
-    The share of the roof is that of `roofs`, and empty without them.
+    The share of the roof needs `roofs`, and is empty without them.
     """
     if form in ("csv", "json"):
         return text.records([asdict(row) | {"roof_share": roofs and share(row, roofs)} for row in rows], form)
@@ -40,7 +41,7 @@ def summarise(rows: Sequence[Row], form: str, roofs: Calibration | None = None) 
 
 
 def tables(rows: Sequence[Row], roofs: Calibration | None = None) -> list[tuple[str, Sequence[str], list[list[str]]]]:
-    """Title, header and body of each table, networks and operators; what no backend can run is left out."""
+    """Title, header and body of the tables of networks and operators, without the cells that no backend supports."""
     ran = [row for row in rows if row.status != "unsupported"]
     networks = [_network_line(row, roofs) for row in ran if row.kind == "model"]
     operators = [_operator_line(row, roofs) for row in ran if row.kind == "operator"]
@@ -62,12 +63,12 @@ def _network_line(row: Row, roofs: Calibration | None) -> list[str]:
 
 
 def _operator_line(row: Row, roofs: Calibration | None) -> list[str]:
-    macs, least = (figure((count or 0) / 1e6) for count in (row.macs, row.compulsory_bytes))
+    macs, least = MACS.text(row.macs or 0), LEAST_BYTES.text(row.compulsory_bytes or 0)
     return [row.name, row.footprint, f"{row.n}×{row.h}×{row.w}", macs, least, *_measured(row, roofs)]
 
 
 def _counted(count: int | None, rounded: Callable[[int], Decimal], printed: float | None) -> tuple[str, str]:
-    """A figure as the paper rounds it, and the printed one with a mark."""
+    """A count, rounded as in the paper, and the printed one with a mark."""
     if count is None:
         return "", ""
     ours = rounded(count)
@@ -77,23 +78,17 @@ def _counted(count: int | None, rounded: Callable[[int], Decimal], printed: floa
 
 
 def _measured(row: Row, roofs: Calibration | None) -> tuple[str, ...]:
-    """Mode, who ran, latency, its interval, its share of the roof, peak memory, and what else must be said."""
-    ran = row.backend + (" fused" if row.attention == "fused" else "") + ("+compile" if row.compiled else "")
+    """Mode, who ran, latency, its interval, its share of the roof, peak memory, and notes."""
     if row.latency_s is None:
-        return row.mode, ran, "", "", "", "", f"{row.status}: {row.reason}"
+        return row.mode, row.ran_on, "", "", "", "", f"{row.status}: {row.reason}"
     reached = share(row, roofs) if roofs else None
     notes = [] if row.status == "ok" else [": ".join(filter(None, [row.status, row.reason]))]
     if roofs and above_roof(row, roofs):
         notes.append("measurement error: faster than the roofs allow")
     if row.ratio is not None:
         notes.append(f"{row.verdict}: {row.ratio:.2f}× [{row.ratio_low:.2f}, {row.ratio_high:.2f}]")
-    peak = "" if row.peak_bytes is None else figure(row.peak_bytes / 1e6)
-    low, high = ("" if x is None else figure(1e3 * x) for x in (row.latency_low_s, row.latency_high_s))
+    low, high = LATENCY.text(row.latency_low_s), LATENCY.text(row.latency_high_s)
     interval = f"{low} – {high}" if low and high else ""
-    roof = "" if reached is None else figure(100 * reached)
-    return row.mode, ran, figure(1e3 * row.latency_s), interval, roof, peak, ", ".join(notes)
-
-
-def figure(value: float) -> str:
-    """Three significant digits, without an exponent above a thousandth."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    roof = "" if reached is None else digits(100 * reached)
+    latency, peak = LATENCY.text(row.latency_s), MEMORY.text(row.peak_bytes)
+    return row.mode, row.ran_on, latency, interval, roof, peak, ", ".join(notes)

@@ -16,19 +16,11 @@ from matplotlib.figure import Figure
 
 from saprof.measure.cells import MODES
 from saprof.plots import style
-from saprof.plots.lines import HARDWARE_FLOPS, LATENCY, MEMORY, PARAMS, Quantity
+from saprof.quantities import HARDWARE_FLOPS, LATENCY, MACS, MEMORY, PAPER_MFLOPS, PARAMS, SAVED, Quantity
+from saprof.text import unknown
 
 METRICS = {
-    quantity.field: quantity
-    for quantity in (
-        LATENCY,
-        MEMORY,
-        Quantity("saved_bytes", 1e-6, "kept for the backward pass, MB"),
-        Quantity("macs", 1e-6, "multiply-adds, millions"),
-        Quantity("flops_paper", 1e-6, "MFLOPs (paper convention)"),
-        HARDWARE_FLOPS,
-        PARAMS,
-    )
+    quantity.column: quantity for quantity in (LATENCY, MEMORY, SAVED, MACS, PAPER_MFLOPS, HARDWARE_FLOPS, PARAMS)
 }
 """What can be drawn, by the field of rows."""
 STRENGTH = dict(zip(MODES, (1.0, 0.7, 0.45, 0.45), strict=True))
@@ -41,7 +33,7 @@ def metric_figure(rows: pd.DataFrame, metric: str = "latency_s", provenance: str
     ValueError for an unknown metric, or one that no row has.
     """
     if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}; expected {', '.join(METRICS)}")
+        raise ValueError(unknown("metric", metric, [*METRICS]))
     drawn = rows.dropna(subset=["taps", metric])
     if drawn.empty:
         raise ValueError(f"no row has a footprint and {metric}; expected others, or another metric")
@@ -66,9 +58,9 @@ def metric_figure(rows: pd.DataFrame, metric: str = "latency_s", provenance: str
 
 
 def _draw(axes: Axes, line: pd.DataFrame, quantity: Quantity, how: dict[str, Any]) -> None:
-    axes.plot(line["taps"], quantity.of(line), **how)
+    axes.plot(line["taps"], style.column_of(line, quantity), **how)
     if quantity is LATENCY:
-        low, high = (line[f"latency_{bound}_s"].astype(float) * quantity.factor for bound in ("low", "high"))
+        low, high = (quantity.in_unit(line[f"latency_{bound}_s"].astype(float)) for bound in ("low", "high"))
         axes.fill_between(line["taps"], low, high, color=how["color"], alpha=0.15, linewidth=0)
 
 

@@ -18,8 +18,9 @@ from saprof.models.catalogue import MODELS
 from saprof.paper.printed import PaperRow
 from saprof.paper.printed import rows as paper_rows
 from saprof.plots import lines, style
-from saprof.plots.lines import AGAINST, HARDWARE_FLOPS, LATENCY, MEMORY, PAPER_FLOPS, PARAMS, Quantity
+from saprof.plots.lines import AGAINST
 from saprof.plots.style import STYLE
+from saprof.quantities import HARDWARE_FLOPS, LATENCY, MEMORY, PAPER_FLOPS, PARAMS, Quantity
 
 OPERATIONS = {"model": PAPER_FLOPS, "operator": HARDWARE_FLOPS}
 """What the first panel of the overview shows of each kind."""
@@ -88,11 +89,11 @@ def _draw_kind(panels: Sequence[Axes], rows: pd.DataFrame, operations: Quantity)
 
 def _draw_costs(axes: Axes, rows: pd.DataFrame, quantity: Quantity) -> None:
     """One line per name and setting: whoever computes, the costs are the same."""
-    for (name, _), line in rows.dropna(subset=[quantity.field]).groupby(["name", "setting"], sort=False):
+    for (name, _), line in rows.dropna(subset=[quantity.column]).groupby(["name", "setting"], sort=False):
         line = line.drop_duplicates("x").sort_values("x")
         look = style.look(name)
         how = {"color": look.colour, "marker": look.marker} | lines.weight(line)
-        axes.plot(line["x"], quantity.of(line), label=name, **how)
+        axes.plot(line["x"], style.column_of(line, quantity), label=name, **how)
     axes.set_ylim(bottom=0)
     axes.set_ylabel(quantity.label)
     axes.grid(axis="y")

@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from saprof.paper.evidence import points
 from saprof.plots import style
 from saprof.plots.footprint import cost_figure, footprint_figure
-from saprof.plots.lines import LATENCY, MEMORY, Quantity
 from saprof.plots.panels import latency_figure, memory_figure
 from saprof.plots.pareto import COSTS, accuracy_figure
 from saprof.plots.roofline import roofline_figure
 from saprof.plots.speedup import factor, speedup_figure, speedups
+from saprof.quantities import LATENCY, MEMORY, Quantity
 from saprof.records.calibration import Calibration
 from saprof.records.rows import Row
 
@@ -121,7 +121,8 @@ def _roofline(tried: pd.DataFrame, roofs: Calibration, provenance: str) -> Drawi
 
 def _accuracies(rows: Sequence[Row], provenance: str) -> Iterator[Drawing]:
     known = points(rows)
-    for cost, (_, _, name) in COSTS.items() if len(known) else list(COSTS.items())[:1]:
+    for cost, quantity in COSTS.items() if len(known) else list(COSTS.items())[:1]:
+        name = quantity.noun
         yield Drawing(
             f"accuracy-{cost.removesuffix('_s').replace('_', '-')}",
             f"Accuracy against {name}",
@@ -167,11 +168,11 @@ def _split(rows: pd.DataFrame, columns: list[str]) -> Iterator[tuple[str, pd.Dat
 
 def _range(rows: pd.DataFrame, quantity: Quantity) -> str:
     """`latency, ms, from 0.4 (aggregation 3×3 numba) to 92 (…)`."""
-    known = rows.dropna(subset=[quantity.field])
+    known = rows.dropna(subset=[quantity.column])
     name = quantity.label.partition(" (")[0]
     if known.empty:
         return f"{name}, of which nothing was measured"
-    values = quantity.of(known)
+    values = style.column_of(known, quantity)
     ends = [f"{values[i]:.3g} ({_where(known.loc[i])})" for i in (values.idxmin(), values.idxmax())]
     return f"{name}, from {ends[0]} to {ends[1]}"
 

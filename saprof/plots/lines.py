@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -15,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from saprof.plots import style
+from saprof.quantities import LATENCY, Quantity
+from saprof.records.rows import DOUBTFUL
 
 SETTINGS = ("mode", "dtype", "device", "n", "h", "v", "shape")
 """What rows of one name and one backend may differ in beside the footprint's size."""
@@ -23,27 +24,9 @@ AGAINST = {"footprint": "against the footprint", "map": "at every map", "name": 
 """What `across` says, for the title."""
 
 FAILED = "did not run"
-DOUBTFUL = "* unstable or contended: the machine was busy with something else, or times differed too much to settle"
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What is drawn: a field of rows, the factor to its unit, and its label."""
-
-    field: str
-    factor: float
-    label: str
-
-    def of(self, rows: pd.DataFrame) -> pd.Series:
-        """In that unit."""
-        return rows[self.field].astype(float) * self.factor
-
-
-LATENCY = Quantity("latency_s", 1e3, "latency, ms (band: 95 % interval)")
-MEMORY = Quantity("peak_bytes", 1e-6, "peak memory, MB")
-PAPER_FLOPS = Quantity("flops_paper", 1e-9, "GFLOPs per image (paper convention)")
-HARDWARE_FLOPS = Quantity("flops_hardware", 1e-6, "MFLOPs (hardware convention)")
-PARAMS = Quantity("params", 1e-6, "parameters, M")
+DOUBTFUL_NOTE = (
+    "* unstable or contended: the machine was busy with something else, or times differed too much to settle"
+)
 
 
 def with_footprint(rows: pd.DataFrame) -> pd.DataFrame:
@@ -103,7 +86,7 @@ def map_label(row: pd.Series) -> str:
 def draw(axes: Axes, line: pd.DataFrame, quantity: Quantity, look: dict[str, Any]) -> None:
     """One line with its interval, broken where a cell did not run, which has a cross at the foot of the panel."""
     line = line.sort_values("x", kind="stable")
-    axes.plot(line["x"], quantity.of(line), label=line["series"].iloc[0], **look)
+    axes.plot(line["x"], style.column_of(line, quantity), label=line["series"].iloc[0], **look)
     if quantity is LATENCY:
         low, high = interval(line)
         axes.fill_between(line["x"], low, high, color=look["color"], alpha=0.18, linewidth=0)
@@ -113,7 +96,7 @@ def draw(axes: Axes, line: pd.DataFrame, quantity: Quantity, look: dict[str, Any
 
 def interval(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """The ends of the 95 % interval of latencies, ms."""
-    low, high = (rows[f"latency_{bound}_s"].astype(float) * LATENCY.factor for bound in ("low", "high"))
+    low, high = (LATENCY.in_unit(rows[f"latency_{bound}_s"].astype(float)) for bound in ("low", "high"))
     return low, high
 
 
@@ -131,7 +114,7 @@ def mark_failed(axes: Axes, at: pd.Series, colour: str, across: bool = False) ->
 def mark_doubtful(axes: Axes, line: pd.DataFrame) -> None:
     """An asterisk above what is unstable or contended, at `x` and `y`."""
     colour = style.look_of(line["ran"].iloc[0])["color"]
-    for _, row in line[line["status"].isin(style.DOUBTFUL)].iterrows():
+    for _, row in line[line["status"].isin(DOUBTFUL)].iterrows():
         axes.annotate("*", (row["x"], row["y"]), (0, 3), textcoords="offset points", color=colour, ha="center")
 
 

@@ -13,8 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from saprof.plots import lines, style
-from saprof.plots.lines import LATENCY, MEMORY, Quantity
 from saprof.plots.style import STYLE
+from saprof.quantities import LATENCY, MEMORY, Quantity
+from saprof.records.rows import DOUBTFUL
 
 
 def latency_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
@@ -32,10 +33,10 @@ def memory_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
 
 
 def _panels(rows: pd.DataFrame, what: str, quantity: Quantity, provenance: str) -> Figure:
-    rows = style.attempted(rows, quantity.field)
+    rows = style.attempted(rows, quantity.column)
     axis = lines.across(rows)
     rows = lines.place(rows, axis, apart=("mode",))
-    doubtful = [lines.DOUBTFUL] if quantity is LATENCY and rows["status"].isin(style.DOUBTFUL).any() else []
+    doubtful = [lines.DOUBTFUL_NOTE] if quantity is LATENCY and rows["status"].isin(DOUBTFUL).any() else []
     title = style.title(f"{what} {lines.AGAINST[axis]}".strip(), rows)
     with matplotlib.rc_context(STYLE):
         figure = (_over_names if axis == "name" else _over_places)(rows, axis, quantity)
@@ -58,7 +59,7 @@ def _over_places(rows: pd.DataFrame, axis: str, quantity: Quantity) -> Figure:
             look = style.look_of(line["ran"].iloc[0]) | lines.weight(line)
             lines.draw(axes, line, quantity, look)
             if quantity is LATENCY:
-                lines.mark_doubtful(axes, line.assign(y=quantity.of(line)))
+                lines.mark_doubtful(axes, line.assign(y=style.column_of(line, quantity)))
         if axis == "footprint":
             style.log_axis(axes.xaxis)
             axes.grid(visible=False, axis="x")
@@ -81,7 +82,7 @@ def _over_names(rows: pd.DataFrame, axis: str, quantity: Quantity) -> Figure:
         names = list(group["name"].unique())
         for _, line in group.groupby(["ran", "setting"], sort=False):
             look = style.look_of(line["ran"].iloc[0]) | lines.weight(line) | {"linestyle": "none"}
-            line = line.assign(x=quantity.of(line), y=line[axis].map(names.index))
+            line = line.assign(x=style.column_of(line, quantity), y=line[axis].map(names.index))
             axes.plot(line["x"], line["y"], label=line["series"].iloc[0], **look)
             if quantity is LATENCY:
                 lines.mark_doubtful(axes, line)
@@ -92,7 +93,7 @@ def _over_names(rows: pd.DataFrame, axis: str, quantity: Quantity) -> Figure:
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.grid(axis="y")
         kind = {"model": "Networks", "operator": "Operators"}[group["kind"].iloc[0]]
-        axes.set(xlabel=quantity.label.replace("band", "bar"), title=_panel_title(kind, group, rows))
+        axes.set(xlabel=style.label_of_bars(quantity), title=_panel_title(kind, group, rows))
         style.log_axis(axes.xaxis)
     panels[0].legend(handles=lines.legend_of_rans(rows), loc="upper left", bbox_to_anchor=(1.02, 1.02))
     return figure

@@ -19,17 +19,14 @@ from saprof.models.catalogue import MODELS
 from saprof.paper.evidence import front
 from saprof.plots import style
 from saprof.plots.style import STYLE
+from saprof.quantities import LATENCY, MEMORY, PAPER_FLOPS, PARAMS
+from saprof.records.rows import DOUBTFUL
 from saprof.text import unknown
 
-COSTS = {
-    "flops_paper": (1e-9, "GFLOPs per image (paper convention)", "FLOPs"),
-    "params": (1e-6, "parameters, M", "parameters"),
-    "latency_s": (1e3, "latency, ms (bar: 95 % interval)", "latency"),
-    "peak_bytes": (1e-6, "peak memory, MB", "peak memory"),
-}
-"""What accuracy is drawn against: its unit, its label, its name."""
+COSTS = {quantity.column: quantity for quantity in (PAPER_FLOPS, PARAMS, LATENCY, MEMORY)}
+"""The quantities that accuracy is drawn against, by the field of rows."""
 
-OF_ROWS = ("latency_s", "peak_bytes")
+OF_ROWS = (LATENCY.column, MEMORY.column)
 """Costs that depend on who computes, how, and how many images at once."""
 
 FONT = 8.5
@@ -46,13 +43,14 @@ def accuracy_figure(points: pd.DataFrame, cost: str = "flops_paper", provenance:
     """
     if cost not in COSTS:
         raise ValueError(unknown("cost", cost, list(COSTS)))
-    unit, label, name = COSTS[cost]
+    quantity = COSTS[cost]
+    label, name = style.label_of_bars(quantity), quantity.noun
     points = points.dropna(subset=[cost, "top1"])
     if points.empty:
         raise ValueError(f"no network has both {name} and an accuracy that SAN prints (at 224×224)")
-    points = points.assign(cost=points[cost].astype(float) * unit, ran=style.who(points), label=_labels(points))
+    points = points.assign(cost=style.column_of(points, quantity), ran=style.who(points), label=_labels(points))
     if cost == "latency_s":
-        points["label"] += points["status"].isin(style.DOUBTFUL).map({True: "*", False: ""})
+        points["label"] += points["status"].isin(DOUBTFUL).map({True: "*", False: ""})
     apart = ["evaluation_set", *(("mode", "n", "dtype", "device") if cost in OF_ROWS else ())]
     if cost not in OF_ROWS:
         points = points.drop_duplicates(["name", "relation", "footprint", "evaluation_set"]).assign(ran="")
@@ -113,7 +111,7 @@ def _draw(axes: Axes, panel: pd.DataFrame, cost: str) -> None:
         ran = style.line_of(point["ran"] or "torch") | {"linestyle": "none"}
         axes.plot([point["cost"]], [point["top1"]], look.marker, color=look.colour, label=point["label"], **ran)
         if cost == "latency_s":
-            low, high = (1e3 * point[f"latency_{bound}_s"] for bound in ("low", "high"))
+            low, high = (LATENCY.in_unit(point[f"latency_{bound}_s"]) for bound in ("low", "high"))
             axes.hlines(point["top1"], low, high, color=look.colour, linewidth=1)
     if cost in OF_ROWS:
         style.log_axis(axes.xaxis)

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from saprof.plots import lines, style
-from saprof.plots.lines import LATENCY, MEMORY, Quantity
 from saprof.plots.style import STYLE
+from saprof.quantities import LATENCY, MEMORY, Quantity
+from saprof.records.rows import DOUBTFUL
 
 
 def shapes_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
@@ -38,10 +39,10 @@ def shapes_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
             for axes in above:
                 axes.grid(axis="x")
                 axes.tick_params(axis="x", labelsize=9)
-            above[len(names) // 2].set_xlabel(quantity.label.replace("band", "bar"))
+            above[len(names) // 2].set_xlabel(style.label_of_bars(quantity))
         _label_footprints(panels[0, 0], rows)
         panels[0, -1].legend(handles=lines.legend_of_rans(rows), loc="upper left", bbox_to_anchor=(1.02, 1.02))
-        doubtful = [lines.DOUBTFUL] if rows["status"].isin(style.DOUBTFUL).any() else []
+        doubtful = [lines.DOUBTFUL_NOTE] if rows["status"].isin(DOUBTFUL).any() else []
         title = style.title("Latency and peak memory at equally many taps", rows)
         style.finish(figure, title, doubtful + style.notes(rows), provenance)
     return figure
@@ -51,7 +52,7 @@ def _draw(axes: Axes, rows: pd.DataFrame, quantity: Quantity) -> None:
     """A mark per footprint, backend and setting; of latencies with their interval."""
     for _, line in rows.groupby(["ran", "setting"], sort=False):
         look = style.look_of(line["ran"].iloc[0]) | lines.weight(line) | {"linestyle": "none"}
-        line = line.assign(x=quantity.of(line))
+        line = line.assign(x=style.column_of(line, quantity))
         axes.plot(line["x"], line["y"], **look)
         lines.mark_failed(axes, line["y"][line["latency_s"].isna()], look["color"], across=True)
         if quantity is LATENCY:

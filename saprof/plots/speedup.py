@@ -22,10 +22,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from saprof.plots import style
 from saprof.plots.lines import across, map_label
 from saprof.plots.style import STYLE
+from saprof.records.rows import DOUBTFUL
 from saprof.text import unknown
 
-SAME = ["kind", "name", "footprint", "n", "h", "w", "r", "v", "g", "dtype", "device", "mode", "fingerprint"]
-"""What candidates share that are measured side by side."""
+ALIKE = ["kind", "name", "footprint", "n", "h", "w", "r", "v", "g", "dtype", "device", "mode", "fingerprint"]
+"""The fields in which rows agree that were measured side by side."""
 
 COLOUR_MAP = "RdBu"
 """Blue is faster, red slower: told apart with any colour vision, and every cell says its number."""
@@ -52,7 +53,7 @@ def speedups(rows: pd.DataFrame, over: str = "unfold") -> pd.DataFrame:
     rows = rows.assign(ran=style.who(rows))
     if over not in set(rows["backend"]):
         raise ValueError(unknown("backend to compare with", over, list(rows["backend"].unique()) or ["any"]))
-    groups = [group for _, group in rows.groupby(SAME, dropna=False, sort=False)]
+    groups = [group for _, group in rows.groupby(ALIKE, dropna=False, sort=False)]
     found = [_beside(group, base.index[0]) for group in groups if len(base := _plain(group, over)) and len(group) > 1]
     if not found:
         raise ValueError(f"nothing was measured beside {over}; give --backend {over} and others to one sweep")
@@ -70,7 +71,7 @@ def _beside(group: pd.DataFrame, base: int) -> pd.DataFrame:
     value, low, high = (group[name].astype(float) for name in WITHIN[apart])
     if not apart:
         value, low, high = (x.where(x.notna() | ~timed, 1.0) for x in (value, low, high))
-    doubtful = group["status"].isin(style.DOUBTFUL)
+    doubtful = group["status"].isin(DOUBTFUL)
     found = group.assign(speedup=value[base] / value, low=low[base] / high, high=high[base] / low)
     return found.assign(apart=apart, doubtful=doubtful | doubtful[base]).drop(index=base)
 

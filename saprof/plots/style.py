@@ -23,6 +23,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from saprof.models.catalogue import MODELS, NamedModel
 from saprof.operators.attention import DEFAULTS
+from saprof.quantities import Quantity, who_ran
 from saprof.records.rows import Row
 
 STYLE: dict[Any, Any] = {
@@ -85,9 +86,6 @@ BACKENDS = {"numba": ("#0072b2", "o"), "unfold": ("#d55e00", "s"), "cuda": ("#00
 SPELLED = {"latency_s": "a latency", "peak_bytes": "a peak of memory"}
 """Fields in sentences."""
 
-DOUBTFUL = ("unstable", "contended")
-"""Statuses of latencies that want a second look."""
-
 NOTES = 5
 """How many cells that did not run a figure explains one by one."""
 
@@ -104,6 +102,16 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
     """Rows as a DataFrame, one column per field, samples left out; of no rows, the columns alone."""
     columns = [field.name for field in fields(Row) if field.name != "samples_s"]
     return pd.DataFrame([asdict(row) for row in rows], columns=columns)
+
+
+def column_of(rows: pd.DataFrame, quantity: Quantity) -> pd.Series:
+    """The column of a quantity, in its unit."""
+    return quantity.in_unit(rows[quantity.column].astype(float))
+
+
+def label_of_bars(quantity: Quantity) -> str:
+    """The label of an axis along which intervals are bars, and not bands."""
+    return quantity.label.replace("band", "bar")
 
 
 def write(figure: Figure, stem: Path) -> list[Path]:
@@ -153,17 +161,18 @@ def look_of_family(family: str) -> Look:
 
 
 def who(rows: pd.DataFrame) -> pd.Series:
-    """Who computed each row: `numba`, `numba fused`, `unfold compiled`."""
-    fused = (rows["attention"] == "fused").map({True: " fused", False: ""})
-    compiled = rows["compiled"].astype(bool).map({True: " compiled", False: ""})
-    return rows["backend"] + fused + compiled
+    """Who computed each row: `numba`, `numba fused`, `unfold+compile`."""
+    attentions = rows["attention"].astype(object).where(rows["attention"].notna(), None)
+    rans = map(who_ran, rows["backend"], attentions, rows["compiled"].astype(bool))
+    return pd.Series(list(rans), rows.index, dtype=object)
 
 
 def line_of(ran: str) -> dict[str, Any]:
     """Line style and filling of who computed: readable in grey. Open is unfold, half open is compiled."""
     backend = ran.split()[0].split("+")[0]
-    fill = "left" if ran.endswith("compiled") else "none" if backend == "unfold" else "full"
-    style = ":" if ran.endswith("compiled") and backend != "unfold" else LINES.get(backend, "-")
+    compiled = ran.endswith("+compile")
+    fill = "left" if compiled else "none" if backend == "unfold" else "full"
+    style = ":" if compiled and backend != "unfold" else LINES.get(backend, "-")
     return {"linestyle": style, "fillstyle": fill, "markerfacecoloralt": "white"}
 
 

@@ -1,1 +1,1 @@
-"""Records: rows, run folders, where they were measured, and how two of them compare. Nothing here imports torch."""
+"""Records: rows, run folders, their provenance, and comparisons of two of them. Nothing here imports torch."""

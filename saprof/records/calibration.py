@@ -1,6 +1,6 @@
-"""What a device can do, as it was measured when a run was made, and what it therefore allows the run's rows at best.
+"""The roofs of a device, measured when a run was made, and the least time that they allow for a row of the run.
 
-A run folder keeps it as `calibration.json`: facts alone, from which noise and bounds are computed here.
+A run folder has the measured rates in `calibration.json`; this module computes noise and bounds from them.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ from saprof.records.rows import Row
 SCHEMA = 1
 FILE = "calibration.json"
 FORWARD = ("forward", "train_forward")
-"""Modes whose work is what is declared: costs are of one forward."""
+"""The modes that do the declared work: costs are those of one forward."""
 WIDER = {"float16": "float32", "bfloat16": "float32"}
-"""A dtype that kernels may compute another in, where that is faster."""
+"""The dtype in which kernels may compute another one, if that is faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Anchor:
-    """The same calls at one time of a run, each measured beside itself in interleaved rounds."""
+    """The same calls at one time of a run; interleaved rounds call each of them twice."""
 
     time: str
     blocks_s: Mapping[str, tuple[float, ...]]
     """`copy`, `gemm`: the median of each block of consecutive rounds."""
     ratios: Mapping[str, tuple[float, float]]
-    """`copy`, `gemm`: 95 % interval of one call's time over that of its twin; 1 but for noise."""
+    """`copy`, `gemm`: the 95 % interval of the ratio of the two times of a call in a round. Without noise it is 1."""
     others_cpu: float
-    """CPU cores that other processes used meanwhile."""
+    """The CPU cores that other processes used at the same time."""
     contended: bool
-    """Whether that is more than a measurement bears."""
+    """Whether these are too many for a trustworthy measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What a device reached when a run was made: its roofs, and how much it differs from itself."""
+    """The roofs of a device when a run was made, and its noise."""
 
     device: str
-    """Model name, as in `run.json`."""
+    """The model name, as in `run.json`."""
     threads: int
     cpu: str
     torch: str
-    """Its version."""
+    """The version of torch."""
     time: str
     streams: Mapping[str, Mapping[int, float]]
-    """`copy` and `read`: bytes moved per call, and bytes/s. A copy moves each byte twice."""
+    """By stream (`copy`, `read`) and by the bytes that a call moves: bytes/s. A copy moves each byte twice."""
     fma: Mapping[str, float]
-    """FLOP/s by dtype, 2 per FMA; some may be missing."""
+    """FLOP/s by dtype, 2 FLOPs per FMA; a dtype may be missing."""
     gemm: Mapping[str, float]
-    """FLOP/s by dtype, 2 per multiply-add."""
+    """FLOP/s by dtype, 2 FLOPs per multiply-add."""
     anchors: tuple[Anchor, ...]
 
     def __post_init__(self) -> None:
@@ -64,37 +64,42 @@ class Calibration:
 
     @property
     def kind(self) -> str:
-        """`cpu` or `cuda`: of the devices that rows name."""
+        """`cpu` or `cuda`, as in the devices of rows."""
         return "cpu" if self.device == self.cpu else "cuda"
 
     @property
     def noise_within(self) -> float:
-        """How far identical calls in the same interleaved rounds differ: 0.013 is ± 1.3 %."""
+        """How far identical calls in the same interleaved rounds differ; 0.013 means ± 1.3 %."""
         return max(abs(x - 1) for anchor in self.anchors for interval in anchor.ratios.values() for x in interval)
 
     @property
     def noise_between(self) -> float:
         """How far the medians of identical calls at different times of the run differ, as a share of the shorter."""
+        return max(max(times) / min(times) for times in self.anchored_s.values()) - 1
+
+    @property
+    def anchored_s(self) -> dict[str, list[float]]:
+        """The medians of each call of the anchors, over the whole run."""
         medians: dict[str, list[float]] = {}
         for anchor in self.anchors:
             for call, blocks in anchor.blocks_s.items():
                 medians.setdefault(call, []).extend(blocks)
-        return max(max(times) / min(times) for times in medians.values()) - 1
+        return medians
 
     @property
     def contended(self) -> bool:
-        """Whether other processes had a part of the CPU when the roofs were measured, which are then too low."""
+        """Whether other processes used the CPU while the roofs were measured; then the roofs are too low."""
         return self.anchors[0].contended
 
     def bandwidth(self, size: float) -> float:
-        """The most bytes/s for `size` bytes: by the fastest stream that moves as many or more, the largest set below
-        `size` included, since fewer bytes find room in a faster cache."""
+        """The most bytes/s for `size` bytes: the rate of the fastest stream that moves as many bytes or more, or of the
+        largest one that moves fewer. Streams of still fewer bytes fit into a faster cache."""
         sets = sorted({moved for stream in self.streams.values() for moved in stream})
         start = max((moved for moved in sets if moved <= size), default=sets[0])
         return max(rate for stream in self.streams.values() for moved, rate in stream.items() if moved >= start)
 
     def flop_rate(self, dtype: str) -> float | None:
-        """The most FLOP/s for elements of `dtype`, by FMAs or matrix products; None where neither was measured."""
+        """The most FLOP/s for elements of `dtype`, by FMAs or by matrix products; None if neither was measured."""
         if dtype not in self.fma and dtype not in self.gemm:
             return None
         computed_in = {dtype, WIDER.get(dtype, dtype)}
@@ -103,7 +108,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Bound:
-    """The least time that the roofs allow, and which one it is."""
+    """The least time that the roofs allow, and the roof that gives it."""
 
     seconds: float
     by: str
@@ -111,12 +116,12 @@ class Bound:
 
 
 def bound(row: Row, calibration: Calibration) -> Bound | None:
-    """The least time that the roofs allow a row: t ≥ max(bytes / bandwidth(bytes), FLOPs / rate); None where
+    """The least time that the roofs allow a row: t ≥ max(bytes / bandwidth(bytes), FLOPs / rate); None if
     `why_not` has a reason other than a missing latency.
 
-    Bytes are compulsory ones, FLOPs follow the `hardware` convention. Networks have the second term alone, times the
-    images, since layers may hand each other what is in the cache; a library that computes convolutions with fewer
-    multiply-adds than the definition (Winograd) may be faster than that.
+    Bytes are the compulsory ones; FLOPs follow the `hardware` convention. For a network only the second term counts,
+    times the images, because a layer may find its input in a cache. A library that computes convolutions with fewer
+    multiply-adds than their definition has (Winograd) can be faster than the bound.
     """
     rate = calibration.flop_rate(row.dtype)
     if _why_no_bound(row, calibration) or rate is None or row.flops_hardware is None:
@@ -129,14 +134,16 @@ def bound(row: Row, calibration: Calibration) -> Bound | None:
 
 
 def share(row: Row, calibration: Calibration) -> float | None:
-    """Of the roof that a row reaches: least time over measured time, 0.25 being 25 %; None as `why_not` says."""
+    """The share of its roof that a row reaches: least time over measured time; None if `why_not` has a reason."""
     least = bound(row, calibration)
     return None if least is None or row.latency_s is None else least.seconds / row.latency_s
 
 
 def above_roof(row: Row, calibration: Calibration) -> bool:
-    """Whether a row is faster than the roofs allow, with its whole confidence interval: a measurement error. Never
-    under roofs that were measured beside other processes, which are no bounds."""
+    """Whether the whole confidence interval of a row is faster than the roofs allow, which is a measurement error.
+
+    Roofs that were measured beside other processes are too low to show that, so then it is False.
+    """
     least = bound(row, calibration)
     if least is None or row.latency_high_s is None or calibration.contended:
         return False
@@ -144,7 +151,7 @@ def above_roof(row: Row, calibration: Calibration) -> bool:
 
 
 def why_not(row: Row, calibration: Calibration) -> str | None:
-    """Why a row has no place under the roofs; None if it has one."""
+    """The reason why a row cannot be compared with the roofs; None if it can."""
     if row.latency_s is None:
         return f"{row.status}, so without a latency"
     return _why_no_bound(row, calibration)
@@ -163,18 +170,18 @@ def _why_no_bound(row: Row, calibration: Calibration) -> str | None:
 
 
 def with_anchor(calibration: Calibration, anchor: Anchor) -> Calibration:
-    """The same, with one more anchor."""
+    """The calibration with one more anchor."""
     return replace(calibration, anchors=(*calibration.anchors, anchor))
 
 
 def write(folder: str | Path, calibration: Calibration) -> None:
-    """Keep it in a run folder, whole or not at all."""
+    """Write the calibration to a run folder: the whole file or none."""
     text = json.dumps(content(calibration), indent=1, ensure_ascii=False, allow_nan=False)
     atomic.write(Path(folder) / FILE, text.encode() + b"\n")
 
 
 def read(folder: str | Path) -> Calibration | None:
-    """That of a run folder; None where it has none, ValueError where it is damaged."""
+    """The calibration of a run folder; None if there is none, ValueError if it is damaged."""
     path = Path(folder) / FILE
     try:
         return parse(json.loads(path.read_bytes()))
@@ -185,7 +192,7 @@ def read(folder: str | Path) -> Calibration | None:
 
 
 def content(calibration: Calibration) -> dict[str, Any]:
-    """What is kept of it, for JSON; units in the names."""
+    """The calibration as JSON, with units in the names."""
     return {
         "schema": SCHEMA,
         **{name: getattr(calibration, name) for name in _PLAIN},
@@ -195,7 +202,7 @@ def content(calibration: Calibration) -> dict[str, Any]:
 
 
 def parse(content: Any) -> Calibration:
-    """What `content` made, back from JSON; ValueError for anything else."""
+    """The calibration from what `content` returned; ValueError for anything else."""
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise ValueError(f"expected a calibration of schema {SCHEMA}")
     try:
@@ -236,4 +243,4 @@ _WITH_UNITS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "fma_flop_per_s": ("fma", _rates),
     "gemm_flop_per_s": ("gemm", _rates),
 }
-"""By its name in the file: a field of Calibration, and how it is read."""
+"""Name in the file: the field of Calibration, and the function that reads it."""

@@ -1,5 +1,4 @@
-"""Two runs, or two backends of one run: which rows are about the same cell, how far they differ, and whether that is
-more than the machine differs from itself."""
+"""Comparison of two runs, or of two backends of one run: rows of the same cell, their ratio, and the noise."""
 
 from __future__ import annotations
 
@@ -10,38 +9,37 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 
+from saprof.quantities import LATENCY, MEMORY, SAVED, Quantity
 from saprof.records import calibration
-from saprof.records.ratios import SAME, Ratio, independent, within_rounds
-from saprof.records.rows import MEASURED, Row
+from saprof.records.ratios import SAME_BAND, Ratio, independent, within_rounds
+from saprof.records.rows import DOUBTFUL, MEASURED, Row
 from saprof.records.runs import Floor, Identity, Recorded, change, identity
 
 SAME_ROUNDS_S = 5
-"""Rows of the same rounds are written at once, and their times are of whole seconds."""
+"""The times of two rows of the same rounds differ by less than this: the rows are written together."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A field of rows that is compared, and how people read it."""
+    """A quantity that is compared."""
 
-    column: str
-    unit: str
-    per_unit: float
+    quantity: Quantity
     words: Mapping[str, str] = field(default_factory=dict)
-    """Of what is exact: its own words for slower, faster and same."""
+    """If the quantity is exact, its words for slower, faster and same."""
 
     @property
     def exact(self) -> bool:
         return bool(self.words)
 
     def of(self, row: Row) -> float | None:
-        return getattr(row, self.column)
+        return getattr(row, self.quantity.column)
 
 
 _EXACT = {"slower": "more", "faster": "less", "same": "equal"}
 METRICS = {
-    "latency": Metric("latency_s", "ms", 1e-3),
-    "peak": Metric("peak_bytes", "MB", 1e6, _EXACT),
-    "saved": Metric("saved_bytes", "MB", 1e6, _EXACT),
+    "latency": Metric(LATENCY),
+    "peak": Metric(MEMORY, _EXACT),
+    "saved": Metric(SAVED, _EXACT),
 }
 EXACT = Floor(0.0, "exact")
 FAILED_IN_B = "failed in B"
@@ -49,7 +47,7 @@ FAILED_IN_B = "failed in B"
 
 @dataclass(frozen=True)
 class Matched:
-    """Rows of two sides that are about the same cell, and the rows of cells that only one side has."""
+    """The rows of cells that both sides have, in pairs, and the rows of cells that only one side has."""
 
     pairs: tuple[tuple[Row, Row], ...]
     only_before: tuple[Row, ...]
@@ -57,10 +55,10 @@ class Matched:
 
 
 def match(before: Iterable[Row], after: Iterable[Row], without: Collection[str] = ()) -> Matched:
-    """Pairs that are alike but for the fields `without`, in the order of `before`.
+    """Pairs of rows that agree in all fields of the cell except `without`, in the order of `before`.
 
-    A cell that was not measured names the backend and the attention that were asked for, maybe `auto`, and not what
-    ran: it is the pair of the only measured cell that it can be. Where backends may differ, attention may as well.
+    The row of a cell that was not measured has the requested backend and attention, which may be `auto`. It is paired
+    with a measured row if only one fits. If backends may differ, attentions may differ too.
     """
     rest = {id(row): row for row in before}, {id(row): row for row in after}
     order = {key: place for place, key in enumerate(rest[0])}
@@ -81,7 +79,7 @@ def match(before: Iterable[Row], after: Iterable[Row], without: Collection[str] 
 
 
 def _was_asked_for(one: Row, other: Row) -> bool:
-    """Whether one of the rows failed, and the other is of what was asked for there."""
+    """Whether one row failed, and the other ran with the backend and attention that the first requested."""
     failed, measured = sorted((one, other), key=lambda row: row.status in MEASURED)
     if failed.status in MEASURED or measured.status not in MEASURED:
         return False
@@ -101,19 +99,19 @@ class Compared:
 
     @property
     def band(self) -> float:
-        """How far from 1 a ratio must be to mean anything."""
-        return 0.0 if self.metric.exact else max(SAME, self.floor.share)
+        """How far from 1 a ratio must be to be a difference."""
+        return 0.0 if self.metric.exact else max(SAME_BAND, self.floor.share)
 
     @property
     def verdict(self) -> str:
-        """That of the ratio, in the words of the metric; or on which side the cell failed."""
+        """The verdict of the ratio, in the words of the metric; or the side on which the cell failed."""
         if self.ratio is None:
             return FAILED_IN_B if self.before.status in MEASURED else "failed in A"
         verdict = self.ratio.verdict(self.band)
         return self.metric.words.get(verdict, verdict)
 
     def is_regression(self, limit: float) -> bool:
-        """Whether B failed, or is worse by more than `limit`, as a share of A, and by more than noise."""
+        """Whether B failed, or is worse than A by more than `limit` (a share of A) and by more than noise."""
         if self.ratio is None:
             return self.verdict == FAILED_IN_B
         return self.ratio.low > 1 + max(limit, self.band)
@@ -121,14 +119,14 @@ class Compared:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Side A and side B, and how noise between them is known."""
+    """Side A and side B, and the noise between them."""
 
     before: Recorded
     after: Recorded
     across_devices: bool = False
 
     def compare(self, one: Row, other: Row, metric: Metric) -> Compared | None:
-        """B over A; None where neither was measured, or one was without this metric."""
+        """B over A; None if neither was measured, or if one has no value of this metric."""
         a, b = metric.of(one), metric.of(other)
         if a is not None and b is not None:
             if metric.exact:
@@ -145,7 +143,7 @@ class Comparison:
         shared = same_run and same_rounds(one, other)
         floor = self.before.within if shared else self._between
         sides = ("A", self.before, one), ("B", self.after, other)
-        doubtful = {status: [side for side, _, row in sides if row.status == status] for status in MEASURED[1:]}
+        doubtful = {status: [side for side, _, row in sides if row.status == status] for status in DOUBTFUL}
         remarks = [f"{status} in {' and '.join(where)}" for status, where in doubtful.items() if where]
         if same_run and not shared:
             remarks.append("not in the same rounds")
@@ -158,7 +156,7 @@ class Comparison:
 
     @cached_property
     def _between(self) -> Floor:
-        """The largest of the noise in each run and of what changed between the anchors of one and of the other."""
+        """The largest of three: the noise in each run, and the change between the anchors of the two runs."""
         floors = [self.before.between, self.after.between]
         ours, theirs = self.before.calibration, self.after.calibration
         if ours is not None and theirs is not None and not self.across_devices:
@@ -177,8 +175,8 @@ def same_rounds(one: Row, other: Row) -> bool:
 
 
 def latency_ratio(one: Row, other: Row, shared_rounds: bool) -> Ratio:
-    """one / other. Rows without samples have the ratio of their medians: with the widest interval that the intervals
-    of both allow, or, without those, with none, which is from 0 to infinity."""
+    """one / other. Without samples, it is the ratio of the medians, with the widest interval that the intervals of
+    both allow; without these, the interval is from 0 to infinity."""
     assert one.latency_s is not None
     assert other.latency_s is not None
     if one.samples_s and other.samples_s:

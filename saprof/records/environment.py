@@ -1,4 +1,4 @@
-"""Where a number was measured: everything that a reader of a row must know to believe it."""
+"""Where a row was measured: the machine, the versions, the code and the settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FLAGS = (
     "CUDA_VISIBLE_DEVICES",
     "TORCH_CUDA_ARCH_LIST",
 )
-"""Environment variables that move CPU and GPU timings."""
+"""Environment variables that affect timings on a CPU or GPU."""
 
 ROOT = Path(__file__).parents[2]
 """The folder of the packages."""
@@ -36,7 +36,7 @@ MEASURED_CODE = ("operators", "backends", "layers", "models", "measure")
 """The packages of saprof whose code decides what a row says; the kernels are beside saprof."""
 
 MAY_CHANGE = ("argv", "memory_bytes", "commit", "dirty")
-"""What rows of one run may differ in; `code` tells what of a commit matters to them."""
+"""Entries of the provenance that may differ within a run. What matters of a commit is in `code`."""
 
 
 def provenance(device: str, threads: int) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
 
 
 def fingerprint(provenance: dict[str, Any]) -> str:
-    """A short hash of what must not change within one run of measurements: machine, versions, code, settings."""
+    """A short hash of what must not change within a run: machine, versions, code, settings."""
     settled = {name: value for name, value in provenance.items() if name not in MAY_CHANGE}
     return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -118,7 +118,7 @@ def _driver(device: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says of this source tree; None outside a checkout."""
+    """The answer of git in this source tree; None outside a checkout."""
     folder = Path(__file__).parent
     try:
         answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""How many times as long: medians of samples, their ratios, confidence intervals and verdicts."""
+"""Ratios of latencies: medians of samples, their confidence intervals and verdicts."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from numpy import ndarray
 
-SAME = 0.02
-"""Two latencies are the same if neither is longer than the other by more than this share of it."""
+SAME_BAND = 0.02
+"""Two latencies are the same if the longer one exceeds the other by at most this share of it."""
 COARSE = 0.10
-"""Past this band nothing is called the same: that no difference can be seen is no evidence that there is none."""
+"""With a wider band no verdict is `same`: a difference that cannot be seen may still exist."""
 RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as long one candidate takes as another, with the 95 % interval."""
+    """The latency of one candidate over that of another, with the 95 % interval."""
 
     median: float
     low: float
     high: float
 
-    def verdict(self, band: float = SAME) -> str:
+    def verdict(self, band: float = SAME_BAND) -> str:
         """`slower` or `faster` if the whole interval is beyond the band, `same` if it is within one of at most ± 10 %,
         else `ambiguous`.
 
-        The band is from 1 / (1 + band) to 1 + band, so that who is compared with whom only turns the word around.
+        The band is from 1 / (1 + band) to 1 + band, so that exchanging the candidates exchanges `slower` and `faster`.
         """
         most = 1 + band
         if self.low > most:
@@ -42,21 +42,21 @@ class Ratio:
 
 
 def median_interval(samples: Sequence[float] | ndarray, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """95 % bootstrap confidence interval of the median; always the same for the same samples."""
+    """95 % bootstrap confidence interval of the median. The same samples always give the same interval."""
     return _middle(_medians(samples, resamples, seed=0))
 
 
 def within_rounds(one: Sequence[float], other: Sequence[float]) -> Ratio:
-    """one / other where both were measured in the same rounds: the median of the rounds' ratios."""
+    """one / other of two candidates in the same rounds: the median of the ratios of the rounds."""
     ratios = [a / b for a, b in zip(one, other, strict=True)]
     return Ratio(statistics.median(ratios), *median_interval(ratios))
 
 
 def independent(one: Sequence[float], other: Sequence[float]) -> Ratio:
-    """one / other where they share no rounds: the ratio of the medians, both sets resampled.
+    """one / other of two candidates without common rounds: the ratio of the medians, with both sets resampled.
 
-    Half of the resamples exchange the seeds of the two sets, so that other / one is exactly the mirror image. What
-    changes from one time to another, and not from round to round, is not in the interval.
+    Half of the resamples exchange the seeds of the two sets, so that other / one is exactly the inverse. The interval
+    does not contain changes of the machine between the two measurements.
     """
     import numpy as np
 
@@ -66,7 +66,7 @@ def independent(one: Sequence[float], other: Sequence[float]) -> Ratio:
 
 
 def self_difference(samples: Sequence[float]) -> float:
-    """How far the medians of odd and of even rounds differ, as a share of the shorter: an A/A test of two or more."""
+    """How far the medians of odd and of even rounds differ, as a share of the shorter: an A/A test."""
     odd, even = statistics.median(samples[::2]), statistics.median(samples[1::2])
     return max(odd, even) / min(odd, even) - 1
 
@@ -80,7 +80,7 @@ def _medians(samples: Sequence[float] | ndarray, resamples: int, seed: int) -> n
 
 
 def _middle(values: ndarray) -> tuple[float, float]:
-    """Where the middle 95 % of the values are."""
+    """The interval of the middle 95 % of the values."""
     import numpy as np
 
     low, high = np.percentile(values, [2.5, 97.5])

@@ -1,7 +1,7 @@
-"""Rows: what one measured cell was and what came of it; append-only JSON lines in a run folder.
+"""Rows: a measured cell and its results; append-only JSON lines in a run folder.
 
-Units are in the names (SI), an absent field was not measured, and a number travels with the fingerprint of its
-environment, whose full text is in the folder's `run.json`.
+The names of fields have the SI units. An absent field was not measured. Every row has the fingerprint of its
+environment, which `run.json` in the folder describes.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from saprof import text
+from saprof.quantities import who_ran
+
 SCHEMA = 1
-MEASURED = ("ok", "unstable", "contended")
+DOUBTFUL = ("unstable", "contended")
+"""Statuses of a latency that should be measured again before anyone relies on it."""
+MEASURED = ("ok", *DOUBTFUL)
 """Statuses of a cell that has a latency."""
 STATUSES = (*MEASURED, "unsupported", "predicted_oom", "oom", "incorrect", "timeout", "error")
 
@@ -25,7 +30,7 @@ class Row:
     """One cell of a sweep. A cell that was not measured has a `status` and a `reason`, and no latency."""
 
     key: str
-    """Hash of what the cell is, its code and its environment."""
+    """A hash of the cell, its code and its environment."""
     status: str
     schema: int = SCHEMA
     reason: str | None = None
@@ -37,7 +42,7 @@ class Row:
     kind: str
     """`operator` or `model`."""
     footprint: str
-    """As `Footprint.parse` reads it; `default` for a model's own."""
+    """Text that `Footprint.parse` reads; `default` is the own footprint of a model."""
     taps: int | None = None
     n: int
     h: int
@@ -49,9 +54,9 @@ class Row:
     device: str
     mode: str
     backend: str
-    """What ran, whether asked for by name or chosen."""
+    """The backend that ran, requested by name or chosen."""
     attention: str | None = None
-    """How a network's attention ran, `fused` or `composed`; what was asked for where it did not."""
+    """How the attention of a network ran, `fused` or `composed`; if it did not run, what was requested."""
     compiled: bool = False
 
     params: int | None = None
@@ -60,11 +65,11 @@ class Row:
     flops_hardware: int | None = None
     compulsory_bytes: int | None = None
     pairs: int | None = None
-    """k · p pairs (i, j) per image, those included that the boundary drops."""
+    """The k · p pairs (i, j) per image, with those that the boundary drops."""
     pairs_inside: int | None = None
 
     error: float | None = None
-    """Worst error against the reference before timing, as a share of its tolerance."""
+    """The worst error against the reference before timing, as a fraction of its tolerance."""
     latency_s: float | None = None
     latency_low_s: float | None = None
     latency_high_s: float | None = None
@@ -75,12 +80,12 @@ class Row:
     stopped: str | None = None
     host_s: float | None = None
     first_call_s: float | None = None
-    """Of a compiled candidate: compilation included."""
+    """The first call of a compiled cell, with its compilation."""
     cpu_per_wall: float | None = None
     others_cpu: float | None = None
     involuntary_switches: int | None = None
     ratio: float | None = None
-    """Latency over that of the group's first candidate, within rounds."""
+    """The latency over that of the first cell of the group, within rounds."""
     ratio_low: float | None = None
     ratio_high: float | None = None
     verdict: str | None = None
@@ -91,7 +96,7 @@ class Row:
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
-            raise ValueError(f"row {self.key}: unknown status {self.status!r}; expected {', '.join(STATUSES)}")
+            raise ValueError(f"row {self.key}: {text.unknown('status', self.status, STATUSES)}")
         if (self.status in MEASURED) != (self.latency_s is not None):
             raise ValueError(
                 f"row {self.key}: status {self.status} and latency_s = {self.latency_s}; expected a latency "
@@ -100,8 +105,13 @@ class Row:
         if self.status not in MEASURED and not self.reason:
             raise ValueError(f"row {self.key}: status {self.status} without a reason")
 
+    @property
+    def ran_on(self) -> str:
+        """Who computed the row: `numba fused`."""
+        return who_ran(self.backend, self.attention, self.compiled)
+
     def line(self) -> str:
-        """One line of JSON, what was not measured left out."""
+        """One line of JSON, without what was not measured."""
         known = {name: value for name, value in asdict(self).items() if value is not None}
         return json.dumps(known, allow_nan=False, ensure_ascii=False)
 
@@ -110,7 +120,7 @@ _FIELDS = {field.name for field in fields(Row)}
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Add rows, on disk when this returns."""
+    """Append rows; they are on disk when this returns."""
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(row.line() + "\n" for row in rows))
         file.flush()

@@ -1,9 +1,8 @@
-"""Run folders as they were read: rows, provenance, and how far identical calls were found apart in them."""
+"""Run folders: rows, provenance, and the noise of their measurements."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,22 +21,22 @@ IDENTITY = (
     "kind", "name", "footprint", "n", "h", "w", "r", "v", "g",
     "dtype", "device", "mode", "backend", "attention", "compiled",
 )  # fmt: skip
-"""The fields of a row that say which cell it is; of the device, its kind."""
+"""The fields of a row that identify its cell; of the device, only the kind."""
 RECORDED = Path(__file__).resolve().parents[2] / "studies" / "recorded"
 """The folder of the runs that are installed together with saprof."""
 MACHINE = ("device", "cpu", "threads")
-"""What two runs must share to be compared."""
-TOLD = (*MACHINE, "cores", "versions", "commit", "dirty")
-"""What provenance must tell."""
+"""The provenance that two runs must share to be compared."""
+REQUIRED = (*MACHINE, "cores", "versions", "commit", "dirty")
+"""What provenance must contain."""
 UNREMARKABLE = ("schema", "fingerprint", "argv", "memory_bytes")
-"""What two runs may differ in without a word: it follows from the rest, or is seen in the rows."""
+"""Differences between two runs that are not printed: they follow from others, or the rows show them."""
 
 Identity = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Floor:
-    """How far a ratio of identical calls may be from 1, as a share, and how that is known."""
+    """How far a ratio of identical calls may be from 1, as a share, and the source of that number."""
 
     share: float
     source: str
@@ -45,7 +44,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run folder as it was read; a cell that was measured again has its last row."""
+    """The content of a run folder; a cell that was measured more than once has its last row."""
 
     folder: Path
     rows: tuple[Row, ...]
@@ -58,7 +57,7 @@ class Recorded:
 
     @property
     def caption(self) -> str:
-        """One line on where it was measured, for the foot of a figure."""
+        """One line on the machine and the code, for the foot of a figure."""
         from saprof.records import environment
 
         return environment.caption(dict(self.provenance))
@@ -79,7 +78,7 @@ class Recorded:
 
     @cached_property
     def _own(self) -> Floor:
-        """By what odd rounds of a cell differ from even ones, which 95 % of the cells keep to."""
+        """The 95th percentile, over the cells, of the difference between odd and even rounds."""
         import numpy as np
 
         own = [self_difference(row.samples_s) for row in self.rows if row.samples_s and len(row.samples_s) > 1]
@@ -90,10 +89,10 @@ class Recorded:
 
 
 def read_run(folder: str | Path) -> Recorded:
-    """A run folder; ValueError if it is none, has no rows, or does not tell where they are from."""
+    """Read a run folder; ValueError if it is none, has no rows, or has incomplete provenance."""
     folder = Path(folder)
     provenance = read_provenance(folder)
-    missing = [name for name in TOLD if name not in provenance]
+    missing = [name for name in REQUIRED if name not in provenance]
     if missing:
         raise ValueError(f"{folder / 'run.json'} does not tell {', '.join(missing)}; expected what a sweep writes")
     rows = {identity(row): row for row in read_rows(folder)}
@@ -103,13 +102,13 @@ def read_run(folder: str | Path) -> Recorded:
 
 
 def identity(row: Row, without: Collection[str] = ()) -> Identity:
-    """Which cell a row is about, up to the fields left out."""
+    """The fields that identify the cell of a row, except `without`."""
     facts = vars(row) | {"device": row.device.partition(":")[0]}
     return tuple(facts.get(name) for name in IDENTITY if name not in without)
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between the provenance of two runs, `versions` and `flags` by their entries."""
+    """The differences between the provenance of two runs; `versions` and `flags` are compared entry by entry."""
     one, other = (_flat(provenance) for provenance in (before, after))
     names = [name for name in {**one, **other} if name not in UNREMARKABLE]
     return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
@@ -123,7 +122,7 @@ def _flat(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_same_machine(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """ValueError that names what differs."""
+    """ValueError if two runs are of different machines; it names the differences."""
     apart = [
         f"{name} is {before[name]!r} in A and {after[name]!r} in B" for name in MACHINE if before[name] != after[name]
     ]
@@ -132,23 +131,15 @@ def require_same_machine(before: Mapping[str, Any], after: Mapping[str, Any]) ->
 
 
 def change(before: Calibration, after: Calibration) -> float:
-    """How far the anchors' calls, the same in both runs, differ between them, as a share of the shorter."""
-    ours, theirs = _anchored(before), _anchored(after)
-    pairs = [(ours[call], theirs[call]) for call in ours.keys() & theirs.keys()]
+    """How far the calls of the anchors, which are the same in both runs, differ between the runs, as a share of the
+    shorter."""
+    ours, theirs = before.anchored_s, after.anchored_s
+    pairs = [(median(ours[call]), median(theirs[call])) for call in ours.keys() & theirs.keys()]
     return max((max(pair) / min(pair) - 1 for pair in pairs), default=0.0)
 
 
-def _anchored(calibration: Calibration) -> dict[str, float]:
-    """The median seconds of each anchor call over the run."""
-    blocks: dict[str, list[float]] = defaultdict(list)
-    for anchor in calibration.anchors:
-        for call, medians in anchor.blocks_s.items():
-            blocks[call] += medians
-    return {call: median(medians) for call, medians in blocks.items()}
-
-
 def read_provenance(folder: str | Path) -> dict[str, Any]:
-    """Where and with what the rows of a run folder were measured; ValueError if it does not say."""
+    """The provenance of a run folder; ValueError if it has none."""
     path = Path(folder) / "run.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -186,7 +177,7 @@ class Run:
         self.done |= {row.key: row for row in rows}
 
     def rows(self, keys: Iterable[str]) -> list[Row]:
-        """The rows of these cells, as far as they are done."""
+        """The rows of the cells that are done."""
         return [self.done[key] for key in keys if key in self.done]
 
     def _refuse_to_overwrite(self) -> None:
@@ -207,4 +198,6 @@ class Run:
         if self.rows_path.exists():
             rows = read_rows(self.rows_path)
             self.done = {row.key: row for row in rows}
-            atomic.write(self.rows_path, "".join(row.line() + "\n" for row in rows).encode())  # less a cut line
+            atomic.write(
+                self.rows_path, "".join(row.line() + "\n" for row in rows).encode()
+            )  # without a cut line

@@ -1,19 +1,16 @@
 """The report: a page that stands alone, with every figure that the rows allow, and nothing half-written."""
 
 import base64
-import json
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import made_up
 import pytest
 
 from saprof import command, report
-from saprof.records import calibration
-from saprof.records.calibration import Anchor, Calibration
-from saprof.records.rows import Row, append_rows
 
 WHERE = {
     "schema": 1,
@@ -34,23 +31,15 @@ WHERE = {
     "flags": {"OMP_NUM_THREADS": "2"},
     "argv": ["--operator", "aggregation"],
 }
-ANCHOR = Anchor(
-    time="2026-11-22T00:00:00+00:00",
-    blocks_s={"copy": (1.0, 1.05)},
-    ratios={"copy": (0.99, 1.02)},
-    others_cpu=0.0,
-    contended=False,
-)
-ROOFS = Calibration(
+ROOFS = made_up.roofs(
     device="A <fast> CPU",
-    threads=2,
     cpu="A <fast> CPU",
-    torch="2.13.0",
     time="2026-11-22T00:00:00+00:00",
+    torch="2.13.0",
     streams={"copy": {2**20: 2e10, 2**28: 1e10}},
     fma={"float32": 7e10},
     gemm={"float32": 1e11},
-    anchors=(ANCHOR,),
+    anchors=(made_up.anchor(blocks_s={"copy": (1.0, 1.05)}, ratios={"copy": (0.99, 1.02)}),),
 )
 
 
@@ -61,17 +50,12 @@ def row(name="aggregation", size=3, backend="numba", **fields):
     latency = 1e-3 * size * (4 if backend == "unfold" else 1)
     facts = {
         "key": f"{name}{size}{backend}{fields.get('mode', '')}",
-        "status": "ok",
         "time": "2026-11-22T02:15:04+00:00",
         "name": name,
         "footprint": f"square:{size}",
         "taps": size**2,
-        "n": 1,
         "h": 56,
         "w": 56,
-        "dtype": "float32",
-        "device": "cpu",
-        "mode": "forward",
         "backend": backend,
         "macs": 5 * 10**5 * size,
         "flops_paper": 2 * 10**9,
@@ -84,7 +68,7 @@ def row(name="aggregation", size=3, backend="numba", **fields):
     }
     if backend == "unfold":
         facts |= {"ratio": 4.0, "ratio_low": 3.8, "ratio_high": 4.2, "verdict": "slower"}
-    return Row(**(facts | kind | fields))
+    return made_up.row(**(facts | kind | fields))
 
 
 def failed(size=11, backend="unfold", status="oom", reason="no <memory> left", **fields):
@@ -102,12 +86,7 @@ def failed(size=11, backend="unfold", status="oom", reason="no <memory> left", *
 
 
 def run_folder(folder, rows, roofs=None, **where):
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps(WHERE | where))
-    append_rows(folder / "rows.jsonl", rows)
-    if roofs is not None:
-        calibration.write(folder, roofs)
-    return folder
+    return made_up.run_folder(folder, rows, roofs, WHERE | where)
 
 
 class Page(HTMLParser):

@@ -1,5 +1,6 @@
 """The explorer: every choice draws what was chosen."""
 
+import made_up
 import numpy as np
 import pytest
 
@@ -9,15 +10,13 @@ import IPython.display
 
 from saprof.plots.explorer import METRICS, PICKED, explorer, metric_figure
 from saprof.plots.style import frame
-from saprof.records.rows import Row
 
 
 def rows(names, size):
     for number, (name, backend, k) in enumerate((n, b, k) for n in names for b in ("numba", "unfold") for k in (3, 5)):
-        facts = {"name": name, "kind": "operator", "footprint": f"square:{k}", "taps": k * k, "backend": backend}
+        facts = {"name": name, "footprint": f"square:{k}", "taps": k * k, "backend": backend, "h": size, "w": size}
         latency = {f"latency_{part}s": number + 1.0 for part in ("", "low_", "high_")}
-        sizes = {"n": 1, "h": size, "w": size, "dtype": "float32", "device": "cpu", "mode": "forward"}
-        yield Row(key=f"{number}", status="ok", **facts, **sizes, **latency, peak_bytes=1000 * (number + 1))
+        yield made_up.row(key=f"{number}", **facts, **latency, peak_bytes=1000 * (number + 1))
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def test_what_cannot_be_drawn_is_said(shown, runs, capsys):
 
 
 def test_an_unknown_metric(runs):
-    with pytest.raises(ValueError, match="unknown metric 'speed'; expected latency_s"):
+    with pytest.raises(ValueError, match="unknown metric 'speed'; expected 'latency_s'"):
         metric_figure(runs["one"][0], "speed")
 
 

@@ -1,7 +1,7 @@
 """The figure over shapes draws what the rows say, those of equally many taps side by side."""
 
 import pytest
-from test_plots import drawn, failed, footer, legend_of, row, ticks
+from charts import drawn, failed, footer, legend_of, row, ticks
 
 from saprof import Footprint, plots
 from saprof.plots.shapes import shapes_figure

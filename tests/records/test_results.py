@@ -2,20 +2,17 @@
 
 import json
 
+import made_up
 import pytest
 
-from saprof.records.rows import MEASURED, SCHEMA, Row, append_rows, read_rows
+from saprof.records.rows import MEASURED, SCHEMA, append_rows, read_rows
 from saprof.records.runs import Run
 
-CELL = {
-    "key": "a", "name": "aggregation", "kind": "operator", "footprint": "square:3", "taps": 9, "n": 1, "h": 5, "w": 5,
-    "dtype": "float32", "device": "cpu", "mode": "forward", "backend": "unfold",
-}  # fmt: skip
 PROVENANCE = {"device": "a CPU", "commit": "abc", "argv": ["--footprint", "3"]}
 
 
 def make(key="a", **changes):
-    return Row(**CELL | {"key": key, "status": "ok", "latency_s": 0.5, "samples_s": [0.25, 0.5, 0.75]} | changes)
+    return made_up.row(**{"key": key, "latency_s": 0.5, "samples_s": [0.25, 0.5, 0.75]} | changes)
 
 
 def start(folder, resume=False, **changes):
@@ -44,7 +41,7 @@ def test_absent_is_not_written_and_nan_is_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"status": "fine"}, "unknown status 'fine'; expected ok, unstable"),
+        ({"status": "fine"}, "unknown status 'fine'; expected 'ok', 'unstable'"),
         ({"latency_s": None}, "status ok and latency_s = None"),
         ({"status": "error", "reason": "x"}, "status error and latency_s = 0.5"),
         ({"status": "error", "latency_s": None}, "status error without a reason"),
