@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GROUP = ("machine", "device", "evaluation_set")
-"""What is advised on apart: latencies of two machines do not compare, nor accuracies on two sets of images."""
+"""The columns by which advice is split: neither latencies of two machines nor accuracies on two sets can be
+compared."""
 SUBJECT = ("machine", "device", "name", "relation", "footprint", "backend", "attention", "compiled")
 COLUMNS = (
     "network", "footprint", "ran on", "top-1 in paper", "latency ms", "95 % interval", "peak MB", "params M",
@@ -51,15 +52,15 @@ CAVEATS = {
 
 @dataclass(frozen=True)
 class Source:
-    """A run that is drawn on."""
+    """A run whose rows are used."""
 
     folder: Path
     where: Mapping[str, Any]
     rows: list[Row]
     refused: int
-    """Rows left out, being faster than the roofs of their machine allow."""
+    """How many rows are left out because they are faster than the roofs of their machine allow."""
     drift: float | None
-    """How far medians of the same call lie apart within the run, where that is known."""
+    """How far the medians of the same call differ within the run, if that is known."""
 
     @property
     def machine(self) -> str:
@@ -67,7 +68,8 @@ class Source:
 
     @property
     def is_here(self) -> bool:
-        """Whether this may be the machine: the same processor, as many cores and threads, and the GPU if it was one."""
+        """Whether this may be the same machine: processor, cores, threads and, for a run on a GPU, the GPU are the
+        same."""
         import psutil
 
         cores = psutil.cpu_count(logical=False) or os.cpu_count()
@@ -144,13 +146,14 @@ def _short(folder: Path) -> Path:
 
 
 def _gpus() -> list[str]:
-    """Those of this machine, as NVIDIA's driver names them."""
-    told = [path.read_text() for path in Path("/proc/driver/nvidia/gpus").glob("*/information")]
-    return [line.partition(":")[2].strip() for text in told for line in text.splitlines() if line.startswith("Model:")]
+    """The GPUs of this machine, as the driver of NVIDIA names them."""
+    texts = [path.read_text() for path in Path("/proc/driver/nvidia/gpus").glob("*/information")]
+    return [line.partition(":")[2].strip() for text in texts for line in text.splitlines() if line.startswith("Model:")]
 
 
 def _measured(sources: Sequence[Source], arguments: argparse.Namespace) -> pd.DataFrame:
-    """The lines of evidence that were measured as asked, each with its `run` and `machine`; ValueError if none was."""
+    """The lines of evidence in the requested mode, batch, dtype and backends, each with its `run` and `machine`;
+    ValueError if there is none."""
     import pandas as pd
 
     backends = {*command.choices("backend", arguments.backend, (*BACKENDS, "torch"))}
@@ -177,7 +180,7 @@ def _measured(sources: Sequence[Source], arguments: argparse.Namespace) -> pd.Da
 
 
 def _advice(group: pd.DataFrame, kept: pd.DataFrame, limits: Budget) -> str:
-    """What to take of a group, or by how much nothing keeps to the limits."""
+    """The recommendation for a group, or how far the group is from the limits."""
     first = group.iloc[0]
     where = f"{first['machine']}, ImageNet {first['evaluation_set']}"
     if kept.empty:
@@ -215,15 +218,15 @@ def _line(line: Mapping[Any, Any], limits: Budget) -> list[str]:
 
 
 def _flat(kept: pd.DataFrame, sources: Sequence[Source]) -> Iterator[dict[str, Any]]:
-    """For programs: the lines with where they were measured."""
+    """The lines with their provenance, for programs."""
     for line in kept.astype(object).where(kept.notna(), None).to_dict("records"):
         source = sources[line["run"]]
-        told = {"torch": source.where["versions"].get("torch"), "commit": source.where["commit"]}
-        yield {str(name): value for name, value in line.items()} | told | {"run": str(source.folder)}
+        where = {"torch": source.where["versions"].get("torch"), "commit": source.where["commit"]}
+        yield {str(name): value for name, value in line.items()} | where | {"run": str(source.folder)}
 
 
 def _evidence(used: Sequence[Source], lines: pd.DataFrame) -> Iterator[str]:
-    """Where the figures are from, and what they cannot carry."""
+    """The sources of the figures, and their limits."""
     mode, batch, dtype = (lines[name].iloc[0] for name in ("mode", "n", "dtype"))
     for number, source in zip(lines["run"].unique(), used, strict=True):
         times = lines["time"][lines["run"] == number].dropna()
@@ -249,7 +252,7 @@ def _evidence(used: Sequence[Source], lines: pd.DataFrame) -> Iterator[str]:
 def _elsewhere(
     lines: pd.DataFrame, limits: Budget, arguments: argparse.Namespace, argv: Sequence[str]
 ) -> Iterator[str]:
-    """That rows are of another machine, and how to measure on this one what may keep to the limits."""
+    """A note that the rows are of another machine, and the commands that measure the candidates on this one."""
     yield "This machine, or its number of threads, is another than that of the rows. Measure here, and ask again:"
     fixed = {limited: most for limited, most in limits.items() if limited.name in ("params", "flops")}
     sides: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writing a whole file or none."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def write(path: str | Path, content: bytes) -> None:
-    """Replace `path` by `content`, so that a reader, or a crash, sees the old file or the new one.
+    """Replace the file at `path`. After a crash, and for a reader meanwhile, it is the old file or the new one.
 
-    OSError, naming `path`, if that cannot be done.
+    OSError with the path if it cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -29,7 +29,7 @@ def write(path: str | Path, content: bytes) -> None:
 
 
 def _keep(folder: Path) -> None:
-    """Have the disk know of a name just given in the folder, where the system lets us."""
+    """Flush the entries of the folder to disk, if the system supports it."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_DIRECTORY)
         try:

@@ -1,4 +1,4 @@
-"""What every command line of saprof does around its `main`."""
+"""What all commands of saprof share: exit codes, errors, and reading of lists."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
 OK, FAILED, USAGE, REGRESSION = 0, 1, 2, 3
-"""Exit codes: all is well; some cells failed or disagreed; the user's input was at fault; something got worse."""
+"""Exit codes: success; some cells failed or disagreed; the input is wrong; a regression."""
 
 
 def run(main: Callable[[list[str] | None], int]) -> NoReturn:
-    """Exit with main's code; a mistake in the input becomes a sentence on stderr and exit code 2, or its own `code`."""
+    """Exit with the code of `main`. A mistake in the input is printed on stderr as one sentence; the exit code is then
+    2, or the `code` of the exception."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that has no ✓ shows a ?
+            stream.reconfigure(errors="replace")  # a terminal without ✓ shows a ?
     try:
         code = main(None)
         sys.stdout.flush()
     except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
+        if isinstance(error, BrokenPipeError):  # the reader of our output stopped reading
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(OK)
         print(f"error: {error}", file=sys.stderr)
@@ -36,7 +37,7 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
 
 
 def choices(what: str, text: str, valid: Sequence[str], extra: Sequence[str] = ()) -> list[str]:
-    """Read a comma list whose entries must be among `valid`, all of which `all` is, or `extra`."""
+    """Read a comma list of entries of `valid` or `extra`; `all` means all of `valid`."""
     names = list(valid) if text == "all" else [name.strip() for name in text.split(",")]
     for name in names:
         if name not in (*valid, *extra):
@@ -45,7 +46,7 @@ def choices(what: str, text: str, valid: Sequence[str], extra: Sequence[str] = (
 
 
 def alone(parser: ArgumentParser, arguments: Namespace, option: str, beside: Sequence[str]) -> None:
-    """ValueError if something is asked for that `option` leaves undone: all but itself and what may stand `beside`."""
+    """ValueError if `option` is given with options that it ignores: all except itself and those in `beside`."""
     asked = [name for name, value in vars(arguments).items() if value != parser.get_default(name)]
     undone = [f"--{name.replace('_', '-')}" for name in asked if name not in (option, *beside)]
     if option in asked and undone:

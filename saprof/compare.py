@@ -1,9 +1,8 @@
 """`python -m saprof.compare A B`: two runs cell by cell, or with `--backends numba,unfold` two backends of one run.
 
-A is before and B after: a ratio is B / A. A verdict needs the whole 95 % interval beyond ± 2 % and beyond the noise
-floor, which is shown beside it: how far identical calls were found apart. Nothing is averaged over cells. The exit code
-is 0, 2 when the command line or a run is at fault, or 3 with `--fail-on-regression` when there is one.
-"""
+A is before and B is after; a ratio is B / A. A cell is slower or faster if its whole 95 % interval is beyond ± 2 % and
+beyond the noise, which is how far identical calls differed. Nothing is averaged over cells. The exit code is 0; 2 if
+the command line or a run is wrong; 3 with `--fail-on-regression` if there is a regression."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from saprof.records.rows import Row
 from saprof.records.runs import IDENTITY, Recorded, differences, read_run, require_same_machine
 
 NAMED = 3
-"""So many cells are named where more are counted."""
+"""How many cells a count names."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,7 +129,7 @@ def _first(labels: Sequence[str]) -> str:
 
 
 def _legend(comparison: Comparison, compared: Sequence[Compared], arguments: argparse.Namespace) -> list[str]:
-    """What A and B are, what else differs between them, and how noise is known."""
+    """A and B, the differences between their provenance, and the sources of the noise."""
     asked = arguments.backends.split(",") if arguments.backends else []
     titles = [f"{arguments.runs[0]}, {backend.strip()}" for backend in asked] or arguments.runs
     lines = [f"{side}: {title}" for side, title in zip("AB", titles, strict=True)]
@@ -171,7 +170,7 @@ def _percent(part: float) -> str:
 
 
 def record(one: Compared) -> dict[str, Any]:
-    """A line for programs: which cell, both values, their ratio, noise and verdict; SI units are in the names."""
+    """A line for programs: the cell, both values, their ratio, noise and verdict; SI units are in the names."""
     ratio = one.ratio and {"ratio": one.ratio.median, "ratio_low": one.ratio.low, "ratio_high": one.ratio.high}
     own = ("backend", "attention", "status", one.metric.quantity.column)
     known = {name: None if math.isinf(value) else value for name, value in (ratio or {}).items()}
@@ -202,7 +201,7 @@ def _notes(matched: Matched, compared: Sequence[Compared]) -> list[str]:
 
 
 def label(row: Row, names: Sequence[str] = ("mode", "backend", "attention")) -> str:
-    """A cell in words, with these of its fields at the end."""
+    """A cell in words; the fields `names` are at the end."""
     widths = [f"{axis}{value}" for axis in "nrvg" if (value := getattr(row, axis)) is not None]
     what = [row.name, *widths, f"{row.h}x{row.w}", row.footprint, row.dtype]
     how = [str(value) for name in names if (value := getattr(row, name)) is not None]
@@ -210,7 +209,7 @@ def label(row: Row, names: Sequence[str] = ("mode", "backend", "attention")) -> 
 
 
 def _cell(one: Compared) -> str:
-    """What both sides have in common."""
+    """The label of what both sides have in common."""
     names = [n for n in ("mode", "backend", "attention") if getattr(one.before, n) == getattr(one.after, n)]
     return label(one.after, names)
 

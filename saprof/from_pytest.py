@@ -1,10 +1,10 @@
-"""`python -m saprof.from_pytest FILE --output RUN`: what pytest-benchmark saved, as a run that other commands read.
+"""`python -m saprof.from_pytest FILE --output RUN`: a file of pytest-benchmark as a run that other commands read.
 
     pytest --benchmark-only --benchmark-json FILE tests/benchmarks/test_stages.py
 
-Rounds of one benchmark follow each other, so the rows have no ratio and no verdict. `--benchmark-autosave` keeps no
-samples unless told to (`--benchmark-save-data`); its rows have a median alone and are `unstable`, since nothing vouches
-for it. Whether other processes ran is known of the calibration, at the beginning, and taken to hold of all rows.
+pytest-benchmark does not interleave benchmarks, so the rows have no ratio and no verdict. `--benchmark-autosave` keeps
+samples only with `--benchmark-save-data`; without them a row has only a median and is `unstable`. Whether other
+processes ran is known for the calibration at the beginning, and assumed for all rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from saprof.records.runs import Run
 
 SOURCE = "tests/benchmarks/test_stages.py"
 PROVENANCE = ("versions", "device", "cpu", "cores", "threads", "code", "commit", "dirty")
-"""What `machine_info["saprof"]` must tell, for rows to be believed and compared."""
+"""The entries that `machine_info["saprof"]` must have."""
 NAMED = 3
 """Benchmarks that are named among those left out."""
 
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a file of pytest-benchmark holds; ValueError for any other."""
+    """The content of a file of pytest-benchmark; ValueError for any other file."""
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -103,12 +103,12 @@ def _is_ours(benchmark: Any) -> bool:
     return isinstance(info, dict) and info.get("kind") == "operator"
 
 
-def _time(path: Path, told: Any) -> str:
-    """That of the whole file, as rows write it."""
+def _time(path: Path, saved: Any) -> str:
+    """The time of the whole file, in the format of rows."""
     try:
-        return datetime.fromisoformat(told).isoformat(timespec="seconds")
+        return datetime.fromisoformat(saved).isoformat(timespec="seconds")
     except (TypeError, ValueError):
-        raise ValueError(f"{path} says datetime {told!r}; expected what pytest-benchmark writes") from None
+        raise ValueError(f"{path} says datetime {saved!r}; expected what pytest-benchmark writes") from None
 
 
 def _row(benchmark: Mapping[str, Any], fingerprint: str, time: str) -> Row:
@@ -160,7 +160,7 @@ def _measured(stats: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _roofs(path: Path, content: Any) -> calibration.Calibration | None:
-    """What the machine could do, where that was recorded."""
+    """The calibration, if it was recorded."""
     try:
         return None if content is None else calibration.parse(content)
     except ValueError as error:

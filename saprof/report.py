@@ -1,6 +1,6 @@
-"""`python -m saprof.report RUN`: a page of what a run found: every figure that can be drawn, tables, provenance.
+"""`python -m saprof.report RUN`: a page about a run, with every possible figure, tables and provenance.
 
-The page stands alone: it needs no network, no script, and none of the files beside it.
+The page is one file: it needs no network, no script, and none of the files beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from saprof.records.runs import Recorded, read_run
 GENERATOR = "saprof.report"
 PAGE = "index.html"
 EXAMPLES = 6
-"""How many rows a warning names."""
+"""The number of rows that a warning names."""
 
 HOW_TO_READ = (
     "A latency is the median of many calls; its 95 % interval says how well that median is known, not how much calls "
@@ -57,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def write(runs: Sequence[Recorded], folder: Path) -> Path:
-    """The path of the page, in a folder that is there as a whole or not at all. A report that is there is replaced;
-    ValueError for any other folder that is not empty, or that cannot be written."""
+    """Write the page and its figures; returns the path of the page. The folder is written whole or not at all. An older
+    report in it is replaced; ValueError if the folder has other content, or cannot be written."""
     folder = folder.resolve()
     if folder.exists() and not _replaceable(folder):
         raise ValueError(f"{folder} is neither empty nor a report; choose another with --output")
@@ -89,7 +89,7 @@ def _replaceable(folder: Path) -> bool:
 
 
 def render(runs: Sequence[Recorded], folder: Path) -> str:
-    """The page, whose figures are written into the folder as well."""
+    """The page. Its figures are also written to the folder."""
     several = len(runs) > 1
     title = f"{len(runs)} runs" if several else runs[0].name
     anchors = [f"run-{number}" for number in range(1, len(runs) + 1)]
@@ -131,7 +131,7 @@ def _draw(run: Recorded, folder: Path, prefix: str, first: int) -> tuple[list[Ht
 
 
 def _parts(run: Recorded, shown: Sequence[Html], missing: dict[str, list[str]], guide: Html) -> list[Html]:
-    """All about one run."""
+    """The parts of the page about one run."""
     from saprof.plots import frame
     from saprof.plots.gallery import extremes
 
@@ -168,7 +168,7 @@ def _times(rows: Sequence[Row]) -> str:
 
 
 def _doubts(run: Recorded) -> Html:
-    """What a reader should not simply believe."""
+    """Warnings about results that may be wrong."""
     measured = [row for row in run.rows if row.status in MEASURED]
     doubts = [
         f"{len(some)} of {len(measured)} latencies {'is' if len(some) == 1 else 'are'} {status}: {_named(some)}"
@@ -210,7 +210,7 @@ def _tables(run: Recorded) -> list[Html]:
 
 
 def _without_empty(header: Sequence[str], body: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
-    """A table less the columns that say nothing."""
+    """The table without its empty columns."""
     kept = [column for column in range(len(header)) if any(line[column] for line in body)]
     return [header[i] for i in kept], [[line[i] for i in kept] for line in body]
 
@@ -226,13 +226,13 @@ def _not_run(rows: Sequence[Row]) -> Html:
 
 
 def _why(row: Row) -> str:
-    """The reason, less the operator that no backend has."""
+    """The reason, without the name of the operator."""
     reason = row.reason or ""
     return reason.removeprefix(f"{row.name}: ") if row.status == "unsupported" else reason
 
 
 def _roofs(run: Recorded) -> list[Html]:
-    """How far identical calls differed, and what the machine reached; or how to have that."""
+    """The noise and the roofs; or the command that measures the roofs."""
     roofs = run.calibration
     if roofs is None:
         how = tag("code", f"python -m saprof.roofline {run.folder} --calibrate")

@@ -1,6 +1,6 @@
-"""`python -m saprof.roofline RUN`: how much of what the machine allows each row of a run reaches.
+"""`python -m saprof.roofline RUN`: the share of the roofs of the machine that each row of a run reaches.
 
-`--calibrate` measures the roofs here and now: of this machine alone, or for a run that was made without.
+`--calibrate` measures the roofs now: of this machine alone, or for a run that has none.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Hold the rows of a run against the roofs of its machine: % of roof, and a figure.",
     )
     parser.add_argument("run", nargs="?", type=Path, help="run folder of saprof.sweep")
-    parser.add_argument("--calibrate", action="store_true", help="measure the roofs here and now")
+    parser.add_argument("--calibrate", action="store_true", help="measure the roofs now, on this machine")
     parser.add_argument("--format", default="table", choices=text.FORMATS)
     parser.add_argument("--output", type=Path, help="folder of roofline.png and .svg (default: the run's)")
     return parser
 
 
 def place(rows: Sequence[Row], calibration: Calibration) -> list[dict[str, Any]]:
-    """A flat record for each row that has a place under the roofs; SI units in the names."""
+    """A flat record for each row that can be compared with the roofs; SI units are in the names."""
     slowest = _slowest(rows)
     return [
         _record(row, bound, slowest.get(_same(row)))
@@ -73,7 +73,8 @@ def _same(row: Row) -> tuple[Any, ...]:
 
 
 def _slowest(rows: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
-    """Of each group that was measured in the same rounds: all but the first of such a group have a ratio to it."""
+    """The slowest row of each group that was measured in the same rounds. All rows of such a group but the first have a
+    ratio to the first."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row.latency_s is not None:
@@ -112,7 +113,8 @@ def _error(row: Row, calibration: Calibration) -> str:
 
 
 def render(lines: Sequence[Mapping[str, Any]], rows: Sequence[Row], calibration: Calibration, form: str) -> str:
-    """The records of `place`; for people also the roofs' origin, and why the other rows have no place."""
+    """The records of `place`. The formats for people also have the origin of the roofs, and why other rows are
+    missing."""
     if form in ("csv", "json"):
         return text.records(lines, form)
     left = Counter(reason for row in rows if (reason := roofs.why_not(row, calibration)))
@@ -158,7 +160,7 @@ def _cells(line: Mapping[str, Any]) -> list[str]:
 
 
 def _calibrate_run(run: Recorded) -> Calibration:
-    """Measure the roofs of a run's machine, if it is this one, and keep them with the run."""
+    """Measure the roofs of the machine of a run, if that is this machine, and write them to the run folder."""
     if run.calibration:
         raise ValueError(f"{run.folder} has roofs of {run.calibration.time}; delete its {roofs.FILE} to measure others")
     import torch

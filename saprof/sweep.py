@@ -72,17 +72,20 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     how.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own)")
     how.add_argument(
-        "--seconds", type=float, default=2.0, help="longest time per cell, a few rounds at least (default 2)"
+        "--seconds", type=float, default=2.0, help="longest time per cell, after the first rounds (default 2)"
     )
     how.add_argument(
-        "--roofs", default="measure", choices=("measure", "skip"), help="first see what the machine can do (seconds)"
+        "--roofs",
+        default="measure",
+        choices=("measure", "skip"),
+        help="first measure the roofs of the machine (seconds)",
     )
     how.add_argument("--time-budget", type=float, help="start no new cell after this many seconds")
     how.add_argument("--isolate", action="store_true", help="measure each group in a process of its own")
     how.add_argument("--timeout", type=float, help="give a group up after this many seconds (implies --isolate)")
     output = options.add_argument_group("output")
     output.add_argument("--output", type=Path, help="run folder (default runs/<time>)")
-    output.add_argument("--resume", action="store_true", help="go on with an interrupted run in --output")
+    output.add_argument("--resume", action="store_true", help="continue an interrupted run in --output")
     output.add_argument("--format", default="table", choices=("table", "md", "csv", "json"))
     output.add_argument("--list", action="store_true", help="print the cells and stop")
     output.add_argument("--dry-run", action="store_true", help="print the cells with their declared costs and stop")
@@ -110,7 +113,7 @@ def _run(groups: list[Group], request: Request) -> int:
 
 
 def _draw(rows: list[Row], folder: Path, where: dict[str, Any]) -> None:
-    """The figure beside the rows, for what has a latency; the table names what no backend can run."""
+    """Draw the figure beside the rows. Cells that no backend supports are only in the table."""
     rows = [row for row in rows if row.status != "unsupported"]
     if not any(row.status in MEASURED and row.taps for row in rows):
         print(f"rows in {folder}; no cell has a footprint and a latency, so there is no figure", file=sys.stderr)
@@ -123,7 +126,7 @@ def _draw(rows: list[Row], folder: Path, where: dict[str, Any]) -> None:
 
 
 def _planned(groups: list[Group], form: str) -> str:
-    """The cells with what their declarations tell."""
+    """The cells with their declared costs."""
     cells = [cell for group in groups for cell in group]
     if form in ("csv", "json"):
         return text.records([cell.what | cell.costs for cell in cells], form)

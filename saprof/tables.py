@@ -1,11 +1,10 @@
-"""The papers' tables of parameters and FLOPs: what we count beside what is printed.
+"""The tables of parameters and FLOPs in the papers: our counts beside the printed figures.
 
     python -m saprof.tables [--paper san|sasa] [--table 3,4,sec5.3] [--format table|md|csv|json] [--output FILE]
 
 SAN's FLOPs follow the `paper` convention, SASA's `flop2` (see `saprof.operators.cost`). Accuracies are those that SAN
-prints.
-Some of SASA's figures come of no convention that we know: they are shown with what is left over. The exit code is 0
-when every other figure agrees, 1 when one does not, 2 when the command line is at fault.
+prints. No known convention gives some figures of SASA: for these, the difference is printed. The exit code is 0
+if every other figure agrees, 1 if one does not, 2 if the command line is wrong.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _beside(row: Mapping[str, Any], figure: str, rounded: str) -> str:
-    """The printed figure, and whether it agrees; of one that does not, how far off the exact count is."""
+    """The printed figure, and whether it agrees; if not, also how much larger the exact count is."""
     printed = row[f"{rounded}_printed"]
     if printed is None:
         return "-"
@@ -68,7 +67,7 @@ def _beside(row: Mapping[str, Any], figure: str, rounded: str) -> str:
 
 
 def _claimed(claim: Claim, computed: Sequence[Mapping[str, Any]]) -> str:
-    """What an abstract's claim comes to."""
+    """A claim of an abstract beside the same figure from exact counts."""
     here = saved(claim, computed)
     mark = "✓" if round(here) == claim.percent else "✗"
     what = {"params": "parameters", "flops": "FLOPs"}[claim.figure]
@@ -119,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _load_torch() -> None:
-    """Import torch, whose objects stay: to walk them again and again takes the garbage collector a sixth of the run."""
+    """Import torch and exclude its objects from garbage collection, which would take a sixth of the run."""
     import saprof.models.counting  # noqa: F401
 
     gc.freeze()

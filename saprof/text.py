@@ -25,7 +25,7 @@ def align(header: Sequence[str], body: Sequence[Sequence[str]], form: str = "tab
 
 
 def records(rows: Sequence[Mapping[str, Any]], form: str) -> str:
-    """Flat rows for programs: `csv`, whose columns are those of all rows, or `json`."""
+    """Flat rows for programs, as `csv` with the columns of all rows, or as `json`."""
     if form == "json":
         return json.dumps(rows, ensure_ascii=False, indent=1)
     text = io.StringIO()
@@ -42,6 +42,6 @@ def counted(number: int, noun: str) -> str:
 
 
 def unknown(what: str, got: str, valid: Sequence[str]) -> str:
-    """The sentence for a name nobody knows."""
+    """The sentence about an unknown name."""
     *most, last = map(repr, valid)
     return f"unknown {what} {got!r}; expected {', '.join(most) + ' or ' if most else ''}{last}"

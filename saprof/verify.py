@@ -1,4 +1,4 @@
-"""`python -m saprof.verify`: does every backend on this machine compute what the reference says?"""
+"""`python -m saprof.verify`: whether every backend on this machine computes what the reference computes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--workloads",
         default="edge",
         choices=WORKLOADS,
-        help="tiny: one per boundary; edge (default): what tends to break; stages: SAN10's, at sampled positions",
+        help="tiny: one per boundary; edge (default): unusual shapes; stages: those of SAN10, at sampled positions",
     )
     parser.add_argument("--list", action="store_true", help="print all names and stop")
     return parser
@@ -70,7 +70,7 @@ class Line:
     dtype: str
     verdicts: list[Verdict] = field(default_factory=list)
     reason: str = ""
-    """Why some of its workloads, or all, cannot run."""
+    """Why some or all workloads of the line cannot run."""
 
     def workloads(self, which: str) -> Iterator[Workload]:
         return (replace(w, dtype=self.dtype) for w in WORKLOADS[which](self.operator))
@@ -86,7 +86,7 @@ class Line:
 
 
 def _judge(lines: Sequence[Line], which: str, device: str) -> None:
-    """Run all workloads of every line that its backend can."""
+    """Run all workloads that the backend of each line supports."""
     import torch
     from tqdm import tqdm
 
@@ -95,7 +95,7 @@ def _judge(lines: Sequence[Line], which: str, device: str) -> None:
 
     check_device(device)
     if which != "stages":
-        torch.set_num_threads(1)  # tensors so small that threads only wait for each other
+        torch.set_num_threads(1)  # with such small tensors, threads only wait for each other
     cases = [(line, workload) for line in lines for workload in line.workloads(which)]
     for line, case in tqdm(cases, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False, unit="workload"):
         reason = why_not(line.backend, line.operator, getattr(torch, line.dtype), device, case.footprint)
@@ -104,7 +104,7 @@ def _judge(lines: Sequence[Line], which: str, device: str) -> None:
             continue
         try:
             verdict = check(case, line.backend, device, positions=sample_positions(case))
-        except RuntimeError as error:  # a kernel that breaks off has failed like one that is wrong
+        except RuntimeError as error:  # a kernel that raises has failed like a wrong one
             verdict = Verdict(False, math.inf, 1.0, f"{case} on {line.backend}: {type(error).__name__}: {error}")
         line.verdicts.append(verdict)
 

@@ -1,4 +1,4 @@
-"""Recorded rows to play with in JupyterLab: pick operators, footprints, backends and a metric, and the plot follows."""
+"""An explorer of recorded rows for JupyterLab: the plot shows the chosen operators, footprints, backends and metric."""
 
 # What an index into a DataFrame gives is beyond pandas' annotations:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -24,7 +24,7 @@ METRICS = {
 }
 """What can be drawn, by the field of rows."""
 STRENGTH = dict(zip(MODES, (1.0, 0.7, 0.45, 0.45), strict=True))
-"""How strongly a line is drawn, by mode."""
+"""The opacity of a line, by mode."""
 
 
 def metric_figure(rows: pd.DataFrame, metric: str = "latency_s", provenance: str = "") -> Figure:
@@ -65,9 +65,9 @@ def _draw(axes: Axes, line: pd.DataFrame, quantity: Quantity, how: dict[str, Any
 
 
 def explorer(runs: Mapping[str, tuple[pd.DataFrame, str]]) -> Any:
-    """A widget over runs, each a frame of rows and its provenance, by name; it needs ipywidgets.
+    """A widget over named runs, each a table of rows with its provenance; it needs ipywidgets.
 
-    Every choice draws anew; what cannot be drawn is said where the plot would be.
+    Every choice redraws the plot. If nothing can be drawn, the reason is shown instead.
     """
     import ipywidgets
     from IPython.display import display
@@ -91,7 +91,7 @@ def explorer(runs: Mapping[str, tuple[pd.DataFrame, str]]) -> Any:
                 print(error)
 
     def offer(_: object = None) -> None:
-        """What the run has, all of it chosen but for the names, which begin with two."""
+        """Offer what the run has. At first two names are chosen, and everything of the other columns."""
         rows, _caption = runs[run.value]
         for column, pick in picks.items():
             pick.unobserve(draw, "value")
@@ -114,6 +114,6 @@ PICKED = ("name", "footprint", "backend", "mode")
 
 
 def _in_order(rows: pd.DataFrame, column: str) -> Sequence[str]:
-    """What is in a column, footprints by their taps."""
+    """The values of a column; footprints are sorted by taps."""
     rows = rows.dropna(subset=["taps"])
     return tuple((rows.sort_values("taps") if column == "footprint" else rows)[column].unique())

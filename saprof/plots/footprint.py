@@ -88,7 +88,7 @@ def _draw_kind(panels: Sequence[Axes], rows: pd.DataFrame, operations: Quantity)
 
 
 def _draw_costs(axes: Axes, rows: pd.DataFrame, quantity: Quantity) -> None:
-    """One line per name and setting: whoever computes, the costs are the same."""
+    """One line per name and setting; costs do not depend on the backend."""
     for (name, _), line in rows.dropna(subset=[quantity.column]).groupby(["name", "setting"], sort=False):
         line = line.drop_duplicates("x").sort_values("x")
         look = style.look(name)
@@ -107,7 +107,7 @@ def _printed(rows: pd.DataFrame) -> list[PaperRow]:
 
 
 def _mark_printed(axes: Axes, printed: Sequence[PaperRow], field: str) -> list[Line2D]:
-    """What the table prints, as open squares; the handle of their legend."""
+    """Draw the printed values as open squares; returns the handle for the legend."""
     if not printed:
         return []
     mark = {"marker": "s", "markersize": 11, "fillstyle": "none", "linestyle": "none", "color": "0.45"}

@@ -1,4 +1,4 @@
-"""Every figure that rows may have, with its caption and what it shows in words."""
+"""Every figure that rows can have, with a caption and a description in words."""
 
 # What an index into a DataFrame gives is beyond pandas' annotations:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -32,11 +32,11 @@ class Drawing:
     """A figure that may be drawn: `draw` makes it, or raises ValueError with the reason why there is none."""
 
     stem: str
-    """Of its files."""
+    """The name of its files, without suffix."""
     title: str
     caption: str
     alt: str
-    """What it shows, for readers who cannot see it."""
+    """A description for readers who cannot see the figure."""
     draw: Callable[[], Figure]
 
 
@@ -156,7 +156,7 @@ def _extreme(part: pd.DataFrame, over: str) -> str:
 
 
 def _split(rows: pd.DataFrame, columns: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Groups alike in those columns, each with the end of a file name; no rows are one group of none."""
+    """Groups of rows that agree in the columns, each with the end of a file name; without rows, one empty group."""
     differ = [column for column in columns if rows[column].nunique() > 1]
     if not differ:
         yield "", rows

@@ -1,4 +1,4 @@
-"""Rows as lines in a panel: what tells them apart, where they are drawn, and what their marks mean."""
+"""Rows as lines in a panel: how they are grouped, where they are drawn, and what their marks mean."""
 
 # What an index into a DataFrame gives is beyond pandas' annotations:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -18,7 +18,7 @@ from saprof.quantities import LATENCY, Quantity
 from saprof.records.rows import DOUBTFUL
 
 SETTINGS = ("mode", "dtype", "device", "n", "h", "v", "shape")
-"""What rows of one name and one backend may differ in beside the footprint's size."""
+"""The columns in which rows of one name and one backend may differ, beside the size of the footprint."""
 
 AGAINST = {"footprint": "against the footprint", "map": "at every map", "name": ""}
 """What `across` says, for the title."""
@@ -84,7 +84,7 @@ def map_label(row: pd.Series) -> str:
 
 
 def draw(axes: Axes, line: pd.DataFrame, quantity: Quantity, look: dict[str, Any]) -> None:
-    """One line with its interval, broken where a cell did not run, which has a cross at the foot of the panel."""
+    """One line with its interval. Where a cell did not run, the line has a gap, and the panel a cross at its foot."""
     line = line.sort_values("x", kind="stable")
     axes.plot(line["x"], style.column_of(line, quantity), label=line["series"].iloc[0], **look)
     if quantity is LATENCY:
@@ -112,7 +112,7 @@ def mark_failed(axes: Axes, at: pd.Series, colour: str, across: bool = False) ->
 
 
 def mark_doubtful(axes: Axes, line: pd.DataFrame) -> None:
-    """An asterisk above what is unstable or contended, at `x` and `y`."""
+    """An asterisk at `x` and `y` of each row that is unstable or contended."""
     colour = style.look_of(line["ran"].iloc[0])["color"]
     for _, row in line[line["status"].isin(DOUBTFUL)].iterrows():
         axes.annotate("*", (row["x"], row["y"]), (0, 3), textcoords="offset points", color=colour, ha="center")
@@ -126,7 +126,7 @@ def look_of_line(line: pd.DataFrame) -> dict[str, Any]:
 
 
 def weight(line: pd.DataFrame) -> dict[str, Any]:
-    """Thicker for every further setting, of 0 to 1."""
+    """Line width and marker size by the weight of the setting, from 0 to 1."""
     share = line["weight"].iloc[0]
     return {"linewidth": 1.6 + 1.6 * share, "markersize": 5.5 + 2.5 * share}
 

@@ -1,4 +1,4 @@
-"""HTML: a page that stands alone, put together from small functions; text is escaped unless it is `Html`."""
+"""HTML: small functions for a page in one file. Text is escaped unless it is `Html`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def tag(name: str, *children: str, **attributes: str) -> Html:
 
 
 def join(*parts: str) -> Html:
-    """Parts behind each other."""
+    """The parts, concatenated."""
     return Html("".join(part if isinstance(part, Html) else html.escape(part) for part in parts))
 
 
 def document(title: str, generator: str, css: str, *body: str) -> str:
-    """The whole page; what made it is in its head."""
+    """The whole page; its head names the generator."""
     head = join(
         Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
         Html(f'<meta name="generator" content="{html.escape(generator)}">'),

@@ -1,4 +1,4 @@
-"""Accuracy against what it costs, and the networks that no other one beats."""
+"""Accuracy against cost, and the Pareto front."""
 
 # What an index into a DataFrame gives is beyond pandas' annotations:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -27,11 +27,11 @@ COSTS = {quantity.column: quantity for quantity in (PAPER_FLOPS, PARAMS, LATENCY
 """The quantities that accuracy is drawn against, by the field of rows."""
 
 OF_ROWS = (LATENCY.column, MEMORY.column)
-"""Costs that depend on who computes, how, and how many images at once."""
+"""Costs that depend on the backend, the mode and the batch."""
 
 FONT = 8.5
 AROUND = [(reach, dx, dy) for reach in (1, 2, 3.2, 4.6) for dy, dx in product((1, -1, 0), (1, -1, 0)) if dx or dy]
-"""How far and in which direction from its point a label may be, the best first."""
+"""The distances and directions of a label from its point, the best first."""
 
 
 def accuracy_figure(points: pd.DataFrame, cost: str = "flops_paper", provenance: str = "") -> Figure:
@@ -96,7 +96,7 @@ def _labels(points: pd.DataFrame) -> pd.Series:
 
 
 def _settings(panel: pd.DataFrame, points: pd.DataFrame) -> list[str]:
-    """What a panel shows that the others do not."""
+    """The settings of a panel that differ between panels."""
     worded = {"mode": "{}", "n": "n = {}", "dtype": "{}", "device": "{}", "evaluation_set": "ImageNet {}"}
     return [text.format(panel[name].iloc[0]) for name, text in worded.items() if points[name].nunique() > 1]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TAP, CENTRE = "#56b4e9", "#d55e00"
 """Sky blue and vermilion of the Okabe-Ito palette."""
 SIDE = 2.6
-"""Of the picture of one footprint, inches."""
+"""The side of the picture of one footprint, in inches."""
 
 
 def footprint_picture(footprints: Sequence[Footprint]) -> Figure:

@@ -1,4 +1,4 @@
-"""The roofline: what operators reach, under what the machine allows at their intensity."""
+"""The roofline: the FLOP/s of operators under the roofs of the machine, by arithmetic intensity."""
 
 # What an index into a DataFrame gives is beyond pandas' annotations:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -20,7 +20,7 @@ from saprof.records.calibration import FORWARD, Calibration
 
 PANEL = ["ran", "mode", "dtype"]
 LINE = ["name", "n", "h", "w", "r", "v", "g"]
-"""What the points of a line share, which differ in their footprints."""
+"""The columns in which the points of a line agree; they differ in their footprints."""
 APART = 1.15
 """Bandwidths, or rates, closer than this are one roof."""
 

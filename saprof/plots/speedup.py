@@ -1,4 +1,4 @@
-"""How much faster the backends are than one of them: a heat map over operators and footprints."""
+"""Speed-ups of backends over one of them, as a heat map over operators and footprints."""
 
 # What an index into a DataFrame gives is beyond pandas' annotations:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false

@@ -1,4 +1,4 @@
-"""What all figures share: how rows become a DataFrame, how names and backends look, and how a figure is written."""
+"""What all figures share: rows as a DataFrame, colours and markers, axes, titles and files."""
 
 # What an index into a DataFrame gives is beyond pandas' annotations:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -77,14 +77,14 @@ FAMILIES |= {family: f"{family}_{relation}" for family, (relation, *_) in DEFAUL
 """The entry of LOOKS that a family has."""
 
 SHADE = {15: 0.7, 38: 0.7, 19: 0.45, 50: 0.45}
-"""Of the colour of deeper networks: the share of light that is left."""
+"""By depth: the share of the light that the colour of a deeper network keeps."""
 
 LINES = {"numba": "-", "unfold": "--", "cuda": "-."}
 BACKENDS = {"numba": ("#0072b2", "o"), "unfold": ("#d55e00", "s"), "cuda": ("#009e73", "^"), "torch": ("#444444", "D")}
 """Colour and marker where a panel is about one operator or network."""
 
 SPELLED = {"latency_s": "a latency", "peak_bytes": "a peak of memory"}
-"""Fields in sentences."""
+"""The nouns for fields in sentences."""
 
 NOTES = 5
 """How many cells that did not run a figure explains one by one."""

@@ -198,6 +198,4 @@ class Run:
         if self.rows_path.exists():
             rows = read_rows(self.rows_path)
             self.done = {row.key: row for row in rows}
-            atomic.write(
-                self.rows_path, "".join(row.line() + "\n" for row in rows).encode()
-            )  # without a cut line
+            atomic.write(self.rows_path, "".join(row.line() + "\n" for row in rows).encode())  # without a cut line

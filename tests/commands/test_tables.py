@@ -89,7 +89,7 @@ def test_parameters_round_once_and_halves_up(params, printed):
 
 
 def test_rows_of_an_unknown_table():
-    with pytest.raises(ValueError, match=r"^unknown table '9'; expected 3, 4, 5, 6, 7, 8, sec5\.3$"):
+    with pytest.raises(ValueError, match=r"^unknown table '9'; expected '3', '4', '5', '6', '7', '8' or 'sec5\.3'$"):
         printed.rows(9)
 
 
@@ -198,7 +198,7 @@ def test_output_goes_to_the_file(tmp_path, capsys):
     [
         (["--table", "3,9"], r"^unknown table '9'; expected 3, 4, 5, 6, 7, 8, sec5\.3 or all$"),
         (["--table", ""], "^unknown table ''; expected 3, "),
-        (["--format", "html"], "^unknown format 'html'; expected table, md, csv, json$"),
+        (["--format", "html"], "^unknown format 'html'; expected 'table', 'md', 'csv' or 'json'$"),
     ],
     ids=["table", "no-table", "format"],
 )
