@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import saprof
 from saprof.__main__ import COMMANDS, GROUPS
@@ -102,8 +103,18 @@ def test_every_public_name_is_in_the_reference():
 
 
 def test_the_version_is_the_same_everywhere():
-    assert f"\nversion: {saprof.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == saprof.__version__
+    assert [entry["url"].partition("/abs/")[2] for entry in cited["references"]] == ["2004.13621", "1906.05909"]
     assert f"\n## {saprof.__version__}\n" in PAGES["CHANGELOG.md"]
+
+
+def test_issue_forms_and_workflows_can_be_read():
+    files = [*ROOT.glob(".github/*/*.yml"), ROOT / ".pre-commit-config.yaml"]
+    read = {path.name: yaml.safe_load(path.read_text()) for path in files}
+    asked = [field.get("id") for field in read["bug.yml"]["body"]]
+    assert {"info", "verify", "run"} <= set(asked)
+    assert any(step.get("run") == ".ci/run" for step in read["ci.yml"]["jobs"]["test"]["steps"])
 
 
 @pytest.fixture(scope="module")
