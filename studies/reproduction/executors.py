@@ -70,7 +70,7 @@ Perform = Callable[[Task], None]
 
 
 class Executor(Protocol):
-    """Does tasks, here or elsewhere; a context manager, at whose end its processes end."""
+    """Does tasks, on this machine or on a cluster; a context manager."""
 
     def __enter__(self) -> Executor: ...
 

@@ -1,4 +1,4 @@
-"""Networks and images of a few numbers, for runs that take a second: `--model networks:plain`."""
+"""Small networks and images for runs of a second: `--model networks:plain`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIDE, CLASSES = 8, 10
 
 
 def plain(width: int = 8) -> nn.Module:
-    """Without batch norms: what it makes of an image does not depend on the others."""
+    """Without batch norms, so that the logits of an image do not depend on the other images."""
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, width), nn.Tanh(), nn.Linear(width, CLASSES))
 
 
@@ -31,7 +31,7 @@ def mapped(width: int = 8) -> nn.Module:
 
 
 def dropping() -> nn.Module:
-    """Draws random numbers as it goes."""
+    """Draws random numbers in the forward pass."""
     return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * SIDE**2, CLASSES))
 
 
@@ -40,7 +40,7 @@ def own(rank: int | None) -> bool:
 
 
 class Breaking(nn.Module):
-    """NaN at one forward pass in training, of one process or of all: in the logits, or in the gradient alone."""
+    """Makes NaN in one forward pass in training, in one process or in all: in the logits, or only in the gradient."""
 
     def __init__(self, at: int, rank: int | None = None, gradient: bool = False) -> None:
         super().__init__()
@@ -59,8 +59,8 @@ class Breaking(nn.Module):
 
 
 class Signalling(nn.Module):
-    """Asks its own process and those that load its images to stop, at one pass in training or when judged, once in a
-    process' life; of one rank, or of all."""
+    """Sends a signal to its own process and to those that load its images, in one pass of training or evaluation; once
+    per process, in one rank or in all."""
 
     sent = False
 
@@ -79,7 +79,7 @@ class Signalling(nn.Module):
 
 
 def load(config: Config) -> Dataset:
-    """80 images of 10 classes, to be told apart, and 30 to be judged."""
+    """80 images of 10 classes for training, and 30 for evaluation."""
     draws = torch.Generator().manual_seed(1)
     patterns = torch.randint(256, (CLASSES, 1, SIDE, SIDE), generator=draws)
     parts = []

@@ -1,4 +1,4 @@
-"""Checkpoints: a crash at any moment leaves a good one, damage is seen, and reading one executes nothing."""
+"""Checkpoints: a crash at any moment leaves an intact one, damage is detected, and reading executes no code."""
 
 import hashlib
 import io
@@ -66,7 +66,7 @@ def reread(path: Path, change) -> None:
 
 
 def flipped(content: bytes) -> bytes:
-    """One bit of a weight is another."""
+    """One bit of a weight is flipped."""
     at = content.index(torch.tensor([500.0, 501.0, 502.0]).numpy().tobytes())
     return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
@@ -167,7 +167,7 @@ def test_torch_alone_would_not_see_a_flipped_bit(folder):
 
 
 def crash(when: str, folder: Path) -> None:
-    """Save step 3, and die on the way."""
+    """Save step 3, and crash while saving."""
     owner, name = {"sync": (os, "fsync"), "replace": (Path, "replace")}[when.split()[1]]
     function = getattr(owner, name)
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 from files like the distributed ones, 20 images in each instead of 10,000; and pickles that would run."""
+"""CIFAR-10 from files like the distributed ones, with 20 images each instead of 10,000, and malicious pickles."""
 
 import os
 import pickle
@@ -28,7 +28,7 @@ def content(number: int) -> tuple[np.ndarray, list[int]]:
 
 
 def python2(data: np.ndarray, labels: list[int]) -> bytes:
-    """The pickle that Python 2 and its numpy made of a batch: `str` are bytes, and numpy's modules had other names."""
+    """The pickle of a batch by Python 2 and its numpy: `str` are bytes, and numpy's modules had other names."""
 
     def text(value: bytes) -> bytes:
         return b"U" + bytes([len(value)]) + value
@@ -200,7 +200,7 @@ class Bomb:
 
 
 def bombs(mark: Path) -> dict[str, bytes]:
-    """Pickles that would leave a mark on the disk if they ran."""
+    """Pickles that would write a file if they were executed."""
     script = f"open({str(mark)!r}, 'w').close()"
     code = "c__builtin__\n{}\n(V{}\ntR."
     return {

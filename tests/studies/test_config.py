@@ -1,4 +1,4 @@
-"""Configs: what is wrong is named, what is read back is the same, and the fingerprint is of what decides the result."""
+"""Configs: errors are named, a config survives its file, and the fingerprint covers what decides the result."""
 
 import math
 import os

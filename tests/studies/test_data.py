@@ -1,4 +1,4 @@
-"""The digits, and folders of images: the pixels are torchvision's, and what is wrong with the files is named."""
+"""The digits, and folders of images: pixels equal torchvision's, and problems of the files are named."""
 
 import hashlib
 import os
@@ -87,7 +87,7 @@ def config(root: Path | None) -> Config:
 
 @pytest.fixture
 def v2():
-    """torchvision's transforms, where there is a torchvision."""
+    """torchvision's transforms, if torchvision is installed."""
     try:
         torchvision.load()
     except ValueError as error:

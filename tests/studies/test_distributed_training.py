@@ -1,6 +1,6 @@
-"""Two processes that train together: as one would, and they end together.
+"""Two processes that train together compute what one process computes, and end together.
 
-The processes are started once, as torchrun would, and do one job after the other; torchrun itself once.
+The processes are started once, in the way of torchrun, and do one job after the other; torchrun itself is started once.
 """
 
 import json
@@ -52,7 +52,7 @@ JOBS = {
 FAILING = {"nan on one": 3, "nan gradient": 5, "nan gradient, late": 3, "indivisible": None}
 """Jobs that fail, and the step of their last checkpoint."""
 SAME = {"gone on": "stopped"}
-"""Jobs that go on in the folder of another."""
+"""Jobs that resume in the folder of another."""
 
 DRIVER = """
 import json, os, sys, traceback
@@ -93,7 +93,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def under_torchrun(tmp_path_factory) -> tuple[Path, str]:
-    """The folder of a run under torchrun that was asked to stop, and what was said."""
+    """The folder of a run under torchrun that was asked to stop, and its output."""
     folder = tmp_path_factory.mktemp("torchrun") / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     process = subprocess.Popen(
@@ -133,7 +133,7 @@ def pair(tmp_path_factory, under_torchrun) -> tuple[dict[str, Path], dict[str, l
 
 
 def both_end(jobs: list[tuple[str, int, list[str]]], logs: list[Path]) -> bool:
-    """Whether two processes do these jobs; those that hang are made to say where."""
+    """Whether two processes do these jobs; processes that hang print where they are."""
     processes = [run_jobs(rank, jobs, log) for rank, log in enumerate(logs)]
     try:
         for process in processes:
@@ -141,7 +141,7 @@ def both_end(jobs: list[tuple[str, int, list[str]]], logs: list[Path]) -> bool:
     except subprocess.TimeoutExpired:
         for process in processes:
             for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-                one.send_signal(signal.SIGABRT)  # upon which each tells where it is, the loaders' workers too
+                one.send_signal(signal.SIGABRT)  # each then prints its traceback, the workers too
         return False
     finally:
         for process in processes:
@@ -175,7 +175,7 @@ for _ in range(10):
     dist.init_process_group.keywords["store"] = dist.HashStore()
     work()
 """
-"""Groups that are taken down while their threads have tensors to free, for which they need Python's lock."""
+"""Groups that are destroyed while their threads free tensors, for which they need Python's lock."""
 
 
 @pytest.mark.deep

@@ -1,4 +1,4 @@
-"""The doctor names everything that is wrong, and says so with its exit code."""
+"""The doctor names every problem, and its exit code reports whether there are any."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from studies.data import torchvision
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch) -> Path:
-    """Two classes of 100 images to train on and two to judge; and a torchvision, whether there is one or not."""
+    """Two classes with 100 training images and two for evaluation, and a torchvision, installed or not."""
     pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
     for part, count in (("train", 100), ("val", 2)):
         for name in ("ant", "bee"):

@@ -1,4 +1,4 @@
-"""Steps of training and the counts of an evaluation, against what the formulas say."""
+"""Training steps and the counts of an evaluation, compared with the formulas."""
 
 import io
 import math
@@ -84,7 +84,7 @@ def test_the_learning_rate_is_never_above_the_one_asked_for(warmup, every):
 
 
 def smoothed(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Of the released code: 1 - smoothing for the label, smoothing / (K - 1) for each other class."""
+    """The loss of the released code: 1 - smoothing for the label, smoothing / (K - 1) for each other class."""
     log_p = logits.log_softmax(1)
     classes = logits.shape[1]
     share = torch.full_like(log_p, smoothing / (classes - 1))
@@ -158,7 +158,7 @@ def test_what_is_learned_in_pieces_is_counted_whole(few):
 
 
 def test_training_in_parts_is_training(few):
-    """Stopped after each step and taken up from what was saved by another process, or by itself."""
+    """Stopped after each step, and resumed from the saved state by a new State or the same one."""
     whole = trained(replace(PLAIN, model="networks:dropping"), few, 9)
     parts = begin(replace(PLAIN, model="networks:dropping"), few)
     for step in range(1, 10):
@@ -171,7 +171,7 @@ def test_training_in_parts_is_training(few):
 
 
 def json_and_tensors(state):
-    """As it would come out of a file."""
+    """The state as it is read from a file."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -274,7 +274,7 @@ def test_counts_do_not_depend_on_batches_and_workers(few, judged, batch, workers
 
 
 class Part(World):
-    """One of several processes, whose sums are its own."""
+    """One of several processes, whose sums are only its own."""
 
     def sum(self, numbers):
         return list(numbers)

@@ -1,4 +1,4 @@
-"""Runs and checkpoints judged: what is counted, kept and printed."""
+"""Runs and checkpoints that are judged: counts, files and printed tables."""
 
 import csv
 import io
@@ -48,7 +48,7 @@ def folder(finished, tmp_path):
 
 @pytest.fixture
 def untouchable(monkeypatch):
-    """From now on nothing is judged."""
+    """Returns a function after whose call judging is an error."""
 
     def refuse(*arguments, **options):
         raise AssertionError("nothing should be judged")
@@ -201,7 +201,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @pytest.fixture
 def noise(monkeypatch):
-    """A data set by the name of `folder`, so that it passes for ImageNet: 1,000 classes, a few small images."""
+    """A data set named `folder` that replaces ImageNet: 1,000 classes, a few small images."""
     pixels = torch.randint(256, (6, 3, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     images = Pixels(pixels, torch.zeros(6, dtype=torch.int64))
     made = Dataset(
@@ -233,7 +233,7 @@ def test_a_released_checkpoint_beside_the_paper(noise, tmp_path, capsys, family,
         logits = released_code.network(weights, (noise.pixels / 255.0 - mean) / std)
     places = torch.tensor(
         [0, 0, 0, 2, 4, 7]
-    )  # of the labels, in what the released network thinks: 3 right, 5 of 6 in 5
+    )  # the released network has 3 of 6 labels right, and 5 of 6 among its first 5
     noise.labels[:] = logits.argsort(1, descending=True)[torch.arange(6), places]
 
     command = ["--checkpoint", str(path), "--official", "--model", model, "--format", "json"]

@@ -1,4 +1,4 @@
-"""The study of footprints: what it trains, what it compares, and what it recorded."""
+"""The study of footprint shapes: its networks, its comparisons and its recorded results."""
 
 import json
 import subprocess
@@ -52,7 +52,7 @@ def test_networks_are_grouped_by_their_taps():
 
 
 def test_a_square_is_the_network_of_table_7():
-    """But for how its footprint is spelled, which is no other network."""
+    """The configs differ only in the spelling of the footprint; the network is the same."""
     (theirs,) = [cell.config for cell in cells("7", Study()) if (cell.row.family, cell.row.setting) == ("patchwise", 5)]
     (ours,) = groups(["square:5"], ["patchwise"])[0]
     assert theirs.options == {"attention": "composed", "footprints": [5, 3]}
@@ -221,7 +221,7 @@ def pretend(task: Task):
 
 
 class Here:
-    """An executor that does nothing twice, in this process."""
+    """An executor in this process; it skips finished tasks."""
 
     def __init__(self, jobs):
         self.done = 0
@@ -370,7 +370,7 @@ def test_every_recorded_run_is_whole_and_stands_once():
 
 
 def test_a_recorded_square_is_the_run_of_table_7():
-    """The same weights to the bit, where the same torch trained the same network: no second harness."""
+    """The weights are equal to the bit if the same versions trained them, since both studies train in the same way."""
     table = records.read(RECORDED.with_name("digits") / records.FILE)
     ours = records.read(RECORDED / records.FILE)
     (mine,) = [run for run in ours.runs.values() if _is(run, "square:5")]

@@ -1,4 +1,4 @@
-"""Scores: what is no number is wrong, ties go against the label, and sums are of integers."""
+"""Scores: a logit that is not finite is wrong, ties count against the label, and sums are of integers."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`--executor slurm` on a real Slurm of this machine alone: one node, two processors."""
+"""`--executor slurm` on a real Slurm with one node, this machine, and two processors."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Those of RUN where nothing interrupts it."""
+    """The weights of RUN without interruptions."""
     return session.train(_task(tmp_path_factory.mktemp("alone")).config, progress=False)["weights_sha256"]
 
 
@@ -147,7 +147,7 @@ def _slurm(folder: Path, gpus: int = 0) -> Slurm:
 
 
 def _interrupted(on: Slurm, tasks: list[Task], what: Sequence[tuple[Task, Callable[[], object]]]) -> dict[str, str]:
-    """What comes of the tasks while something is done to some of them as soon as they have a checkpoint."""
+    """The failures of the tasks; `what` is done to some of them as soon as they have a checkpoint."""
 
     def watch(task: Task, do: Callable[[], object]) -> None:
         deadline = time.monotonic() + 240
@@ -183,7 +183,7 @@ def _sessions(task: Task) -> list[dict[str, Any]]:
 
 
 def _resumed(task: Task) -> bool:
-    """Whether a second session went on at a later step."""
+    """Whether a second session resumed at a later step."""
     return [session["step"] > 0 for session in _sessions(task)] == [False, True]
 
 

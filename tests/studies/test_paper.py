@@ -17,7 +17,8 @@ SLIPS = {
     ("san15_patchwise", "upside_down", "top1"): ("22.2", "22.0"),
     ("resnet50", "clockwise_180", "top5"): ("16.2", "16.1"),
 }
-"""Drops that are printed, and what is clean less turned; the first four are from 78.2, the accuracy of SAN19."""
+"""Printed drops that differ from the clean accuracy minus the rotated one; the first four are relative to 78.2, the
+accuracy of SAN19."""
 
 
 def test_printed_drops_are_clean_less_turned_but_for_five():

@@ -128,7 +128,7 @@ def test_the_loss_of_the_target_falls(model, batch, attack):
 
 
 def test_one_step_by_hand():
-    """A linear network, whose gradient is known: the pixels that speak for the target rise, the others fall."""
+    """A linear network with a known gradient: pixels with a positive weight for the target rise, the others fall."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     model[1].weight.data = torch.tensor([[1.0, -1.0, 0.0, 2.0], [0.0, 1.0, 0.0, -1.0]]) / 1000
     pixels = torch.tensor([100.0, 1.0, 100.0, 254.0]).view(1, 1, 2, 2)
@@ -233,7 +233,7 @@ def test_least_likely_and_next(model, batch):
 
 
 class Certain(nn.Module):
-    """Holds the label itself least likely."""
+    """Gives the label itself the lowest logit."""
 
     def forward(self, pixels):
         return torch.tensor([[0.0, 3.0, 1.0]]).expand(len(pixels), -1)

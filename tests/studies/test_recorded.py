@@ -1,4 +1,4 @@
-"""The recorded study is what its results say, and of this harness."""
+"""The recorded pages are those of the recorded results."""
 
 from pathlib import Path
 

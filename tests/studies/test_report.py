@@ -24,7 +24,7 @@ def results(table, top1, seeds=6, smoke=False, **changed):
 
 
 def of_table_8(number, seed):
-    """Convolution 90; no position far below the default, 80; absolute as the default; the default below convolution."""
+    """Convolution has 90, the default 80, no position far less, and absolute positions as much as the default."""
     noise = [0.3, -0.2, 0.1, -0.4, 0.2, 0.0][seed]
     return [90.0, 60.0 + 2 * noise, 80.0 + (-1) ** seed, 80.0 + noise][number]
 
@@ -172,7 +172,7 @@ def test_results_outlive_a_new_field_of_the_config(tmp_path):
     given = results("8", of_table_8)
     records.write(tmp_path / records.FILE, given)
     content = json.loads((tmp_path / records.FILE).read_text())
-    del content["common"]["compile"]  # as if it had come later
+    del content["common"]["compile"]  # as if the field were newer than the file
     (tmp_path / records.FILE).write_text(json.dumps(content))
     assert not report.page("8", records.read(tmp_path / records.FILE)).missing
 

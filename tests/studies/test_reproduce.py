@@ -92,7 +92,7 @@ def test_a_run_without_its_place_is_named(tmp_path):
 
 
 def test_a_run_that_was_judged_in_part_is_not_done(tmp_path):
-    """As `studies.evaluate --only clean` leaves it."""
+    """The state after `studies.evaluate --only clean`."""
     from studies.judging.perturbations import ATTACKS, MANIPULATIONS
 
     task = replace(tasks_of(tmp_path, [0])[0], judged=True, images=20)

@@ -1,4 +1,4 @@
-"""What comes at a step: each image once an epoch, the same whoever asks and whatever was drawn before."""
+"""Batches: every image once per epoch, and the same batch in every process and after any random numbers."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Slurm's commands are stood in for here; what a real one does is for a machine that has it."""
+"""Jobs on a replacement of Slurm's commands; test_on_slurm.py uses a real Slurm."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ submitit = pytest.importorskip("submitit")
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
-    """sbatch keeps its script and says job 7, squeue prints the file `queue`."""
+    """sbatch keeps its script and prints job 7; squeue prints the file `queue`."""
     folder = tmp_path / "bin"
     folder.mkdir()
     scripts = {
@@ -87,7 +87,7 @@ class Requeued(SystemExit):
 
 @pytest.fixture
 def handlers():
-    """As submitit sets them."""
+    """The signal handlers that submitit sets."""
 
     def requeue(number, frame):
         raise Requeued
@@ -101,7 +101,7 @@ def handlers():
 
 
 def makes_way(number, listening):
-    """A run that is sent a signal, and saves if it listens to SIGTERM."""
+    """A run that receives a signal, and saves if it handles SIGTERM."""
 
     def save(task):
         saved: list[int] = []

@@ -1,4 +1,4 @@
-"""What is held out: by seed alone, of every class, and never silently something else."""
+"""Held-out images depend only on the seed, come from every class, and never change silently."""
 
 import errno
 import hashlib

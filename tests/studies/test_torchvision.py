@@ -1,4 +1,4 @@
-"""torchvision absent, broken, built for another torch, or whole: what is said, and when its operators are declared."""
+"""The import guard for a torchvision that is missing, broken, built for another torch, or intact."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed, damaged or misused: they go on exactly where they were, or say why not."""
+"""Runs that are stopped, killed, damaged or misused resume exactly where they were, or report why they cannot."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ from studies.training.run import Run, trained, weights_sha256
 
 ROOT = Path(__file__).parents[2]
 OWN = ("seconds", "images_per_s", "data_wait")
-"""What a line of metrics says of the time it took."""
+"""Fields of a line of metrics that depend on time."""
 FEW = Config(model="networks:normed", data="few", held_out=2, batch=16, epochs=2, checkpoint_every=2)
 """60 images to train on, so three steps an epoch."""
 
@@ -54,7 +54,7 @@ def arguments(config: Config) -> list[str]:
 
 
 def ended(config: Config) -> tuple[int, str]:
-    """As the command would end: the exit code, and the sentence of an error."""
+    """The exit code of the command, and the sentence of its error."""
     argv = [argument for argument in arguments(config) if not argument.endswith("=None")]
     try:
         return train.main(argv), ""
@@ -208,12 +208,12 @@ def test_weights_that_are_not_those_of_the_result_cannot_be_had(finished):
         trained(finished)
 
 
-# stopped and taken up
+# stopped and resumed
 
 
 @contextmanager
 def asked(calls: int) -> Iterator:
-    """A stop that comes when training or an evaluation asks for it the `calls`-th time."""
+    """A stop request that arrives before the `calls`-th query by training or an evaluation."""
     count = iter(range(1, 10**9))
     yield lambda: next(count) >= calls
 
@@ -229,7 +229,7 @@ def stop(config: Config, calls: int) -> dict | None:
 
 
 def in_parts(config: Config, calls: int) -> int:
-    """Run to the end with a stop every few steps: how many."""
+    """Run to the end with a stop every few steps; return the number of stops."""
     stops = 0
     while stop(config, calls) is None:
         stops += 1
@@ -264,7 +264,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_in_parts_is_the_run(tmp_path, monkeypatch, way):
-    if way == "compiled":  # not what the compiler makes of it
+    if way == "compiled":  # without generated code
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     config = replace(FEW, **WAYS[way])
     session.train(replace(config, output=tmp_path / "whole"), progress=False)
@@ -326,7 +326,7 @@ def test_other_conditions_are_told(tmp_path, capsys):
 
 
 def test_lines_that_a_crash_left_behind_come_again_once(tmp_path, finished):
-    """Killed between a line of metrics and the checkpoint that knows of it."""
+    """Killed between a line of metrics and its checkpoint."""
     folder = tmp_path / "parts"
     stop(replace(FEW, output=folder), calls=4)  # at the end of the first epoch, before its line
     line = Run(finished).metrics()[0]
@@ -340,7 +340,7 @@ def test_lines_that_a_crash_left_behind_come_again_once(tmp_path, finished):
 
 def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, finished, capsys):
     folder = tmp_path / "parts"
-    stop(replace(FEW, output=folder), calls=6)  # steps 2, 3, 4 and 5 were saved, of which the last two are left
+    stop(replace(FEW, output=folder), calls=6)  # steps 2 to 5 were saved; the last two are kept
     newest, older = checkpoint.paths(folder / "ckpt")
     newest.write_bytes(newest.read_bytes()[:-1])
     assert ended(replace(FEW, output=folder)) == (0, "")
@@ -384,7 +384,7 @@ LOST = {
     "another line": (lambda text: "{}\n" + text, "line 1 of"),
     "not text": (lambda text: "\udcff" + text, "line 1 of"),
 }
-"""What becomes of the metrics of three epochs, of three steps each, and what is said of it."""
+"""Damages to the metrics of three epochs of three steps, and the sentences of their errors."""
 
 
 @pytest.mark.parametrize("way", LOST)
@@ -401,7 +401,7 @@ def test_metrics_that_are_lost_or_damaged_are_a_failure_that_is_noted(tmp_path, 
     assert str(path) in said
     assert said.endswith(f"or delete {tmp_path / 'run'} to train again")
     assert (Run(tmp_path / "run").failure(), content(tmp_path / "run" / "ckpt")) == (said, saved)
-    path.write_text(whole)  # brought back, as is said
+    path.write_text(whole)  # restored, as the sentence says
     assert ended(config) == (0, "")
     assert [line["epoch"] for line in Run(tmp_path / "run").metrics()] == [1, 2, 3, 4]
     assert Run(tmp_path / "run").failure() is None
@@ -465,7 +465,7 @@ def test_other_images_are_refused(tmp_path, monkeypatch):
 
 
 def fill(monkeypatch, name: str, after: int = 0) -> None:
-    """Nothing more can be written to files of this name once it was written to `after` times."""
+    """Files of this name can be written `after` times; then the disk is full."""
     write, count = atomic.write, iter(range(10**9))
 
     def full(path, content):
@@ -547,7 +547,7 @@ def test_what_is_not_finite_ends_a_run(tmp_path, monkeypatch, way, checkpoint_ev
 
 
 def begin(config: Config) -> subprocess.Popen:
-    """The command in a session of its own, with its processes that load images."""
+    """The command in its own session, together with its workers."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     argv = [argument for argument in arguments(config) if not argument.endswith("=None")]
     return subprocess.Popen(
@@ -568,7 +568,7 @@ def wait_for(process: subprocess.Popen, folder: Path, step: int) -> None:
 
 @pytest.mark.deep
 def test_a_run_that_is_killed_goes_on(tmp_path):
-    """Twice with SIGKILL, then all of its processes asked to stop, and each time other processes load the images."""
+    """Twice by SIGKILL, then by SIGTERM to all of its processes, each time with another number of workers."""
     options = {"channels": [8, 8], "footprints": [3, 3], "backend": "unfold"}
     config = Config(model="san_mini_patchwise", options=options, epochs=4, batch=64, checkpoint_every=3)
     session.train(replace(config, output=tmp_path / "whole"), progress=False)
