@@ -158,7 +158,7 @@ def test_what_is_learned_in_pieces_is_counted_whole(few):
 
 
 def test_training_in_parts_is_training(few):
-    """Stopped after each step, and resumed from the saved state by a new State or the same one."""
+    """Saved after each step, and resumed by a new State."""
     whole = trained(replace(PLAIN, model="networks:dropping"), few, 9)
     parts = begin(replace(PLAIN, model="networks:dropping"), few)
     for step in range(1, 10):
