@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from saprof.backends import BACKENDS
 from saprof.layers.parts import expect
 from saprof.operators import FAMILIES, RELATIONS
-from saprof.operators.attention import CHOICES, MAPPINGS, POSITIONS
+from saprof.operators.attention import CHOICES, DEFAULTS, MAPPINGS, POSITIONS
 from saprof.operators.footprint import positive
 from saprof.operators.stand_alone import HEADS, LOGITS
 from saprof.operators.workload import REDUCTIONS
@@ -89,13 +89,13 @@ class AttentionConfig:
         """Fill the fields that are None with the paper's choice for the family, and check the others."""
         expect("mapping", self.mapping, MAPPINGS)
         expect("transformations", self.transformations, TRANSFORMATIONS)
-        pairwise_family = self.family == "pairwise"
-        self._default("relation", "subtraction" if pairwise_family else "concatenation")
-        self._default("position", "relative" if pairwise_family else "none")
+        relation, position, _ = DEFAULTS[self.family]
+        self._default("relation", relation)
+        self._default("position", position)
         one_layer = self.transformations == "shared"
         self._default("relation_reduction", self.value_reduction if one_layer else REDUCTIONS["r"])
         expect(f"{self.family} relation", self.relation, RELATIONS[self.family])
-        expect(f"{self.family} position", self.position, POSITIONS if pairwise_family else POSITIONS[:1])
+        expect(f"{self.family} position", self.position, POSITIONS if self.family == "pairwise" else POSITIONS[:1])
         positive("relation_reduction", self.relation_reduction)
         if one_layer and self.relation_reduction != self.value_reduction:
             raise ValueError(

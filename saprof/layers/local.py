@@ -19,13 +19,13 @@ class LocalAttention(nn.Module):
     """Computes maps of `value_channels` channels from maps. Each family defines its weights and the maps that they
     depend on."""
 
-    def __init__(self, footprint: Footprint, config: AttentionConfig, fused: Operator | None) -> None:
+    def __init__(self, footprint: Footprint, config: AttentionConfig, fused_operator: Operator | None) -> None:
         super().__init__()
         self.value_channels: int
         self.footprint = footprint
         self.backend = config.backend
         self.attention = config.attention
-        self.fused = fused
+        self.fused_operator = fused_operator
         """The operator that computes the whole attention, if there is one."""
         self.ran: str | None = None
         """How the last forward computed the attention, and on which backends."""
@@ -71,9 +71,9 @@ class LocalAttention(nn.Module):
         """The reason why the attention cannot be fused there, or None and the backend that can compute it."""
         if obstacle := self.obstacle():
             return obstacle, ""
-        assert self.fused is not None
+        assert self.fused_operator is not None
         try:
-            backend = choose(self.fused, dtype, device, self.footprint, self.backend)
+            backend = choose(self.fused_operator, dtype, device, self.footprint, self.backend)
         except Unsupported as error:
             return str(error), ""
         if backend == "unfold":

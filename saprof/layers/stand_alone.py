@@ -44,8 +44,8 @@ class StandAloneAttention(LocalAttention):
         self.query = Projection(channels, width, config)
         self.key = Projection(channels, width, config) if config.logits != "position" else None
         self.value = Projection(channels, width, config)
-        self.embedding = config.position == "relative"
-        if self.embedding:
+        self.embeds_offsets = config.position == "relative"
+        if self.embeds_offsets:
             self._embed(divide("value channels", width, "2 · heads", 2 * config.heads))
 
     def _embed(self, row_channels: int) -> None:
@@ -79,15 +79,17 @@ class StandAloneAttention(LocalAttention):
             how = {"footprint": self.footprint, "backend": self.backend}
             content = run(pairwise_dot_product, query.flatten(0, 1), key.flatten(0, 1), **how)
             logits.append(content.view(*query.shape[:2], *content.shape[2:]))
-        if self.embedding:
+        if self.embeds_offsets:
             logits.append(self.relative().permute(1, 2, 0) @ query.flatten(3))
         return softmax(logits[0] + logits[1] if len(logits) == 2 else logits[0], self.footprint, first.shape[-2:])
 
     def fuse(self, first: Tensor, second: Tensor, values: Tensor, backend: str) -> Float[Tensor, "n v h w"]:
-        assert self.fused is not None
+        assert self.fused_operator is not None
         key = [] if self.key is None else [self.split(second)]
-        relative = [self.relative()] if self.embedding else []
-        return run(self.fused, self.split(first), *key, *relative, values, footprint=self.footprint, backend=backend)
+        relative = [self.relative()] if self.embeds_offsets else []
+        return run(
+            self.fused_operator, self.split(first), *key, *relative, values, footprint=self.footprint, backend=backend
+        )
 
     def split(self, x: Float[Tensor, "n v h w"]) -> Float[Tensor, "n d heads h w"]:
         return x.unflatten(1, (-1, self.heads))

@@ -101,15 +101,15 @@ class SpatialValues(nn.Module):
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b c j"]:
         if x.is_meta:
             return self.define(x)
-        matrices = (self.share() @ self.values.weight.view(MIXTURE, -1)).unflatten(-1, (-1, 3))  # j c 3
+        matrices = (self.mixture_weights() @ self.values.weight.view(MIXTURE, -1)).unflatten(-1, (-1, 3))  # j c 3
         return (apart(x).permute(2, 0, 1) @ matrices.transpose(1, 2)).permute(1, 2, 0)
 
     def define(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b c j"]:
         """Computes the values of all matrices, then their mixture."""
         every = apart(self.values(x)).permute(2, 0, 1).unflatten(-1, (MIXTURE, -1)).transpose(-1, -2)  # j b c m
-        return (every.flatten(1, 2) @ self.share()[..., None]).view(every.shape[:-1]).permute(1, 2, 0)
+        return (every.flatten(1, 2) @ self.mixture_weights()[..., None]).view(every.shape[:-1]).permute(1, 2, 0)
 
-    def share(self) -> Float[Tensor, "j m"]:
+    def mixture_weights(self) -> Float[Tensor, "j m"]:
         return ((self.row[:, None] + self.column) @ self.mixture.T).softmax(-1).flatten(0, 1)
 
 

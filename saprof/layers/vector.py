@@ -58,7 +58,7 @@ class VectorAttention(LocalAttention):
         return self.relation, aggregation
 
     def obstacle(self) -> str | None:
-        if self.fused is None:
+        if self.fused_operator is None:
             return f"{self.relation.name} has no fused attention"
         for layer in self.gamma:
             if isinstance(layer, nn.modules.batchnorm._BatchNorm) and type(layer) is not nn.BatchNorm2d:
@@ -69,7 +69,7 @@ class VectorAttention(LocalAttention):
 
     def fuse(self, phi: Tensor, psi: Tensor, beta: Tensor, backend: str) -> Float[Tensor, "n v h w"]:
         """The attention as one operator. It takes the batch norms of γ as scales and shifts."""
-        fused, how = self.fused, {"footprint": self.footprint, "backend": backend}
+        fused, how = self.fused_operator, {"footprint": self.footprint, "backend": backend}
         assert isinstance(fused, Attention)
         positions = self.positions(phi)
         parameters: list[Tensor] = []

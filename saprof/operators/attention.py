@@ -1,8 +1,8 @@
-"""The fused attentions: relation, batch norms, ReLUs and linears of γ, softmax and aggregation as one operator.
+"""The fused attentions: one operator computes the relation, γ, the softmax and the aggregation.
 
-A batch norm is given by its scale and shift, scale · x + shift, from running statistics or from those of the batch
-(`saprof.backends.run_statistics`). The default of each family is an operator like any other; the variants differ in
-relation, position encoding and mapping.
+γ consists of batch norms, ReLUs and linears. The operator takes the scale and shift of each batch norm, which computes
+scale · x + shift. They come from running statistics or from those of the batch (`saprof.backends.run_statistics`). The
+default attention of each family is in `OPERATORS`; its variants differ in relation, position encoding and mapping.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ MAPPINGS = ("l", "lrl", "lrlrl")
 """The linear layers (l) and ReLUs (r) of γ (SAN Table 5)."""
 POSITIONS = ("none", "absolute", "relative")
 CHOICES = ("auto", "fused", "composed")
-"""How a network computes its attention: as one operator, by its parts, or as one where a backend has it compiled."""
+"""How a network computes its attention: `fused` as one operator, `composed` part by part, `auto` as one operator if a
+backend has a compiled kernel for it."""
 DEFAULTS = {"pairwise": ("subtraction", "relative", "lrl"), "patchwise": ("concatenation", "none", "lrl")}
-"""Relation, position encoding and mapping of the paper's networks."""
+"""The relation, position encoding and mapping of the paper's networks, by family."""
 
 
 class Step(NamedTuple):
-    """A batch norm, as scale and shift, then ReLU and a linear layer without bias."""
+    """One step of γ: a batch norm, given by its scale and shift, ReLU, and a linear layer without bias."""
 
     scale: Any
     shift: Any
@@ -35,21 +36,21 @@ class Step(NamedTuple):
 
 
 class Roles(NamedTuple):
-    """The inputs of an attention, or of its statistics, which have no β and no bias."""
+    """The inputs of an attention, by what they are for. Those of its statistics have no β and no bias."""
 
     phi: Any
     psi: Any
     beta: Any
     positions: Sequence[Any]
-    """At the taps; before that, if they are relative, at the centre."""
+    """Relative: the positions read at the centre, then those read at the taps. Absolute: only the latter."""
     steps: Sequence[Step]
     bias: Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attention(Operator):
-    """A fused attention; its inputs are φ, ψ, β, the positions at the centre and at the taps where it reads them, the
-    steps of γ and γ's last bias."""
+    """A fused attention. Its inputs are φ, ψ, β, the positions at the centre and at the taps if it uses them, the steps
+    of γ, and the last bias of γ."""
 
     delta: Operator
     """The relation."""
@@ -65,16 +66,16 @@ class Attention(Operator):
 
     @property
     def own_dtype(self) -> frozenset[str]:
-        """Parameters, and positions: in bfloat16 the neighbours on a large map are hardly apart."""
+        """The parameters and the positions: bfloat16 is too coarse for the positions of a large map."""
         return super().own_dtype | {name for name, _ in self.inputs[3 : self.maps]}
 
     @property
     def maps(self) -> int:
-        """How many inputs come before the parameters."""
+        """The number of inputs before the parameters."""
         return sum(map(bool, self.reads))
 
     def roles(self, inputs: Sequence[Any], *, statistics: bool = False) -> Roles:
-        """Which input is what."""
+        """The inputs by what they are for."""
         phi, psi, *others = inputs
         beta = None if statistics else others.pop(0)
         bias = None if statistics else others.pop()
@@ -84,7 +85,7 @@ class Attention(Operator):
 
 
 ATTENTIONS: dict[tuple[str, ...], Attention] = {}
-"""Every fused attention by family, relation, position encoding and mapping."""
+"""Every fused attention, by family, relation, position encoding and mapping."""
 
 
 def _name(family: str, *variant: str) -> str:
@@ -92,7 +93,7 @@ def _name(family: str, *variant: str) -> str:
 
 
 def _body(delta: Operator, positions: int) -> Callable[..., Any]:
-    """The attention at one position; `inside` says of every tap whether it takes part in the softmax."""
+    """The attention at one position; `inside` is true for the taps in the softmax."""
 
     def gamma(x: Any, parameters: Sequence[Any]) -> Any:
         *steps, bias = parameters

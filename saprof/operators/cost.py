@@ -1,4 +1,4 @@
-"""What an operation costs: counted once, from its declaration, whatever computes it.
+"""The cost of an operation, counted from its declaration; it does not depend on the backend.
 
 Four conventions, always named:
 

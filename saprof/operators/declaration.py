@@ -1,18 +1,18 @@
 """The operators of the two papers, each declared once.
 
-A declaration is a function at one position: its name is the operator's name everywhere, its parameters say what it
-reads (`phi_i` at the centre, `psi_j` at one tap, `psi_R` at all taps of the footprint, as rows), its body is the
-literal reference, its docstring the equation. A parameter with no place, such as `relative`, is read as it is, and
-`inside` comes first where a softmax is over the taps that the boundary keeps. The decorator adds the named axes and
-what the operation costs.
-Input checks, dispatch, cost, conformance tests, benchmarks and sweep columns are read off this.
+A declaration is a function at one position. Its name is the name of the operator everywhere. Its parameters name the
+inputs and where they are read: `phi_i` at the centre, `psi_j` at one tap, `psi_R` at all taps, as rows. A parameter
+without such an ending, such as `relative`, is read as a whole. `inside` comes first if the operator has a softmax over
+the taps that the boundary keeps. The body is the literal reference, and the docstring is the equation. The decorator
+adds the named axes and the cost. Input checks, dispatch, cost, conformance tests, benchmarks and the columns of the
+sweep are derived from the declaration.
 
 Axes: n image, r channels of φ and ψ, v channels of β, g weight groups or heads, d channels of a head, h w map, oh ow
 centres, p = oh·ow, k taps.
 A returned tuple is the concatenation [a, b] of its flattened parts.
 
-To add a relation, declare it, here or in code of your own, and give each backend that shall compute it a kernel of
-that name (`backends/unfold.py`, …).
+To add a relation, declare it, here or in your own code, and add a kernel of the same name to each backend that is to
+compute it (`backends/unfold.py`, …).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Operator:
     output: str
     """Axes of the output; an axis may be an expression of sizes, such as `2*r`."""
     body: Callable[..., Any]
-    """The operator at one position, in any precision: what every backend is judged by."""
+    """The operator at one position, in any precision. Every backend is compared with it."""
     macs: Expression = NONE
     """Multiply-adds."""
     elementwise: Expression = NONE
@@ -54,13 +54,14 @@ class Operator:
     paper: Expression = NONE
     """What the FLOP counter of the SAN authors counts."""
     degree: int | None = None
-    """1 if linear in all inputs together, 2 if in each of two: how opaque kernels are differentiated twice."""
+    """1 if linear in all inputs together, 2 if linear in each of two inputs, for second derivatives of compiled
+    kernels."""
     implied: Mapping[str, str] = field(default_factory=dict, hash=False)
-    """What a workload takes for axes that it does not name, in terms of those that it does."""
+    """The sizes of the axes that a workload does not name, as expressions of those that it names."""
     heads: int | None = None
-    """g in the paper's networks, where it does not grow with their channels."""
+    """g in the paper's networks, if it does not grow with their channels."""
     masked: bool = False
-    """Whether the body is first told which taps take part in a softmax."""
+    """Whether the first argument of the body is the mask of the taps in the softmax."""
 
     @property
     def family(self) -> str:
@@ -74,12 +75,12 @@ class Operator:
 
     @cached_property
     def reads(self) -> tuple[str, ...]:
-        """Where the body reads each input: `i` the centre, `j` one tap, `R` all taps; a parameter, nowhere, is ``."""
+        """Where the body reads each input: `i` at the centre, `j` at one tap, `R` at all taps; `` for a parameter."""
         return tuple(read for _, read in _parameters(self.body))
 
     @property
     def own_dtype(self) -> frozenset[str]:
-        """The inputs whose type need not be that of the others: parameters."""
+        """The inputs that may have another dtype than the others: the parameters."""
         return frozenset(name for (name, _), read in zip(self.inputs, self.reads, strict=True) if not read)
 
     @property
@@ -89,7 +90,7 @@ class Operator:
         return f"{self.name}({tensors}, str footprint, str backend) -> Tensor"
 
     def __reduce__(self) -> tuple[Callable[[str], Operator], tuple[str]]:
-        """An operator travels, and is copied, as its name."""
+        """Pickle and copy an operator as its name."""
         return _named, (self.name,)
 
     def bind(self, shapes: Sequence[Sequence[int]], footprint: Footprint) -> dict[str, int]:
@@ -129,7 +130,7 @@ class Operator:
         return sizes
 
     def check_count(self, inputs: Sequence[object]) -> None:
-        """ValueError unless there is one for each declared input."""
+        """Raise ValueError unless there is one input for each declared one."""
         if len(inputs) != len(self.inputs):
             names = ", ".join(name for name, _ in self.inputs)
             raise ValueError(f"{self.name}: got {len(inputs)} inputs; expected {len(self.inputs)}: {names}")
@@ -153,17 +154,17 @@ class Operator:
 
 
 FAMILIES = ("pairwise", "patchwise", "stand_alone")
-"""What the names of operators begin with, but for the aggregation's."""
+"""The families. The name of an operator starts with its family, except that of the aggregation."""
 
 
 BACKENDS = ("cuda", "numba", "unfold")
-"""Who can compute them: a module of `saprof.backends` each, the best first."""
+"""The backends, the best first; each is a module of `saprof.backends`."""
 
 OPERATORS: dict[str, Operator] = {}
-"""The operators that are verified, measured and tested one by one, by name, in order of declaration."""
+"""The operators that are verified, measured and tested one by one, by name, in the order of their declarations."""
 
 DECLARED: dict[str, Operator] = {}
-"""Every operator by name: those, and the variants of the fused attentions."""
+"""Every operator, by name: those of OPERATORS and the variants of the fused attentions."""
 
 
 def _named(name: str) -> Operator:
@@ -174,14 +175,14 @@ _listeners: list[Callable[[Operator], None]] = []
 
 
 def for_every_operator(do: Callable[[Operator], None]) -> None:
-    """Do this with each operator declared so far, and with each declared later."""
+    """Call `do` with each operator, those declared so far and those declared later."""
     for declared in DECLARED.values():
         do(declared)
     _listeners.append(do)
 
 
 def declare(operator: Operator, *, variant: bool = False) -> None:
-    """Make an operator known; ValueError if its name is taken."""
+    """Add an operator to DECLARED, and to OPERATORS unless it is a variant. Raise ValueError if its name is taken."""
     if operator.name in DECLARED:
         raise ValueError(
             f"{operator.name}: already declared, as {DECLARED[operator.name].equation}; expected a new name"
@@ -194,7 +195,7 @@ def declare(operator: Operator, *, variant: bool = False) -> None:
 
 
 RELATIONS: dict[str, tuple[str, ...]] = {"pairwise": (), "patchwise": ()}
-"""The relations of each family, as the models know them; a declaration adds its own."""
+"""The names of the relations of each family; a declaration adds its own."""
 
 
 def operator(
@@ -248,12 +249,12 @@ def _count(what: str, text: str, axes: str) -> Expression:
 
 
 def _parameters(body: Callable[..., Any]) -> list[tuple[str, str]]:
-    """The inputs that a body has parameters for, and where it reads each."""
+    """The name of each input of a body, and where the body reads it."""
     names = [name.rpartition("_") for name in inspect.signature(body).parameters if name != "inside"]
     return [(name, read) if at else (read, "") for name, at, read in names]
 
 
 def describe(op: Operator) -> str:
-    """Its docstring."""
+    """The docstring of an operator."""
     inputs = "; ".join(f"{name}: {axes}" for name, axes in op.inputs)
     return f"{op.equation} ({op.source})\n\n({inputs}) → {op.output}"

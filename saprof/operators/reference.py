@@ -1,4 +1,4 @@
-"""The oracle: every operator evaluated literally, position by position and tap by tap, in float64.
+"""The reference: every operator evaluated literally, position by position and tap by tap, in float64.
 
 It shares no index arithmetic with `Footprint` or the backends: boundaries are walked coordinate by coordinate.
 """
@@ -22,7 +22,7 @@ def reference(
 ) -> Tensor:
     """The operator's output in float64, differentiable in its inputs.
 
-    Given `positions` p', the result is restricted to them: the output's axes with the map flattened and p cut to p'.
+    With `positions` p', the output has these positions only, along one axis.
     """
     sizes = operator.bind([x.shape for x in inputs], footprint)
     chosen = range(sizes["p"]) if positions is None else positions
@@ -52,7 +52,7 @@ def reference(
 
 
 def walk(coordinate: int, size: int, boundary: str) -> int | None:
-    """Walk a coordinate back onto an axis; None where the boundary has nothing there."""
+    """Move a coordinate step by step onto an axis; None if the boundary drops it."""
     while not 0 <= coordinate < size:
         match boundary:
             case "reflect" if size == 1:
@@ -69,7 +69,7 @@ def walk(coordinate: int, size: int, boundary: str) -> int | None:
 
 
 def _at_one_position(operator: Operator) -> Callable[..., Tensor]:
-    """The operator's body, its output as one vector; a body that reads single taps runs at each, the last axis."""
+    """The operator's body, with its output as one vector; a body that reads one tap runs at each, the last axis."""
 
     def body(*arguments: Tensor) -> Tensor:
         value = operator.body(*arguments)
@@ -81,13 +81,13 @@ def _at_one_position(operator: Operator) -> Callable[..., Tensor]:
 
 
 def _at_centres(x: Tensor, centres: Sequence[Position], footprint: Footprint) -> Tensor:
-    """n p' c: what is at each centre, a vector or a matrix."""
+    """n p' c: the values at each centre, a vector or a matrix."""
     ys, xs = ([centre[axis] * footprint.stride for centre in centres] for axis in (0, 1))
     return x[..., ys, xs].movedim(-1, 1)
 
 
 def _takes_part(sizes: Sizes, centres: Sequence[Position], footprint: Footprint, device: torch.device) -> Tensor:
-    """p' k: whether a tap is one of those that the softmax of its centre is over."""
+    """p' k: whether a tap takes part in the softmax of its centre."""
     inside = [
         footprint.boundary != "exclude"
         or None
@@ -102,7 +102,7 @@ def _takes_part(sizes: Sizes, centres: Sequence[Position], footprint: Footprint,
 
 
 def _at_taps(x: Tensor, centres: Sequence[Position], footprint: Footprint) -> Tensor:
-    """n p' k c: what is at the taps of each centre, 0 where there is none."""
+    """n p' k c: the values at the taps of each centre, 0 for a dropped tap."""
     height, width = x.shape[-2:]
     taps: list[Position | None] = []
     for oy, ox in centres:

@@ -1,8 +1,8 @@
 """The attention of stand-alone self-attention (SASA, Ramachandran et al. 2019): heads of dot products over a footprint.
 
-Its queries, keys and embeddings are matrices of channels and heads. Channel c of the values is of head c mod g, as SAN
-shares its weights. The logits are those of the content, of the position, or both (SASA Table 6); a scale of theirs
-belongs to the query.
+Its queries, keys and embeddings are matrices of channels and heads. Channel c of the values belongs to head c mod g, in
+the order of the channels that share a weight in SAN. The logits have a content term, a position term, or both (SASA
+Table 6). To scale the logits, scale the query.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from saprof.operators.declaration import DECLARED, Operator, operator
 from saprof.operators.relations import aggregation
 
 LOGITS = ("both", "content", "position")
-"""What the logits are of."""
+"""The terms of the logits."""
 HEADS = 8
-"""Of every attention in the paper's networks."""
+"""The number of heads of every attention in the paper's networks."""
 
 _facts: Any = {
     "paper": "n*v*k*p",
@@ -78,4 +78,4 @@ def _average(inside, logits, value_R):
 ATTENTIONS: dict[str, Operator] = {
     logits: DECLARED["stand_alone_attention" + ("" if logits == "both" else f"_{logits}")] for logits in LOGITS
 }
-"""By what the logits are of."""
+"""The attentions, by the terms of their logits."""

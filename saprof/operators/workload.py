@@ -1,5 +1,5 @@
-"""Workloads: an operator at given sizes, from which its input tensors follow. Tests, verify, benchmarks and the sweep
-all draw from here."""
+"""Workloads: an operator at given sizes, which determine its input tensors. Tests, verify, benchmarks and the sweep use
+them."""
 
 from __future__ import annotations
 
@@ -61,8 +61,11 @@ class Workload:
         return f"{self.operator.name}-{widths}-{self.h}x{self.w}-{taps}-{self.dtype}"
 
     def tensors(self, device: str = "cpu") -> list[Tensor]:
-        """Normal inputs, the same for every device and, up to rounding, every dtype; the weights of a linear layer are
-        so small that it keeps the size of what it is given, and queries so small that a softmax has several terms."""
+        """Random normal inputs, equal on every device and, up to rounding, in every dtype.
+
+        The weights of a linear layer are scaled so that its outputs are as large as its inputs; queries are scaled so
+        that several terms of a softmax matter.
+        """
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
@@ -80,15 +83,15 @@ ITEMSIZE = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def tiny(operator: Operator) -> Iterator[Workload]:
-    """One small workload per boundary: enough to see that an operator works at all."""
+    """One small workload per boundary, as a first check of an operator."""
     for boundary in BOUNDARIES:
         yield Workload(operator, Footprint.square(3, boundary=boundary), n=2)
 
 
 def edge(operator: Operator) -> Iterator[Workload]:
-    """Every boundary with what tends to break: even, dilated and irregular footprints, stride, a tap beyond the map, a
-    map smaller than the footprint, a map of one position, a single channel per group, more channels and wider rows than
-    a kernel takes at a time, an empty batch."""
+    """Cases that often fail, with every boundary: even, dilated and irregular footprints, a stride, a tap outside the
+    map, a map smaller than the footprint, a map of one position, a single channel per group, more channels and wider
+    rows than a kernel computes at once, an empty batch."""
     footprints = [
         Footprint.square(1),
         Footprint.square(4),

@@ -764,10 +764,10 @@ def test_costs_what_its_parts_cost(variant):
     cost = saprof.count(layer, (32, 7, 6))
     around = ("phi", "psi", "beta", "position")
     sizes = {"n": 1, "r": 4, "v": 8, "g": 4, "h": 7, "w": 6, "k": 9, "p": 42}
-    sizes |= {axis: sizes[like] for axis, like in layer.fused.implied.items()}
+    sizes |= {axis: sizes[like] for axis, like in layer.fused_operator.implied.items()}
     for what in ("macs", "elementwise", "paper"):
         of_parts = getattr(cost, what) - sum(getattr(cost.layers[x], what) for x in around if x in cost.layers)
-        assert layer.fused.count(what, sizes) == of_parts, what
+        assert layer.fused_operator.count(what, sizes) == of_parts, what
 
 
 def flops(layer, x, backward=False):
