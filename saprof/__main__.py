@@ -1,4 +1,4 @@
-"""`python -m saprof`, or `saprof`: what can be typed, and the way to each command.
+"""`python -m saprof`, or `saprof`: lists the commands and runs them.
 
     saprof                        list the commands
     saprof sweep --footprint 7    the same as python -m saprof.sweep --footprint 7
@@ -27,7 +27,7 @@ class Command(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What is typed after `saprof`."""
+        """The name of the command after `saprof`."""
         return "build" if self.module == "kernels_cuda.build" else self.module.rpartition(".")[2]
 
 
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def listing() -> str:
-    """Every command with a line and an example."""
+    """The text that lists every command with a line and an example."""
     width = max(map(len, COMMANDS)) + 2
     lines = [
         f"saprof {saprof.__version__} measures local self-attention operators.",

@@ -88,7 +88,7 @@ def share(asked: str) -> float:
 
 
 def _choose(arguments: argparse.Namespace) -> tuple[Comparison, Matched]:
-    """The two sides, and their cells."""
+    """The two sides and their cells."""
     runs = [read_run(folder) for folder in arguments.runs]
     if arguments.backends is not None:
         return _backends(runs, arguments.backends)

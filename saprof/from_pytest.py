@@ -33,7 +33,7 @@ SOURCE = "tests/benchmarks/test_stages.py"
 PROVENANCE = ("versions", "device", "cpu", "cores", "threads", "code", "commit", "dirty")
 """The entries that `machine_info["saprof"]` must have."""
 NAMED = 3
-"""Benchmarks that are named among those left out."""
+"""The number of omitted benchmarks that are named."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -123,7 +123,7 @@ def _row(benchmark: Mapping[str, Any], fingerprint: str, time: str) -> Row:
 
 
 def _cell(info: Mapping[str, Any]) -> Cell:
-    """The cell that a benchmark describes; KeyError, TypeError or ValueError if it describes none."""
+    """The cell that a benchmark describes. Raises KeyError, TypeError or ValueError if there is none."""
     sizes = {axis: info[axis] for axis in "nrvghw"}
     workload = Workload(OPERATORS[info["name"]], Footprint.parse(info["footprint"]), **sizes, dtype=info["dtype"])
     cell = Cell(workload, info["mode"], info["device"], info["backend"], info["compiled"])

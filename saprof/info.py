@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 RUNS = Path("runs")
-"""Where the sweep puts runs unless it is given a folder."""
+"""The folder in which the sweep creates runs by default."""
 Facts = dict[str, str]
 
 
@@ -113,7 +113,7 @@ def _gpu() -> Facts:
 
 
 def _backends(dtype: torch.dtype) -> Iterator[tuple[str, str]]:
-    """What each backend computes on each device, and why it does not compute the rest."""
+    """The operators that each backend computes on each device, and the reasons for the others."""
     import torch
 
     from saprof.backends import why_not
@@ -151,7 +151,7 @@ def _runs() -> Facts:
 
 
 def _last_roofs() -> str | None:
-    """The roofs of the run in RUNS that measured them last."""
+    """The most recently measured roofs of the runs in RUNS."""
     found = [(folder, calibration.read(folder)) for folder in RUNS.glob("*/") if (folder / calibration.FILE).exists()]
     known = [(folder, roofs) for folder, roofs in found if roofs is not None]
     if not known:

@@ -113,7 +113,7 @@ def render(runs: Sequence[Recorded], folder: Path) -> str:
 
 
 def _draw(run: Recorded, folder: Path, prefix: str, first: int) -> tuple[list[Html], dict[str, list[str]]]:
-    """The figures of a run, numbered from `first`, and why others could not be drawn."""
+    """The figures of a run, numbered from `first`, and the reasons why others could not be drawn."""
     from saprof.plots import write
     from saprof.plots.gallery import drawings
 
@@ -216,7 +216,7 @@ def _without_empty(header: Sequence[str], body: Sequence[Sequence[str]]) -> tupl
 
 
 def _not_run(rows: Sequence[Row]) -> Html:
-    """Cells without a latency, counted by their reason."""
+    """The number of cells without a latency, by reason."""
     left = Counter((row.status, row.backend, _why(row)) for row in rows if row.status not in MEASURED)
     if not left:
         return Html("")

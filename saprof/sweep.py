@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(groups: list[Group], request: Request) -> int:
-    """Measure what is not yet measured, then print and draw it."""
+    """Measure the remaining cells, then print and draw all of them."""
     from saprof.measure.execute import execute, set_up_torch
     from saprof.records import environment
 

@@ -1,4 +1,4 @@
-"""Text: tables for the terminal, as Markdown, or as CSV and JSON for programs; and a sentence for unknown names."""
+"""Text: tables for the terminal, as Markdown, or as CSV and JSON for programs; and the error text for unknown names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FORMATS = ("table", "md", "csv", "json")
 
 
 def align(header: Sequence[str], body: Sequence[Sequence[str]], form: str = "table") -> str:
-    """Columns for people: names to the left, figures to the right; `md` draws them as Markdown."""
+    """Aligned columns for people: names to the left, figures to the right; `md` writes them as Markdown."""
     columns = list(zip(header, *body, strict=True))
     widths = [max(map(len, column)) for column in columns]
     right = [any(cell[:1].isdigit() for cell in column[1:]) for column in columns]

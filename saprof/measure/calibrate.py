@@ -29,14 +29,14 @@ SMALLEST, STEP = 64 << 10, 4
 LARGEST = {"cpu": 256 << 20, "cuda": 4 << 30}
 """The least bytes of the last working set; it has more where four times the last-level cache is more."""
 GEMM_S = 10e-3
-"""About the time of a matrix product on a CPU: much longer than the time to start it."""
+"""The approximate time of a matrix product on a CPU, much longer than the time to start it."""
 GEMM_SIDE = {"cpu": 4096, "cuda": 8192}
 """The side of the matrices: on a GPU always this, on a CPU at most this."""
 ANCHOR_BYTES = 64 << 20
 ANCHOR_SIDE = {"cpu": 768, "cuda": 4096}
 """The side of the matrices that an anchor multiplies. It is always the same, so that anchors can be compared."""
 BLOCKS = 2
-"""How many times in a row an anchor is measured."""
+"""The number of blocks of rounds in which an anchor is measured, one after the other."""
 UNDISTURBED = 10
 """The percentile of the times that gives a roof."""
 FMA_DTYPES = ("float32", "float64")
@@ -200,7 +200,7 @@ def _why_no_fma(kind: str) -> str | None:
 
 
 def _fma_rate(device: str, dtype: str, seconds: float) -> float | None:
-    """FLOP/s, 2 per FMA; None where Numba has no kernels for the device."""
+    """FLOP/s, 2 per FMA; None if Numba has no kernels for the device."""
     kind = torch.device(device).type
     if _why_no_fma(kind):
         return None
@@ -221,7 +221,7 @@ def _fma_on_cpu(device: str, dtype: torch.dtype, steps: int = 1 << 20) -> tuple[
 
 
 def _fma_on_gpu(device: str, dtype: torch.dtype, steps: int = 1 << 14) -> tuple[int, Call]:
-    """The same with as many threads as the device holds; about a millisecond long."""
+    """The FLOPs and the call of a loop in as many threads as the device can hold. It takes about a millisecond."""
     rates = import_module("kernels_numba.gpu.rates")
     properties = torch.cuda.get_device_properties(device)
     threads = properties.multi_processor_count * properties.max_threads_per_multi_processor

@@ -104,7 +104,7 @@ def _make_ready(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
     far."""
     _refuse_what_cannot_fit(cell.costs.get("compulsory_bytes", 0), "", cell.device)
     prepared, facts = prepare(cell)
-    if cell.mode != "backward":  # its graph exists already
+    if cell.mode != "backward":  # its graph already exists
         facts["predicted_peak_bytes"] = peak = predicted_peak_bytes(prepared.run, prepared.inputs)
         _refuse_what_cannot_fit(peak, " beside its inputs", cell.device)
     if isinstance(cell.subject, Workload):
@@ -255,7 +255,7 @@ def _compared(latency: Latency, first: Latency) -> dict[str, Any]:
 
 
 def _why(error: Exception) -> dict[str, Any]:
-    """Status and reason of a cell that raised."""
+    """Status and reason of a cell that raised an exception."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     match error:
         case _Refused():
@@ -289,7 +289,7 @@ def measure_apart(
         if receiver.poll(timeout):
             return receiver.recv()
         failure = {"status": "timeout", "reason": f"not done after {timeout:g} s"}
-    except EOFError:  # the process ended and sent nothing
+    except EOFError:  # the process ended without a result
         process.join()
         failure = {"status": "error", "reason": f"the process ended with exit code {process.exitcode}"}
     finally:

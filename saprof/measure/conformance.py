@@ -27,7 +27,7 @@ class Verdict:
     """The largest difference from the reference; infinite if a value is not finite or is missing."""
     tolerance: float
     message: str
-    """Names the workload and what was compared."""
+    """A sentence with the workload and the quantity that was compared."""
     gradients: bool = False
     """Whether the gradient of every input was compared, and agreed."""
 
@@ -147,7 +147,8 @@ def _judge(
 
 
 def _compare(what: str, got: Tensor | None, want: Tensor, like: Tensor, length: float) -> Verdict:
-    """`got`, which must be of the dtype and device of `like`, against `want`, each element a sum of `length` terms."""
+    """Compare `got`, which must have the dtype and device of `like`, with `want`. Each element is a sum of `length`
+    terms."""
     if got is None:
         return _refuse(f"there is no {what}")
     if (got.dtype, got.device) != (like.dtype, like.device):

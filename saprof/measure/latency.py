@@ -45,12 +45,12 @@ class Latency:
     samples: tuple[float, ...]
     calls_per_sample: int
     stopped: str
-    """Why measuring stopped: `narrow` (the interval is), `time` or `rounds`."""
+    """Why measuring stopped: `narrow` (the interval is narrow enough), `time` or `rounds`."""
     involuntary_switches: int
     cpu_per_wall: float
     """CPU seconds of this process per second, over all rounds."""
     others_cpu: float
-    """CPU cores that other processes used meanwhile."""
+    """CPU cores that other processes used during the measurement."""
     host_s: float | None = None
     """GPU only: the median time until the call returns; its work is still queued then."""
 
@@ -77,7 +77,8 @@ class Latency:
 def interleave(
     candidates: Mapping[str, Call], device: str = "cpu", max_seconds: float = 2.0, seed: int = 0
 ) -> dict[str, Latency]:
-    """Measure every candidate for up to `max_seconds` in all, at least `MIN_ROUNDS` rounds; each is warmed up first."""
+    """Measure all candidates for up to `max_seconds` in total, but at least `MIN_ROUNDS` rounds, after a warm-up of
+    each."""
     clock = _CudaClock(device) if torch.device(device).type == "cuda" else _CpuClock()
     plans = {name: _warm_up(call, clock) for name, call in candidates.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
@@ -118,7 +119,7 @@ def _narrow(samples: Sequence[float]) -> bool:
 
 
 class _Sample(NamedTuple):
-    """How many calls make a sample."""
+    """The number of calls in a sample."""
 
     untimed: int
     timed: int
@@ -147,7 +148,8 @@ class _CpuClock:
 
 
 class _CudaClock:
-    """Events on the current stream around work that is queued ahead, after the device's L2 was overwritten."""
+    """A sample by CUDA events on the current stream around work that is queued in advance, after the L2 cache of the
+    device was overwritten."""
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
@@ -158,7 +160,7 @@ class _CudaClock:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with torch.cuda.device(self.device):
             self.flush.zero_()
-            torch.cuda._sleep(1_000_000)  # about half a millisecond, in which the calls are queued
+            torch.cuda._sleep(1_000_000)  # about half a millisecond, in which the host queues the calls
             start.record()
             for _ in range(sample.timed):
                 call()
@@ -167,7 +169,7 @@ class _CudaClock:
         return start.elapsed_time(end) * 1e-3 / sample.timed
 
     def plan(self, once: float) -> _Sample:
-        return _Sample(0, 1)  # a second call would find its inputs in L2
+        return _Sample(0, 1)  # a second call would read its inputs from L2
 
     def host(self, call: Call) -> float:
         times = []
@@ -181,13 +183,13 @@ class _CudaClock:
 
 
 class _Usage:
-    """The CPU time of this process and of all others since it was made."""
+    """Measures the CPU time of this process and of all others since its creation."""
 
     def __init__(self) -> None:
         self.start = self._now()
 
     def since(self) -> tuple[int, float, float]:
-        """Involuntary context switches, our CPU seconds per second, and the cores that others used."""
+        """Involuntary context switches, the CPU seconds per second of this process, and the cores that others used."""
         switches, own, busy, wall = (now - then for now, then in zip(self._now(), self.start, strict=True))
         wall = max(wall, 1e-9)
         return int(switches), own / wall, max(0.0, busy - own) / wall

@@ -11,7 +11,7 @@ from saprof.measure.request import How, Request, What
 from saprof.operators.workload import Workload
 
 Group = list[Cell]
-"""Cells that are measured side by side: they differ only in what computes them."""
+"""Cells that are measured in the same rounds. They differ only in what computes them."""
 
 
 def plan(request: Request) -> list[Group]:
@@ -26,7 +26,7 @@ def plan(request: Request) -> list[Group]:
 
 
 def _group(subject: Network | Workload, mode: str, how: How) -> Iterator[Cell]:
-    """One cell per backend, attention and compiler, as far as the subject has a choice of them."""
+    """One cell per backend, attention and compiler, as far as the subject allows a choice."""
     network = isinstance(subject, Network)
     has_choice = not network or subject.attends
     backends = how.backends if has_choice else ("auto",)

@@ -1,4 +1,4 @@
-"""What a user asks of a sweep: read and checked once, before anything is planned. Nothing here imports torch."""
+"""The request for a sweep. It is read and checked once, before anything is planned. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ class How:
     isolate: bool
     """Whether each group is measured in a process of its own."""
     timeout: float | None
-    """The seconds after which an isolated group is given up; None is no limit."""
+    """The seconds after which an isolated group is stopped; None stands for no limit."""
     every_backend: bool
-    """Whether the user asked for all backends: then an unsupported one is no failure."""
+    """Whether the user requested all backends. An unsupported one is then not a failure."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Models: the networks of both papers and their baselines, by name; checkpoints, inference, and what they cost."""
+"""Models: the networks of both papers and their baselines, by name; checkpoints, inference, and cost."""
 
 from typing import TYPE_CHECKING
 

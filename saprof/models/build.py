@@ -27,7 +27,8 @@ EXPECTED = " or ".join([", ".join([*ARCHITECTURES][:-1]), [*ARCHITECTURES][-1]])
 
 
 def build(architecture: str, options: Mapping[str, Any]) -> Model:
-    """The network whose config has these fields; ValueError for an unknown field or a value that does not fit."""
+    """The network whose config has these fields. Raises ValueError for an unknown field or a value that does not
+    fit."""
     config, network = ARCHITECTURES[architecture]
     valid = [field.name for field in fields(config)]
     for option in options:

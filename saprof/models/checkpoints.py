@@ -1,6 +1,6 @@
-"""Weights on disk: the SAN authors' released checkpoints, and our own, which carry their config.
+"""Weights on disk: the SAN authors' released checkpoints, and our own, which contain their config.
 
-Loading never executes what is in a file: everything goes through `torch.load(weights_only=True)`.
+Loading never executes code from a file: all files are read with `torch.load(weights_only=True)`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _OFFICIAL_KEYS = [
 
 
 def save(model: Model, path: str | Path) -> None:
-    """Write the model's config and weights to `path`, whole or not at all.
+    """Write the model's config and weights to `path`. If writing fails, `path` does not change.
 
     ValueError if the model is not one of saprof's, or has no weights; OSError if the file cannot be written.
     """
@@ -59,7 +59,7 @@ def save(model: Model, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Model:
-    """Rebuild the model that `save` wrote to `path`, on the CPU. ValueError if the file is anything else."""
+    """Rebuild the model that `save` wrote to `path`, on the CPU. Raises ValueError for any other file."""
     match _read(path):
         case {
             "saprof": int(version),
@@ -92,7 +92,7 @@ def load_official(model: SAN, checkpoint: str | Path | Mapping[str, Any]) -> SAN
 
 
 def official_to_ours(key: str) -> str:
-    """The name here of a parameter or buffer of the released code."""
+    """Our name of a parameter or buffer of the released code."""
     for pattern, name in _OFFICIAL_KEYS:
         key = re.sub(pattern, name, key)
     return key

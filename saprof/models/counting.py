@@ -64,7 +64,7 @@ def count(model: nn.Module | str, input_size: Sequence[int] = (3, 224, 224)) -> 
 
 
 def blueprint(name: str, **overrides: Any) -> nn.Module:
-    """A named model on the meta device: all shapes, no weights."""
+    """A named model on the meta device, which has shapes but no weights."""
     from saprof.models import create_model
 
     with torch.device("meta"), _Uninitialised():
@@ -129,7 +129,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def _operator(func: Callable[..., Any]) -> Operator | None:
-    """The declared operator behind a dispatcher call, if it is one."""
+    """The declared operator that a dispatcher call runs, or None."""
     namespace, _, name = getattr(func, "_qualified_op_name", "").partition("::")
     return DECLARED.get(name) if namespace == "saprof" else None
 
@@ -153,7 +153,7 @@ _FREE |= {
     "new_zeros",
     "new_ones",
 }
-"""Functions that move, make or mask numbers without arithmetic (dropout does none in evaluation)."""
+"""Functions that move, create or mask values without arithmetic. (In evaluation mode dropout is one of them.)"""
 
 
 def _bytes(x: Tensor) -> int:
@@ -226,7 +226,8 @@ _RULES: dict[str, Callable[..., dict[str, int]]] = {
 
 
 def teach_fvcore(analysis: FlopCountAnalysis) -> FlopCountAnalysis:
-    """Let a `fvcore.nn.FlopCountAnalysis` count our operators, in multiply-adds as it counts all others; returns it."""
+    """Let a `fvcore.nn.FlopCountAnalysis` count our operators in multiply-adds, like all others. Returns the
+    analysis."""
     handles: dict[str, Any] = {f"saprof::{name}": partial(_fvcore_macs, op) for name, op in DECLARED.items()}
     analysis.set_op_handle(**handles)
     return analysis

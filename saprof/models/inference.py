@@ -1,4 +1,4 @@
-"""A network for evaluation alone: batch norms folded into their neighbours, φ, ψ and β in one layer."""
+"""A network for evaluation only, with batch norms folded into neighbouring layers, and φ, ψ and β in one layer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def optimize_for_inference(model: Model) -> Model:
 
 
 class Transformations(nn.Module):
-    """φ(x), ψ(x) and β(x) by one layer."""
+    """φ(x), ψ(x) and β(x), computed by one layer."""
 
     def __init__(self, attention: VectorAttention) -> None:
         super().__init__()
@@ -86,7 +86,8 @@ def _fold(module: nn.Module, convolution: str, norm: str) -> None:
 
 
 def _fold_behind(block: SelfAttentionBlock, attention: VectorAttention) -> None:
-    """Fold the norm behind the attention into β: a mean of s · β_j + t over the taps is s times that of β_j, plus t."""
+    """Fold the norm behind the attention into β: the weighted mean of s · β_j + t over the taps is s times that of β_j,
+    plus t."""
     is_mean = attention.relation.family == "pairwise" and not attention.footprint.drops_taps
     if is_mean and attention.beta is not None:
         attention.beta = _folded(attention.beta, block.norm_out)

@@ -1,4 +1,4 @@
-"""The convolutional baselines: ResNet26, 38 and 50, with the 3 × 3 convolutions of the bottlenecks at any odd size.
+"""The convolutional baselines: ResNet26, 38 and 50. The 3 × 3 convolutions of their bottlenecks can have any odd size.
 
 ResNet38 and ResNet26 have one and two blocks fewer per stage than ResNet50 (SAN Sec. 5.1). The k × k convolution of the
 first block of a stage has the stride. The parameters have the names that torchvision gives them.

@@ -56,7 +56,7 @@ class SASAConfig(AttentionConfig, StagesConfig):
 
     @property
     def attends(self) -> bool:
-        """Whether any layer but the stem is attention."""
+        """Whether any layer besides the stem is attention."""
         return bool(self.attention_stages)
 
 

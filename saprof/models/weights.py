@@ -1,4 +1,4 @@
-"""The attention weights of a network: what each centre looks at."""
+"""The attention weights of a network: how much each centre reads of each tap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saprof.layers import LocalAttention
 
 @torch.no_grad()
 def attention_weights(model: nn.Module, images: Float[Tensor, "n c h w"]) -> dict[str, Float[Tensor, "n g k p"]]:
-    """α of every attention module, by the module's path, in the order in which they ran; g are weight groups or heads.
+    """α of every attention module, by the module's path, in the order of their execution; g are weight groups or heads.
 
     The weights are computed step by step, even if the network runs its attention as one fused operator. ValueError for
     a network without attention, or in training mode, where a forward would change the running statistics.

@@ -1,6 +1,7 @@
-"""Operators: what each one computes and costs, declared once; footprints, workloads, and the literal float64 reference.
+"""Operators: each one is declared once, with its equation and its cost. Also footprints, workloads, and the literal
+float64 reference.
 
-Nothing here computes a map: that is for `saprof.backends`. Only `reference` imports torch.
+The backends (`saprof.backends`) compute the operators. Here only `reference` imports torch.
 """
 
 from saprof.operators.attention import pairwise_attention, patchwise_attention

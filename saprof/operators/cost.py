@@ -4,7 +4,7 @@ Four conventions, always named:
 
 - `paper`: what the SAN authors' counter counts (one per multiply-add of a convolution, plus one per bias; batch norm 2
   and ReLU 1 per element; pooling 1 per input element; the classifier without bias; elementwise relations and
-  aggregation 1 per element and tap). It does not see inner products, softmax, residual additions or concatenations.
+  aggregation 1 per element and tap). It does not count inner products, softmax, residual additions or concatenations.
 - `mac`: multiply-adds.
 - `flop2`: 2 per multiply-add; what torch's FlopCounterMode reports.
 - `hardware`: 2 per multiply-add and 1 per other arithmetic operation, every tap of the border included.
@@ -34,9 +34,9 @@ class Cost:
     writes: int = 0
     params: int = 0
     layers: Mapping[str, Cost] = field(default_factory=dict)
-    """By module path, children included; empty for a single operation."""
+    """The cost by module path, children included; empty for a single operation."""
     operators: Mapping[str, Cost] = field(default_factory=dict)
-    """By kind of operation, such as `conv2d` or `aggregation`."""
+    """The cost by kind of operation, such as `conv2d` or `aggregation`."""
 
     def flops(self, convention: str) -> int:
         """The FLOPs under one of `CONVENTIONS`."""

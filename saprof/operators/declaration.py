@@ -85,7 +85,7 @@ class Operator:
 
     @property
     def schema(self) -> str:
-        """torch.library schema."""
+        """The torch.library schema."""
         tensors = ", ".join(f"Tensor {name}" for name, _ in self.inputs)
         return f"{self.name}({tensors}, str footprint, str backend) -> Tensor"
 
@@ -94,7 +94,8 @@ class Operator:
         return _named, (self.name,)
 
     def bind(self, shapes: Sequence[Sequence[int]], footprint: Footprint) -> dict[str, int]:
-        """Sizes of all named axes, from the shapes of the inputs; ValueError names the axis that does not fit."""
+        """The sizes of all named axes, from the shapes of the inputs. Raises ValueError that names the axis that does
+        not fit."""
         self.check_count(shapes)
         sizes: dict[str, int] = {}
         composed: list[tuple[str, str, int]] = []
@@ -149,7 +150,7 @@ class Operator:
         return shape_of(self.output, sizes)
 
     def count(self, what: str, sizes: Sizes) -> int:
-        """How many `macs`, `elementwise` or `paper` operations at these sizes."""
+        """The number of `macs`, `elementwise` or `paper` operations at these sizes."""
         return getattr(self, what).at(sizes)
 
 

@@ -13,7 +13,7 @@ _PAIR = r"-?\d+,-?\d+"
 
 
 def read_footprints(written: str, dilation: str = "1") -> list[Footprint]:
-    """Read a comma list of sizes and ranges, each at every dilation, and of what `Footprint.parse` reads."""
+    """Read a comma list of sizes and ranges, each with every dilation, and of texts that `Footprint.parse` reads."""
     dilations = command.integers("dilation", dilation)
     found: list[Footprint] = []
     for part in _parts(written):

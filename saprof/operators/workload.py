@@ -18,12 +18,12 @@ STAGES = ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))
 """Channels and map side of SAN's five stages at 224 × 224 (SAN Table 1)."""
 
 REDUCTIONS = {"r": 16, "v": 4, "g": 32}
-"""C over r, v and g in the paper's networks: r₁ = 16, r₂ = 4, share = 8 (SAN Sec. 5.1)."""
+"""C divided by r, v and g in the paper's networks: r₁ = 16, r₂ = 4 and r₂ · share = 4 · 8 (SAN Sec. 5.1)."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """An operator, its sizes and its footprint; `tensors()` makes its inputs."""
+    """An operator, its sizes and its footprint. `tensors()` creates its inputs."""
 
     operator: Operator
     footprint: Footprint
@@ -44,7 +44,7 @@ class Workload:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Every named axis of the operator."""
+        """The sizes of every named axis of the operator."""
         oh, ow = self.footprint.output_size(self.h, self.w)
         derived = {"k": self.footprint.taps, "p": oh * ow, "oh": oh, "ow": ow}
         sizes = {axis: getattr(self, axis) for axis in "nrvghw"} | derived
@@ -116,6 +116,6 @@ def edge(operator: Operator) -> Iterator[Workload]:
 
 
 def stages(operator: Operator, batch: int = 1) -> Iterator[Workload]:
-    """The operator at SAN10's five stages: 3 × 3 taps in the first, 7 × 7 after it."""
+    """The operator at SAN10's five stages, with 3 × 3 taps in the first and 7 × 7 in the others."""
     for index, (channels, size) in enumerate(STAGES):
         yield Workload.stage(operator, Footprint.square(7 if index else 3), channels, size, batch)

@@ -1,1 +1,1 @@
-"""The papers: the figures that they print, our counts beside them, and what the recorded rows say of them."""
+"""The papers: the figures that they print, our counts of the same figures, and the evidence of recorded rows."""

@@ -1,6 +1,6 @@
 """Budgets of latency, memory, parameters and FLOPs: reading them, and the best network within them."""
 
-# What an index into a DataFrame gives is beyond pandas' annotations:
+# pandas' annotations do not cover the result of indexing a DataFrame:
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 # pyright: reportCallIssue=false, reportReturnType=false
 
@@ -24,7 +24,7 @@ class Limited:
 
     quantity: Quantity
     name: str
-    """As in `--max-latency`."""
+    """The name, as in `--max-latency`."""
     noun: str
     units: Mapping[str, float] = field(hash=False)
     example: str

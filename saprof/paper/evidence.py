@@ -40,7 +40,7 @@ class Variant:
     """A network, independent of its spelling: `san10_pairwise` is `san10_pairwise_subtraction`."""
 
     name: str
-    """Without relation and footprint: `san10_pairwise`, `resnet26`."""
+    """The name without relation and footprint: `san10_pairwise`, `resnet26`."""
     relation: str | None
     """None for a ResNet."""
     size: int
@@ -55,7 +55,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Printed:
-    """A row of one of SAN's tables, and the network that it is about."""
+    """A row of one of SAN's tables, and its network."""
 
     network: Variant
     table: str
@@ -104,7 +104,7 @@ def label(line: Mapping[Any, Any]) -> str:
 
 
 def ran_on(line: Mapping[Any, Any]) -> str:
-    """Who computed a line: `numba fused+compile`, `torch`."""
+    """What computed a line: `numba fused+compile`, `torch`."""
     attention = line["attention"] if isinstance(line["attention"], str) else None
     return who_ran(line["backend"], attention, line["compiled"])
 

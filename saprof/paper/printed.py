@@ -34,7 +34,7 @@ class PaperRow:
     the network."""
     model: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """With `model`, the arguments of `saprof.create_model`."""
+    """Together with `model`, the arguments of `saprof.create_model`."""
     top1: float | None = None
     top5: float | None = None
     params_M: float | None
@@ -72,7 +72,7 @@ class Claim:
 
 @cache
 def paper(name: str = "san") -> dict[str, PaperTable]:
-    """The printed tables of a paper by their names."""
+    """The printed tables of a paper, by name."""
     return {
         number: PaperTable(**table | {"rows": tuple(PaperRow(**row) for row in table["rows"])})
         for number, table in _printed(name)["tables"].items()

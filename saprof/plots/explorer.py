@@ -1,6 +1,6 @@
 """An explorer of recorded rows for JupyterLab: the plot shows the chosen operators, footprints, backends and metric."""
 
-# What an index into a DataFrame gives is beyond pandas' annotations:
+# pandas' annotations do not cover the result of indexing a DataFrame:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false
 
@@ -22,7 +22,7 @@ from saprof.text import unknown
 METRICS = {
     quantity.column: quantity for quantity in (LATENCY, MEMORY, SAVED, MACS, PAPER_MFLOPS, HARDWARE_FLOPS, PARAMS)
 }
-"""What can be drawn, by the field of rows."""
+"""The metrics that can be drawn, by the field of rows."""
 STRENGTH = dict(zip(MODES, (1.0, 0.7, 0.45, 0.45), strict=True))
 """The opacity of a line, by mode."""
 
@@ -30,7 +30,7 @@ STRENGTH = dict(zip(MODES, (1.0, 0.7, 0.45, 0.45), strict=True))
 def metric_figure(rows: pd.DataFrame, metric: str = "latency_s", provenance: str = "") -> Figure:
     """One metric against the footprint, a line per name, backend and mode.
 
-    ValueError for an unknown metric, or one that no row has.
+    Raises ValueError for an unknown metric, or one that no row has.
     """
     if metric not in METRICS:
         raise ValueError(unknown("metric", metric, [*METRICS]))

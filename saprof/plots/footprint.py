@@ -1,6 +1,6 @@
-"""What a footprint costs: operations, parameters, latency and memory against its taps."""
+"""The cost of a footprint: operations, parameters, latency and memory against its taps."""
 
-# What an index into a DataFrame gives is beyond pandas' annotations:
+# pandas' annotations do not cover the result of indexing a DataFrame:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
 
@@ -23,16 +23,16 @@ from saprof.plots.style import STYLE
 from saprof.quantities import HARDWARE_FLOPS, LATENCY, MEMORY, PAPER_FLOPS, PARAMS, Quantity
 
 OPERATIONS = {"model": PAPER_FLOPS, "operator": HARDWARE_FLOPS}
-"""What the first panel of the overview shows of each kind."""
+"""The field in the first panel of the overview, for each kind."""
 
 TABLE_7 = "SAN Table 7, as printed"
 
 
 def footprint_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
-    """Operations, latency and peak memory against the footprint; networks above, operators below. Against the map where
-    there is one footprint per map.
+    """Operations, latency and peak memory against the footprint; networks above, operators below. If there is one
+    footprint per map, the axis is the map.
 
-    ValueError if no row has both a footprint and a latency.
+    Raises ValueError if no row has both a footprint and a latency.
     """
     rows = style.attempted(lines.with_footprint(rows), "latency_s")
     axis = "map" if lines.across(rows) == "map" else "footprint"
@@ -55,9 +55,9 @@ def footprint_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
 
 
 def cost_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
-    """FLOPs and parameters of networks against the footprint, with what SAN Table 7 prints.
+    """FLOPs and parameters of networks against the footprint, with the figures that SAN Table 7 prints.
 
-    ValueError if no network with a footprint was counted.
+    Raises ValueError if no network with a footprint was counted.
     """
     rows = rows[rows["kind"] == "model"].dropna(subset=["taps", "flops_paper", "params"])
     if rows.empty:

@@ -1,6 +1,6 @@
 """Every figure that rows can have, with a caption and a description in words."""
 
-# What an index into a DataFrame gives is beyond pandas' annotations:
+# pandas' annotations do not cover the result of indexing a DataFrame:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
 
@@ -29,7 +29,7 @@ KINDS = {"model": "networks", "operator": "operators"}
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure that may be drawn: `draw` makes it, or raises ValueError with the reason why there is none."""
+    """A possible figure: `draw` returns it, or raises ValueError with the reason why it cannot be drawn."""
 
     stem: str
     """The name of its files, without suffix."""
@@ -41,8 +41,8 @@ class Drawing:
 
 
 def drawings(rows: Sequence[Row], roofs: Calibration | None, provenance: str) -> Iterator[Drawing]:
-    """The figures of a run, the widest view first; a figure whose rows differ in mode, batch, dtype or device is split
-    where it would be unreadable."""
+    """The figures of a run, the most general one first. A figure whose rows differ in mode, batch, dtype or device is
+    split if it would be unreadable."""
     frame = style.frame(rows)
     tried = frame[frame["status"] != "unsupported"]
     yield from _overviews(tried, provenance)
@@ -134,8 +134,8 @@ def _accuracies(rows: Sequence[Row], provenance: str) -> Iterator[Drawing]:
 
 
 def extremes(rows: pd.DataFrame, over: str) -> list[str]:
-    """One sentence per backend, mode and batch: in how many cells it is faster than `over`, and from where to where.
-    Nothing where nothing was measured beside it."""
+    """One sentence per backend, mode and batch: the number of cells where it is faster than `over`, and the range of
+    its speed-ups. Empty if nothing was measured beside `over`."""
     try:
         found = speedups(rows, over).dropna(subset=["speedup"])
     except ValueError:

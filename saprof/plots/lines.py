@@ -1,6 +1,6 @@
 """Rows as lines in a panel: how they are grouped, where they are drawn, and what their marks mean."""
 
-# What an index into a DataFrame gives is beyond pandas' annotations:
+# pandas' annotations do not cover the result of indexing a DataFrame:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
 
@@ -21,7 +21,7 @@ SETTINGS = ("mode", "dtype", "device", "n", "h", "v", "shape")
 """The columns in which rows of one name and one backend may differ, beside the size of the footprint."""
 
 AGAINST = {"footprint": "against the footprint", "map": "at every map", "name": ""}
-"""What `across` says, for the title."""
+"""The values of `across` in words, for the title."""
 
 FAILED = "did not run"
 DOUBTFUL_NOTE = (
@@ -37,7 +37,7 @@ def with_footprint(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def across(rows: pd.DataFrame) -> str:
-    """What the horizontal axis is: `footprint` where one thing was measured at several, else `map`, else `name`."""
+    """The horizontal axis: `footprint` if something was measured at several footprints, else `map`, else `name`."""
     rows = _with_shape(rows)
     same = ["name", "h", "n", "mode", "dtype", "device", "shape", "ran"]
     if rows.groupby(same)["taps"].nunique().max() > 1:
@@ -46,8 +46,9 @@ def across(rows: pd.DataFrame) -> str:
 
 
 def place(rows: pd.DataFrame, axis: str, apart: Sequence[str] = ()) -> pd.DataFrame:
-    """With `x` along that axis, of maps the largest first, and what tells lines apart: `ran`, who computed, and the
-    `setting` in which rows of one name differ, but for those that have a panel `apart`."""
+    """The rows with `x` along that axis (the largest map first), and the columns that distinguish lines: `ran`, which
+    is what computed them, and `setting`, the fields in which rows of one name differ. Fields in `apart` have a panel
+    each."""
     rows = _with_shape(rows)
     if axis == "footprint":
         rows = rows.dropna(subset=["taps"]).astype({"taps": int})
@@ -79,7 +80,7 @@ def label_across(axes: Axes, rows: pd.DataFrame, axis: str) -> None:
 
 
 def map_label(row: pd.Series) -> str:
-    """The map, and under it the footprint."""
+    """The map, and the footprint below it."""
     return f"{row['h']}×{row['w']}\n({style.footprint_label(row['footprint'])})"
 
 
@@ -101,7 +102,7 @@ def interval(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 
 
 def mark_failed(axes: Axes, at: pd.Series, colour: str, across: bool = False) -> None:
-    """Crosses at the foot of the panel, or at its left edge, each line's beside those of the others."""
+    """Crosses at the foot or at the left edge of the panel. Those of different lines are side by side."""
     if at.empty:
         return
     place = sum(line.get_label() == FAILED for line in axes.lines)
@@ -119,7 +120,7 @@ def mark_doubtful(axes: Axes, line: pd.DataFrame) -> None:
 
 
 def look_of_line(line: pd.DataFrame) -> dict[str, Any]:
-    """In the overview: colour and marker of the name, line and filling of who computed, width of the setting."""
+    """The style in the overview: colour and marker by name, line and filling by what computed it, width by setting."""
     look = style.look(line["name"].iloc[0])
     own = style.line_of(line["ran"].iloc[0])
     return own | {"color": look.colour, "marker": look.marker} | weight(line)
@@ -132,7 +133,7 @@ def weight(line: pd.DataFrame) -> dict[str, Any]:
 
 
 def legend(rows: pd.DataFrame) -> list[Line2D]:
-    """Names, then `legend_of_rans` in grey."""
+    """The names, then `legend_of_rans` in grey."""
     return [*legend_of_names(rows), Line2D([], [], linestyle="none", label=""), *legend_of_rans(rows, grey=True)]
 
 
@@ -142,7 +143,7 @@ def legend_of_names(rows: pd.DataFrame) -> list[Line2D]:
 
 
 def legend_of_rans(rows: pd.DataFrame, grey: bool = False) -> list[Line2D]:
-    """Who computed, then settings, then what a cross means."""
+    """What computed the lines, then the settings, then the meaning of a cross."""
     rans = {ran: style.look_of(ran) for ran in rows["ran"].unique()}
     neutral = {"color": "0.3", "marker": "o"} if grey else {}
     handles = [Line2D([], [], label=ran, **look | neutral) for ran, look in rans.items()]

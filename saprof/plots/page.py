@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 class Html(str):
-    """Text that is HTML already."""
+    """Text that already is HTML."""
 
     __slots__ = ()
 
@@ -38,13 +38,13 @@ def document(title: str, generator: str, css: str, *body: str) -> str:
 
 
 def section(title: str, *parts: str, anchor: str = "", level: int = 2) -> Html:
-    """A part of the page under a heading."""
+    """A section of the page with a heading."""
     attributes = {"id": anchor} if anchor else {}
     return tag("section", tag(f"h{level}", title), *parts, **attributes)
 
 
 def table(header: Sequence[str], body: Sequence[Sequence[str]], label: str) -> Html:
-    """Names to the left, figures to the right; it scrolls where the page is narrower or it is long."""
+    """A table with names to the left and figures to the right. It scrolls if it is long or wider than the page."""
     columns = zip(*body, strict=True) if body else [()] * len(header)
     numeric = [any(cell[:1].isdigit() for cell in column) for column in columns]
     kinds = [{"class_": "number"} if is_number else {} for is_number in numeric]
@@ -55,7 +55,7 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]], label: str) -> H
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> Html:
-    """Names and what they are."""
+    """A list of names with their values."""
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in pairs))
 
 
@@ -65,7 +65,7 @@ def items(texts: Sequence[str]) -> Html:
 
 
 def picture(svg: bytes, alt: str, caption: str, number: int) -> Html:
-    """An SVG within the page, under it its number and caption."""
+    """An SVG within the page, with its number and caption below it."""
     data = base64.b64encode(svg).decode()
     image = Html(f'<img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">')
     return tag("figure", image, tag("figcaption", tag("b", f"Figure {number}."), " ", caption))

@@ -1,6 +1,6 @@
-"""Latency and memory of every backend: a panel per operator or network."""
+"""Latency and memory of every backend, with a panel per operator or network."""
 
-# What an index into a DataFrame gives is beyond pandas' annotations:
+# pandas' annotations do not cover the result of indexing a DataFrame:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
 
@@ -19,16 +19,16 @@ from saprof.records.rows import DOUBTFUL
 
 
 def latency_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
-    """Latency of every backend against the footprint, a panel per operator or network and mode; against the map where
-    there is one footprint per map, and over the names where there is but one of both.
+    """Latency of every backend against the footprint, with a panel per operator or network and mode. The axis is the
+    map if there is one footprint per map, and the names if there is only one of both.
 
-    ValueError if no row has a latency.
+    Raises ValueError if no row has a latency.
     """
     return _panels(rows, "Latency", LATENCY, provenance)
 
 
 def memory_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
-    """The same of peak memory; ValueError if none was measured."""
+    """The same for peak memory. Raises ValueError if none was measured."""
     return _panels(rows, "Peak memory", MEMORY, provenance)
 
 
@@ -45,7 +45,7 @@ def _panels(rows: pd.DataFrame, what: str, quantity: Quantity, provenance: str) 
 
 
 def _over_places(rows: pd.DataFrame, axis: str, quantity: Quantity) -> Figure:
-    """A panel per name and mode, with a line per backend and setting."""
+    """One panel per name and mode, with a line per backend and setting."""
     groups = [group for _, group in rows.groupby(["name", "mode"], sort=False)]
     columns = min(3, len(groups))
     down = -(-len(groups) // columns)
@@ -73,7 +73,7 @@ def _over_places(rows: pd.DataFrame, axis: str, quantity: Quantity) -> Figure:
 
 
 def _over_names(rows: pd.DataFrame, axis: str, quantity: Quantity) -> Figure:
-    """A panel per kind and mode, with a line for each name and a mark on it per backend and setting."""
+    """One panel per kind and mode, with a line for each name and a mark per backend and setting."""
     groups = [group for _, group in rows.groupby(["kind", "mode"], sort=False)]
     heights = [group["name"].nunique() + 2 for group in groups]
     figure = Figure(figsize=(10.5, 0.34 * sum(heights) + 1.2), layout="constrained")

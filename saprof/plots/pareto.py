@@ -1,6 +1,6 @@
 """Accuracy against cost, and the Pareto front."""
 
-# What an index into a DataFrame gives is beyond pandas' annotations:
+# pandas' annotations do not cover the result of indexing a DataFrame:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
 
@@ -37,9 +37,9 @@ AROUND = [(reach, dx, dy) for reach in (1, 2, 3.2, 4.6) for dy, dx in product((1
 def accuracy_figure(points: pd.DataFrame, cost: str = "flops_paper", provenance: str = "") -> Figure:
     """The printed accuracy of networks (`saprof.paper.evidence.points`) against one of `COSTS`, with the Pareto front.
 
-    A panel per evaluation set, and per mode, batch, dtype and device where the cost depends on them.
+    There is a panel per evaluation set, and per mode, batch, dtype and device if the cost depends on them.
 
-    ValueError for another cost, and if no network has both.
+    Raises ValueError for another cost, and if no network has both.
     """
     if cost not in COSTS:
         raise ValueError(unknown("cost", cost, list(COSTS)))
@@ -79,8 +79,8 @@ def accuracy_figure(points: pd.DataFrame, cost: str = "flops_paper", provenance:
 
 
 def _labels(points: pd.DataFrame) -> pd.Series:
-    """`SAN15 7×7 summation`: of network, footprint and relation what the family of the point has several of, and the
-    relation where it is not the usual one."""
+    """A label such as `SAN15 7×7 summation`. It has the network, footprint and relation if the family of the point has
+    several of them, and the relation if it is not the usual one."""
     several = points.groupby("family")[["name", "footprint"]].transform("nunique") > 1
     models = points["name"].map(MODELS)
     network = models.map(lambda model: f"{model.architecture}{model.depth or ''}")
@@ -102,7 +102,7 @@ def _settings(panel: pd.DataFrame, points: pd.DataFrame) -> list[str]:
 
 
 def _draw(axes: Axes, panel: pd.DataFrame, cost: str) -> None:
-    """The front as stairs, a point per line of the frame, and the interval of a latency."""
+    """Draw the front as stairs, a point per line of the table, and the interval of a latency."""
     best = panel[front(panel, ["cost"])].sort_values("cost")
     if len(best) > 1:
         axes.step(best["cost"], best["top1"], where="post", color="0.6", linewidth=5, alpha=0.35, label="Pareto front")
@@ -120,7 +120,8 @@ def _draw(axes: Axes, panel: pd.DataFrame, cost: str) -> None:
 
 
 def _write_labels(axes: Axes, panel: pd.DataFrame) -> None:
-    """Each label as near to its point as it covers neither a point nor another label; a thin line where that is far."""
+    """Place each label as near to its point as possible without covering a point or another label. A thin line connects
+    distant labels."""
     per_pt = axes.figure.dpi / 72
     places = axes.transData.transform(panel[["cost", "top1"]].to_numpy(float)) / per_pt
     inside = axes.get_window_extent().extents / per_pt
@@ -147,7 +148,7 @@ def _write_labels(axes: Axes, panel: pd.DataFrame) -> None:
 
 
 Box = Sequence[float]
-"""Left, bottom, right, top, in pt."""
+"""A rectangle: left, bottom, right, top, in pt."""
 
 
 def _within(box: Box, outer: Box) -> bool:
@@ -159,7 +160,7 @@ def _overlap(one: Box, other: Box) -> bool:
 
 
 def _legend(points: pd.DataFrame) -> list[Line2D]:
-    """Families, who computed, and the front."""
+    """The legend of families, of what computed them, and of the front."""
     handles = []
     for family in points["family"].unique():
         look = style.look_of_family(family)

@@ -1,4 +1,4 @@
-"""Pictures of what the operators read: footprints, and the attention weights that a network gives their taps."""
+"""Pictures of footprints, and of the attention weights that a network gives their taps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIDE = 2.6
 
 
 def footprint_picture(footprints: Sequence[Footprint]) -> Figure:
-    """The taps of each footprint around its centre, numbered in tap order."""
+    """Draw the taps of each footprint around its centre, numbered in tap order."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(SIDE * len(footprints), SIDE + 0.6), layout="compressed")
         reach = max(abs(bound) for footprint in footprints for axis in footprint.reach for bound in axis)
@@ -45,11 +45,11 @@ def footprint_picture(footprints: Sequence[Footprint]) -> Figure:
 def attention_picture(
     image: NDArray[Any], alpha: NDArray[Any], footprint: Footprint, centres: Sequence[tuple[int, int]], title: str = ""
 ) -> Figure:
-    """What chosen centres (row, column) look at: a row each, with the image, the mean of α over the weight groups, and
-    α of every group.
+    """The attention weights of the given centres (row, column). Each has a row with the image, the mean of α over the
+    weight groups, and α of every group.
 
-    `image` is h w, and so is the map of the attention whose weights for this image `alpha` are, g k p. A tap beyond the
-    image is drawn where it is, whatever the boundary has it read.
+    `image` is h w. `alpha` is g k p, the weights of an attention for this image, whose map is also h w. A tap beyond
+    the image is drawn at its own position, for every boundary.
     """
     (h, w), groups = image.shape, len(alpha)
     if alpha.shape[1:] != (footprint.taps, h * w):
@@ -59,7 +59,7 @@ def attention_picture(
     most = max(float(abs(alpha[:, :, y * w + x]).max()) for y, x in centres)
     norm, colours = Normalize(-most, most), "RdBu_r"
     if alpha.min() >= 0:
-        norm, colours = PowerNorm(0.5, 0, most), "cividis"  # so that small weights show as well
+        norm, colours = PowerNorm(0.5, 0, most), "cividis"  # so that small weights are visible too
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.9 * (groups + 2) + 0.8, 2.0 * len(centres) + 0.6), layout="compressed")
         panels = figure.subplots(len(centres), groups + 2, squeeze=False)
@@ -103,7 +103,7 @@ def _draw_weights(axes: Axes, weights: NDArray[Any], footprint: Footprint, norm:
 
 
 def _draw_border(panels: Sequence[Axes], size: tuple[int, int], centre: tuple[int, int]) -> None:
-    """Where the image ends, seen from the centre."""
+    """The border of the image relative to the centre."""
     (h, w), (y, x) = size, centre
     for axes in panels:
         limits = axes.get_xlim(), axes.get_ylim()

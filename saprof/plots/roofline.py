@@ -1,6 +1,6 @@
 """The roofline: the FLOP/s of operators under the roofs of the machine, by arithmetic intensity."""
 
-# What an index into a DataFrame gives is beyond pandas' annotations:
+# pandas' annotations do not cover the result of indexing a DataFrame:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportReturnType=false
 
@@ -22,15 +22,15 @@ PANEL = ["ran", "mode", "dtype"]
 LINE = ["name", "n", "h", "w", "r", "v", "g"]
 """The columns in which the points of a line agree; they differ in their footprints."""
 APART = 1.15
-"""Bandwidths, or rates, closer than this are one roof."""
+"""Bandwidths or rates that differ by less than this factor are one roof."""
 
 
 def roofline_figure(rows: pd.DataFrame, calibration: Calibration, provenance: str = "") -> Figure:
-    """FLOP/s against FLOP/byte of operators' forwards, by the `hardware` convention and compulsory bytes; a panel per
-    backend, mode and dtype. Larger points have more taps, and a line joins those that differ in nothing else.
+    """FLOP/s against FLOP/byte of operators' forwards, by the `hardware` convention and compulsory bytes, with a panel
+    per backend, mode and dtype. Larger points have more taps. A line connects points that differ only in their taps.
 
-    The roofs are the bandwidth beyond the caches, the largest in a cache, and the rates of FMAs and of matrix products.
-    ValueError if no row has a place under them.
+    The roofs are the bandwidth of the memory, the largest bandwidth of a cache, and the rates of FMAs and of matrix
+    products. Raises ValueError if no row can be compared with them.
     """
     placed = (rows["kind"] == "operator") & rows["mode"].isin(FORWARD) & rows["latency_s"].notna()
     rows = rows.loc[placed & rows["dtype"].isin({*calibration.fma, *calibration.gemm})]
@@ -66,7 +66,7 @@ def roofline_figure(rows: pd.DataFrame, calibration: Calibration, provenance: st
 
 
 def _with_places(rows: pd.DataFrame) -> pd.DataFrame:
-    """With `x` and `y`, in FLOP/byte and GFLOP/s, `size` in points, and `ran`."""
+    """The rows with `x` and `y` in FLOP/byte and GFLOP/s, `size` in points, and `ran`."""
     flops = rows["flops_hardware"].astype(float)
     return rows.assign(
         ran=style.who(rows),
@@ -82,7 +82,7 @@ def _size(taps):
 
 
 def _limit(axes: Axes, rows: pd.DataFrame, calibration: Calibration) -> None:
-    """All points, the ridges where memories meet the highest roof, and room for the labels."""
+    """Axis limits that include all points, the ridges where memories meet the highest roof, and room for the labels."""
     top = max(calibration.flop_rate(dtype) for dtype in rows["dtype"].unique()) / 1e9
     ridges = [top / slope for _, slope in _bandwidths(calibration)]
     axes.set_xlim(min(rows["x"].min() / 2, ridges[-1] / 25), 3 * max(rows["x"].max(), ridges[0]))
@@ -90,7 +90,7 @@ def _limit(axes: Axes, rows: pd.DataFrame, calibration: Calibration) -> None:
 
 
 def _bandwidths(calibration: Calibration) -> list[tuple[str, float]]:
-    """Labels and GB/s: of memory, and of the fastest cache where it is faster."""
+    """Labels and GB/s of memory, and of the fastest cache if it is faster."""
     largest = max(moved for stream in calibration.streams.values() for moved in stream)
     memory = calibration.bandwidth(largest) / 1e9
     rate, moved = max((rate, moved) for stream in calibration.streams.values() for moved, rate in stream.items())
@@ -109,7 +109,8 @@ ROOF = {"color": "0.35", "linewidth": 1.3}
 
 
 def _draw_roofs(axes: Axes, calibration: Calibration, dtype: str) -> None:
-    """Roofs, drawn no further than where a lower one takes over, the outer ones named above, the inner ones below."""
+    """Draw each roof up to the point where a lower one begins. The labels of outer roofs are above them, those of inner
+    roofs below."""
     rates = {"FMA": calibration.fma.get(dtype, 0.0) / 1e9, "matrix product": calibration.gemm.get(dtype, 0.0) / 1e9}
     (high, top), (low, lower) = sorted(rates.items(), key=lambda item: -item[1])
     bandwidths = _bandwidths(calibration)

@@ -1,6 +1,6 @@
-"""What the shape of a footprint costs: latency and memory over footprints, those of equally many taps side by side."""
+"""The cost of a footprint's shape: latency and memory over footprints, with equally many taps side by side."""
 
-# What an index into a DataFrame gives is beyond pandas' annotations:
+# pandas' annotations do not cover the result of indexing a DataFrame:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportReturnType=false
 
@@ -18,9 +18,10 @@ from saprof.records.rows import DOUBTFUL
 
 
 def shapes_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
-    """Latency above and peak memory below, a column per operator or network and a line per footprint, sorted by taps.
+    """Latency above and peak memory below, with a column per operator or network and a line per footprint, sorted by
+    taps.
 
-    ValueError if no row has both a footprint and a latency.
+    Raises ValueError if no row has both a footprint and a latency.
     """
     rows = style.attempted(lines.with_footprint(rows), "latency_s")
     rows = lines.place(rows, "footprint", apart=("shape",)).sort_values("taps", kind="stable")
@@ -49,7 +50,7 @@ def shapes_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
 
 
 def _draw(axes: Axes, rows: pd.DataFrame, quantity: Quantity) -> None:
-    """A mark per footprint, backend and setting; of latencies with their interval."""
+    """Draw a mark per footprint, backend and setting. Latencies have their interval."""
     for _, line in rows.groupby(["ran", "setting"], sort=False):
         look = style.look_of(line["ran"].iloc[0]) | lines.weight(line) | {"linestyle": "none"}
         line = line.assign(x=style.column_of(line, quantity))
@@ -61,7 +62,7 @@ def _draw(axes: Axes, rows: pd.DataFrame, quantity: Quantity) -> None:
 
 
 def _label_footprints(axes: Axes, rows: pd.DataFrame) -> None:
-    """Their names, with the taps where these become more, and a line above there."""
+    """The names of the footprints. Where the number of taps changes, it is in the name, with a line above."""
     first = rows.drop_duplicates("footprint")
     begins = first["taps"].diff() != 0
     labels = [

@@ -1,6 +1,6 @@
 """Speed-ups of backends over one of them, as a heat map over operators and footprints."""
 
-# What an index into a DataFrame gives is beyond pandas' annotations:
+# pandas' annotations do not cover the result of indexing a DataFrame:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportReturnType=false
 
@@ -29,10 +29,11 @@ ALIKE = ["kind", "name", "footprint", "n", "h", "w", "r", "v", "g", "dtype", "de
 """The fields in which rows agree that were measured side by side."""
 
 COLOUR_MAP = "RdBu"
-"""Blue is faster, red slower: told apart with any colour vision, and every cell says its number."""
+"""Blue is faster, red slower. Readers with any colour vision can distinguish them, and every cell has its number."""
 
 WITHIN = {False: ("ratio", "ratio_low", "ratio_high"), True: ("latency_s", "latency_low_s", "latency_high_s")}
-"""What speed-ups are quotients of: ratios within interleaved rounds, or latencies that were measured apart."""
+"""How speed-ups are computed: from ratios within interleaved rounds, or from latencies that were measured
+separately."""
 
 MARKS = {
     "(": "(1.0): the 95 % interval includes 1",
@@ -42,12 +43,12 @@ MARKS = {
 
 
 def speedups(rows: pd.DataFrame, over: str = "unfold") -> pd.DataFrame:
-    """The rows that were tried beside plain `over`, with `ran`, `speedup` = latency of `over` / latency of the row, and
-    the `low` and `high` end of its 95 % interval; `doubtful` says whether one of the two is unstable or contended.
+    """The rows that were measured beside plain `over`, with `ran`, `speedup` = latency of `over` / latency of the row,
+    and the `low` and `high` end of its 95 % interval. `doubtful` is true if one of the two is unstable or contended.
 
-    Where the candidates were measured in interleaved rounds it is the quotient of two ratios within rounds, each to the
-    first candidate; elsewhere `apart` is true, and it is the quotient of two latencies. ValueError if nothing ran
-    beside `over`.
+    If the candidates were measured in interleaved rounds, the speed-up is the quotient of two ratios within rounds,
+    each to the first candidate. Otherwise `apart` is true, and it is the quotient of two latencies. Raises ValueError
+    if nothing ran beside `over`.
     """
     rows = style.attempted(rows)
     rows = rows.assign(ran=style.who(rows))
@@ -61,13 +62,13 @@ def speedups(rows: pd.DataFrame, over: str = "unfold") -> pd.DataFrame:
 
 
 def _plain(group: pd.DataFrame, over: str) -> pd.DataFrame:
-    """The candidates of that backend, composed and eager first."""
+    """The candidates of that backend, with composed and eager ones first."""
     return group[group["backend"] == over].sort_values(["attention", "compiled"], kind="stable", na_position="first")
 
 
 def _beside(group: pd.DataFrame, base: int) -> pd.DataFrame:
     timed = group["latency_s"].notna()
-    apart = bool(timed.sum() - group["ratio"].notna().sum() != 1)  # but for the first, all have a ratio to it
+    apart = bool(timed.sum() - group["ratio"].notna().sum() != 1)  # all except the first have a ratio to it
     value, low, high = (group[name].astype(float) for name in WITHIN[apart])
     if not apart:
         value, low, high = (x.where(x.notna() | ~timed, 1.0) for x in (value, low, high))
@@ -77,10 +78,10 @@ def _beside(group: pd.DataFrame, base: int) -> pd.DataFrame:
 
 
 def speedup_figure(rows: pd.DataFrame, over: str = "unfold", provenance: str = "") -> Figure:
-    """Speed-up of every other backend over `over`, a panel per backend, mode and setting: operators or networks down,
-    footprints across, or maps where each has one footprint.
+    """Speed-up of every other backend over `over`, with a panel per backend, mode and setting. Rows are operators or
+    networks, columns are footprints, or maps if each map has one footprint.
 
-    ValueError if no two latencies can be compared.
+    Raises ValueError if no two latencies can be compared.
     """
     found = speedups(rows, over)
     if not found["speedup"].notna().any():
@@ -114,7 +115,7 @@ def speedup_figure(rows: pd.DataFrame, over: str = "unfold", provenance: str = "
 
 
 def _meanings(figure: Figure) -> list[str]:
-    """What the marks in the cells mean, of those that there are."""
+    """The meaning of the marks that occur in the cells."""
     texts = {text.get_text() for axes in figure.axes for text in axes.texts}
     marks = [meaning for mark, meaning in MARKS.items() if any(mark in text for text in texts)]
     marks += ["hatched: not measured"] if any(axes.patches for axes in figure.axes) else []
@@ -126,7 +127,8 @@ def _names(panel: pd.DataFrame) -> list[str]:
 
 
 def _with_columns(rows: pd.DataFrame, columns: str) -> pd.DataFrame:
-    """With `column`, its place `x` by taps or by map, and what else the rows of a name differ in."""
+    """The rows with `column`, its position `x` by taps or by map, and the other fields in which the rows of a name
+    differ."""
     settings = ["mode", "dtype", "device", "n", "v"]
     if columns == "footprint":
         label = rows["footprint"].map(style.footprint_label)
@@ -140,7 +142,8 @@ def _with_columns(rows: pd.DataFrame, columns: str) -> pd.DataFrame:
 
 
 def _draw(axes: Axes, panel: pd.DataFrame, norm: LogNorm) -> None:
-    """A coloured cell with its number per speed-up; a cross where a cell did not run, hatches where none was tried."""
+    """Draw a coloured cell with its number per speed-up, a cross if a cell did not run, and hatches if there is no
+    cell."""
     names, columns = _names(panel), panel.drop_duplicates("x").sort_values("x")
     cells = panel.drop_duplicates(["name", "x"]).set_index(["name", "x"])
     values = cells["speedup"].unstack("x").reindex(index=names, columns=columns["x"]).astype(float)
@@ -160,13 +163,13 @@ def _draw(axes: Axes, panel: pd.DataFrame, norm: LogNorm) -> None:
 
 
 def _ink(place: float) -> str:
-    """Black or white, whichever is readable there on the colour map."""
+    """Black or white, whichever is readable on that colour."""
     red, green, blue, _ = matplotlib.colormaps[COLOUR_MAP](place)
     return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
 
 
 def _number(cell: pd.Series, wide: bool) -> str:
-    """The speed-up with two digits, where there is room its interval, and what must be said of it: see `MARKS`."""
+    """The speed-up with two digits, its interval if there is room, and its marks: see `MARKS`."""
     text = factor(cell["speedup"]) + (f" [{factor(cell['low'])}, {factor(cell['high'])}]" if wide else "")
     text = f"({text})" if cell["low"] <= 1 <= cell["high"] else text
     return ("≈" if cell["apart"] else "") + text + ("*" if cell["doubtful"] else "")

@@ -1,6 +1,6 @@
 """What all figures share: rows as a DataFrame, colours and markers, axes, titles and files."""
 
-# What an index into a DataFrame gives is beyond pandas' annotations:
+# pandas' annotations do not cover the result of indexing a DataFrame:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportGeneralTypeIssues=false, reportReturnType=false
 
@@ -70,7 +70,7 @@ LOOKS = {
     "convolution": ("#666666", "D"),
 }
 """Colour and marker of operators, and of the networks made of them. The colours are from the palettes of Okabe and Ito
-and of Tol, which readers with any colour vision can tell apart; pairwise is cool, patchwise warm."""
+and of Tol, which readers with any colour vision can distinguish. Pairwise colours are cool, patchwise ones warm."""
 
 FAMILIES = {"convolution": "convolution", "stand_alone": "stand_alone_attention"}
 FAMILIES |= {family: f"{family}_{relation}" for family, (relation, *_) in DEFAULTS.items()}
@@ -81,13 +81,13 @@ SHADE = {15: 0.7, 38: 0.7, 19: 0.45, 50: 0.45}
 
 LINES = {"numba": "-", "unfold": "--", "cuda": "-."}
 BACKENDS = {"numba": ("#0072b2", "o"), "unfold": ("#d55e00", "s"), "cuda": ("#009e73", "^"), "torch": ("#444444", "D")}
-"""Colour and marker where a panel is about one operator or network."""
+"""Colour and marker in panels of one operator or network."""
 
 SPELLED = {"latency_s": "a latency", "peak_bytes": "a peak of memory"}
 """The nouns for fields in sentences."""
 
 NOTES = 5
-"""How many cells that did not run a figure explains one by one."""
+"""The number of cells that did not run which a figure explains individually."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Look:
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows as a DataFrame, one column per field, samples left out; of no rows, the columns alone."""
+    """Rows as a DataFrame with one column per field, without samples. Without rows it has only the columns."""
     columns = [field.name for field in fields(Row) if field.name != "samples_s"]
     return pd.DataFrame([asdict(row) for row in rows], columns=columns)
 
@@ -115,7 +115,7 @@ def label_of_bars(quantity: Quantity) -> str:
 
 
 def write(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as PNG and SVG beside each other; returns both paths."""
+    """Write a figure as PNG and as SVG. Returns both paths."""
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
     with matplotlib.rc_context(STYLE):
         for path in paths:
@@ -125,7 +125,8 @@ def write(figure: Figure, stem: Path) -> list[Path]:
 
 
 def attempted(rows: pd.DataFrame, field: str | None = None) -> pd.DataFrame:
-    """The rows without those that no backend can run, which the tables name; ValueError if none has `field`."""
+    """The rows without those that no backend can run (the tables name these). Raises ValueError if no row has
+    `field`."""
     rows = rows.loc[rows["status"] != "unsupported"].copy()
     if field is not None and not rows[field].notna().any():
         raise ValueError(f"no row has {SPELLED[field]}: {_statuses(rows)}")
@@ -133,7 +134,7 @@ def attempted(rows: pd.DataFrame, field: str | None = None) -> pd.DataFrame:
 
 
 def _statuses(rows: pd.DataFrame) -> str:
-    """`3 are oom, 1 is error`, or that there are no rows."""
+    """A text such as `3 are oom, 1 is error`, or a note that there are no rows."""
     counts = rows["status"].value_counts(sort=False)
     return ", ".join(f"{n} {'is' if n == 1 else 'are'} {status}" for status, n in counts.items()) or "nothing was tried"
 
@@ -168,7 +169,7 @@ def who(rows: pd.DataFrame) -> pd.Series:
 
 
 def line_of(ran: str) -> dict[str, Any]:
-    """Line style and filling of who computed: readable in grey. Open is unfold, half open is compiled."""
+    """Line style and filling by what computed a row, distinguishable in grey. Unfold is open, compiled is half open."""
     backend = ran.split()[0].split("+")[0]
     compiled = ran.endswith("+compile")
     fill = "left" if compiled else "none" if backend == "unfold" else "full"
@@ -177,14 +178,14 @@ def line_of(ran: str) -> dict[str, Any]:
 
 
 def look_of(ran: str) -> dict[str, Any]:
-    """The same and a colour and a marker, where a panel is about one operator or network."""
+    """The same with a colour and a marker, for panels of one operator or network."""
     colour, marker = BACKENDS.get(ran.split()[0].split("+")[0], BACKENDS["torch"])
     return line_of(ran) | {"color": colour, "marker": marker}
 
 
 def settings(rows: pd.DataFrame, columns: Iterable[str]) -> pd.Series:
-    """What else each row is, of those columns in which rows of one name differ: `train_step, n = 8, 28×28`."""
-    alike = {"v": ["name", "h"]}  # channels are mostly those of the stage that has this map
+    """The other columns in which rows of one name differ, as text: `train_step, n = 8, 28×28`."""
+    alike = {"v": ["name", "h"]}  # channels usually follow from the map, as in SAN's stages
     parts = [
         _worded(rows, column)
         for column in columns
@@ -207,7 +208,7 @@ def _worded(rows: pd.DataFrame, column: str) -> pd.Series:
 
 
 def shape(footprint: str) -> str:
-    """A footprint but for its size: `square`, `dilated ×2`, `cross boundary=zero`."""
+    """A footprint without its size: `square`, `dilated ×2`, `cross boundary=zero`."""
     kind, *options = footprint.split()
     kind, _, size = kind.partition(":")
     dilation = f" ×{size.partition('x')[2]}" if kind == "dilated" else ""
@@ -215,7 +216,7 @@ def shape(footprint: str) -> str:
 
 
 def footprint_label(footprint: str) -> str:
-    """`7×7` for `square:7`, `own` for a network's own, others as they are spelled."""
+    """`7×7` for `square:7`, `own` for a network's own footprints, otherwise the text that `Footprint.parse` reads."""
     kind, *options = footprint.split()
     kind, _, size = kind.partition(":")
     named = {"square": f"{size}×{size}", "default": "own"}.get(kind, footprint.split()[0].replace(":", " "))
@@ -223,7 +224,7 @@ def footprint_label(footprint: str) -> str:
 
 
 def log_axis(axis: Axis) -> None:
-    """Powers of ten with 2 and 5 between, as plain numbers, and a light grid."""
+    """Ticks at powers of ten and at 2 and 5 times these, as plain numbers, with a light grid."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
@@ -232,7 +233,7 @@ def log_axis(axis: Axis) -> None:
 
 
 def taps_axis(axes: Axes, rows: pd.DataFrame) -> None:
-    """Ticks at the footprints of the rows, under each its taps."""
+    """Ticks at the footprints of the rows, each with its taps below."""
     square = rows[rows["footprint"].str.startswith("square")]
     labels = square["footprint"].map(footprint_label).str.split().str[0]
     sides = dict(zip(square["taps"].astype(int), labels, strict=True))
@@ -243,7 +244,8 @@ def taps_axis(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def notes(rows: pd.DataFrame) -> list[str]:
-    """Why cells have no latency, a line each: `× san10_pairwise 11×11 unfold: would take 3.1 GB; 2.0 GB are free`."""
+    """The reason why each cell has no latency, one per line: `× san10_pairwise 11×11 unfold: would take 3.1 GB; 2.0 GB
+    are free`."""
     failed = rows[rows["latency_s"].isna()]
     lines = [
         f"× {row['name']} {footprint_label(row['footprint'])} {row['ran']} {row['mode']}: {row['reason']}"
@@ -254,7 +256,7 @@ def notes(rows: pd.DataFrame) -> list[str]:
 
 
 def finish(figure: Figure, title: str, lines: Sequence[str], provenance: str) -> None:
-    """Title above; below, in small print, what did not run and where the numbers come from."""
+    """The title above; below, in small print, the cells that did not run and the source of the numbers."""
     width = int(13 * figure.get_figwidth())
     wrapped = [textwrap.fill(textwrap.shorten(line, 2 * width, placeholder=" …"), width) for line in lines]
     figure.suptitle(title, x=0.01, ha="left")
@@ -262,7 +264,7 @@ def finish(figure: Figure, title: str, lines: Sequence[str], provenance: str) ->
 
 
 def title(what: str, rows: pd.DataFrame) -> str:
-    """What a figure shows, and what all its rows share."""
+    """The title of a figure: its content, and the fields that all its rows share."""
     shared = [f"{rows[column].iloc[0]}" for column in ("mode", "dtype", "device") if rows[column].nunique() == 1]
     batch = [f"n = {rows['n'].iloc[0]}"] if rows["n"].nunique() == 1 else []
     return "  ·  ".join([what, *shared, *batch])

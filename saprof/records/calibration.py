@@ -34,7 +34,7 @@ class Anchor:
     others_cpu: float
     """The CPU cores that other processes used at the same time."""
     contended: bool
-    """Whether these are too many for a trustworthy measurement."""
+    """Whether these are too many for a valid measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,8 @@ class Calibration:
 
     @property
     def noise_between(self) -> float:
-        """How far the medians of identical calls at different times of the run differ, as a share of the shorter."""
+        """The difference between the medians of identical calls at different times of the run, as a share of the
+        shorter."""
         return max(max(times) / min(times) for times in self.anchored_s.values()) - 1
 
     @property

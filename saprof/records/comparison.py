@@ -88,7 +88,7 @@ def _was_asked_for(one: Row, other: Row) -> bool:
 
 @dataclass(frozen=True)
 class Compared:
-    """One cell on both sides. There is no ratio where one side failed."""
+    """One cell on both sides. It has no ratio if one side failed."""
 
     before: Row
     after: Row

@@ -93,7 +93,7 @@ def cpu_name() -> str:
 
 
 def code_hash(root: Path = ROOT) -> str:
-    """A short hash of the sources that measure and are measured: a changed figure or command does not change it."""
+    """A short hash of the sources that measure or are measured. It does not depend on figures and commands."""
     folders = [root / "saprof" / name for name in MEASURED_CODE] + sorted(root.glob("kernels_*"))
     sources = [path for folder in folders for path in sorted(folder.rglob("*.*"))]
     code = [path for path in sources if path.suffix in (".py", ".cu", ".cuh", ".h", ".cpp")]
@@ -118,7 +118,7 @@ def _driver(device: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """The answer of git in this source tree; None outside a checkout."""
+    """The output of a git command in this source tree; None outside a checkout."""
     folder = Path(__file__).parent
     try:
         answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)

@@ -107,7 +107,7 @@ class Row:
 
     @property
     def ran_on(self) -> str:
-        """Who computed the row: `numba fused`."""
+        """What computed the row: `numba fused`."""
         return who_ran(self.backend, self.attention, self.compiled)
 
     def line(self) -> str:
@@ -128,8 +128,8 @@ def append_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """All rows of a file or run folder. A damaged last line, as a killed run leaves it, is dropped with a warning;
-    damage anywhere else is a ValueError naming the line."""
+    """All rows of a file or run folder. A damaged last line, which a killed run may leave, is dropped with a warning.
+    Raises ValueError that names the line if any other line is damaged."""
     path = Path(path)
     path = path / "rows.jsonl" if path.is_dir() else path
     try:

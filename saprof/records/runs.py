@@ -64,7 +64,7 @@ class Recorded:
 
     @property
     def within(self) -> Floor:
-        """Noise between what was measured in the same rounds."""
+        """Noise between measurements in the same rounds."""
         if self.calibration is None:
             return self._own
         return Floor(self.calibration.noise_within, f"identical calls in the same rounds, {self.folder}")
@@ -198,4 +198,4 @@ class Run:
         if self.rows_path.exists():
             rows = read_rows(self.rows_path)
             self.done = {row.key: row for row in rows}
-            atomic.write(self.rows_path, "".join(row.line() + "\n" for row in rows).encode())  # without a cut line
+            atomic.write(self.rows_path, "".join(row.line() + "\n" for row in rows).encode())  # drops a cut line
