@@ -64,6 +64,14 @@ each_relation = pytest.mark.parametrize(
 each_fused_backend = pytest.mark.parametrize("backend", FUSED)
 
 
+def in_dtypes(backends):
+    """Parametrise by backend and dtype. Numba's kernels, which take long to compile, are tested in float32 by the
+    default tier, and in both by the deep one; other backends are tested in float64."""
+    cases = [(backend, "float64") for backend in backends if backend != "numba"]
+    cases += [("numba", "float32"), pytest.param("numba", "float64", marks=pytest.mark.deep)]
+    return pytest.mark.parametrize(("backend", "dtype"), cases)
+
+
 def need(backend: str, operator: Attention, footprint: Footprint = SQUARE) -> None:
     """Skip a case that the backend cannot run, with its reason."""
     reason = why_not(backend, operator, torch.float32, "cpu", footprint)
@@ -71,7 +79,10 @@ def need(backend: str, operator: Attention, footprint: Footprint = SQUARE) -> No
         pytest.skip(f"{backend}: {reason}")
 
 
-def close(got, expected, tolerance=1e-9):
+TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
+
+
+def close(got, expected, tolerance=TOLERANCE["float32"]):
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -79,12 +90,12 @@ def close(got, expected, tolerance=1e-9):
 
 
 @each_pair_of_options
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_agrees_with_the_reference(backend, variant):
+@in_dtypes(BACKENDS)
+def test_agrees_with_the_reference(backend, dtype, variant):
     operator = ATTENTIONS[variant]
     for footprint in FOOTPRINTS:
         need(backend, operator, footprint)
-        verdict = check(Workload(operator, footprint, n=2, r=5, v=8, g=4, h=4, w=5, dtype="float64"), backend)
+        verdict = check(Workload(operator, footprint, n=2, r=5, v=8, g=4, h=4, w=5, dtype=dtype), backend)
         assert verdict.ok, verdict.message
         assert verdict.gradients
 
@@ -96,12 +107,12 @@ def statistics_inputs(operator: Attention, inputs):
 
 
 @each_pair_of_options
-@each_fused_backend
-def test_statistics_agree_with_those_of_the_parts(backend, variant):
+@in_dtypes(FUSED)
+def test_statistics_agree_with_those_of_the_parts(backend, dtype, variant):
     operator = ATTENTIONS[variant]
     for footprint in FOOTPRINTS:
         need(backend, operator, footprint)
-        workload = Workload(operator, footprint, n=2, r=5, v=8, g=4, h=4, w=5, dtype="float64")
+        workload = Workload(operator, footprint, n=2, r=5, v=8, g=4, h=4, w=5, dtype=dtype)
         inputs = [x.requires_grad_() for x in workload.tensors()]
         for given in statistics_inputs(operator, inputs):
             got = run_statistics(operator, *given, footprint=footprint, backend=backend)
@@ -109,17 +120,17 @@ def test_statistics_agree_with_those_of_the_parts(backend, variant):
             cotangents = [*map(torch.randn_like, expected)]
             found, wanted = (gradients(pair, given, cotangents) for pair in (got, expected))
             for one, other in zip([*got, *found], [*expected, *wanted], strict=True):
-                close(one, other)
+                close(one, other, TOLERANCE[dtype])
 
 
 def test_statistics_are_those_of_batch_norm():
     """Compare with torch's mean and variance of the pairs that the unfold backend materialises."""
     footprint = Footprint.disk(3, stride=2)
-    workload = Workload(pairwise_attention, footprint, n=2, dtype="float64")
+    workload = Workload(pairwise_attention, footprint, n=2)
     phi, psi, *_ = workload.tensors()
     operator = ATTENTIONS["pairwise", "subtraction", "none", "lrl"]
     delta = saprof.pairwise_subtraction(phi, psi, footprint=footprint, backend="unfold")
-    norm = nn.BatchNorm2d(delta.shape[1], momentum=1.0, dtype=torch.float64)
+    norm = nn.BatchNorm2d(delta.shape[1], momentum=1.0)
     norm(delta)
     mean, variance = run_statistics(operator, phi, psi, footprint=footprint)
     count = delta[:, 0].numel()
@@ -409,7 +420,7 @@ SMALL = {"relation_reduction": 8, "value_reduction": 4, "share": 2}
 
 
 def build(variant, footprint=SQUARE, channels=32, **config) -> VectorAttention:
-    """A fused layer in float64 with random parameters and statistics."""
+    """A fused layer with random parameters and statistics."""
     family, relation, position, mapping = variant
     torch.manual_seed(0)
     options = SMALL | {"attention": "fused", "relation": relation, "position": position, "mapping": mapping}
@@ -418,7 +429,7 @@ def build(variant, footprint=SQUARE, channels=32, **config) -> VectorAttention:
         if x.is_floating_point():
             noise = 0.3 * torch.randn(x.shape)
             x.copy_(1 + noise.tanh() if name.endswith("running_var") else x + noise)
-    return layer.double()
+    return layer
 
 
 def composed(layer: VectorAttention) -> VectorAttention:
@@ -428,8 +439,8 @@ def composed(layer: VectorAttention) -> VectorAttention:
     return other
 
 
-def image(*shape, seed=1, dtype=torch.float64):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+def image(*shape, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def learn(layer, x, run=None):
@@ -446,7 +457,7 @@ def learn(layer, x, run=None):
     }
 
 
-def same(got, expected, tolerance=1e-9):
+def same(got, expected, tolerance=TOLERANCE["float32"]):
     assert got.keys() == expected.keys()
     for name, want in expected.items():
         assert (got[name] is None) == (want is None), name
@@ -456,7 +467,7 @@ def same(got, expected, tolerance=1e-9):
             )
 
 
-def compare(layer, x=None, tolerance=1e-9, steps=2):
+def compare(layer, x=None, tolerance=TOLERANCE["float32"], steps=2):
     """Compare fused and composed layers in some steps of training, then in evaluation."""
     other = composed(layer)
     x = image(2, 32, 4, 5) if x is None else x
@@ -501,7 +512,7 @@ def test_of_any_batch_norm(variant, norm):
     layer = build(variant)
     for index, child in enumerate(layer.gamma):
         if isinstance(child, nn.BatchNorm2d):
-            layer.gamma[index] = nn.BatchNorm2d(child.num_features, eps=0.03, dtype=torch.float64, **norm)
+            layer.gamma[index] = nn.BatchNorm2d(child.num_features, eps=0.03, **norm)
     for parameter in layer.gamma.parameters():
         nn.init.normal_(parameter)
     compare(layer)
@@ -632,7 +643,7 @@ def test_what_cannot_be_fused_says_why(variant, change):
     with pytest.raises(Unsupported, match=f"^{re.escape(message)}$"):
         layer(image(1, 32, 4, 4))
     layer.attention = "auto"
-    assert layer.plan(torch.float64, "cpu")[0] == "composed"
+    assert layer.plan(torch.float32, "cpu")[0] == "composed"
     close(layer(image(1, 32, 4, 4)), composed(layer)(image(1, 32, 4, 4)))
 
 
@@ -681,7 +692,7 @@ def tiny(family="pairwise", **overrides):
 @pytest.mark.parametrize("family", DEFAULTS)
 def test_a_checkpoint_does_not_depend_on_how(family, tmp_path):
     fused, parts = at_random(tiny(family, attention="fused")), tiny(family, attention="composed").eval()
-    x = image(2, 3, 16, 16, dtype=torch.float32)
+    x = image(2, 3, 16, 16)
     assert not torch.allclose(fused(x), parts(x))
     saprof.save(fused, tmp_path / "weights")
     loaded = saprof.load(tmp_path / "weights").eval()
@@ -760,7 +771,7 @@ def test_little_is_saved_at_the_stages_of_san10(variant, index):
 @each_pair_of_options
 def test_costs_what_its_parts_cost(variant):
     """Without the parts of the layer outside the operator: φ, ψ, β, and the linear layer of positions."""
-    layer = build(variant, attention="auto").float()
+    layer = build(variant, attention="auto")
     cost = saprof.count(layer, (32, 7, 6))
     around = ("phi", "psi", "beta", "position")
     sizes = {"n": 1, "r": 4, "v": 8, "g": 4, "h": 7, "w": 6, "k": 9, "p": 42}
@@ -814,8 +825,8 @@ def test_fvcore_counts_a_layer_by_its_parts(variant):
 @each_default
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_under_autocast(variant, training):
-    layer = build(variant).float().train(training)
-    other, x = composed(layer), image(2, 32, 6, 5, dtype=torch.float32)
+    layer = build(variant).train(training)
+    other, x = composed(layer), image(2, 32, 6, 5)
     expected = learn(copy.deepcopy(layer), x)
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)
@@ -827,7 +838,7 @@ def test_under_autocast(variant, training):
     error, size = (got["y"].float() - expected["y"]).norm(), expected["y"].norm()
     assert error < 0.03 * size
     error, size = (got["x"] - expected["x"]).norm(), expected["x"].norm()
-    assert error < 0.15 * size
+    assert error < 0.2 * size
 
 
 @each_default
@@ -848,8 +859,8 @@ def test_of_half_types(variant, dtype):
 
 @each_default
 def test_compiles_whole(variant, compiler):
-    layer = build(variant).float().train()
-    other, x = copy.deepcopy(layer), image(2, 32, 4, 5, dtype=torch.float32)
+    layer = build(variant).train()
+    other, x = copy.deepcopy(layer), image(2, 32, 4, 5)
     expected = learn(layer, x)
     got = learn(other, x, compiler(other, fullgraph=True, backend="aot_eager"))
     same(got, expected, 1e-4)
@@ -894,7 +905,7 @@ def test_optimized_for_inference_gives_the_same_logits(name):
     model = at_random(NETWORKS[name]())
     before = {key: x.clone() for key, x in model.state_dict().items()}
     modules = [str(module) for module in model.modules()]
-    x = image(2, 3, 16, 13, dtype=torch.float32)
+    x = image(2, 3, 16, 13)
     with torch.no_grad():
         expected = model(x)
         modules = [str(module) for module in model.modules()]
@@ -916,10 +927,10 @@ def norms(model):
 
 def test_optimized_for_inference_from_training():
     model = at_random(tiny())
-    expected = saprof.optimize_for_inference(model)(image(2, 3, 9, 9, dtype=torch.float32))
+    expected = saprof.optimize_for_inference(model)(image(2, 3, 9, 9))
     fast = saprof.optimize_for_inference(model.train())
     assert model.training
-    close(fast(image(2, 3, 9, 9, dtype=torch.float32)), expected)
+    close(fast(image(2, 3, 9, 9)), expected)
 
 
 @pytest.mark.parametrize("name", ["pairwise-subtraction", "patchwise-concatenation", "resnet"])
