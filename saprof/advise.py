@@ -262,11 +262,11 @@ def _elsewhere(
     alike: dict[str, list[str]] = {}
     for network, of_network in sides.items():
         alike.setdefault(",".join(sorted({*of_network}, key=int)), []).append(network)
-    how = ["--mode", arguments.mode, "--batch", str(arguments.batch), "--dtype", arguments.dtype]
+    settings = ["--mode", arguments.mode, "--batch", str(arguments.batch), "--dtype", arguments.dtype]
     for number, (footprints, networks) in enumerate(alike.items()):
         what = ["--model", ",".join(networks), "--footprint", footprints]
         into = ["--output", "runs/here", *(["--resume"] if number else [])]
-        yield "  " + shlex.join(["python", "-m", "saprof.sweep", *what, *how, *into])
+        yield "  " + shlex.join(["python", "-m", "saprof.sweep", *what, *settings, *into])
     yield "  " + shlex.join(["python", "-m", "saprof.advise", *argv, "--run", "runs/here"])
 
 

@@ -204,8 +204,8 @@ def label(row: Row, names: Sequence[str] = ("mode", "backend", "attention")) -> 
     """A cell in words; the fields `names` are at the end."""
     widths = [f"{axis}{value}" for axis in "nrvg" if (value := getattr(row, axis)) is not None]
     what = [row.name, *widths, f"{row.h}x{row.w}", row.footprint, row.dtype]
-    how = [str(value) for name in names if (value := getattr(row, name)) is not None]
-    return " ".join(["-".join(what).replace(" ", ","), *how]) + ("+compile" if row.compiled else "")
+    ways = [str(value) for name in names if (value := getattr(row, name)) is not None]
+    return " ".join(["-".join(what).replace(" ", ","), *ways]) + ("+compile" if row.compiled else "")
 
 
 def _cell(one: Compared) -> str:

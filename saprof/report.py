@@ -235,8 +235,8 @@ def _roofs(run: Recorded) -> list[Html]:
     """The noise and the roofs; or the command that measures the roofs."""
     roofs = run.calibration
     if roofs is None:
-        how = tag("code", f"python -m saprof.roofline {run.folder} --calibrate")
-        return [tag("p", "Neither was measured with this run. On the same machine, ", how, " adds its roofs.")]
+        calibrate = tag("code", f"python -m saprof.roofline {run.folder} --calibrate")
+        return [tag("p", "Neither was measured with this run. On the same machine, ", calibrate, " adds its roofs.")]
     noise = (
         f"Identical calls differed by ± {roofs.noise_within:.1%} in the same interleaved rounds, and by "
         f"{roofs.noise_between:.1%} from one time of the run to another: smaller differences are none."

@@ -42,8 +42,8 @@ def metric_figure(rows: pd.DataFrame, metric: str = "latency_s", provenance: str
         axes = figure.subplots()
         for (name, ran, mode), line in drawn.groupby(["name", style.who(drawn), "mode"], sort=False):
             look = style.look(name)
-            how = style.line_of(ran) | {"color": look.colour, "marker": look.marker, "alpha": STRENGTH[mode]}
-            _draw(axes, line.sort_values("taps"), METRICS[metric], how | {"label": f"{name}, {ran}, {mode}"})
+            style_of_line = style.line_of(ran) | {"color": look.colour, "marker": look.marker, "alpha": STRENGTH[mode]}
+            _draw(axes, line.sort_values("taps"), METRICS[metric], style_of_line | {"label": f"{name}, {ran}, {mode}"})
         style.log_axis(axes.yaxis)
         style.taps_axis(axes, drawn)
         axes.set_ylabel(METRICS[metric].label)
@@ -57,11 +57,11 @@ def metric_figure(rows: pd.DataFrame, metric: str = "latency_s", provenance: str
     return figure
 
 
-def _draw(axes: Axes, line: pd.DataFrame, quantity: Quantity, how: dict[str, Any]) -> None:
-    axes.plot(line["taps"], style.column_of(line, quantity), **how)
+def _draw(axes: Axes, line: pd.DataFrame, quantity: Quantity, style_of_line: dict[str, Any]) -> None:
+    axes.plot(line["taps"], style.column_of(line, quantity), **style_of_line)
     if quantity is LATENCY:
         low, high = (quantity.in_unit(line[f"latency_{bound}_s"].astype(float)) for bound in ("low", "high"))
-        axes.fill_between(line["taps"], low, high, color=how["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(line["taps"], low, high, color=style_of_line["color"], alpha=0.15, linewidth=0)
 
 
 def explorer(runs: Mapping[str, tuple[pd.DataFrame, str]]) -> Any:

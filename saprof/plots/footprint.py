@@ -92,8 +92,8 @@ def _draw_costs(axes: Axes, rows: pd.DataFrame, quantity: Quantity) -> None:
     for (name, _), line in rows.dropna(subset=[quantity.column]).groupby(["name", "setting"], sort=False):
         line = line.drop_duplicates("x").sort_values("x")
         look = style.look(name)
-        how = {"color": look.colour, "marker": look.marker} | lines.weight(line)
-        axes.plot(line["x"], style.column_of(line, quantity), label=name, **how)
+        marks = {"color": look.colour, "marker": look.marker} | lines.weight(line)
+        axes.plot(line["x"], style.column_of(line, quantity), label=name, **marks)
     axes.set_ylim(bottom=0)
     axes.set_ylabel(quantity.label)
     axes.grid(axis="y")

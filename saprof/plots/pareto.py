@@ -164,8 +164,8 @@ def _legend(points: pd.DataFrame) -> list[Line2D]:
     handles = []
     for family in points["family"].unique():
         look = style.look_of_family(family)
-        how = {"color": look.colour, "marker": look.marker, "linestyle": "none"}
-        handles.append(Line2D([], [], label=family.replace("_", "-"), **how))
+        marks = {"color": look.colour, "marker": look.marker, "linestyle": "none"}
+        handles.append(Line2D([], [], label=family.replace("_", "-"), **marks))
     for ran in points["ran"].unique() if points["ran"].any() else ():
         look = style.line_of(ran) | {"linestyle": "none"}
         handles.append(Line2D([], [], color="0.4", marker="o", label=ran, **look))
