@@ -91,12 +91,15 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kernels_cuda.build",
-        description="Compile the CUDA kernels, unless they are, and print the library's path. Needs nvcc, but no GPU.",
-        epilog="Exit code 0: it is there; 1: it could not be built; 2: usage.",
+        description="Compile the CUDA kernels, unless this has been done, and print the "
+        "path of the library. Needs nvcc, but no GPU.",
+        epilog="Exit code 0: the library exists; 1: it could not be built; 2: wrong usage.",
     )
-    parser.add_argument("--arch", help="such as 8.0,9.0+PTX (default TORCH_CUDA_ARCH_LIST, or the GPUs here)")
-    parser.add_argument("--force", action="store_true", help="compile even if the library is there")
-    parser.add_argument("--report", action="store_true", help="print what each kernel takes of a GPU")
+    parser.add_argument(
+        "--arch", help="targets, such as 8.0,9.0+PTX (default: TORCH_CUDA_ARCH_LIST, or the GPUs of this machine)"
+    )
+    parser.add_argument("--force", action="store_true", help="compile even if the library exists")
+    parser.add_argument("--report", action="store_true", help="print the GPU resources that each kernel uses")
     return parser
 
 

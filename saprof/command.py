@@ -50,7 +50,7 @@ def alone(parser: ArgumentParser, arguments: Namespace, option: str, beside: Seq
     asked = [name for name, value in vars(arguments).items() if value != parser.get_default(name)]
     undone = [f"--{name.replace('_', '-')}" for name in asked if name not in (option, *beside)]
     if option in asked and undone:
-        raise ValueError(f"--{option.strip('_')} does nothing about {', '.join(undone)}; leave that out")
+        raise ValueError(f"--{option.strip('_')} has no effect together with {', '.join(undone)}; omit these")
 
 
 def integers(what: str, text: str) -> list[int]:

@@ -66,9 +66,9 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m saprof.from_pytest",
-        description=f"Turn what pytest-benchmark saved of {SOURCE} into a run folder.",
+        description=f"Turn the results that pytest-benchmark saved for {SOURCE} into a run folder.",
     )
-    parser.add_argument("file", type=Path, help="from --benchmark-json, --benchmark-autosave or --benchmark-save")
+    parser.add_argument("file", type=Path, help="file of --benchmark-json, --benchmark-autosave or --benchmark-save")
     parser.add_argument("--output", type=Path, required=True, help="run folder")
     return parser
 

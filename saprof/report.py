@@ -40,7 +40,7 @@ HOW_TO_READ = (
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.output is None and len(arguments.run) > 1:
-        raise ValueError("a report on several runs belongs to none of them; expected its folder as --output")
+        raise ValueError("a report on several runs has no default folder; expected its folder as --output")
     runs = [read_run(folder) for folder in arguments.run]
     print(write(runs, arguments.output or arguments.run[0] / "report"))
     return command.OK
@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m saprof.report",
-        description="Write a page about recorded runs: figures as SVG and PNG, and an index.html that stands alone.",
+        description="Write a page about recorded runs: figures as SVG and PNG, and "
+        "an index.html that needs no other file.",
     )
     parser.add_argument("run", nargs="+", type=Path, help="run folder of saprof.sweep")
     parser.add_argument("--output", type=Path, help="folder of the report (default: report, in the run's folder)")
@@ -61,7 +62,7 @@ def write(runs: Sequence[Recorded], folder: Path) -> Path:
     report in it is replaced; ValueError if the folder has other content, or cannot be written."""
     folder = folder.resolve()
     if folder.exists() and not _replaceable(folder):
-        raise ValueError(f"{folder} is neither empty nor a report; choose another with --output")
+        raise ValueError(f"{folder} is neither empty nor a report; choose another folder with --output")
     new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
     try:
         new.mkdir(parents=True)
@@ -163,7 +164,7 @@ def _lead(run: Recorded) -> str:
 def _times(rows: Sequence[Row]) -> str:
     times = sorted(row.time.replace("T", " ")[:16] for row in rows if row.time)
     if not times:
-        return "The rows do not say when they were measured."
+        return "The rows have no time of measurement."
     return f"Measured {times[0]}" + (f" to {times[-1]}" if times[-1] != times[0] else "") + " UTC."
 
 
@@ -176,18 +177,16 @@ def _doubts(run: Recorded) -> Html:
         if (some := [row for row in measured if row.status == status])
     ]
     if wrong := [row for row in run.rows if row.status == "incorrect"]:
-        doubts.append(
-            f"{len(wrong)} cells computed something else than the reference, and were not timed: {_named(wrong)}"
-        )
+        doubts.append(f"{len(wrong)} cells differ from the reference, and were not timed: {_named(wrong)}")
     if run.calibration and run.calibration.contended:
         doubts.append("the roofs are too low, since other processes ran while they were measured")
     if run.calibration and (above := [row for row in measured if calibration.above_roof(row, run.calibration)]):
         doubts.append(f"{len(above)} rows are faster than the machine allows, a measurement error: {_named(above)}")
     if run.provenance.get("dirty"):
-        doubts.append("the code had changes that are in no commit, so nobody else can run the same")
+        doubts.append("the code had uncommitted changes, so nobody else can run the same code")
     if not doubts:
         return Html("")
-    return tag("div", tag("p", "Believe with care"), page.items(doubts), class_="doubt", role="note")
+    return tag("div", tag("p", "Treat with care"), page.items(doubts), class_="doubt", role="note")
 
 
 def _named(rows: Sequence[Row]) -> str:
@@ -239,7 +238,7 @@ def _roofs(run: Recorded) -> list[Html]:
         return [tag("p", "Neither was measured with this run. On the same machine, ", calibrate, " adds its roofs.")]
     noise = (
         f"Identical calls differed by ± {roofs.noise_within:.1%} in the same interleaved rounds, and by "
-        f"{roofs.noise_between:.1%} from one time of the run to another: smaller differences are none."
+        f"{roofs.noise_between:.1%} from one time of the run to another: smaller differences mean nothing."
     )
     rates = {
         f"{kind}, {dtype}": f"{rate / 1e9:.3g} GFLOP/s"

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m saprof.roofline",
-        description="Hold the rows of a run against the roofs of its machine: % of roof, and a figure.",
+        description="Compare the rows of a run with the roofs of its machine: % of roof, and a figure.",
     )
     parser.add_argument("run", nargs="?", type=Path, help="run folder of saprof.sweep")
     parser.add_argument("--calibrate", action="store_true", help="measure the roofs now, on this machine")
@@ -174,7 +174,9 @@ def _calibrate_run(run: Recorded) -> Calibration:
     here = {"device": environment.device_name(device), "threads": torch.get_num_threads()}
     differ = [f"{name} was {where[name]!r} and is {is_!r}" for name, is_ in here.items() if where[name] != is_]
     if differ:
-        raise ValueError(f"{run.folder} was not measured like this: {', '.join(differ)}; calibrate where it was")
+        raise ValueError(
+            f"{run.folder} was measured under other conditions: {', '.join(differ)}; calibrate under its conditions"
+        )
     calibration = calibrate(device, sorted({row.dtype for row in run.rows}))
     roofs.write(run.folder, calibration)
     return calibration

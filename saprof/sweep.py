@@ -43,34 +43,39 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="python -m saprof.sweep",
-        description="Measure operators and networks; lists are separated by commas, ranges read 3:11:2.",
+        description="Measure operators and networks. Separate the entries of a "
+        "list by commas; write a range as 3:11:2.",
     )
     what = options.add_argument_group("what")
     what.add_argument(
-        "--model", help="whole networks, or all (default: SAN10 of both families, unless an operator is chosen)"
+        "--model", help="networks by name, or all (default: SAN10 of both families, unless an operator is chosen)"
     )
     what.add_argument("--operator", help="operators by full name, or all")
-    what.add_argument("--family", help=f"{', '.join(RELATIONS)}: their relations")
-    what.add_argument("--relation", help="relations by name, in the families chosen")
+    what.add_argument("--family", help=f"{', '.join(RELATIONS)}: all relations of these families")
+    what.add_argument("--relation", help="relations by name, of the chosen families")
     what.add_argument(
         "--footprint",
-        help="sizes, ranges, or square:7, cross:13, disk:9, random:49@seed1, … (default 7; of models, their own)",
+        help="sizes, ranges, or square:7, cross:13, disk:9, random:49@seed1, … (default 7; for models, their own)",
     )
     what.add_argument("--boundary", default="reflect", help=", ".join(BOUNDARIES))
-    what.add_argument("--dilation", default="1", help="of square footprints")
-    what.add_argument("--stride", default="1", help="of operators' footprints")
+    what.add_argument("--dilation", default="1", help="dilation of square footprints")
+    what.add_argument("--stride", default="1", help="stride of the operators' footprints")
     what.add_argument("--stage", help=f"stages of SAN, 1 to {len(STAGES)} (default {DEFAULT_STAGE})")
-    what.add_argument("--channels", help="C of operators, instead of a stage's")
-    what.add_argument("--size", help="map side of operators instead of a stage's, or image side of models")
+    what.add_argument("--channels", help="channels C of operators, instead of those of a stage")
+    what.add_argument(
+        "--size", help="side of the operators' map, instead of that of a stage, or side of the models' images"
+    )
     what.add_argument("--batch", default="1")
     what.add_argument("--dtype", default="float32", help=", ".join(ITEMSIZE))
     how = options.add_argument_group("how")
     how.add_argument("--backend", default="all", help=f"{', '.join(BACKENDS)}, auto or all (default)")
-    how.add_argument("--attention", default="auto", help=f"of networks: {', '.join(CHOICES)} (default auto)")
+    how.add_argument(
+        "--attention", default="auto", help=f"how networks compute their attention: {', '.join(CHOICES)} (default auto)"
+    )
     how.add_argument("--mode", default="forward", help=", ".join(MODES))
     how.add_argument("--compile", default="no", choices=("no", "yes", "both"), help="with torch.compile")
     how.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
-    how.add_argument("--threads", type=int, help="of torch on the CPU (default: torch's own)")
+    how.add_argument("--threads", type=int, help="CPU threads (default: as many as torch uses)")
     how.add_argument(
         "--seconds", type=float, default=2.0, help="longest time per cell, after the first rounds (default 2)"
     )
@@ -82,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--time-budget", type=float, help="start no new cell after this many seconds")
     how.add_argument("--isolate", action="store_true", help="measure each group in a process of its own")
-    how.add_argument("--timeout", type=float, help="give a group up after this many seconds (implies --isolate)")
+    how.add_argument("--timeout", type=float, help="stop a group after this many seconds (implies --isolate)")
     output = options.add_argument_group("output")
     output.add_argument("--output", type=Path, help="run folder (default runs/<time>)")
     output.add_argument("--resume", action="store_true", help="continue an interrupted run in --output")
@@ -105,7 +110,9 @@ def _run(groups: list[Group], request: Request) -> int:
     print(summarise(rows, output.form, calibration.read(run.folder)))
     left = sum(map(len, groups)) - len(rows)
     if left:
-        print(f"{left} cells left when the time budget ran out; go on with --resume --output {folder}", file=sys.stderr)
+        print(
+            f"{left} cells left when the time budget ran out; continue with --resume --output {folder}", file=sys.stderr
+        )
     _draw(rows, run.folder, where)
     fine = {*MEASURED, "unsupported"} if how.every_backend else {*MEASURED}
     found = {row.status for row in rows}

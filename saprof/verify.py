@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m saprof.verify",
         description="Compare every operator of every backend, values and gradients, with the float64 reference. "
         "Lists are separated by commas.",
-        epilog="Exit code 0: all that ran passed; 1: something differed, or a backend named here cannot run; 2: usage.",
+        epilog="Exit code 0: all checks that ran passed; 1: a check failed, or a backend "
+        "that was named cannot run; 2: wrong usage.",
     )
     parser.add_argument("--operator", default="all", help="operators by name, or all (default)")
     parser.add_argument("--backend", default="all", help=f"{', '.join(BACKENDS)}, or all (default) that can run")

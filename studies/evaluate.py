@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     judged = parser.add_argument_group("conditions and images")
     judged.add_argument("--only", default="all", help=f"comma list of {', '.join(PARTS)}; clean is always judged")
     judged.add_argument("--limit", type=int, metavar="N", help="judge a sample of N images, spread evenly")
-    judged.add_argument("--again", action="store_true", help="judge runs that are judged already")
+    judged.add_argument("--again", action="store_true", help="judge runs again that have been judged")
     judged.add_argument("--attack-epsilon", type=float, metavar="ε", help="your own attack: radius of the L∞ ball")
     judged.add_argument("--attack-step", type=float, metavar="ρ", help="its step; both are on pixels from 0 to 255")
     judged.add_argument("--attack-steps", type=int, metavar="n", help="its number of steps")

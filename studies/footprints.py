@@ -85,7 +85,9 @@ def options() -> argparse.ArgumentParser:
     execution.add_argument("--dry-run", action="store_true", help="print runs, hours and memory, and stop")
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, help="folder; default runs/footprints-<data>")
-    output.add_argument("--from", dest="from_", type=Path, metavar="FOLDER", help="draw its results.json again")
+    output.add_argument(
+        "--from", dest="from_", type=Path, metavar="FOLDER", help="write the pages again from its results.json"
+    )
     return parser
 
 

@@ -69,7 +69,7 @@ def options() -> argparse.ArgumentParser:
     runs.add_argument("--epochs", type=int, help="default: the recipe's")
     candidates = ",".join(map(str, rates.CANDIDATES))
     runs.add_argument("--candidates", help=f"learning rates to try for each family; default {candidates}")
-    runs.add_argument("--tune", action="store_true", help="choose learning rates at full scale too")
+    runs.add_argument("--tune", action="store_true", help="tune the learning rates at full scale too")
     runs.add_argument("--smoke", action="store_true", help="1 seed and 2 epochs, to test the pipeline; no figures")
     execution = parser.add_argument_group("execution")
     execution.add_argument("--executor", default="local", help=f"{' or '.join(EXECUTORS)}; default %(default)s")
@@ -91,7 +91,9 @@ def options() -> argparse.ArgumentParser:
     cluster.add_argument("--mem", type=int, default=8, help="GB per job; default %(default)s")
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=Path, help="folder; default runs/reproduce-<data>")
-    output.add_argument("--from", dest="from_", type=Path, metavar="FOLDER", help="draw its results.json again")
+    output.add_argument(
+        "--from", dest="from_", type=Path, metavar="FOLDER", help="write the pages again from its results.json"
+    )
     return parser
 
 

@@ -48,7 +48,7 @@ def execute(groups: list[Group], run: Run, how: How) -> list[Row]:
                     run.append([row for cell, row in zip(group, rows, strict=True) if cell in missing])
                 progress.update()
     except KeyboardInterrupt:
-        print(f"\nwhat is done is kept; go on with --resume --output {run.folder}", file=sys.stderr)
+        print(f"\nfinished cells are kept; continue with --resume --output {run.folder}", file=sys.stderr)
         raise
     if calibrating:
         _note_drift(run.folder, how.device)

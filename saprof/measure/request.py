@@ -142,7 +142,7 @@ def _how(arguments: Namespace) -> How:
 
 def _output(arguments: Namespace) -> Output:
     if arguments.resume and arguments.output is None:
-        raise ValueError("--resume goes on with a run; expected its folder as --output")
+        raise ValueError("--resume continues a run; expected its folder as --output")
     return Output(folder=arguments.output, resume=arguments.resume, form=arguments.format)
 
 

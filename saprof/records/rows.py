@@ -149,7 +149,7 @@ def _parse(path: Path, number: int, line: bytes) -> Row:
         content: dict[str, Any] = json.loads(line)
         schema = content.get("schema")
     except (ValueError, AttributeError):
-        raise ValueError(f"{where} is damaged: expected one JSON object; mend or delete that line") from None
+        raise ValueError(f"{where} is damaged: expected one JSON object; repair or delete that line") from None
     if schema != SCHEMA:
         raise ValueError(
             f"{where} has schema {schema}; expected {SCHEMA}: read it with the saprof that wrote it, or measure again"

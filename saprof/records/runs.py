@@ -182,7 +182,9 @@ class Run:
 
     def _refuse_to_overwrite(self) -> None:
         if self.rows_path.exists() and self.rows_path.stat().st_size:
-            raise ValueError(f"{self.folder} already holds rows; go on with --resume, or choose another with --output")
+            raise ValueError(
+                f"{self.folder} already holds rows; continue with --resume, or choose another with --output"
+            )
 
     def _continue(self, header: Path, provenance: dict[str, Any]) -> None:
         try:
@@ -194,7 +196,7 @@ class Run:
                 name for name, value in provenance.items() if name not in MAY_CHANGE and before.get(name) != value
             ]
             was = ", ".join(f"{name} was {before.get(name)!r} and is {provenance[name]!r}" for name in changed)
-            raise ValueError(f"{self.folder} was not measured here and like this: {was}; choose another --output")
+            raise ValueError(f"{self.folder} was measured under other conditions: {was}; choose another --output")
         if self.rows_path.exists():
             rows = read_rows(self.rows_path)
             self.done = {row.key: row for row in rows}

@@ -127,7 +127,7 @@ def check_earlier(request: Request) -> None:
     lost += [one for name in ("families", "footprints") for one in before[name] if one not in now[name]]
     if lost:
         raise ValueError(
-            f"{request.output} holds a study with {', '.join(lost)}; ask for that too, or choose another --output"
+            f"{request.output} holds a study with {', '.join(lost)}; include these, or choose another --output"
         )
 
 
@@ -185,7 +185,9 @@ def read(folder: Path) -> Results:
     results = records.read(folder / records.FILE)
     data, families, footprints = (results.study.get(name) for name in ("data", "families", "footprints"))
     if not (families and footprints):
-        raise ValueError(f"{folder} is of no study of footprints; expected the folder of python -m studies.footprints")
+        raise ValueError(
+            f"{folder} is not of a study of footprints; expected the folder of python -m studies.footprints"
+        )
     if data not in SIDES or not set(families) <= set(FAMILIES):
         known = f"{', '.join(SIDES)}, and of {', '.join(FAMILIES)}"
         raise ValueError(f"{folder} is of {data}, and of {', '.join(families)}; expected one of {known}")

@@ -255,7 +255,7 @@ def test_when_every_cell_failed(tmp_path):
     assert "2 cells, of which none ran" in page.words
     assert "Latency of operators: no row has a latency: 2 are oom" in page.words
     assert "2 oom unfold no <memory> left" in page.words
-    assert "the code had changes that are in no commit" in page.words
+    assert "the code had uncommitted changes" in page.words
     assert "python -m saprof.roofline" in page.words
 
 
@@ -271,7 +271,7 @@ def test_doubts(tmp_path, no_figures):
     assert "9 of 10 latencies are unstable: aggregation square:5 forward numba;" in words
     assert "square:15 forward numba; and 3 more" in words
     assert "1 rows are faster than the machine allows, a measurement error: aggregation square:3" in words
-    assert "1 cells computed something else than the reference" in words
+    assert "1 cells differ from the reference" in words
 
 
 def test_an_empty_run_has_no_report(tmp_path):
@@ -306,7 +306,7 @@ def test_other_folders_are_not_replaced(tmp_path, no_figures):
     (tmp_path / "mine" / "index.html").write_text("<p>mine")
     (tmp_path / "file").touch()
     for other in (folder, tmp_path / "mine", tmp_path / "file"):
-        with pytest.raises(ValueError, match="is neither empty nor a report; choose another with --output"):
+        with pytest.raises(ValueError, match="is neither empty nor a report; choose another folder with --output"):
             report.main([str(folder), "--output", str(other)])
     assert (tmp_path / "mine" / "index.html").read_text() == "<p>mine"
     (tmp_path / "empty").mkdir()
@@ -337,4 +337,4 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "stands alone" in done.stdout
+    assert "needs no other file" in done.stdout

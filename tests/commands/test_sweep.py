@@ -456,4 +456,4 @@ def test_an_interrupted_sweep_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(execute, "measure_group", stops)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", "--operator", "aggregation")
-    assert f"go on with --resume --output {tmp_path / 'run'}" in capsys.readouterr().err
+    assert f"continue with --resume --output {tmp_path / 'run'}" in capsys.readouterr().err

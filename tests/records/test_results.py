@@ -91,7 +91,7 @@ def test_missing_rows_name_the_path(tmp_path):
 
 def test_a_run_is_not_overwritten(tmp_path):
     start(tmp_path).append([make()])
-    with pytest.raises(ValueError, match="already holds rows; go on with --resume"):
+    with pytest.raises(ValueError, match="already holds rows; continue with --resume"):
         start(tmp_path)
     assert len(read_rows(tmp_path)) == 1
 

@@ -206,7 +206,7 @@ def test_a_full_or_read_only_disk_leaves_what_is_there(folder, monkeypatch, numb
 
     monkeypatch.setattr(atomic, "write", full)
     with pytest.raises(
-        CannotWrite, match=rf"cannot write .*step_0000000003.pt: {os.strerror(number)}; the checkpoints"
+        CannotWrite, match=rf"cannot write .*step_0000000003.pt: {os.strerror(number)}; earlier checkpoints"
     ):
         save(folder, 3, state(3))
     monkeypatch.undo()

@@ -163,10 +163,13 @@ def test_a_footprint_larger_than_the_map_is_noted():
             "are those of digits; expected those of",
         ),
         (["--from", "/nowhere"], "results.json is missing; expected the folder of a finished study"),
-        (["--from", "x", "--seeds", "5", "--dry-run"], "--from does nothing about --seeds, --dry-run; leave that out"),
+        (
+            ["--from", "x", "--seeds", "5", "--dry-run"],
+            "--from has no effect together with --seeds, --dry-run; omit these",
+        ),
         (
             ["--from", str(RECORDED.with_name("digits"))],
-            "is of no study of footprints; expected the folder of python -m",
+            "is not of a study of footprints; expected the folder of python -m",
         ),
     ],
 )
@@ -270,7 +273,7 @@ def test_a_page_that_would_lose_something_is_kept(changed, lost, tmp_path, monke
     asked = ["--footprint", "5,cross:13", "--family", "pairwise", "--seeds", "2", "--output", str(tmp_path)]
     assert footprints.main(asked) == OK
     page = (tmp_path / "README.md").read_text()
-    with pytest.raises(ValueError, match=f"{tmp_path} holds a study with {lost}; ask for that too, or choose another"):
+    with pytest.raises(ValueError, match=f"{tmp_path} holds a study with {lost}; include these, or choose another"):
         footprints.main([*asked, *changed])
     assert (tmp_path / "README.md").read_text() == page
     assert footprints.main([*asked, "--footprint", "3,5,cross:13", "--family", "all", "--seeds", "3"]) == OK
@@ -311,7 +314,7 @@ def test_a_run_that_is_not_recorded_is_told_by_the_exit_code(tmp_path, capsys):
         (lambda study: study.update(epochs=3), "the study is of 3 epochs, its runs of 20; expected the same"),
         (lambda study: study.update(families=["triple"]), "is of digits, and of triple; expected one of"),
         (lambda study: study.update(data="mnist"), "is of mnist, and of pairwise, patchwise, stand_alone; expected"),
-        (lambda study: study.pop("families"), "is of no study of footprints"),
+        (lambda study: study.pop("families"), "is not of a study of footprints"),
     ],
 )
 def test_a_study_that_does_not_fit_its_runs(change, expected, tmp_path):

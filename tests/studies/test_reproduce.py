@@ -216,7 +216,7 @@ def test_tuning_seeds_are_not_reported():
         (["table4", "--candidates", "0.1,high"], "candidates is '0.1,high'; expected positive numbers"),
         (["table4", "--candidates", "0"], "candidates is '0'; expected positive numbers"),
         (["table4", "--bandwidth", "0"], "bandwidth is 0.0; expected GB/s"),
-        (["table4", "--from", "x", "--smoke"], "--from does nothing about --smoke; leave that out"),
+        (["table4", "--from", "x", "--smoke"], "--from has no effect together with --smoke; omit these"),
         (["table4", "--from", "/nowhere"], "expected the folder of a finished study"),
     ],
 )

@@ -64,7 +64,7 @@ def _start_threads() -> AbstractContextManager[Any]:
     if layer != "omp" and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
         warnings.warn(
             f"Numba's kernels run in threads of its layer {layer!r}, beside the OpenMP threads of torch, which keep "
-            "cores busy while they wait: they may be several times slower. Install OpenMP where Numba finds it "
+            "cores busy while they wait: the kernels may be several times slower. Install OpenMP where Numba finds it "
             "(libgomp1 on Debian), or set OMP_WAIT_POLICY=passive before Python starts",
             RuntimeWarning,
             stacklevel=2,
