@@ -45,14 +45,13 @@ from kernels_numba.cpu.frames import (
     fill,
     fold_tiles,
     frames_of_tiles,
-    keep_room,
     portion,
     read,
     row_step,
     write,
 )
 from kernels_numba.cpu.mapping import outer_product, product
-from kernels_numba.cpu.simd import BYTES, broadcast, div, fma, lanes, load, store, zeros
+from kernels_numba.cpu.simd import BYTES, broadcast, div, fma, keep_first, lanes, load, store, zeros
 from kernels_numba.cpu.softmax import average, drop_outside, log_sum, lowest_of, softmax, softmax_gradient
 
 PAIRS = 1 << 12
@@ -327,8 +326,10 @@ def _softmax_gradient(u, gradient, k, own, upstream, heads, at, tiles):
             for j in range(k):
                 here = i + j * tiles.step
                 alpha, flow = softmax_gradient(load(u, here), normal, load(gradient, here), mean)
-                store(u, here, keep_room(alpha, room, u))
-                store(gradient, here, keep_room(flow, room, u))
+                if room < lanes(u):
+                    alpha, flow = keep_first(alpha, room), keep_first(flow, room)
+                store(u, here, alpha)
+                store(gradient, here, flow)
 
 
 @part
