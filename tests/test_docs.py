@@ -34,12 +34,14 @@ MAKE = set(re.findall(r"^([\w-]+):.* ## ", (ROOT / "Makefile").read_text(), re.M
 
 
 def arguments(line: str) -> tuple[str, ...]:
-    """The module and the arguments of a line such as `saprof sweep …` or `python -m saprof.sweep …`."""
+    """The module and the arguments, shortened, of a line such as `saprof sweep …` or `python -m saprof.sweep …`."""
     first, *rest = shlex.split(line, comments=True)
     if first == "saprof":
-        return (COMMANDS[rest[0]].module, *rest[1:])
-    assert (first, rest[0]) == ("python", "-m"), f"{line}; expected saprof COMMAND or python -m MODULE"
-    return tuple(rest[1:])
+        rest = ["-m", COMMANDS[rest[0]].module, *rest[1:]]
+    assert rest[0] == "-m", f"{line}; expected saprof COMMAND or python -m MODULE"
+    _, module, *given = rest
+    less = LESS.get(module, [])
+    return (module, *given, *([] if less and less[0] in given else less))
 
 
 SHELL = dict.fromkeys(
@@ -56,10 +58,7 @@ PYTHON = {f"{page} {n}": block for n, (page, kind, block) in enumerate(BLOCKS) i
 @pytest.mark.parametrize("command", SHELL, ids=" ".join)
 def test_commands(command, tmp_path):
     (tmp_path / "studies").symlink_to(ROOT / "studies")
-    module, *given = command
-    less = LESS.get(module, [])
-    less = [] if less and less[0] in given else less
-    done = subprocess.run([sys.executable, "-m", module, *given, *less], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
