@@ -37,7 +37,7 @@ def build(kind, footprint, channels=32, **config):
     family = {PairwiseAttention: "pairwise", PatchwiseAttention: "patchwise", StandAloneAttention: "stand_alone"}[kind]
     options = {"value_reduction": 2} if family == "stand_alone" else SMALL
     torch.manual_seed(0)
-    module = kind(channels, footprint, AttentionConfig(family=family, **options | config))
+    module = kind(channels, footprint, AttentionConfig(family=family, **{"backend": "unfold"} | options | config))
     for name, x in module.state_dict().items():
         if x.is_floating_point():
             noise = 0.3 * torch.randn(x.shape)
@@ -83,7 +83,7 @@ def vector(features, at):
 def test_the_block_is_the_released_block():
     for family in ("pairwise", "patchwise"):
         weights = released_code.weights(family, (1,), channels=(64,), sizes=(5,))
-        block = SelfAttentionBlock(64, Footprint.square(5), AttentionConfig(family=family)).double().eval()
+        block = SelfAttentionBlock(64, Footprint.square(5), AttentionConfig(family=family, backend="unfold")).double().eval()
         prefix = "layer0.0."
         renamed = {official_to_ours(k).removeprefix("stages.0.blocks.0."): v for k, v in weights.items() if prefix in k}
         block.load_state_dict(renamed)

@@ -80,7 +80,7 @@ def test_a_released_checkpoint_gives_the_released_logits(family, prefix, zipped,
     path = tmp_path / "train_epoch_100.pth"
     content = training_checkpoint({prefix + key: value for key, value in weights.items()})
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    model = saprof.create_model(f"san10_{family}").double()
+    model = saprof.create_model(f"san10_{family}", backend="unfold").double()
     assert saprof.load_official(model, path) is model
 
     image = torch.randn(2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
