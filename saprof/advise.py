@@ -7,7 +7,7 @@ last that is neither contended nor unstable counts, or else the last. The exit c
 is within the budget, 2 when the input is at fault or nothing was measured.
 """
 
-# What an index into a DataFrame gives is beyond pandas' annotations:
+# pandas' annotations do not cover the result of indexing a DataFrame:
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportReturnType=false
 
@@ -117,9 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mode", default="forward", choices=MODES)
     parser.add_argument("--batch", type=int, default=1, help="images; default %(default)s")
     parser.add_argument("--dtype", default="float32", choices=tuple(ITEMSIZE))
-    parser.add_argument("--backend", default="all", help=f"{', '.join(BACKENDS)}, torch (of ResNets) or all (default)")
+    parser.add_argument(
+        "--backend", default="all", help=f"{', '.join(BACKENDS)}, torch (ResNets only) or all (default)"
+    )
     parser.add_argument("--format", default="table", choices=text.FORMATS)
-    parser.add_argument("--all", action="store_true", help="show what is dominated too, and by what")
+    parser.add_argument(
+        "--all", action="store_true", help="also show the networks that another one dominates, and which one"
+    )
     return parser
 
 
@@ -233,15 +237,15 @@ def _evidence(used: Sequence[Source], lines: pd.DataFrame) -> Iterator[str]:
         when = f", {times.max()[:10]}" if len(times) else ""
         yield f"Latency and memory: {source.folder}, {environment.caption(dict(source.where))}{when}."
         if source.refused:
-            yield f"Not used of {source.folder}, being faster than the machine's roofs allow: {source.refused} rows."
-    yield f"They are of {mode}, {batch} × 224 × 224, {dtype}; memory is the peak beside weights and input."
+            yield f"Omitted from {source.folder}: {source.refused} rows that are faster than the machine's roofs allow."
+    yield f"They are for {mode}, {batch} × 224 × 224, {dtype}; memory is the peak without weights and input."
     if len(used) > 1:
         drifts = [source.drift for source in used if source.drift is not None]
-        within = f"; within one of them the same call did by {max(drifts):.0%}" if drifts else ""
-        yield f"These {len(used)} runs were made at different times, between which a machine may differ{within}."
+        within = f"; within one of them the same call differed by {max(drifts):.0%}" if drifts else ""
+        yield f"These {len(used)} runs were made at different times. A machine may differ between them{within}."
     yield f"Accuracy: {'; '.join(sorted(lines['source'].unique()))}. It was not measured here."
     if dtype != "float32":
-        yield f"What {dtype} does to these accuracies, SAN does not say."
+        yield f"SAN does not report accuracies for {dtype}."
     yield "FLOPs are those of one image, in the paper's convention."
     statuses = list(lines.drop_duplicates([*SUBJECT])["status"])
     for status in [status for status in CAVEATS if status in statuses]:
@@ -253,7 +257,7 @@ def _elsewhere(
     lines: pd.DataFrame, limits: Budget, arguments: argparse.Namespace, argv: Sequence[str]
 ) -> Iterator[str]:
     """A note that the rows are of another machine, and the commands that measure the candidates on this one."""
-    yield "This machine, or its number of threads, is another than that of the rows. Measure here, and ask again:"
+    yield "The rows are from another machine or number of threads. Measure on this machine, then run this again:"
     fixed = {limited: most for limited, most in limits.items() if limited.name in ("params", "flops")}
     sides: dict[str, list[str]] = {}
     for line in budget.within(lines, fixed).to_dict("records"):

@@ -66,10 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fail-on-regression",
         metavar="SHARE",
-        help=f"exit with {command.REGRESSION} if a cell is worse by more than noise and this, such as 10%% or 0.1",
+        help=f"exit with {command.REGRESSION} if a cell is worse by more than the noise "
+        "and by more than this share, such as 10%% or 0.1",
     )
     parser.add_argument(
-        "--across-devices", action="store_true", help="compare runs of different devices, CPUs or threads all the same"
+        "--across-devices", action="store_true", help="compare runs even if their devices, CPUs or threads differ"
     )
     parser.add_argument("--format", default="table", choices=text.FORMATS)
     return parser

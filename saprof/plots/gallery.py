@@ -60,8 +60,8 @@ def _overviews(tried: pd.DataFrame, provenance: str) -> Iterator[Drawing]:
             f"footprint{name}",
             "Cost, latency and memory against the footprint",
             "Operations, latency of one call and peak memory against the footprint, of everything that was measured. "
-            "Colour and marker tell what it is, the line who computed it; bands and bars are 95 % intervals of the "
-            "median. Operations do not depend on who computes.",
+            "Colour and marker show the subject, the line shows the backend; bands and bars are 95 % intervals of the "
+            "median. Operations do not depend on the backend.",
             f"Three charts against the footprint: operations; {_range(part, LATENCY)}; {_range(part, MEMORY)}.",
             partial(footprint_figure, part, provenance),
         )
@@ -84,7 +84,7 @@ def _of_kind(what: str, tried: pd.DataFrame, provenance: str) -> Iterator[Drawin
         yield Drawing(
             f"latency-{what}{name}",
             f"Latency of {what}",
-            f"Latency of one call of {what}, by who computes. Both axes are logarithmic where the footprint is one of "
+            f"Latency of one call of {what}, by backend. Both axes are logarithmic if the footprint is one of "
             "them: a straight line is a power of the number of taps. Bands and bars are 95 % intervals of the median.",
             f"Charts of {_range(part, LATENCY)}.",
             partial(latency_figure, part, provenance),
@@ -101,7 +101,7 @@ def _of_kind(what: str, tried: pd.DataFrame, provenance: str) -> Iterator[Drawin
             f"speedup-{what}{name}",
             f"Speed-up of {what} over {over}",
             f"How many times as fast as {over} the others compute {what}: the quotient of latencies within the same "
-            "interleaved rounds where they shared them. Blue is faster, red slower; equal distances are equal factors.",
+            "interleaved rounds if they share them. Blue is faster, red slower; equal colour steps are equal factors.",
             f"Heat maps of speed-ups over {over}. {' '.join(extremes(part, over))}".strip(),
             partial(speedup_figure, part, over, provenance),
         )

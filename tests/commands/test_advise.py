@@ -284,7 +284,7 @@ def test_rows_above_the_roof_are_not_used(record, capsys):
     calibration.write(run, roofs)
     found = records(capsys, "--run", run)
     assert [line["footprint"] for line in found] == ["square:9"], "20 ms are less than the 30 ms that 4 GFLOPs take"
-    told = f"Not used of {run}, being faster than the machine's roofs allow: 1 rows."
+    told = f"Omitted from {run}: 1 rows that are faster than the machine's roofs allow."
     assert told in answer(capsys, "--run", run)[1]
 
 
