@@ -83,7 +83,11 @@ def vector(features, at):
 def test_the_block_is_the_released_block():
     for family in ("pairwise", "patchwise"):
         weights = released_code.weights(family, (1,), channels=(64,), sizes=(5,))
-        block = SelfAttentionBlock(64, Footprint.square(5), AttentionConfig(family=family, backend="unfold")).double().eval()
+        block = (
+            SelfAttentionBlock(64, Footprint.square(5), AttentionConfig(family=family, backend="unfold"))
+            .double()
+            .eval()
+        )
         prefix = "layer0.0."
         renamed = {official_to_ours(k).removeprefix("stages.0.blocks.0."): v for k, v in weights.items() if prefix in k}
         block.load_state_dict(renamed)
