@@ -16,10 +16,11 @@ SOURCES = (
 """The files to compile; those that take longest come first."""
 
 WORKERS = 512
-"""At most so many workers have partial sums: a few more than an H200 runs at once. A worker of a pairwise kernel is one
-block, of a stand-alone kernel one block for each head, of a patchwise kernel one block for each panel of a layer."""
+"""At most this many workers have partial sums: a few more than an H200 runs at once. A worker of a pairwise kernel is
+one block, of a stand-alone kernel one block for each head, of a patchwise kernel one block for each panel of a
+layer."""
 SCRATCH = {"pairwise": 1 << 24, "stand_alone": 1 << 20, "patchwise": 1 << 19}
-"""The partial sums of all workers have at most so many elements, unless one worker alone needs more."""
+"""The partial sums of all workers have at most this many elements, unless one worker alone needs more."""
 
 
 @cache

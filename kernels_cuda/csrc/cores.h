@@ -13,7 +13,7 @@ struct Core {
   int variant;
   // Whether the softmax skips taps outside the map.
   bool excludes;
-  // At most so many blocks have their own sums in scratch memory.
+  // At most this many blocks have their own sums in scratch memory.
   int workers;
 };
 

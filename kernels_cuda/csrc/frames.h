@@ -16,18 +16,18 @@
 #include "device.h"
 #include "launch.h"
 
-// A thread holds the sums of so many taps, or channels, in registers.
+// A thread holds the sums of this many taps, or channels, in registers.
 constexpr int BLOCK = 8;
 
 // The dtype of sums.
 template <typename T>
 using Real = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-// A thread has at most so many centres of a row: more would need too many registers.
+// A thread has at most this many centres of a row: more would need too many registers.
 template <typename T>
 constexpr int WIDE = sizeof(T) == 8 ? 2 : 4;
 
-// One instruction loads the values of so many channels.
+// One instruction loads the values of this many channels.
 template <typename T>
 constexpr int PACKED = 16 / sizeof(Real<T>);
 

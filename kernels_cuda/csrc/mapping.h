@@ -11,14 +11,14 @@
 
 #include "pairs.h"
 
-// A thread holds the sums of so many outputs, or inputs, in registers.
+// A thread holds the sums of this many outputs, or inputs, in registers.
 constexpr int SIDES = 4;
 
-// And of so many columns: what one instruction loads from shared memory.
+// It holds the sums of this many columns: what one instruction loads from shared memory.
 template <typename R>
 constexpr int WIDTH = 16 / sizeof(R);
 
-// At most so many columns of a chunk, and rows of a panel.
+// At most this many columns of a chunk, and rows of a panel.
 constexpr int MOST_COLUMNS = 256, MOST_ROWS = 32;
 
 // The sizes of the linear layers: the inputs of the first, then the outputs of each. `parameters` holds W (outputs ×

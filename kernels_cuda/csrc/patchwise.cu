@@ -558,9 +558,9 @@ __global__ void __launch_bounds__(THREADS, 4)
   }
 }
 
-// At most so many columns of a tile; and blocks that fill an H200.
+// At most this many columns of a tile; and blocks that fill an H200.
 constexpr int TILE = 64, MANY_BLOCKS = 256;
-// At most so many outputs and inputs of a block that computes the gradients of a layer.
+// At most this many outputs and inputs of a block that computes the gradients of a layer.
 constexpr int OUTPUTS = 32, INPUTS = 64;
 
 template <typename R>

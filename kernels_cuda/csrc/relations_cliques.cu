@@ -15,7 +15,7 @@
 
 namespace {
 
-// A thread has so many taps of φ and of ψ, unless it has whole pieces. Registers hold their products.
+// A thread has this many taps of φ and of ψ, unless it has whole pieces. Registers hold their products.
 template <typename T>
 constexpr int SIDE = sizeof(T) == 8 ? BLOCK / 2 : BLOCK;
 

@@ -288,7 +288,7 @@ def spread_cliques(taps, step_j, step_l, other, map_, frame):
                     fold(planes, s * size, flat, (channel + s) * h * w, w, rows[tile], columns, begin, end)
 
 
-# The operators: inputs, outputs, and the work. `work.frames(planes, items)` makes a Frame with memory for so many
+# The operators: inputs, outputs, and the work. `work.frames(planes, items)` makes a Frame with memory for `planes`
 # frames per thread, and with enough tiles to occupy all threads if each tile has `items` independent pieces. A gradient
 # that is not needed is None.
 

@@ -22,9 +22,9 @@ THREADS = 8 if SIMULATED else 128
 SHARED_BYTES = 48 << 10
 """The shared memory that a block may use on any GPU."""
 WORKERS = 512
-"""At most so many workers have partial sums: a few more blocks than an H200 runs at once."""
+"""At most this many workers have partial sums: a few more blocks than an H200 runs at once."""
 SCRATCH = 1 << 24
-"""The partial sums of all workers have at most so many elements, unless one worker alone needs more."""
+"""The partial sums of all workers have at most this many elements, unless one worker alone needs more."""
 
 # Numba warns of every grid that is too small to fill a GPU, and small maps only have such grids. This is not
 # `numba.config`, since the package numba-cuda has its own.
@@ -109,6 +109,6 @@ def workers_of(size: int, tiles: int) -> int:
 
 
 def start(function: Any, blocks: int, elements: int, work: Any, zero: Any, *arguments: Any) -> None:
-    """Launch a kernel with so many blocks, each with `elements` elements of shared memory."""
+    """Launch a kernel with `blocks` blocks, each with `elements` elements of shared memory."""
     if blocks:  # an empty grid cannot be launched
         function[blocks, THREADS, work.stream, ceil_div(elements * zero.itemsize, 16) * 16](*arguments)

@@ -29,11 +29,11 @@ from numba import cuda, uint64
 from kernels_numba.gpu.launch import THREADS, ceil_div, device, kernel, line, start, zero_of
 
 SIDES = 4
-"""A thread holds the sums of so many outputs, or inputs, in registers."""
+"""A thread holds the sums of this many outputs, or inputs, in registers."""
 WIDTH = 4
-"""And of so many columns."""
+"""It holds the sums of this many columns."""
 MOST_COLUMNS, MOST_ROWS = 128, 32
-"""At most so many columns of a chunk, and rows of a panel."""
+"""At most this many columns of a chunk, and rows of a panel."""
 MOST_LAYERS = 8
 PARTS = 8
 """So many threads share an element of the sums over workers."""

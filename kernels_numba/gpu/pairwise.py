@@ -76,7 +76,7 @@ class Upstream(NamedTuple):
 
     softmax: bool
     gradient: Any
-    """Of y."""
+    """The gradient of y."""
     lse: Any
     dots: Any
     """Σ gradient · y over the channels of each group, see `softmax.gradient_dot_output`."""
@@ -396,7 +396,7 @@ def _centres_backward(inputs, upstream, offset_gradient, factor_gradient, partia
 
 @device
 def _add_to_beta(inputs, upstream, plan, block, channels, sums):
-    """Add weight · gradient of each pair to the sums of so many channels of β."""
+    """Add weight · gradient of each pair to the sums of some channels of β."""
     pairs, shared, tile, columns = block.pairs, block.shared, plan.positions, plan.columns
     for item in range(block.thread, channels * tile, block.threads):
         c = item // tile

@@ -66,9 +66,9 @@ from kernels_numba.gpu.pairs import (
 )
 
 TILE, MANY_BLOCKS = 64, 256
-"""At most so many columns of a tile; and blocks that fill an H200."""
+"""At most this many columns of a tile; and blocks that fill an H200."""
 OUTPUTS, INPUTS = 32, 64
-"""At most so many outputs and inputs of a block that computes the gradients of a layer."""
+"""At most this many outputs and inputs of a block that computes the gradients of a layer."""
 
 CONCATENATION, STAR_PRODUCT, CLIQUE_PRODUCT = range(3)
 KINDS = ("concatenation", "star_product", "clique_product")
@@ -88,7 +88,7 @@ class Inputs(NamedTuple):
     shift: Any
     parameters: Any
     mean_gradient: Any
-    """Of statistics without a layer: the gradients of the rows follow from this and the next two."""
+    """For statistics without a layer: the gradients of the rows follow from this field and the next two."""
     variance_gradient: Any
     mean: Any
     inverse_count: Any
@@ -469,7 +469,7 @@ def _affine_gradient(inputs, layer, rows, workers, scale_partial, shift_partial,
 
 
 class Panel(NamedTuple):
-    """`count` outputs from `first` on of a layer with so many `outputs`, at a tile of positions from `begin` on."""
+    """`count` outputs from `first` on of a layer with `outputs` outputs, at a tile of positions from `begin` on."""
 
     first: int
     count: int

@@ -15,7 +15,7 @@ from numba import cuda
 from kernels_numba.gpu.launch import THREADS
 
 CHAINS = 4
-"""A thread has so many values."""
+"""A thread has this many values."""
 
 
 def iterate(values: Any, a: float, b: float, steps: int, stream: Any) -> None:

@@ -33,7 +33,7 @@ from numba import cuda, int32
 from kernels_numba.gpu.launch import THREADS, Lookups
 
 BLOCK = 8
-"""A thread holds the sums of so many channels, or taps, in registers."""
+"""A thread holds the sums of this many channels, or taps, in registers."""
 
 
 def _for_taps(

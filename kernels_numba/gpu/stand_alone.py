@@ -61,10 +61,10 @@ class Inputs(NamedTuple):
 
 
 class Upstream(NamedTuple):
-    """What flows back to the softmax."""
+    """The gradients that flow back to the softmax."""
 
     gradient: Any
-    """Of y."""
+    """The gradient of y."""
     lse: Any
     dots: Any
     """Σ gradient · y over the channels of each group, see `softmax.gradient_dot_output`."""

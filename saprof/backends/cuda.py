@@ -24,9 +24,9 @@ from saprof.operators.footprint import Footprint, readers
 SHARED_BYTES = 48 << 10
 """The shared memory that a block of threads may use on any GPU."""
 FRAME_BYTES = 6 << 10
-"""The frame of a channel may use so much of it, so that 8 frames fit a block."""
+"""The part of it that the frame of a channel may use, so that 8 frames fit a block."""
 LONGEST = 8
-"""A piece has at most so many taps: BLOCK in kernels_cuda/csrc/frames.h."""
+"""A piece has at most this many taps: BLOCK in kernels_cuda/csrc/frames.h."""
 
 
 def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
