@@ -384,7 +384,7 @@ def core_arguments(name, footprint, without=None):
 
 
 each_core = pytest.mark.parametrize("name", [core.name for core in cores.CORES])
-WITHOUT = [(core.name, x) for core in cores.CORES for x in (None, *cores.OPTIONAL) if x is None or x in core.inputs]
+WITHOUT = [(core.name, x) for core in cores.CORES for x in (None, *core.inputs) if x is None or x in cores.OPTIONAL]
 
 
 @pytest.mark.parametrize(("name", "without"), WITHOUT, ids=lambda x: x or "all")
