@@ -50,7 +50,7 @@ class VectorAttention(LocalAttention):
         self.beta = linear(channels, v) if config.transformations != "shared" else None
         self.transformations: nn.Module | None = None
         """The layer that computes all three in one, or None."""
-        # φ = ψ = β widens φ to C / 4; γ keeps the hidden width C / 16 that the parameter count of Table 6 asks for
+        # φ = ψ = β widens φ to C / 4; γ keeps the hidden width C / 16, as the parameter count of Table 6 demands
         self.hidden = r if self.beta is not None else max(channels // REDUCTIONS["r"], 1)
 
     @property

@@ -270,7 +270,7 @@ def _why(error: Exception) -> dict[str, Any]:
 
 
 def row(cell: Cell, fingerprint: str, **found: Any) -> Row:
-    """The row of a cell: its facts, and what was measured."""
+    """The row of a cell: its facts, and the measured fields."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     known: dict[str, Any] = cell.what | cell.costs | found
     return Row(key=cell.key(fingerprint), fingerprint=fingerprint, time=now, **known)

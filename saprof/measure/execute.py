@@ -70,7 +70,7 @@ def _calibrate(folder: Path, groups: list[Group], device: str) -> None:
 
 
 def _note_drift(folder: Path, device: str) -> None:
-    """Keep one more anchor, which shows how far the machine has drifted since the first."""
+    """Record one more anchor, which shows the drift of the machine since the first one."""
     if roofs := calibration.read(folder):
         calibration.write(folder, calibration.with_anchor(roofs, anchor(device)))
 

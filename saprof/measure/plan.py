@@ -1,4 +1,4 @@
-"""The groups of cells that a request asks for. Nothing here imports torch."""
+"""The groups of cells of a request. Nothing here imports torch."""
 
 from __future__ import annotations
 

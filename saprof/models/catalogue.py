@@ -1,4 +1,4 @@
-"""The named models: their architecture, the fields of their config, and what others need to know about them.
+"""The named models: their architecture, the fields of their config, and the facts that other modules need.
 
 Nothing here imports torch. Nobody reads a fact out of a name: the facts are fields of `NamedModel`.
 """

@@ -36,7 +36,7 @@ class Step(NamedTuple):
 
 
 class Roles(NamedTuple):
-    """The inputs of an attention, by what they are for. Those of its statistics have no β and no bias."""
+    """The inputs of an attention, by their roles. Those of its statistics have no β and no bias."""
 
     phi: Any
     psi: Any
@@ -75,7 +75,7 @@ class Attention(Operator):
         return sum(map(bool, self.reads))
 
     def roles(self, inputs: Sequence[Any], *, statistics: bool = False) -> Roles:
-        """The inputs by what they are for."""
+        """The inputs by their roles."""
         phi, psi, *others = inputs
         beta = None if statistics else others.pop(0)
         bias = None if statistics else others.pop()

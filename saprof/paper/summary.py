@@ -78,7 +78,7 @@ def _counted(count: int | None, rounded: Callable[[int], Decimal], printed: floa
 
 
 def _measured(row: Row, roofs: Calibration | None) -> tuple[str, ...]:
-    """Mode, who ran, latency, its interval, its share of the roof, peak memory, and notes."""
+    """Mode, what ran, latency, its interval, its share of the roof, peak memory, and notes."""
     if row.latency_s is None:
         return row.mode, row.ran_on, "", "", "", "", f"{row.status}: {row.reason}"
     reached = share(row, roofs) if roofs else None

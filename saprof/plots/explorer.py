@@ -91,7 +91,7 @@ def explorer(runs: Mapping[str, tuple[pd.DataFrame, str]]) -> Any:
                 print(error)
 
     def offer(_: object = None) -> None:
-        """Offer what the run has. At first two names are chosen, and everything of the other columns."""
+        """Offer the choices of the run. At first two names are chosen, and all values of the other columns."""
         rows, _caption = runs[run.value]
         for column, pick in picks.items():
             pick.unobserve(draw, "value")

@@ -33,7 +33,7 @@ FLAGS = (
 ROOT = Path(__file__).parents[2]
 """The folder of the packages."""
 MEASURED_CODE = ("operators", "backends", "layers", "models", "measure")
-"""The packages of saprof whose code decides what a row says; the kernels are beside saprof."""
+"""The packages of saprof whose code affects a row; the kernels are beside saprof."""
 
 MAY_CHANGE = ("argv", "memory_bytes", "commit", "dirty")
 """Entries of the provenance that may differ within a run. What matters of a commit is in `code`."""
@@ -61,7 +61,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
 
 
 def fingerprint(provenance: dict[str, Any]) -> str:
-    """A short hash of what must not change within a run: machine, versions, code, settings."""
+    """A short hash of the facts that must not change within a run: machine, versions, code, settings."""
     settled = {name: value for name, value in provenance.items() if name not in MAY_CHANGE}
     return hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -111,7 +111,7 @@ class Row:
         return who_ran(self.backend, self.attention, self.compiled)
 
     def line(self) -> str:
-        """One line of JSON, without what was not measured."""
+        """One line of JSON, without the fields that were not measured."""
         known = {name: value for name, value in asdict(self).items() if value is not None}
         return json.dumps(known, allow_nan=False, ensure_ascii=False)
 
