@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         "--attention", default="auto", help=f"how networks compute their attention: {', '.join(CHOICES)} (default auto)"
     )
     how.add_argument("--mode", default="forward", help=", ".join(MODES))
-    how.add_argument("--compile", default="no", choices=("no", "yes", "both"), help="with torch.compile")
+    how.add_argument("--compile", default="no", choices=("no", "yes", "both"), help="whether to use torch.compile")
     how.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     how.add_argument("--threads", type=int, help="CPU threads (default: as many as torch uses)")
     how.add_argument(
@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         "--roofs",
         default="measure",
         choices=("measure", "skip"),
-        help="first measure the roofs of the machine (seconds)",
+        help="whether to measure the roofs of the machine first, which takes some seconds",
     )
     how.add_argument("--time-budget", type=float, help="start no new cell after this many seconds")
     how.add_argument("--isolate", action="store_true", help="measure each group in a process of its own")

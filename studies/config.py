@@ -42,7 +42,7 @@ class Config:
     held_out: int = 50
     """Images per class that val-split keeps out of training."""
     split_seed: int = 0
-    """Seed of the choice of images that val-split holds out."""
+    """Seed that chooses the images that val-split keeps out of training."""
     image_size: int = 224
     """Side of the network's input, for images of a folder."""
     resize: int = 256
@@ -63,7 +63,7 @@ class Config:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
-    """Applied to all parameters, including biases and batch norms."""
+    """Weight decay of all parameters, including biases and batch norms."""
     label_smoothing: float = 0.1
     smoothing_over: str = "others"
     """others spreads the smoothing over the K - 1 wrong classes; all spreads it over the K classes, as torch does."""
@@ -80,7 +80,7 @@ class Config:
     output: Path | None = field(default=None, metadata=SETTING)
     """Folder of the run; by default runs/<model>-<data>-<seed>."""
     root: Path | None = field(default=None, metadata=SETTING)
-    """Folder of the data, unless they are embedded."""
+    """Folder of the data set; digits and digits16 need none."""
     device: str = field(default="auto", metadata=SETTING)
     """cpu, cuda, or auto: cuda if there is one, else cpu."""
     threads: int = field(default=1, metadata=SETTING)

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     single.add_argument("--official", action="store_true", help="the file is a checkpoint of the SAN authors' code")
     single.add_argument("--model", help="the checkpoint's model, such as san10_pairwise; selects the paper's figures")
     single.add_argument("--data", default="folder", help="data set whose validation set is judged; default %(default)s")
-    single.add_argument("--root", type=Path, help="folder of the data, unless they are embedded")
+    single.add_argument("--root", type=Path, help="folder of the data set; digits and digits16 need none")
     judged = parser.add_argument_group("conditions and images")
     judged.add_argument("--only", default="all", help=f"comma list of {', '.join(PARTS)}; clean is always judged")
     judged.add_argument("--limit", type=int, metavar="N", help="judge a sample of N images, spread evenly")

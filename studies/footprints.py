@@ -69,7 +69,7 @@ def options() -> argparse.ArgumentParser:
     runs.add_argument("--footprint", default=FOOTPRINTS, help="as for python -m saprof.sweep; default %(default)s")
     runs.add_argument("--family", default="all", help=f"{', '.join(FAMILIES)} or all (default)")
     runs.add_argument("--data", default="digits", help=f"{', '.join(SIDES)}; default %(default)s")
-    runs.add_argument("--root", type=Path, help="folder of the data, unless they are embedded")
+    runs.add_argument("--root", type=Path, help="folder of the data set; digits and digits16 need none")
     runs.add_argument("--seeds", type=int, default=6, help="runs per network, seeds 0, 1, …; default %(default)s")
     runs.add_argument("--epochs", type=int, help="default: the recipe's")
     runs.add_argument(

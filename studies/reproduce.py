@@ -64,13 +64,17 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("tables", nargs="?", default="all", help=f"comma list of {names}; or all (default)")
     runs = parser.add_argument_group("runs")
     runs.add_argument("--data", default="digits", help=f"{', '.join(DATA)}; default %(default)s")
-    runs.add_argument("--root", type=Path, help="folder of the data, unless they are embedded")
+    runs.add_argument("--root", type=Path, help="folder of the data set; digits and digits16 need none")
     runs.add_argument("--seeds", type=int, default=6, help="runs per row, seeds 0, 1, …; default %(default)s")
     runs.add_argument("--epochs", type=int, help="default: the recipe's")
     candidates = ",".join(map(str, rates.CANDIDATES))
     runs.add_argument("--candidates", help=f"learning rates to try for each family; default {candidates}")
     runs.add_argument("--tune", action="store_true", help="tune the learning rates at full scale too")
-    runs.add_argument("--smoke", action="store_true", help="1 seed and 2 epochs, to test the pipeline; no figures")
+    runs.add_argument(
+        "--smoke",
+        action="store_true",
+        help="1 seed and 2 epochs, to check that everything runs; its accuracies mean nothing",
+    )
     execution = parser.add_argument_group("execution")
     execution.add_argument("--executor", default="local", help=f"{' or '.join(EXECUTORS)}; default %(default)s")
     execution.add_argument(
