@@ -66,6 +66,7 @@ def test_one_row_per_cell_with_figure_and_provenance(tmp_path, capsys):
         assert row.status in MEASURED
         assert row.backend == "unfold"
         assert row.latency_low_s <= row.latency_s <= row.latency_high_s
+        assert row.latency_p10_s <= row.latency_s <= row.latency_p90_s
         assert row.peak_bytes >= row.output_bytes > 0
         assert row.error < 1
         assert (row.saved_bytes is not None) == (row.mode == "train_step")

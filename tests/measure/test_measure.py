@@ -103,6 +103,18 @@ def test_rounds_are_interleaved_and_shuffled():
     assert len({tuple(runs[i : i + 3]) for i in range(6, len(runs) - 3, 3)}) > 1, "rounds should be shuffled"
 
 
+def test_a_measurement_without_time_still_has_all_rounds():
+    measured = interleave({"a": lambda: None}, max_seconds=0)
+    assert len(measured["a"].samples) == MIN_ROUNDS
+
+
+def test_median_and_percentiles_by_hand():
+    of_eleven = latency([5.0, 1.0, 2.0, 3.0, 4.0, 6.0, 7.0, 8.0, 9.0, 10.0, 100.0])
+    assert of_eleven.median == 6
+    assert of_eleven.percentile(10) == 2
+    assert of_eleven.percentile(90) == 10
+
+
 def test_short_calls_are_repeated_and_long_ones_are_not():
     import time
 

@@ -6,7 +6,7 @@ import made_up
 import pytest
 
 from saprof.records.rows import MEASURED, SCHEMA, append_rows, read_rows
-from saprof.records.runs import Run
+from saprof.records.runs import Run, identity
 
 PROVENANCE = {"device": "a CPU", "commit": "abc", "argv": ["--footprint", "3"]}
 
@@ -30,6 +30,18 @@ def test_how_an_attention_ran_survives_the_file(tmp_path):
     append_rows(tmp_path / "rows.jsonl", rows)
     assert [row.attention for row in read_rows(tmp_path)] == ["fused", None]
     assert "attention" not in json.loads(rows[1].line())
+
+
+def test_rows_are_on_disk_when_they_are_appended(tmp_path, monkeypatch):
+    path, synced = tmp_path / "rows.jsonl", []
+    monkeypatch.setattr("os.fsync", lambda _: synced.append(path.read_text()))
+    append_rows(path, [make("a")])
+    assert synced == [make("a").line() + "\n"]
+
+
+def test_identity_is_of_the_kind_of_device():
+    """Runs on two devices of one kind are compared cell by cell."""
+    assert identity(make(device="cuda:0")) == identity(make(device="cuda:1")) != identity(make(device="cpu"))
 
 
 def test_absent_is_not_written_and_nan_is_refused():
