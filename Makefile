@@ -47,7 +47,7 @@ lint: $(VENV)/.dev ## formatting, lint and types
 	$(BIN)/pyright
 	$(BIN)/clang-format --dry-run --Werror kernels_cuda/csrc/* tests/cuda_on_host/*.cpp tests/cuda_on_host/*.h
 
-# setuptools would also pack what an earlier build left in build/
+# setuptools would also pack files that an earlier build left in build/
 wheel: $(VENV)/.dev ## build a wheel in dist/
 	rm -rf build
 	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
@@ -64,8 +64,8 @@ gpu: $(VENV)/.dev ## with a GPU: build, verify, test and measure, ten minutes; a
 clean: ## remove .venv
 	rm -rf $(VENV)
 
-# .venv/constraints.txt is constraints.txt, with the torch that .venv has or sees already instead of its own; the
-# torchvision that goes with it is then for pip to find
+# .venv/constraints.txt is a copy of constraints.txt. If .venv already has a torch, the copy pins that version, and pip
+# chooses the torchvision that fits
 $(VENV)/constraints.txt: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saprof needs Python 3.11 or later; $(PYTHON) is " + sys.version.split()[0])'
 	@$(PYTHON) -m venv $$($(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages) $(VENV)

@@ -1,4 +1,4 @@
-"""What all tests share. The hook must stand before the first import of saprof."""
+"""Settings and fixtures of all tests. The import hook is installed before saprof is first imported."""
 
 import inspect
 import os
@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import settings
 
-# Shape annotations of the kernels are checked. Those of saprof.layers cannot be here, since the checks break
-# torch.compile(fullgraph=True); a process of its own does it in test_operators.py.
+# The shapes in the annotations of these modules are checked. Those of saprof.layers are checked by a process that
+# test_operators.py starts, because the checks break torch.compile(fullgraph=True).
 jaxtyping.install_import_hook(["saprof.backends.taps", "saprof.backends.unfold"], "beartype.beartype")
 
 if not torch.cuda.is_available():
-    os.environ["NUMBA_ENABLE_CUDASIM"] = "1"  # which Numba reads when it is first imported
+    os.environ["NUMBA_ENABLE_CUDASIM"] = "1"  # Numba reads it at its first import
 
-torch.set_num_threads(1)  # the tensors are so small that threads only wait for each other
+torch.set_num_threads(1)  # more threads make operations on small tensors slower
 
 settings.register_profile("saprof", derandomize=True, deadline=None, print_blob=False)
 settings.load_profile("saprof")
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cuda_on_host(request):
-    """The CUDA kernels, compiled for the CPU, in a process of their own."""
+    """A process that runs the CUDA kernels, compiled for the CPU."""
     from cuda_on_host.host import Host, build
 
     with Host(build("", request.config.cache.mkdir("cuda_on_host"))) as host:
@@ -46,7 +46,7 @@ def cuda_on_host(request):
 
 @pytest.fixture(autouse=True)
 def _cuda_without_a_gpu(request, monkeypatch):
-    """A test that is given the backend `cuda`, and no GPU, gets it on the CPU."""
+    """Run the CUDA kernels on the CPU in tests with the parameter backend="cuda" that need no GPU."""
     from saprof.backends import cuda
 
     call = getattr(request.node, "callspec", None)
@@ -56,8 +56,8 @@ def _cuda_without_a_gpu(request, monkeypatch):
 
 @pytest.fixture
 def compiler():
-    """torch.compile from a clean slate, which it leaves behind; torch's cache on disk does not see that a backend has
-    changed."""
+    """torch.compile with empty caches, before and after the test. The cache on disk is off, because its key does not
+    contain the code of the backends."""
     torch._dynamo.reset()
     with torch._functorch.config.patch(enable_autograd_cache=False):
         yield torch.compile
