@@ -1,4 +1,4 @@
-"""Gradients, and what kernels promise of them."""
+"""Gradients, and the guarantees of kernels for them."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def gradients(output, inputs, cotangent=None):
-    """Those of all inputs, 0 where there is none."""
+    """The gradients of all inputs, 0 where there is none."""
     cotangent = torch.ones_like(output) if cotangent is None else cotangent
     return torch.autograd.grad(output, inputs, cotangent, allow_unused=True, materialize_grads=True)
 
 
 def same_whatever_the_threads(run: Callable[[], Sequence[Tensor]], reads: Sequence[str]) -> None:
-    """Of an output and the gradients of inputs, read as an operator says: bit by bit, twice alike all, and on two
-    threads what is no sum over all centres."""
+    """Outputs and gradients are equal to the bit in two calls. On two threads this holds for all that are not sums over
+    all centres."""
     once, again = run(), run()
     try:
         torch.set_num_threads(2)

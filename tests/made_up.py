@@ -1,4 +1,4 @@
-"""Rows, roofs, provenance and run folders that are made up, for tests of what becomes of them."""
+"""Made-up rows, roofs, provenance and run folders, for tests of the code that reads them."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ PROVENANCE: dict[str, Any] = {
     "commit": "abcdef0123456",
     "dirty": False,
 }
-"""The least that a run folder must tell of its machine."""
+"""The provenance that a run folder must have at least."""
 
 
 def row(**fields: Any) -> Row:
@@ -46,7 +46,7 @@ def network(name: str = "san10_pairwise", footprint: str = "default", **fields: 
 
 
 def anchor(**fields: Any) -> Anchor:
-    """An anchor of one call, which never varied."""
+    """An anchor of one call without noise."""
     facts = {"blocks_s": {"copy": (1.0, 1.0)}, "ratios": {"copy": (0.99, 1.01)}, "others_cpu": 0.0, "contended": False}
     return Anchor(**{"time": TIME} | facts | fields)
 

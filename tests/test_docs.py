@@ -28,7 +28,7 @@ LESS = {
     "saprof.verify": ["--workloads", "tiny", "--dtype", "float32"],
     "studies.train": ["--epochs", "1"],
 }
-"""What is added to a command to shorten its work, which other tests judge."""
+"""Arguments that shorten the work of a command; other tests check that work."""
 INSTALLED = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
 MAKE = set(re.findall(r"^([\w-]+):.* ## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
 

@@ -10,7 +10,7 @@ import pytest
 import saprof
 
 ORDER = [
-    ["saprof.atomic", "saprof.command", "saprof.lazy", "saprof.quantities", "saprof.text"],  # know nothing of saprof
+    ["saprof.atomic", "saprof.command", "saprof.lazy", "saprof.quantities", "saprof.text"],  # import nothing of ours
     ["saprof.operators", "saprof.records"],
     ["saprof.backends"],
     ["saprof.functional"],
@@ -38,8 +38,8 @@ ORDER = [
     ["studies.reproduction"],
     ["studies.doctor", "studies.evaluate", "studies.footprints", "studies.reproduce", "studies.train"],
 ]
-"""The rooms, left to right: modules, or packages with what is in them. Those side by side know nothing of each other,
-and what a package's modules know of each other has no order, only no circle."""
+"""The rooms, left to right: modules, or packages with their modules. Rooms side by side do not import each other. The
+modules of a package may import each other in any order, but not in a circle."""
 
 ROOT = Path(saprof.__file__).parent.parent
 PACKAGES = ("saprof", "studies")
@@ -49,7 +49,7 @@ MODULES = {name: path for path, name in FILES.items() if name not in PACKAGES}
 
 
 def imports(path: Path) -> Iterator[str]:
-    """What a file imports, each name in full: `from saprof import text` is saprof.text."""
+    """The imports of a file, each with its full name: `from saprof import text` is saprof.text."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -64,7 +64,7 @@ def own_imports(module: str) -> list[str]:
 
 
 def rank(name: str) -> int:
-    """How far right a name's room is; the innermost room counts."""
+    """The position of a name's room from the left; the innermost room counts."""
     homes = {room: n for n, rooms in enumerate(ORDER) for room in rooms if f"{name}.".startswith(f"{room}.")}
     assert homes, f"{name} is in no room of saprof; give its module a place in ORDER of {Path(__file__).name}"
     return homes[max(homes, key=len)]

@@ -317,7 +317,7 @@ def test_every_command_is_understood(capsys):
 
 
 def test_no_operator_is_named():
-    """A new one must be a part of it."""
+    """A new operator must be a part of it."""
     commands = [argv for step in on_gpu.steps(Path("out"), "f0") for argv in step.commands]
     asked = [argv[argv.index("--operator") + 1] for argv in commands if "--operator" in argv]
     assert set(asked) == {"all"}

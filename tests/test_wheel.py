@@ -38,7 +38,7 @@ COMMANDS = (
 
 
 def source(folder: Path) -> Path:
-    """A copy of what a wheel is made of, so that the build leaves nothing in the sources."""
+    """A copy of the sources of a wheel, so that the build leaves nothing in the sources."""
     ignored = shutil.ignore_patterns("__pycache__", "build", "*.egg-info")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=ignored)

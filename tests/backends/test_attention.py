@@ -366,7 +366,7 @@ class TestBadInput:
 
 
 def core_arguments(name, footprint, without=None):
-    """What a core takes: tensors that require gradients, but for the one it is to do without, widths and flag."""
+    """The arguments of a core: tensors that require gradients, without the missing one, then widths and flag."""
     core = next(core for core in cores.CORES if core.name == name)
     new = torch.Generator().manual_seed(0)
     oh, ow = footprint.output_size(4, 5)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.simulated
 
 @pytest.fixture(autouse=True)
 def _simulator(monkeypatch):
-    """What is asked of the CPU is computed by the CUDA kernels."""
+    """The CUDA kernels compute the calls for the CPU."""
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here; test_operators.py runs these kernels on it")
     monkeypatch.setitem(backend.DEVICES, "cpu", backend.DEVICES["cuda"])

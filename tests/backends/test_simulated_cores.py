@@ -50,8 +50,8 @@ def _often():
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """What `test_cuda_fused` asks of the CUDA backend is computed in the simulator; and the constants, to change
-    them."""
+    """The simulator computes the calls of `test_cuda_fused` to the CUDA backend. Returns the constants, so that tests
+    can change them."""
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here, and with it no simulator")
 
@@ -124,7 +124,7 @@ def test_in_float32():
 
 @pytest.mark.deep
 def test_little_shared_memory(small):
-    """Fewer columns, outputs and rows than might be."""
+    """Fewer columns, outputs and rows than possible."""
 
     from kernels_numba.gpu import launch, mapping, patchwise
 
@@ -157,7 +157,7 @@ def test_too_many_layers():
 
 
 class TestOutputs:
-    """Those that nobody needs are None."""
+    """Outputs that are not needed are None."""
 
     @pytest.mark.parametrize("needed", ["offset", "factor", "map", "beta", "parameters"])
     def test_pairwise(self, needed):

@@ -1,4 +1,4 @@
-"""Advice within a budget: what is taken, what is shown beside it, and what is said of where it is from."""
+"""Advice within a budget: the recommendation, the lines shown beside it, and the sources that it names."""
 
 import csv
 import io
@@ -34,7 +34,7 @@ def _here(monkeypatch):
 
 
 def network(name, footprint, ms, **changes):
-    """Measured to ± 1 ms."""
+    """A network's row, measured to ± 1 ms."""
     facts = {
         "key": f"{name} {footprint} {ms}", "status": "ok", "name": name, "kind": "model", "footprint": footprint,
         "n": 1, "h": 224, "w": 224, "dtype": "float32", "device": "cpu", "mode": "forward", "backend": "numba",

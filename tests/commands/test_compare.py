@@ -1,4 +1,4 @@
-"""Comparing runs: what is the same cell, how far two of them are apart, and when that is more than noise."""
+"""Comparing runs: which rows are of the same cell, how much they differ, and whether this is more than noise."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ TIME = "2026-01-01T00:00:00+00:00"
 
 
 def samples(median, spread=0.002, count=21, seed=0):
-    """Around the median, which is one of them."""
+    """Samples around a median that is one of them."""
     values = 1 + spread * np.random.default_rng(seed).standard_normal(count)
     return list(median * values / np.median(values))
 
@@ -53,7 +53,7 @@ def row(name="aggregation", seconds=1e-3, backend="numba", status="ok", **fields
 
 
 def calibrated(within=0.005, between=0.01, copy=1.0):
-    """Of a machine that is far faster than the rows here."""
+    """The roofs of a machine that is far faster than the rows here."""
     blocks = {"copy": (copy, copy * (1 + between))}
     usage = {"others_cpu": 0.0, "contended": False}
     anchor = Anchor(time=TIME, blocks_s=blocks, ratios={"copy": (1 - within, 1 + within)}, **usage)
@@ -72,7 +72,7 @@ def recorded(folder, rows, noise=None, **provenance):
 
 
 def scaled(factor):
-    """The recorded run, as if everything took this many times as long."""
+    """The recorded run, with all latencies multiplied by a factor."""
     return [
         replace(
             row,
@@ -167,7 +167,7 @@ def test_two_backends_of_a_run_compare_as_the_sweep_compared_them():
 
 
 def test_a_run_against_itself_and_scaled(tmp_path, capsys):
-    """Through the whole command; the run has cells of all kinds of spread."""
+    """Test the whole command. The run has cells with all kinds of spread."""
     provenance = json.loads((RECORDED / "run.json").read_text())
     for name, factor in (("same", 1.0), ("slower", 1.5)):
         recorded(tmp_path / name, scaled(factor), calibrated(), **provenance)
@@ -213,7 +213,7 @@ def test_slower_faster_same_and_regressions(tmp_path, capsys):
 
 @pytest.mark.parametrize(("noise", "verdict"), [(0.04, "slower"), (0.08, "same"), (0.3, "ambiguous")])
 def test_a_difference_below_the_noise_is_none(tmp_path, capsys, noise, verdict):
-    """And where noise is large, it is not sameness either."""
+    """If the noise is large, the verdict is not `same` either."""
     a = recorded(tmp_path / "a", [row()], calibrated(between=noise))
     b = recorded(tmp_path / "b", [row(seconds=1.06e-3)], calibrated())
     mirror = {"slower": "faster"}.get(verdict, verdict)
@@ -307,7 +307,7 @@ def test_cells_of_one_side_and_failed_ones(tmp_path, capsys):
 
 
 def test_a_network_that_failed_is_the_one_that_ran_before(tmp_path, capsys):
-    """A failed row has what was asked for, a measured one what ran."""
+    """A failed row has the requested backend, a measured one the backend that ran."""
     network = {"kind": "model", "footprint": "default"}
     a = [
         row("san10_pairwise", attention="fused", **network),
@@ -364,7 +364,7 @@ def test_verdicts_carry_what_is_doubtful(tmp_path, capsys):
 
 
 def test_rows_without_samples(tmp_path, capsys):
-    """Their intervals bound the ratio; without those nothing is sure."""
+    """Their intervals bound the ratio. Without intervals there is no verdict."""
     bounds = {"latency_low_s": 0.99e-3, "latency_high_s": 1.01e-3, "samples_s": None}
     a = [row("bounded", **bounds), row("bare", samples_s=None)]
     b = [row("bounded"), row("bare", seconds=9e-3)]

@@ -1,4 +1,4 @@
-"""What pytest-benchmark saved becomes a run: the same cells, under the same keys, with the same medians."""
+"""Results of pytest-benchmark become a run: the same cells, with the same keys and medians."""
 
 import json
 import math
@@ -41,7 +41,7 @@ ROOFS = calibration.Calibration(
 
 
 def benchmark(cell, samples=SAMPLES, **changes):
-    """As tests/benchmarks/test_stages.py records it."""
+    """A benchmark in the form that tests/benchmarks/test_stages.py records."""
     info = cell.what | cell.costs | {"error": 0.01, "roof_share": 0.3} | changes
     stats = {"median": sorted(samples)[len(samples) // 2], "iqr": 1e-4, "rounds": len(samples), "iterations": 1}
     return {"name": f"test_operator[{cell}]", "extra_info": info, "stats": stats | {"data": samples}}
@@ -57,7 +57,7 @@ OTHER = {"name": "test_pools[torch]", "extra_info": {}, "stats": {"median": 1.0,
 
 @pytest.fixture
 def convert(tmp_path):
-    """A function that converts what was saved into tmp_path / "run", and returns its rows."""
+    """A function that converts saved results into tmp_path / "run", and returns its rows."""
 
     def run(content):
         file = tmp_path / "saved.json"

@@ -1,4 +1,4 @@
-"""`saprof` lists its commands and runs them; `saprof info` prints what is on this machine."""
+"""`saprof` lists its commands and runs them; `saprof info` describes this machine."""
 
 import re
 import shlex

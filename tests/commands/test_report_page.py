@@ -1,4 +1,4 @@
-"""The report: a page that stands alone, with every figure that the rows allow, and nothing half-written."""
+"""The report: a self-contained page, with every figure that the rows allow, and never half-written."""
 
 import base64
 import re
@@ -90,7 +90,7 @@ def run_folder(folder, rows, roofs=None, **where):
 
 
 class Page(HTMLParser):
-    """What a page refers to, what its pictures say, and whether its tags are balanced."""
+    """The links of a page, the texts of its pictures, and whether its tags are balanced."""
 
     def __init__(self, html):
         super().__init__()
@@ -207,7 +207,7 @@ def test_findings_tables_and_provenance(full):
 
 
 def test_a_report_is_replaced_and_is_always_the_same(tmp_path, capsys):
-    """What is not drawn any more does not stay; and the same rows give the same bytes."""
+    """Old figures are deleted, and the same rows give the same bytes."""
     folder = run_folder(tmp_path / "run", [row(taps=None, footprint="default")])
     assert report.main([str(folder)]) == command.OK
     page = folder / "report" / "index.html"
@@ -222,7 +222,7 @@ def test_a_report_is_replaced_and_is_always_the_same(tmp_path, capsys):
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    """Where the figures are not the point."""
+    """Without figures, for tests that do not need them."""
     monkeypatch.setattr("saprof.plots.gallery.drawings", lambda *_: [])
 
 

@@ -18,7 +18,7 @@ from saprof.records import calibration, environment
 from saprof.records.runs import Run
 
 FAST = row(key="a", backend="numba", latency_s=1e-6, latency_low_s=0.9e-6, latency_high_s=1.1e-6)
-"""At 25 % of the roof, since 250 ns is the least."""
+"""A row at 25 % of the roof, since its least time is 250 ns."""
 SLOW = replace(FAST, key="b", backend="unfold", latency_s=8.4e-6, latency_high_s=9e-6, ratio=8.0)
 STEP = replace(FAST, key="c", mode="train_step")
 OTHER = replace(FAST, key="d", name="pairwise_summation", flops_hardware=0)
@@ -41,7 +41,7 @@ def make(folder, rows=ROWS, roofs=ROOFS, **provenance):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Figures take a second each."""
+    """Without figures, which take a second each."""
     monkeypatch.setattr(roofline, "_draw", lambda *_: None)
 
 
@@ -141,7 +141,7 @@ def test_roofs_measured_beside_others_or_later_say_so(tmp_path, capsys):
 
 @pytest.fixture
 def measured(monkeypatch):
-    """What calibrate was asked for, instead of measuring."""
+    """Replaces the measurement by a record of the arguments of `calibrate`."""
     asked = []
 
     def known(device, dtypes):

@@ -1,4 +1,4 @@
-"""The sweep as a user runs it: every planned cell has a row, whatever happens to it, and none is measured twice."""
+"""The sweep as a user runs it: every planned cell has a row, even if it fails, and none is measured twice."""
 
 import json
 import os
@@ -39,7 +39,7 @@ SMALL = [
     "--roofs",
     "skip",
 ]
-"""One backend, where the sweep is tried and not the backends; a later --backend overrides it."""
+"""Use one backend, for tests of the sweep rather than of the backends. A later --backend overrides it."""
 
 
 def run(folder, *arguments):
@@ -124,7 +124,7 @@ def test_networks_beside_table_7(tmp_path, capsys):
 
 @pytest.mark.deep
 def test_a_network_fused_beside_composed(tmp_path, capsys):
-    """Cells of one group, of the same cost; what was asked for and did not run is told as well."""
+    """Cells of one group have the same cost. Requested cells that did not run are reported too."""
     arguments = ["--model", "san10_pairwise", "--footprint", "3", "--size", "32", "--seconds", "0.02"]
     how = ["--backend", "numba", "--attention", "composed,fused,auto"]
     assert sweep.main([*arguments, *how, "--output", str(tmp_path / "numba")]) == 0
@@ -167,7 +167,7 @@ def test_networks_train(tmp_path, mode):
 
 
 def test_backends_beside_each_other(tmp_path, capsys):
-    """The first is what the others are compared with; `auto` is a cell of its own that says what it chose."""
+    """The others are compared with the first one. `auto` is a separate cell that records its choice."""
     assert run(tmp_path, "--operator", "aggregation", "--backend", "unfold,numba,auto") == 0
     first, *others = read_rows(tmp_path)
     assert [row.backend for row in (first, *others)] == ["unfold", "numba", "numba"]
@@ -244,7 +244,7 @@ def test_what_cannot_run_is_counted_below_the_tables(tmp_path, capsys):
 
 @pytest.mark.parametrize(("side", "why"), [(90_000_000, "GB; "), (4000, "GB; "), (1000, "GB beside its inputs; ")])
 def test_what_cannot_fit_is_not_tried(monkeypatch, side, why):
-    """Nor are its inputs made, if it cannot fit with the least memory that it could take."""
+    """Its inputs are not even created if the least possible memory does not fit."""
     monkeypatch.setattr(cells.psutil, "virtual_memory", lambda: SimpleNamespace(available=1e9))
     workload = Workload(OPERATORS["pairwise_dot_product"], Footprint.square(11), r=1, h=side, w=side)
     (row,) = cells.measure([Cell(workload, backend="unfold")], "f")
@@ -319,7 +319,7 @@ def test_planning_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    resnets, others = 3, 2 * 5 + 3 * 5  # which alone have backends
+    resnets, others = 3, 2 * 5 + 3 * 5  # only these have backends
     assert f"{resnets + others * len(BACKENDS)} cells in 28 groups; nothing was measured" in done.stdout
 
 

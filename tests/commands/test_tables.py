@@ -43,7 +43,7 @@ def test_tables_are_whole(computed):
 
 
 def test_the_same_model_prints_the_same_accuracy():
-    """The defaults and the baseline come back in Tables 4 to 8; a slip of the pen in one of them would show."""
+    """The defaults and the baseline are repeated in Tables 4 to 8, so a typing error in one of them would be found."""
     seen = {}
     for name, row in ROWS:
         key = (printed.paper()[name].evaluation_set, row.model, json.dumps(row.overrides))
@@ -99,7 +99,7 @@ def test_rows_of_an_unknown_table():
     ids=["SAN10-ResNet38", "SAN15-ResNet50"],
 )
 def test_savings_of_patchwise_attention(computed, smaller, larger, params, flops, printed_params, printed_flops):
-    """SAN Sec. 5.2: the percentages that the text tells follow from the rounded figures of Table 3."""
+    """SAN Sec. 5.2: the percentages in the text follow from the rounded figures of Table 3."""
     row = {row["model"]: row for row in computed if row["table"] == "3"}
 
     def saved(figure):

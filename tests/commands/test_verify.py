@@ -1,4 +1,4 @@
-"""The judge condemns kernels that are wrong, and the command reports what it found."""
+"""The check detects wrong kernels, and the command reports them."""
 
 import os
 import re
@@ -38,7 +38,7 @@ gather, centre = unfold.gather, unfold.centre
 
 
 class Half(torch.autograd.Function):
-    """The identity, whose gradient forgets half."""
+    """The identity with half of its gradient."""
 
     @staticmethod
     def forward(ctx, x):

@@ -1,4 +1,4 @@
-"""The attention modules against literal loops over centres and taps, and against what must not change their output."""
+"""The attention modules against literal loops over centres and taps, and their invariances."""
 
 import math
 
@@ -54,7 +54,7 @@ def close(got, expected, tolerance=1e-12):
 
 
 def source(coordinate, size, boundary):
-    """Where a coordinate reads, as numpy pads; None where nothing is."""
+    """The position that a coordinate reads, as in numpy's padding; None if it reads nothing."""
     reach = 20
     values = {"constant_values": -1} if NUMPY[boundary] == "constant" else {}
     index = np.pad(np.arange(size), reach, mode=NUMPY[boundary], **values)[coordinate + reach]
@@ -166,7 +166,7 @@ def test_batch_statistics_of_the_relation_need_no_footprint_sized_tensor(footpri
     phi, psi = attention.phi(x), attention.psi(x)
 
     def box(z):
-        """The footprint's mean, at every centre."""
+        """The mean over the footprint, at every centre."""
         means = torch.zeros_like(z)
         for (row, column), taps in neighbours(footprint, 6, 5):
             for y, x in filter(None, taps):

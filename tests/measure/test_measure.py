@@ -1,4 +1,4 @@
-"""Memory is exact, statistics are what they say, rounds are interleaved. No test here asserts a time."""
+"""Memory is exact, statistics are correct, rounds are interleaved. No test here asserts a time."""
 
 import numpy as np
 import pytest
@@ -146,7 +146,7 @@ def test_the_interval_covers_the_median_as_often_as_it_says():
 @pytest.mark.parametrize(("factor", "verdict"), [(1.5, "slower"), (0.5, "faster"), (1.0, "same"), (1.021, "ambiguous")])
 def test_ratios_are_taken_within_rounds(factor, verdict):
     rng = np.random.default_rng(0)
-    machine = rng.uniform(1, 30, 40)  # the machine's mood swings thirtyfold from round to round
+    machine = rng.uniform(1, 30, 40)  # the speed of the machine varies thirtyfold from round to round
     noise = rng.normal(1, 0.01, 40)
     compared = ratio(latency(machine * factor * noise), latency(machine))
     assert compared.median == pytest.approx(factor, rel=0.01)

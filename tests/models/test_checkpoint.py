@@ -1,4 +1,5 @@
-"""Weights on disk: the authors' checkpoints give the authors' logits, ours come back whole, and nothing else loads."""
+"""Weights on disk: the authors' checkpoints give the authors' logits, ours are restored completely, and nothing else
+loads."""
 
 import errno
 import io
@@ -30,7 +31,7 @@ def tiny_weights(family="pairwise"):
 
 
 def training_checkpoint(weights):
-    """What the released training script leaves: more than weights."""
+    """A checkpoint of the released training script, which holds more than weights."""
     optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     return {
         "epoch": 100,
@@ -90,7 +91,7 @@ def test_a_released_checkpoint_gives_the_released_logits(family, prefix, zipped,
         torch.testing.assert_close(model.eval()(image), expected, rtol=1e-10, atol=1e-10)
         expected = released_code.network(weights, image, training=True)
         torch.testing.assert_close(model.train()(image), expected, rtol=1e-10, atol=1e-10)
-    for key, value in weights.items():  # the running statistics moved alike
+    for key, value in weights.items():  # the running statistics changed in the same way
         torch.testing.assert_close(model.state_dict()[official_to_ours(key)], value, rtol=1e-10, atol=1e-10)
 
 
@@ -147,7 +148,7 @@ class Trap:
 
 
 def damage(content, path):
-    """Checkpoints that are none, by the words that say so."""
+    """Files that are not checkpoints, by the words of their errors."""
     marker = path.with_name("marker")
     yield "missing key", without(content, "module.fc.bias"), ["head.bias is missing"]
     yield "extra key", add(content, "module.fc.scale", torch.ones(5)), ["head.scale is unexpected"]

@@ -1,4 +1,4 @@
-"""The cost of whole models: exact integers, their parts, and what counting leaves alone."""
+"""The cost of whole models: exact integers, their parts, and the state that counting must not change."""
 
 import json
 import math
@@ -129,7 +129,7 @@ def test_parts_sum_to_the_whole(cost_of, name, number):
 
 
 def _stem(cost, kind):
-    """What ResNet's own forward does between its children, on the 112 × 112 map of the stem."""
+    """The operations of ResNet's own forward between its children, on the 112 × 112 map of the stem."""
     inputs, outputs = 64 * 112 * 112, 64 * 56 * 56
     return {
         "relu": Cost(elementwise=inputs, paper=inputs, reads=4 * inputs, writes=4 * inputs),
@@ -181,7 +181,7 @@ def test_a_model_in_training_on_a_small_image():
 
 
 def state(model):
-    """Everything that counting could leave behind."""
+    """All state that counting could change."""
     registries = [key for key in vars(model) if key.endswith(("_hooks", "_hooks_with_kwargs", "_hooks_always_called"))]
     assert "_forward_hooks" in registries
     tensors = model.state_dict(keep_vars=True)
@@ -309,7 +309,7 @@ def test_moving_numbers_costs_nothing(function):
     ids=str,
 )
 def test_any_form_of_a_call_has_its_true_shape(layer):
-    """The shapes that are told without running are those of torch."""
+    """The shapes that are known without running are those of torch."""
     written = count(layer, (3, 9, 9)).writes
     assert written == 4 * layer(torch.empty(1, 3, 9, 9)).numel()
 

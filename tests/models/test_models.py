@@ -1,4 +1,5 @@
-"""The networks: every name builds and runs on any image, under autocast and compile; a bad config says what is bad."""
+"""The networks: every name builds and runs on any image, under autocast and compile; the error of a wrong config names
+the problem."""
 
 import copy
 import pickle
@@ -142,7 +143,7 @@ def test_any_image_passes_five_stages(family, size):
     logits = model(image(2, 3, *size))
     assert logits.shape == (2, 5)
     assert logits.isfinite().all()
-    assert torch.allclose(model(image(2, 3, *size)[1:]), logits[1:], atol=1e-5)  # images do not see each other
+    assert torch.allclose(model(image(2, 3, *size)[1:]), logits[1:], atol=1e-5)  # images are independent of each other
 
 
 @pytest.mark.parametrize("family", FAMILIES)

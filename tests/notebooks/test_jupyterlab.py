@@ -18,7 +18,7 @@ nbformat = pytest.importorskip("nbformat", reason="needs the extra notebooks")
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = "02_footprint.ipynb"
 LOAD, RUN = 120, 180
-"""Seconds in which the page is there, and in which all cells have run, on a busy machine."""
+"""Seconds until the page has loaded, and until all cells have run, on a busy machine."""
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_notebook_runs_in_jupyterlab(browser, folder):
     cells = sum(cell.cell_type == "code" for cell in nbformat.read(folder / "notebooks" / NOTEBOOK, 4).cells)
 
     def read(selector, field):
-        """Of all elements that are there, at one moment: the page may draw them anew whenever it likes."""
+        """The texts of all elements at one moment, since the page may redraw them at any time."""
         script = f"return Array.from(document.querySelectorAll(arguments[0])).map(x => x.{field})"
         return browser.execute_script(script, selector)
 

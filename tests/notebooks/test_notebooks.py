@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, and shows what it showed when it was committed."""
+"""Every notebook runs from top to bottom, and shows the committed outputs."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def execute():
 
 
 def texts(notebook):
-    """What the cells print and show, less the pictures, which fonts may change by a pixel."""
+    """The outputs of the cells, with a placeholder for pictures, since fonts may change them by a pixel."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})

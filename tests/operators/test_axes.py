@@ -1,4 +1,4 @@
-"""Axes and counts: how they are spelled, and what they are worth."""
+"""Axes and counts: their spelling and their values."""
 
 import pytest
 

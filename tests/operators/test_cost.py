@@ -1,4 +1,4 @@
-"""The cost of an operator, and of networks of them, by every judge there is: fvcore, FlopCounterMode, and by hand."""
+"""The cost of operators, and of networks of them, compared with fvcore, FlopCounterMode and counts by hand."""
 
 import pytest
 import torch
@@ -86,7 +86,7 @@ def footprint(request):
 
 
 class Calls(nn.Module):
-    """A module that does nothing but call an operator."""
+    """A module that only calls an operator."""
 
     def __init__(self, operator, footprint):
         super().__init__()
@@ -230,7 +230,7 @@ def test_operator_cost_of_memory_and_elementwise_work(name, footprint):
     assert cost.reads == sum(x.nbytes for x in workload.tensors())
     assert cost.writes == output.nbytes
     assert cost.bytes == cost.reads + cost.writes
-    if OPERATORS[name].degree is not None:  # what those of many parts do is told in test_attention.py
+    if OPERATORS[name].degree is not None:  # test_attention.py tests operators with several parts
         arithmetic = name in ("pairwise_summation", "pairwise_subtraction", "pairwise_hadamard_product")
         assert cost.elementwise == (output.numel() if arithmetic else 0)
         assert (cost.macs > 0) == (name in PRODUCTS)

@@ -1,4 +1,4 @@
-"""Footprints: which taps a name stands for, and what each tap reads."""
+"""Footprints: the taps of each name, and the position that each tap reads."""
 
 import re
 
@@ -174,7 +174,7 @@ def test_with_keeps_the_taps_and_what_is_not_changed():
 
 
 def walked(coordinate: int, size: int, boundary: str) -> int:
-    """Step by step from the map to the coordinate: what a walker sees who starts at 0 and turns, stays or wraps."""
+    """The position that a coordinate reads, found step by step from 0: at a border a step turns, stays or wraps."""
     if boundary in ("zero", "exclude"):
         return coordinate if coordinate in range(size) else -1
     here, direction = 0, 1 if coordinate > 0 else -1
@@ -396,6 +396,6 @@ def test_bad_input_is_named(make, message):
 
 
 def test_a_label_cannot_be_given():
-    """It decides which taps run, so nobody but the constructors may choose it."""
+    """The label determines the taps, so only the constructors may set it."""
     with pytest.raises(TypeError, match="label"):
         Footprint(((0, 0), (0, 1)), label="square:3")  # type: ignore[call-arg]

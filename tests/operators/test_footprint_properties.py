@@ -1,4 +1,4 @@
-"""What must hold on any footprint, irregular ones above all, whoever computes."""
+"""Properties of every footprint, in particular of irregular ones, on every backend."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ IRREGULAR = st.one_of(
 SHAPES = IRREGULAR | st.builds(Footprint.rectangle, st.integers(1, 5), st.integers(1, 5))
 SIZES = st.integers(1, 6)
 MARGIN = 12
-"""Beyond what the footprints reach."""
+"""A map that is larger than the reach of the footprints."""
 
 each_backend = pytest.mark.parametrize("backend", ["unfold", "numba"])
 few = settings(max_examples=25)
@@ -86,7 +86,7 @@ def test_a_pairwise_relation_follows_its_taps(backend, relation, data, footprint
 @few
 @given(footprint=on_boundaries(IRREGULAR), other=on_boundaries(SHAPES))
 def test_pairwise_weights_fit_any_number_of_taps(footprint, other):
-    """SAN Sec. 3.1, cardinality: nothing of the layer knows how many taps there are."""
+    """SAN Sec. 3.1, cardinality: the layer does not depend on the number of taps."""
     config = AttentionConfig(
         family="pairwise", relation_reduction=4, value_reduction=2, share=4, backend="unfold", attention="composed"
     )
@@ -137,7 +137,7 @@ def test_stand_alone_attention_without_positions_is_masked_attention(backend, fo
     query, key, value = workload.tensors()
     got = run(operator, query, key, value, footprint=footprint, backend=backend)
 
-    # as often as taps read a position it takes part; what is outside is one more position, of zeros
+    # a position counts once per tap that reads it; the outside is one more position, of zeros
     flat = footprint.rows(height)[:, :, None] * width + footprint.columns(width)[:, None, :]
     flat = flat.flatten(1).where(footprint.inside(height, width), height * width)
     read = F.one_hot(flat, height * width + 1).sum(0).to(query)  # p positions

@@ -1,4 +1,4 @@
-"""Every operator on every backend: what it computes, how it differentiates, compiles and complains."""
+"""Every operator on every backend: values, gradients, compilation and errors."""
 
 import inspect
 import re
@@ -30,7 +30,7 @@ from saprof.operators.reference import reference
 from saprof.operators.workload import ITEMSIZE, Workload, edge, tiny
 
 DISK = Footprint.disk(3, stride=2, boundary="exclude")
-"""No default in it: irregular taps, a stride, and a boundary that drops taps."""
+"""A footprint without defaults: irregular taps, a stride, and a boundary that drops taps."""
 
 each_operator = pytest.mark.parametrize("op", OPERATORS.values(), ids=OPERATORS)
 OF_TWO = {name: op for name, op in OPERATORS.items() if op.degree is not None}
@@ -47,7 +47,7 @@ def is_quick(workload: Workload, backend: str) -> bool:
 
 
 def is_own_or_simple(workload: Workload, backend: str) -> bool:
-    """Numba's kernels are torch operators of their own; what the others add is alike for every operator."""
+    """Numba's kernels are separate torch operators. The other backends add the same to every operator."""
     return backend == "numba" or workload.operator in (aggregation, pairwise_subtraction)
 
 
@@ -79,7 +79,7 @@ def run_backward(function, inputs, cotangent=None) -> list[torch.Tensor]:
 
 
 def need(backend: str, workload: Workload, device: str = "cpu") -> None:
-    """Skip, with the backend's own words, what it cannot run."""
+    """Skip a case that the backend cannot run, with its reason."""
     dtype = getattr(torch, workload.dtype)
     reason = why_not(backend, workload.operator, dtype, device, workload.footprint)
     if reason is not None:
@@ -268,7 +268,7 @@ class TestGradients:
     @each_of_two
     @each_backend
     def test_derivatives_of_one_gradient(self, op, backend):
-        """By everything it depends on, while the other gradient is not asked for."""
+        """Differentiate by all its inputs, while the other gradient is not needed."""
         workload = Workload(op, DISK, r=2, h=3, w=1, dtype="float64")
         need(backend, workload)
         inputs = [x.requires_grad_() for x in workload.tensors()]
@@ -303,7 +303,7 @@ class TestGradients:
 
 
 def odd(op: Operator) -> list[Workload]:
-    """A footprint that takes the way around F.unfold, for one operator: the others share that way."""
+    """A footprint that cannot use F.unfold, for one operator, since the others share this code."""
     return [Workload(op, DISK, h=4, w=3)] if op is aggregation else []
 
 
@@ -525,7 +525,7 @@ class TestDeclarations:
 
     @each_of_two
     def test_degree_is_how_it_scales(self, op: Operator):
-        """And whether the inputs add up, or meet in products: what second derivatives of opaque kernels rest on."""
+        """Also checks whether the inputs are added or multiplied; second derivatives of opaque kernels depend on it."""
         workload = Workload(op, DISK, n=2, dtype="float64")
         a, b = workload.tensors()
         function = lambda *inputs: reference(op, inputs, DISK)  # noqa: E731
@@ -586,6 +586,6 @@ except jaxtyping.TypeCheckError:
 
 @pytest.mark.deep
 def test_layers_keep_the_shapes_they_announce():
-    """In a process of its own: checked signatures do not compile with fullgraph=True."""
+    """In a separate process, since checked signatures do not compile with fullgraph=True."""
     done = subprocess.run([sys.executable, "-c", SHAPES_OF_LAYERS], capture_output=True, text=True, check=False)
     assert (done.stdout, done.returncode) == ("checked\n", 0), done.stderr

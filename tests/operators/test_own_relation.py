@@ -1,4 +1,4 @@
-"""A relation of one's own: what its declaration and one kernel function are enough for."""
+"""A user's own relation: a declaration and one kernel function are enough for everything below."""
 
 import re
 
@@ -105,7 +105,7 @@ def test_has_a_line_in_verify(squared_difference, capsys):
 
 
 def test_has_no_opaque_kernel(squared_difference, inputs):
-    """Nobody compiled one; `auto` goes on to who has it."""
+    """No backend has a compiled kernel for it; `auto` uses the one that can compute it."""
     how = squared_difference, torch.float32, "cpu", FOOTPRINT
     assert backends.why_not("numba", *how) == "no kernel for pairwise_squared_difference"
     assert not hasattr(torch.ops.saprof_numba, "pairwise_squared_difference")

@@ -1,4 +1,4 @@
-"""The oracle, on cases small enough to check by hand, and against independent ways to the same numbers."""
+"""The reference, on cases small enough to check by hand, and against independent computations."""
 
 import numpy as np
 import pytest
@@ -144,11 +144,11 @@ def test_positions_are_columns_of_the_whole(workload):
 @pytest.mark.parametrize("op", OPERATORS.values(), ids=OPERATORS)
 @pytest.mark.parametrize("positions", [None, [0, 7]], ids=["everywhere", "at two"])
 def test_gradients_flow_to_every_input(op, positions):
-    workload = Workload(op, Footprint.square(3, boundary="exclude"), r=2, h=3, w=3, seed=1)  # no ReLU of which is dead
+    workload = Workload(op, Footprint.square(3, boundary="exclude"), r=2, h=3, w=3, seed=1)  # all its ReLUs are active
     inputs = [x.double().requires_grad_() for x in workload.tensors()]
     assert torch.autograd.gradcheck(lambda *x: reference(op, x, workload.footprint, positions), inputs)
     gradients = torch.autograd.grad(reference(op, inputs, workload.footprint, positions).sum(), inputs)
-    cancelled = {"bias"} if op.family == "pairwise" else set()  # a softmax does not see it
+    cancelled = {"bias"} if op.family == "pairwise" else set()  # a softmax does not depend on it
     for (name, _), gradient in zip(op.inputs, gradients, strict=True):
         assert (gradient.abs().max() > 1e-9) == (name not in cancelled), name
 

@@ -1,4 +1,4 @@
-"""Rows beside what SAN prints of the same network, and fronts of them."""
+"""Rows beside the figures that SAN prints for the same network, and their fronts."""
 
 import math
 

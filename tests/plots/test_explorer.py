@@ -1,4 +1,4 @@
-"""The explorer: every choice draws what was chosen."""
+"""The explorer draws every choice."""
 
 import made_up
 import numpy as np

@@ -1,4 +1,4 @@
-"""Figures: what they draw is what the rows say, what did not run is marked and explained, and nothing else is."""
+"""Figures draw the values of the rows. Cells that did not run, and only these, are marked and explained."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from saprof.plots.speedup import speedups
 
 
 def sweep(name="aggregation", sizes=(3, 7, 11), backends=("numba", "unfold"), **fields):
-    """As one sweep measures it: the first backend has no ratio, the others have theirs to it."""
+    """Rows of one sweep: the first backend has no ratio, the others have their ratio to it."""
     first = BACKENDS[backends[0]]
     rows = []
     for size, backend in itertools.product(sizes, backends):
@@ -244,7 +244,7 @@ def test_speedup_map():
     ],
 )
 def test_what_a_cell_says(fields, text):
-    """A number with its interval, and how far to believe it."""
+    """A number with its interval and its marks."""
     rows = sweep(sizes=(3,))
     rows.loc[rows["backend"] == "unfold", list(fields)] = list(fields.values())
     (written,) = plots.speedup_figure(rows).axes[0].texts

@@ -1,4 +1,4 @@
-"""The figure over shapes draws what the rows say, those of equally many taps side by side."""
+"""The figure over shapes draws the values of the rows, with equally many taps side by side."""
 
 import pytest
 from charts import drawn, failed, footer, legend_of, row, ticks

@@ -1,4 +1,4 @@
-"""Roofs: what follows from them, how they are kept, and how they are measured. No timing is judged."""
+"""Roofs: the bounds that follow from them, their file, and their measurement. No test asserts a time."""
 
 import json
 import subprocess
@@ -267,7 +267,7 @@ def test_an_anchor_compares_a_call_with_itself(monkeypatch):
 
 @pytest.mark.parametrize(("seconds", "side"), [(1e-4, 1024), (2e-3, 512), (1.0, 256)])
 def test_a_product_takes_long_enough(monkeypatch, seconds, side):
-    """When one of side 256 takes so long, and each doubling 8 times that."""
+    """If a product of side 256 takes this long, and each doubling takes 8 times as long."""
     times = iter([seconds, 8 * seconds, 64 * seconds])
     monkeypatch.setattr(calibrate, "_seconds", lambda call: next(times))
     found, call = calibrate._product("cpu", "float64")

@@ -1,4 +1,4 @@
-"""Provenance: what of the code belongs to a row, and what does not."""
+"""Provenance: the part of the code that belongs to a row."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Turned images, and targeted attacks against foolbox."""
+"""Rotated images, and targeted attacks compared with foolbox."""
 
 import math
 import warnings

@@ -129,7 +129,7 @@ def test_table_9_compares_drops():
             robust(run, turned=50.0 + 0.1 * seed + (number % 3 == 1) * (5 + 0.01 * seed**2), attacked=80.0)
     shown = report.page("9", given)
     assert len(shown.rows) == 36
-    row = shown.rows[4]  # SAN10 pairwise, turned by 90 degrees, against ResNet26
+    row = shown.rows[4]  # SAN10 pairwise, rotated by 90 degrees, against ResNet26
     assert (row["against"], row["measure"], row["paper"]) == ("ResNet26 convolution, clockwise_90", "top-1 drop", 23.1)
     assert row["paper_difference"] == -1.4
     assert row["difference"] == pytest.approx(-5 - 0.01 * 55 / 6)
