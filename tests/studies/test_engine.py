@@ -280,6 +280,15 @@ class Part(World):
         return list(numbers)
 
 
+def test_random_layers_have_another_seed_in_every_process_and_step(few, monkeypatch):
+    states = [begin(PLAIN, few, World(rank, 1, CPU)) for rank in range(2)]
+    seeds = []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    for state in states:
+        train_until(3, state, few, few.train, Hooks())
+    assert len(set(seeds)) == len(seeds) == 6
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 31])
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_counts_of_all_processes_add_up(few, judged, size, batch):
