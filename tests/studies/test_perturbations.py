@@ -222,6 +222,7 @@ def test_the_seed_decides_targets_and_starts(model, batch):
     free = (batch.pixels >= 8) & (batch.pixels <= 247)
     moved = (starts[0] - batch.pixels)[free]
     assert moved.abs().max() > 7.5
+    assert moved.std() == pytest.approx(8 / math.sqrt(3), rel=0.05), "uniform"
     assert abs(moved.mean()) < 4 * 8 / math.sqrt(3 * len(moved))
 
 
