@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kernels_numba
 from kernels_numba.cpu import relations
-from saprof.backends import choose, run, why_not
+from saprof.backends import choose, library, run, why_not
 from saprof.backends.numba import lookups
 from saprof.backends.numba.lookups import FRAME_BYTES, longest_run
 from saprof.measure.conformance import check
@@ -424,10 +425,11 @@ def test_a_gradient_of_another_shape_is_refused():
         )
 
 
-def test_an_unknown_degree_has_no_second_derivative(monkeypatch):
-    monkeypatch.setitem(aggregation.__dict__, "degree", None)
+def test_an_unknown_degree_has_no_second_derivative():
+    unknown = replace(library.opaque(aggregation), degree=None)
+    function = library.register(library.Kernels("made_up", lambda *_: None), unknown)
     inputs = [x.requires_grad_() for x in Workload(aggregation, Footprint.square(3)).tensors()]
-    output = run(aggregation, *inputs, footprint=Footprint.square(3), backend="numba")
+    output = function(*inputs, str(Footprint.square(3)))
     (gradient,) = torch.autograd.grad(output.sum(), inputs[:1], create_graph=True)
     with pytest.raises(NotImplementedError, match="aggregation has no second derivative"):
         gradient.sum().backward()
