@@ -221,6 +221,7 @@ def test_both_processes_end_well(pair, name):
     assert Run(folders[name]).result()["steps"] == JOBS[name].epochs * (3 if JOBS[name].data == "few" else 12)
 
 
+@pytest.mark.deep
 def test_two_processes_train_as_one(pair, alone):
     one, pieces, two = alone("plain", JOBS["plain"]), alone("2", replace(JOBS["plain"], accumulate=2)), pair[0]["plain"]
     assert (weights(one) - weights(pieces)).abs().max() < 1e-12
@@ -231,16 +232,19 @@ def test_two_processes_train_as_one(pair, alone):
             assert mine[key] == pytest.approx(theirs[key], rel=1e-12)
 
 
+@pytest.mark.deep
 def test_two_processes_with_two_pieces_each_train_as_one(pair, alone):
     one = alone("pieces", replace(JOBS["pieces"], accumulate=1))
     assert (weights(one) - weights(pair[0]["pieces"])).abs().max() < 1e-12
 
 
+@pytest.mark.deep
 def test_batch_norms_see_the_images_of_their_process(pair, alone):
     one, two = alone("batch norm", JOBS["batch norm"]), pair[0]["batch norm"]
     assert (weights(one) - weights(two)).abs().max() > 1e-4
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["plain", "batch norm", "one epoch"])
 def test_what_two_processes_count_one_counts(pair, name):
     folder = pair[0][name]
@@ -253,6 +257,7 @@ def test_what_two_processes_count_one_counts(pair, name):
     assert score.n == 20
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("name", "step"), FAILING.items())
 def test_processes_fail_together(pair, name, step):
     folders, codes = pair
@@ -268,6 +273,7 @@ def test_processes_fail_together(pair, name, step):
     assert all(value.isfinite().all() for value in last["state"]["weights"].values())
 
 
+@pytest.mark.deep
 def test_a_process_that_is_asked_to_stop_stops_both(pair):
     folders, codes = pair
     assert codes["stopped"] == [75, 75]
@@ -277,6 +283,7 @@ def test_a_process_that_is_asked_to_stop_stops_both(pair):
     assert [(session["step"], session["processes"]) for session in sessions] == [(0, 2), (2, 2)]
 
 
+@pytest.mark.deep
 def test_torchrun_that_is_asked_to_stop_stops_all(under_torchrun, pair):
     folder, said = under_torchrun
     assert "stopped, and saved" in said

@@ -285,6 +285,7 @@ def test_a_run_stopped_anywhere_is_the_run(tmp_path, finished, calls):
     assert outcome(tmp_path / "parts") == outcome(finished)
 
 
+@pytest.mark.deep_unless(case=lambda number, workers: (number == signal.SIGTERM) == bool(workers))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("when", ["training", "evaluation"])
