@@ -7,42 +7,36 @@ import shlex
 import subprocess
 import sys
 
+import made_up
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import PROVENANCE
 
 from saprof import advise
 from saprof.paper import budget, evidence
 from saprof.paper.budget import LIMITED
 from saprof.records import calibration, environment
-from saprof.records.rows import Row
 from saprof.records.runs import Run
 
 LATENCY, MEMORY, PARAMS, FLOPS = LIMITED
-HERE = {
-    "device": "a CPU", "cpu": "a CPU", "cores": 2, "threads": 2, "versions": {"torch": "2.13.0"},
-    "commit": "abcdef0123456", "dirty": False,
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _here(monkeypatch):
-    """Every test runs on the machine of HERE."""
-    monkeypatch.setattr(environment, "cpu_name", lambda: HERE["cpu"])
-    monkeypatch.setattr("psutil.cpu_count", lambda logical: HERE["cores"])
+    """Every test runs on the machine of PROVENANCE."""
+    monkeypatch.setattr(environment, "cpu_name", lambda: PROVENANCE["cpu"])
+    monkeypatch.setattr("psutil.cpu_count", lambda logical: PROVENANCE["cores"])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 def network(name, footprint, ms, **changes):
     """A network's row, measured to ± 1 ms."""
     facts = {
-        "key": f"{name} {footprint} {ms}", "status": "ok", "name": name, "kind": "model", "footprint": footprint,
-        "n": 1, "h": 224, "w": 224, "dtype": "float32", "device": "cpu", "mode": "forward", "backend": "numba",
-        "attention": "fused", "time": "2026-11-21T15:00:00+00:00", "latency_s": ms / 1e3,
-        "latency_low_s": (ms - 1) / 1e3, "latency_high_s": (ms + 1) / 1e3, "peak_bytes": 30 * 10**6,
-        "params": 11 * 10**6, "flops_paper": 2 * 10**9, "flops_hardware": 4 * 10**9,
+        "key": f"{name} {footprint} {ms}", "latency_s": ms / 1e3, "latency_low_s": (ms - 1) / 1e3,
+        "latency_high_s": (ms + 1) / 1e3, "peak_bytes": 30 * 10**6, "params": 11 * 10**6, "flops_hardware": 4 * 10**9,
     }  # fmt: skip
-    return Row(**facts | changes)
+    return made_up.network(name, footprint, **facts | changes)
 
 
 SMALL = network("san10_pairwise", "square:3", 20)
@@ -59,9 +53,7 @@ def record(tmp_path):
     """A function that writes a run folder, and returns its path."""
 
     def write(*rows, name="run", **where):
-        run = Run(tmp_path / name, HERE | where)
-        run.append(rows)
-        return str(run.folder)
+        return str(made_up.run_folder(tmp_path / name, list(rows), where=PROVENANCE | where))
 
     return write
 
@@ -274,14 +266,7 @@ def test_a_latency_whose_interval_leaves_the_budget_is_marked(record, capsys):
 
 def test_rows_above_the_roof_are_not_used(record, capsys):
     run = record(SMALL, WIDE)
-    anchor = calibration.Anchor(
-        time="", blocks_s={"copy": (1.0, 1.07)}, ratios={"copy": (0.99, 1.01)}, others_cpu=0.0, contended=False
-    )
-    roofs = calibration.Calibration(
-        device="a CPU", threads=2, cpu="a CPU", torch="2.13.0", time="", streams={"copy": {65536: 1e9}},
-        fma={"float32": 4e9 / 30e-3}, gemm={}, anchors=(anchor,),
-    )  # fmt: skip
-    calibration.write(run, roofs)
+    calibration.write(run, made_up.roofs(fma={"float32": 4e9 / 30e-3}))
     found = records(capsys, "--run", run)
     assert [line["footprint"] for line in found] == ["square:9"], "20 ms are less than the 30 ms that 4 GFLOPs take"
     told = f"Omitted from {run}: 1 rows that are faster than the machine's roofs allow."
@@ -373,7 +358,9 @@ def test_csv_and_markdown(record, capsys):
     printed = capsys.readouterr()
     found = list(csv.DictReader(io.StringIO(printed.out)))
     assert [line["footprint"] for line in found] == ["square:11", "square:5", "square:9", "square:3"]
-    assert found[0].items() >= {"dominated_by": "", "torch": "2.13.0", "commit": HERE["commit"], "run": run}.items()
+    assert (
+        found[0].items() >= {"dominated_by": "", "torch": "2.13.0", "commit": PROVENANCE["commit"], "run": run}.items()
+    )
     assert "take san10_patchwise 11×11" in printed.err
     _, out = answer(capsys, "--run", run, "--format", "md")
     assert "## a CPU, 2 threads, ImageNet val-split\n\n| network " in out

@@ -6,32 +6,21 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import made_up
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import PROVENANCE, TIME
 
 from saprof import command, compare
-from saprof.records import calibration
-from saprof.records.calibration import Anchor, Calibration
 from saprof.records.comparison import METRICS, Comparison, match
 from saprof.records.ratios import Ratio, independent, self_difference, within_rounds
-from saprof.records.rows import MEASURED, Row, append_rows
+from saprof.records.rows import MEASURED
 from saprof.records.runs import change, read_run
 
 RECORDED = Path(__file__).parents[2] / "studies" / "recorded" / "backends_cpu"
-MACHINE = {
-    "schema": 1,
-    "device": "a CPU",
-    "cpu": "a CPU",
-    "threads": 2,
-    "versions": {"torch": "2.13"},
-    "code": "abc",
-    "commit": None,
-    "cores": 2,
-    "dirty": False,
-}
-TIME = "2026-01-01T00:00:00+00:00"
+WHERE = PROVENANCE | {"versions": {"torch": "2.13"}}
 
 
 def samples(median, spread=0.002, count=21, seed=0):
@@ -41,34 +30,24 @@ def samples(median, spread=0.002, count=21, seed=0):
 
 
 def row(name="aggregation", seconds=1e-3, backend="numba", status="ok", **fields):
-    facts = {"kind": "operator", "footprint": "square:3", "n": 1, "h": 8, "w": 8, "dtype": "float32", "device": "cpu"}
-    facts |= {"mode": "forward", "time": TIME, "key": f"{name}{backend}"} | fields
+    facts = {"time": TIME, "key": f"{name}{backend}"} | fields
     if status in MEASURED and "samples_s" not in facts:
         facts["samples_s"] = seconds if isinstance(seconds, list) else samples(seconds)
     if status in MEASURED:
         facts["latency_s"] = float(np.median(facts["samples_s"])) if facts["samples_s"] else seconds
     else:
         facts["reason"] = "no luck"
-    return Row(name=name, backend=backend, status=status, **facts)
+    return made_up.row(name=name, backend=backend, status=status, **facts)
 
 
 def calibrated(within=0.005, between=0.01, copy=1.0):
     """The roofs of a machine that is far faster than the rows here."""
     blocks = {"copy": (copy, copy * (1 + between))}
-    usage = {"others_cpu": 0.0, "contended": False}
-    anchor = Anchor(time=TIME, blocks_s=blocks, ratios={"copy": (1 - within, 1 + within)}, **usage)
-    rates = {"fma": {"float32": 1e12}, "gemm": {}, "streams": {"copy": {1024: 1e12}}}
-    facts = {"device": "a CPU", "cpu": "a CPU", "threads": 2, "torch": "2.13", "time": TIME}
-    return Calibration(anchors=(anchor,), **facts, **rates)
+    return made_up.roofs(anchors=(made_up.anchor(blocks_s=blocks, ratios={"copy": (1 - within, 1 + within)}),))
 
 
 def recorded(folder, rows, noise=None, **provenance):
-    folder.mkdir()
-    (folder / "run.json").write_text(json.dumps(MACHINE | provenance))
-    append_rows(folder / "rows.jsonl", rows)
-    if noise is not None:
-        calibration.write(folder, noise)
-    return str(folder)
+    return str(made_up.run_folder(folder, rows, noise, WHERE | provenance))
 
 
 def scaled(factor):

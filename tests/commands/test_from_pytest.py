@@ -2,9 +2,10 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
+from made_up import PROVENANCE, anchor, roofs
 
 from saprof import from_pytest
 from saprof.measure.cells import Cell
@@ -16,10 +17,7 @@ from saprof.records.environment import fingerprint
 from saprof.records.rows import SCHEMA, read_rows
 from saprof.records.runs import read_provenance
 
-WHERE = {
-    "versions": {"torch": "2.13.0"}, "device": "a CPU", "cpu": "a CPU", "cores": 2, "threads": 2, "code": "0123",
-    "commit": "abc", "dirty": False, "argv": ["--benchmark-only"],
-}  # fmt: skip
+WHERE = PROVENANCE | {"argv": ["--benchmark-only"]}
 CELLS = [
     Cell(Workload.stage(OPERATORS["aggregation"], Footprint.square(7), 256, 56), backend="numba"),
     Cell(
@@ -29,15 +27,7 @@ CELLS = [
     ),
 ]
 SAMPLES = [0.01, 0.0102, 0.0101, 0.0104, 0.0103, 0.0099, 0.0101]
-ROOFS = calibration.Calibration(
-    device="a CPU", threads=2, cpu="a CPU", torch="2.13.0", time="", streams={"copy": {65536: 1e10}},
-    fma={"float32": 1e11}, gemm={},
-    anchors=(
-        calibration.Anchor(
-            time="", blocks_s={"copy": (1.0, 1.0)}, ratios={"copy": (0.99, 1.01)}, others_cpu=0.0, contended=False
-        ),
-    ),
-)  # fmt: skip
+ROOFS = roofs()
 
 
 def benchmark(cell, samples=SAMPLES, **changes):
@@ -126,8 +116,8 @@ def test_the_calibration_comes_along(convert, tmp_path):
 
 
 def test_rows_are_contended_if_the_calibration_was(convert):
-    roofs = replace(ROOFS, anchors=(replace(ROOFS.anchors[0], contended=True),))
-    (row,) = convert(saved(benchmark(CELLS[0]), calibration=calibration.content(roofs)))
+    contended = roofs(anchors=(anchor(contended=True),))
+    (row,) = convert(saved(benchmark(CELLS[0]), calibration=calibration.content(contended)))
     assert (row.status, row.reason) == ("contended", "other processes ran during the calibration")
     assert row.latency_s == 0.0101
 

@@ -8,14 +8,14 @@ import sys
 from dataclasses import replace
 
 import pytest
-from test_calibration import ANCHOR, ROOFS, row
+from made_up import ANCHOR, ROOFS, run_folder
+from made_up import row_under_roofs as row
 
 from saprof import backends, command, roofline
 from saprof.measure import calibrate
 from saprof.plots import frame
 from saprof.plots.roofline import roofline_figure
 from saprof.records import calibration, environment
-from saprof.records.runs import Run
 
 FAST = row(key="a", backend="numba", latency_s=1e-6, latency_low_s=0.9e-6, latency_high_s=1.1e-6)
 """A row at 25 % of the roof, since its least time is 250 ns."""
@@ -32,11 +32,7 @@ ROWS = [replace(row, time="2026-01-01T00:00:05+00:00") for row in (FAST, SLOW, S
 
 
 def make(folder, rows=ROWS, roofs=ROOFS, **provenance):
-    where = environment.provenance("cpu", 1) | provenance
-    Run(folder, where).append(rows)
-    if roofs is not None:
-        calibration.write(folder, roofs)
-    return folder
+    return run_folder(folder, rows, roofs, environment.provenance("cpu", 1) | provenance)
 
 
 @pytest.fixture

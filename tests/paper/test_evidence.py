@@ -6,22 +6,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up import network
 
 from saprof.paper import evidence
 from saprof.paper.printed import paper, rows
-from saprof.records.rows import Row
 
 MEASURED = {"latency_s": 0.1, "latency_low_s": 0.09, "latency_high_s": 0.11, "peak_bytes": 10**7}
 COUNTED = {"params": 10**7, "flops_paper": 2 * 10**9}
-
-
-def network(name="san10_pairwise", footprint="default", **changes):
-    facts = {
-        "key": f"{name} {footprint}", "status": "ok", "name": name, "kind": "model", "footprint": footprint, "n": 1,
-        "h": 224, "w": 224, "dtype": "float32", "device": "cpu", "mode": "forward", "backend": "numba",
-        "attention": "fused", "time": "2026-11-21T15:00:00+00:00",
-    }  # fmt: skip
-    return Row(**facts | MEASURED | COUNTED | changes)
 
 
 def found(row):

@@ -9,42 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from made_up import ANCHOR, ROOFS
+from made_up import row_under_roofs as row
 
 from kernels_numba.cpu import rates
 from saprof.backends import numba as backend
 from saprof.measure import calibrate
 from saprof.records import calibration
-from saprof.records.calibration import Anchor, Bound, Calibration, above_roof, bound, share, why_not
-from saprof.records.rows import Row
-
-ANCHOR = Anchor(
-    time="2026-01-01T00:00:09+00:00",
-    blocks_s={"copy": (4.0, 4.4), "gemm": (1.0, 1.0)},
-    ratios={"copy": (0.97, 1.01), "gemm": (1.0, 1.02)},
-    others_cpu=0.01,
-    contended=False,
-)
-ROOFS = Calibration(
-    device="A CPU",
-    cpu="A CPU",
-    threads=2,
-    torch="2.13",
-    time="2026-01-01T00:00:00+00:00",
-    streams={"copy": {1000: 3e9, 4000: 8e9, 16000: 2e9}, "read": {1000: 4e9, 4000: 7e9, 16000: 2.5e9}},
-    fma={"float32": 100e9, "float64": 50e9},
-    gemm={"float32": 80e9, "float64": 60e9, "bfloat16": 10e9},
-    anchors=(ANCHOR,),
-)
-
-
-def row(**fields) -> Row:
-    """A forward whose least time is 2000 bytes / 8 GB/s = 250 ns, and in FLOPs 1000 / 100 GFLOP/s = 10 ns."""
-    known = {
-        "key": "k", "status": "ok", "name": "aggregation", "kind": "operator", "footprint": "square:3", "taps": 9,
-        "n": 1, "h": 8, "w": 8, "dtype": "float32", "device": "cpu", "mode": "forward", "backend": "numba",
-        "flops_hardware": 1000, "compulsory_bytes": 2000, "latency_s": 1e-6, "latency_high_s": 2e-6,
-    }  # fmt: skip
-    return Row(**known | fields)
+from saprof.records.calibration import Bound, above_roof, bound, share, why_not
 
 
 @pytest.mark.parametrize(
