@@ -1,4 +1,4 @@
-"""Handwritten CUDA kernels (csrc/) and their build. They know arrays and integers, and import nothing of saprof."""
+"""Handwritten CUDA kernels (csrc/) and their build. They take arrays and integers, and import nothing of saprof."""
 
 import math
 import re

@@ -4,7 +4,7 @@
     python -m studies.footprints --data digits16 --family pairwise --footprint square:7,disk:9 --seeds 12
     python -m studies.footprints --from studies/recorded/footprints_digits
 
-SAN says that the footprint of pairwise attention may be irregular (Sec. 3.1), and tries squares only. Here the first
+SAN says that the footprint of pairwise attention may be irregular (Sec. 3.1), but tries only squares. Here the first
 stage of a small network gets each footprint in turn. It is compared, seed by seed, with the square of as many taps in
 the same family, or with the first footprint if there is no square. OUTPUT/runs keeps every run: a finished run is not
 repeated, and an unfinished one is resumed. OUTPUT/README.md has the tables, and OUTPUT/results.json is enough to draw

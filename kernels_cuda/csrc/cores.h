@@ -5,11 +5,11 @@
 
 #include "mapping.h"
 
-// What a core takes besides its arrays and the footprint.
+// The arguments of a core besides its arrays and the footprint.
 struct Core {
-  // The widths of the mapping's layers; of a stand-alone attention, the channels of a head and the number of heads.
+  // The widths of the mapping's layers; for stand-alone attention, the channels of a head and the number of heads.
   Widths widths;
-  // Of a pairwise attention, whether rows are rectified; of a patchwise attention, the relation (Kind).
+  // For pairwise attention, whether rows are rectified; for patchwise attention, the relation (Kind).
   int variant;
   // Whether the softmax skips taps outside the map.
   bool excludes;

@@ -108,7 +108,7 @@ inline int64_t per_image(const Array& array) {
   return size;
 }
 
-// So many numbers describe a footprint. A core takes further numbers after them.
+// The number of integers that describe a footprint. A core takes further numbers after them.
 constexpr size_t LOOKUP_NUMBERS = 8;
 
 inline Lookups lookups_of(const std::vector<Array>& tables, const std::vector<int64_t>& numbers, cudaStream_t stream) {

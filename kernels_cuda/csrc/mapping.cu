@@ -7,7 +7,7 @@
 
 namespace {
 
-// So many threads share an element.
+// The number of threads that share an element.
 constexpr int PARTS = 8;
 
 template <typename R>

@@ -60,7 +60,7 @@ __device__ void product(const R* weights, int step_o, int step_d, const R* in, i
   for (int item = threadIdx.x; item < ceil_div(outputs, SIDES) * vectors; item += blockDim.x) {
     int rest = item;
     const int column = digit(rest, vectors) * W, first = rest * SIDES;
-    const R* weight[SIDES];  // the last one again beyond the end, so that no load waits for a branch
+    const R* weight[SIDES];  // beyond the end, the last one is repeated: no load waits for a branch
 #pragma unroll
     for (int o = 0; o < SIDES; ++o) weight[o] = weights + int64_t(min(first + o, outputs - 1)) * step_o;
     R sums[SIDES][W] = {};
@@ -256,7 +256,7 @@ struct Moments {
   }
 };
 
-// So many threads share a row.
+// The number of threads that share a row.
 __host__ __device__ inline int parts_of(int rows) { return max(1, THREADS / rows); }
 
 // Add the moments of the rows, over all columns that belong to an image, to the moments of each (row, part).

@@ -40,7 +40,7 @@ struct Inputs {
   using R = Real<T>;
   const T *centres, *map, *beta, *gradient;
   const R *scale, *shift, *parameters;
-  // Of statistics without a layer: the gradients of the rows follow from these three.
+  // For statistics without a layer: the gradients of the rows follow from these three.
   const R *mean_gradient, *variance_gradient, *mean;
   R inverse_count;  // 1 / centres
   Kind kind;
@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(THREADS, 4)
       const int column = digit(rest, plan.columns), first = rest * SIDES;
       const Place place = memory.places[column];
       if (place.image < 0) continue;
-      const T* beta[SIDES];  // the last channel again beyond the end
+      const T* beta[SIDES];  // beyond the end, the last channel is repeated
 #pragma unroll
       for (int s = 0; s < SIDES; ++s)
         beta[s] =

@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(THREADS, 2)
   for (int item = threadIdx.x; item < rows * lookups.all_columns; item += blockDim.x) {
     int y = item;
     const int u = digit(y, lookups.all_columns);
-    const T* channel[BLOCK];  // the last one again beyond `count`, so that no load waits for a branch
+    const T* channel[BLOCK];  // beyond `count`, the last one is repeated: no load waits for a branch
 #pragma unroll
     for (int d = 0; d < BLOCK; ++d) channel[d] = other + min(d, count - 1) * area;
     Real<T> values[BLOCK] = {};

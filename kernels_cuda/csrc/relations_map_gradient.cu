@@ -33,7 +33,7 @@ __device__ void sum_rows(const T* taps, const T* centres, int64_t step, int coun
 #pragma unroll
     for (int d = 0; d < C; ++d) {
       values[d] = exists ? Real<T>(*here) : 0;
-      if (d + 1 < count) here += step;  // the last channel again beyond the end, so that no load waits for a branch
+      if (d + 1 < count) here += step;  // beyond the end, the last channel is repeated: no load waits for a branch
     }
   };
   for (int b = 0; b < lookups.in_rows; ++b) {

@@ -27,7 +27,7 @@ struct Slot {
 };
 
 // The size of a band: `height` rows of a tile, each `across` centres wide, which are `columns` in shared memory. It has
-// room for so many slots, for so many packs of channels, and for `panel` elements of frames.
+// room for `slots` slots, for `packs` packs of channels, and for `panel` elements of frames.
 struct Plan {
   int height, across, columns, slots, packs;
   int64_t panel;
@@ -41,7 +41,7 @@ struct Inputs {
   int64_t p, area, images;
   bool excludes;
 
-  // Where the head's first channel of an image begins, in an array with so many channels per head.
+  // Where the head's first channel of an image begins, in an array with this many channels per head.
   __device__ int64_t head_of(int64_t image, int head, int channels, int64_t size) const {
     return (image * channels * g + head) * size;
   }
@@ -105,7 +105,7 @@ struct Work {
 
   __device__ int first() const { return memory.starts[begin]; }
   __device__ int count() const { return memory.starts[end] - first(); }
-  // Go on to the next pieces. Returns false if there are none.
+  // Advance to the next pieces. Returns false if there are none.
   __device__ bool next() {
     begin = end;
     while (end < lookups.m && memory.starts[end + 1] - first() <= plan.slots) ++end;

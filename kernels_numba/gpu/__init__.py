@@ -1,1 +1,2 @@
-"""GPU kernels, twins of those in `kernels_numba.cpu` with the same names; `launch` and `pairs` are only needed here."""
+"""GPU kernels, twins of those in `kernels_numba.cpu` with the same names; only GPU kernels need `launch` and
+`pairs`."""

@@ -64,7 +64,7 @@ class Lookups(NamedTuple):
 
 
 class Block(NamedTuple):
-    """What a device function knows of the block that calls it: two arrays in shared memory, and the calling thread.
+    """What a device function needs from the block that calls it: two arrays in shared memory, and the calling thread.
 
     `shared` holds numbers of the arrays' dtype, and `pairs` integers. Both begin at the same address: positions in
     `shared` leave room for the integers. A pair, or a place, is four integers in rows of `pairs`: image, centre, source
@@ -99,7 +99,7 @@ def line(x: Any) -> Any:
 
 
 def first_real(integers: int, itemsize: int) -> int:
-    """Where the numbers begin in `Block.shared` after so many integers."""
+    """Where the numbers begin in `Block.shared`, after this many integers."""
     return ceil_div(integers * 4, 16) * 16 // itemsize
 
 

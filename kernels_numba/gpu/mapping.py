@@ -4,14 +4,14 @@ kernels_cuda/csrc.
 
 A matrix of rows × columns is stored row by row. Each multiply-add is one FMA in the dtype of the arrays.
 
-The twins part where Numba lacks what C++ has:
+The two files differ where Numba lacks a feature of C++:
 
     shared     A block's shared memory is one array of the arrays' dtype, and one array of integers that begins at the
                same address (`Block`). Nothing is reinterpreted.
     products   4 outputs × 4 columns per thread, in tuples, which are registers. Numba loads no vectors, so the columns
                of a thread are `columns / WIDTH` apart, and neighbouring threads read neighbouring words. Indices in
                inner loops are unsigned: Numba compares signed indices with 0, since negative ones count from the end.
-    closures   `Finish` says what becomes of a product: whether it is added, rectified or masked.
+    closures   `Finish` describes what happens to a product: whether it is added, rectified or masked.
     barriers   Functions here contain none and take the thread that calls them (`Block`): Numba's simulator replaces the
                name `cuda` in the module of the kernel only.
 
@@ -36,7 +36,7 @@ MOST_COLUMNS, MOST_ROWS = 128, 32
 """At most this many columns of a chunk, and rows of a panel."""
 MOST_LAYERS = 8
 PARTS = 8
-"""So many threads share an element of the sums over workers."""
+"""The number of threads that share an element of the sums over workers."""
 
 
 class Widths(NamedTuple):
@@ -102,8 +102,8 @@ class Target(NamedTuple):
 
 
 class Finish(NamedTuple):
-    """What becomes of a product: it is added to what is in its place, and then rectified; or it is 0 where that is not
-    positive."""
+    """What happens to a product: it is added to the element in its place, and then rectified; or it is set to 0 where
+    that element is not positive."""
 
     added: bool
     rectified: bool
@@ -175,7 +175,7 @@ def product(weights, rows, to, outputs, finish, block):
     for item in range(block.thread, (outputs + SIDES - 1) // SIDES * vectors, block.threads):
         panel = item // vectors
         o, column = panel * SIDES, item - panel * vectors
-        # the last output again beyond the end, so that no load waits for a branch
+        # beyond the end, the last output is repeated, so that no load waits for a branch
         w0 = uint64(weights.begin + o * weights.step_o)
         w1 = uint64(weights.begin + min(o + 1, last) * weights.step_o)
         w2 = uint64(weights.begin + min(o + 2, last) * weights.step_o)

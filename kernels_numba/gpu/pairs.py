@@ -1,8 +1,8 @@
 """Pairs of a centre and a tap, as columns in shared memory: the pairs of given centres, and the pairs that read a given
 position of the map. Twin of kernels_cuda/csrc/pairs.h.
 
-The twins part: the tables here have a row per tap, so two reads give the position that a tap reads, and no list of taps
-is kept. The readers of a position come tap by tap.
+The two files differ in their tables: here they have a row per tap, so two reads give the position that a tap reads, and
+no list of taps is kept. The readers of a position come tap by tap.
 
 Functions here contain no barrier and take the thread that calls them (`Block`): Numba's simulator replaces the name
 `cuda` in the module of the kernel only.

@@ -11,8 +11,9 @@ outputs, for the batch norm after it, and the gradients. Twin of kernels_cuda/cs
                positions of the map (map, β), each of which goes through the centres that read it. No atomics, and the
                same bits every time. Workers have partial sums of the parameters' gradients, which are added in order.
 
-The twins part where C++ has templates: `Upstream.softmax` says whether the gradient comes from the softmax or from the
-statistics. Another array stands in for an array that is absent, and a flag says that it is not read or written.
+The two files differ where C++ has templates: `Upstream.softmax` says whether the gradient comes from the softmax or
+from the statistics. Another array stands in for an array that is absent, and a flag says that it is not read or
+written.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Inputs(NamedTuple):
 
 
 class Upstream(NamedTuple):
-    """What flows back to the last layer's outputs: from the softmax, or from their mean and variance over all pairs."""
+    """The gradient of the last layer's outputs: from the softmax, or from their mean and variance over all pairs."""
 
     softmax: bool
     gradient: Any

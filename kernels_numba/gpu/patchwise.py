@@ -13,8 +13,8 @@ kernels_cuda/csrc/patchwise.cu, for float32 and float64.
                workers' sums are added in order. The gradient of a map goes through the centres that read it: no
                atomics, and the same bits every time.
 
-The twins part where C++ has templates: one kernel of readers serves β and the map, and an argument says which. Another
-array stands in for an array that is absent, and a flag says that it is not read.
+The two files differ where C++ has templates: one kernel of readers serves β and the map, and an argument says which.
+Another array stands in for an array that is absent, and a flag says that it is not read.
 """
 
 from __future__ import annotations
@@ -334,7 +334,7 @@ def _attention(inputs, layer, y, plan, tables):
             i, first = item - panel * columns, panel * SIDES
             image, oy, ox = places[i], places[2 * columns + i], places[3 * columns + i]
             if image >= 0:
-                # the last channel again beyond the end
+                # beyond the end, the last channel is repeated
                 c0 = g + first * groups
                 c1 = g + min(first + 1, share - 1) * groups
                 c2 = g + min(first + 2, share - 1) * groups
@@ -680,7 +680,7 @@ def _none(columns: int, outputs: int, depth: int) -> int:
 
 
 class Arrays(NamedTuple):
-    """The arrays of a core. β is absent of statistics; a gradient, or statistics, only exist in a backward."""
+    """The arrays of a core. β is absent for statistics; a gradient, or statistics, only exist in a backward."""
 
     centres: Any
     map: Any

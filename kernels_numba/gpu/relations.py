@@ -4,8 +4,8 @@ kernels_numba/cpu/relations.py.
 All arrays are contiguous. A map is (n, c, h, w). `centres` holds the values at i and is (n, c, p). `taps` holds one
 value per tap and is (n, c, k, p). Sums of float16 are float32 and are rounded once, when they are written.
 
-The twins part where the CPU has one `combine` with an offset and a scale: here it adds or subtracts, `gather` copies,
-and a Hadamard product is a correlation of groups of one channel.
+The two files differ in `combine`. The CPU has one `combine` with an offset and a scale. Here `combine` adds or
+subtracts, `gather` copies, and a Hadamard product is a correlation of groups of one channel.
 
     lookups    Small tables per axis give where a tap reads, −1 for what the boundary drops, and which centres read an
                element (`Lookups`). The caches hold the tables and neighbouring rows of a map. Nothing is copied to

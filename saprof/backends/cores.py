@@ -98,13 +98,13 @@ def _attention(beta: Shape, options: Options, text: str, macs_of_gamma: int) -> 
 
 
 def _statistics(options: Options, text: str) -> Plan:
-    """The plan of statistics. They have no multiply-adds of their own: the attention multiplies again what they do."""
+    """The plan of statistics. It counts no multiply-adds, because the attention repeats the same products."""
     return Plan([(options.widths[-1],)] * 2, 0, (options, Footprint.parse(text)))
 
 
 def _pairwise_attention(shapes: Sequence[Shape], widths: Sequence[int], rectified: bool, text: str) -> Plan:
     first, *others = (inputs * outputs for inputs, outputs in pairwise(widths))
-    if not rectified:  # the first linear adds up the terms of a dot product, and leaves the position as it is
+    if not rectified:  # the first linear adds up the terms of a dot product, and copies the position
         first = widths[0] - widths[1] + 1
     taps = Footprint.parse(text).taps
     return _attention(shapes[3], PairwiseOptions(tuple(widths), rectified), text, taps * sum(others, first))

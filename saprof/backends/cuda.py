@@ -59,7 +59,7 @@ def _launch(name: str, arrays: Sequence[Tensor], tables: Sequence[Tensor], numbe
 
 
 LAUNCH = {"cuda": _launch}
-"""What starts the kernels, by the type of the device."""
+"""The function that starts the kernels, by the type of the device."""
 
 
 @cache

@@ -98,7 +98,7 @@ def _pairwise(cores: Any, relation: str, inputs: Roles, footprint: Footprint) ->
 
 
 def _rows(relation: str, inputs: Roles, footprint: Footprint) -> Rows:
-    """The rows [δ, position], with the terms of the dot product in place of δ if the relation is one."""
+    """The rows [δ, position], with the terms of the dot product in place of δ if the relation is a dot product."""
     phi, psi = _centres(inputs.phi, footprint), inputs.psi
     match relation:
         case "summation":

@@ -58,7 +58,7 @@ class Opaque:
     given: tuple[str, ...] = ("gradient",)
     """The tensors that the backward takes before the inputs: the gradients of the outputs, then the saved outputs."""
     backward_macs: Callable[[Sequence[bool]], int] = sum
-    """How many times the multiply-adds of the forward the backward has, from which gradients are needed."""
+    """The multiply-adds of the backward as a multiple of those of the forward, given which gradients are needed."""
     degree: int | None = None
     """1 if linear in all inputs together, 2 if in each of two inputs, None if there is no second derivative."""
     instead: str = ""
@@ -98,7 +98,7 @@ def _returned(count: int) -> str:
 
 
 def opaque(operator: Operator) -> Opaque:
-    """The declaration of an operator of which each backend has a kernel of its own."""
+    """The declaration of an operator for which each backend has its own kernel."""
 
     def plan(shapes: Sequence[Shape], text: str) -> Plan:
         footprint = Footprint.parse(text)
@@ -154,7 +154,7 @@ def register(kernels: Kernels, opaque: Opaque) -> Callable[..., Any]:
 
 
 def register_operator(kernels: Kernels, operator: Operator) -> Callable[..., Tensor]:
-    """Define an operator of which the backend has a kernel; return it as a function of tensors and a footprint.
+    """Define an operator for which the backend has a kernel; return it as a function of tensors and a footprint.
 
     The kernel runs as run(name, arrays, footprint, sizes), with the sizes of all named axes.
     """

@@ -56,7 +56,8 @@ def _window(x: Tensor, footprint: Footprint) -> Tensor:
 def _gather_by_table(x: Tensor, footprint: Footprint) -> Tensor:
     """Look up every tap in a table; a dropped tap reads a zero that is stored after the map.
 
-    For taps that are no grid, and for taps so far apart that the map between them has more elements than they read.
+    For taps that do not form a grid, and for taps so far apart that the map between them has more elements than the
+    taps read.
     """
     h, w = x.shape[-2:]
     rows, columns = footprint.rows(h)[:, :, None], footprint.columns(w)[:, None, :]

@@ -1,18 +1,18 @@
 """The layers of the papers: attention modules, the self-attention block, the transition, the stems.
 
-Where the authors' released code and SAN's text differ, the code is followed, so that the authors' checkpoints load:
+Where the authors' released code and SAN's text differ, saprof follows the code, so that the authors' checkpoints load:
 
-- Departure: γ opens with batch norm and ReLU, and every ReLU in it follows a batch norm (SAN Sec. 3.1 writes L→R→L).
+- Departure: γ begins with batch norm and ReLU, and every ReLU in it follows a batch norm (SAN Sec. 3.1 writes L→R→L).
 - Departure: pairwise weights pass a softmax over the footprint (Eq. 2 has none); patchwise weights do not.
 - Departure: channel c of β takes weight channel c mod g, so the channels that share a weight are interleaved.
-- Departure: a transition is pool → linear; its batch norm and ReLU close the stage before it (Sec. 3.4).
+- Departure: a transition is pool → linear; its batch norm and ReLU are at the end of the stage before it (Sec. 3.4).
 
-Where SASA's text and its printed counts differ, the counts are followed. What neither specifies was chosen:
+Where SASA's text and its printed counts differ, saprof follows the counts. We chose what neither specifies:
 
 - Departure: queries, keys and values are whole matrices; the text has one matrix per head (`projection_groups`).
 - Departure: heads are interleaved over the channels, like SAN's groups; the text has them side by side.
 - Chosen: at a border the neighbourhood is clipped (`boundary="exclude"`), absolute positions are sinusoids, added to
-  the input, embeddings start as normals, and there is no ReLU behind the attention of the stem.
+  the input, embeddings are initialised from a normal distribution, and no ReLU follows the attention of the stem.
 
 Under `boundary="exclude"` the softmax runs over the taps inside the map; the input of batch norm still includes the
 dropped taps, with ψ = 0.

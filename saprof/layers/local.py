@@ -16,8 +16,8 @@ from saprof.operators.footprint import Footprint
 
 
 class LocalAttention(nn.Module):
-    """Computes maps of `value_channels` channels from maps. Each family defines its weights and the maps that they
-    depend on."""
+    """Computes maps of `value_channels` channels from maps. Each family defines its weights, and the maps from which
+    they are computed."""
 
     def __init__(self, footprint: Footprint, config: AttentionConfig, fused_operator: Operator | None) -> None:
         super().__init__()

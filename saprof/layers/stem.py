@@ -53,7 +53,7 @@ class AttentionStem(nn.Module):
 
     def logits(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b heads i j"]:
         """q_iᵀ k_j + q_iᵀ r_{j−i} = x_iᵀ (W_qᵀ W_k) x_j + x_iᵀ (W_qᵀ r_{j−i}): pixels have three channels, so this
-        needs no maps of queries and keys, which have many more."""
+        needs no maps of queries and keys, which have many more channels."""
         pixels = apart(x)  # b 3 j
         query, key = (layer.weight.view(HEADS, -1, 3) for layer in (self.query, self.key))
         product = (query.transpose(1, 2) @ key).transpose(0, 1).flatten(1)  # 3 heads·3
@@ -87,8 +87,8 @@ class SpatialValues(nn.Module):
     """v_ab = Σ_m p(a, b, m) W_m x_ab, with p(a, b, m) = softmax_m((row_a + column_b)ᵀ ν_m) at row a and column b of a
     block (SASA Sec. 3.2).
 
-    The matrices are mixed rather than the values, v_ab = (Σ_m p(a, b, m) W_m) x_ab, for a fraction of the work and
-    memory. On the meta device the definition runs, since the paper counts it.
+    The matrices are mixed rather than the values, v_ab = (Σ_m p(a, b, m) W_m) x_ab, which takes a fraction of the work
+    and memory. On the meta device the definition runs, since the paper counts it.
     """
 
     def __init__(self, outputs: int) -> None:

@@ -44,8 +44,8 @@ FMA_DTYPES = ("float32", "float64")
 
 def calibrate(device: str, dtypes: Sequence[str], seconds_each: float = 0.2) -> Calibration:
     """Measure the roofs of `device` with torch's threads: streams over working sets from L1 to memory; an FMA loop and
-    a matrix product for each of `dtypes`, and those they may be computed in; each for about `seconds_each`; then the
-    first anchor.
+    a matrix product for each of `dtypes`, and for the dtypes in which kernels may compute these; each for about
+    `seconds_each`; then the first anchor.
 
     A roof is the rate of an undisturbed device, so it follows from the 10th percentile of the times. The median of a
     row is compared with it, so whatever disturbs a row lowers its share of the roof. ValueError if less memory is free

@@ -36,7 +36,7 @@ class Network:
 
     @property
     def attends(self) -> bool:
-        """Whether the network has attention, which a backend of ours computes."""
+        """Whether the network has attention, which one of our backends computes."""
         return named_model(self.name).attends
 
     @property

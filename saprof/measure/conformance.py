@@ -56,8 +56,8 @@ def check(
 
 
 def sample_positions(workload: Workload, count: int = 32) -> list[int]:
-    """At most `count` centres: all of a small map. Of a large map they are the corners, then random ones: half of them
-    near the border, where taps are outside the map."""
+    """At most `count` centres: all centres of a small map. For a large map they are the corners, then random ones: half
+    of them near the border, where taps are outside the map."""
     oh, ow = workload.footprint.output_size(workload.h, workload.w)
     if oh * ow <= count:
         return list(range(oh * ow))
@@ -77,8 +77,8 @@ def sample_positions(workload: Workload, count: int = 32) -> list[int]:
 
 # Rounding errors of a sum of L products of normals, which has size √L: each partial sum i, of size √i, is rounded by at
 # most eps/2 of it, and these errors add up like a random walk to (eps/2)·√(Σ i) ≈ 0.35·eps·L, that is 0.35·eps·√L of
-# the sum's size; roundings of the products and of the result add a constant. The largest among many elements lies a few
-# such deviations out, which the largest value and the factors here allow for:
+# the sum's size; roundings of the products and of the result add a constant. The largest error among many elements is a
+# few times this size; the largest value and the factors in this formula allow for it:
 #
 #     tolerance = eps · (4 + √L) · max(√L, max |reference|)
 #

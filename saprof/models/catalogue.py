@@ -1,6 +1,6 @@
 """The named models: their architecture, the fields of their config, and the facts that other modules need.
 
-Nothing here imports torch. Nobody reads a fact out of a name: the facts are fields of `NamedModel`.
+Nothing here imports torch. No code derives a fact from a name: the facts are fields of `NamedModel`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class NamedModel:
 
     @property
     def attends(self) -> bool:
-        """Whether the model has attention, which a backend of ours computes."""
+        """Whether the model has attention, which one of our backends computes."""
         return self.family != "convolution"
 
     @property

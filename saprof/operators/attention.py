@@ -36,7 +36,7 @@ class Step(NamedTuple):
 
 
 class Roles(NamedTuple):
-    """The inputs of an attention, by their roles. Those of its statistics have no β and no bias."""
+    """The inputs of an attention, by their roles. The inputs of its statistics include no β and no bias."""
 
     phi: Any
     psi: Any

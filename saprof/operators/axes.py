@@ -53,7 +53,7 @@ def _value(part: Expression | str | int, sizes: Sizes) -> int:
 
 @cache
 def parse(text: str) -> Expression:
-    """Read an expression; ValueError if it has another spelling."""
+    """Read an expression; ValueError for any other spelling."""
     tokens = re.findall(r"[a-z]+|[0-9]+|//|[*+()]", text)
     try:
         if "".join(tokens) != text:

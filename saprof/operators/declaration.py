@@ -50,7 +50,7 @@ class Operator:
     macs: Expression = NONE
     """Multiply-adds."""
     elementwise: Expression = NONE
-    """Additions, subtractions and multiplications that are no multiply-adds."""
+    """Additions, subtractions and multiplications that are not part of a multiply-add."""
     paper: Expression = NONE
     """What the FLOP counter of the SAN authors counts."""
     degree: int | None = None

@@ -36,7 +36,7 @@ MEASURED_CODE = ("operators", "backends", "layers", "models", "measure")
 """The packages of saprof whose code affects a row; the kernels are beside saprof."""
 
 MAY_CHANGE = ("argv", "memory_bytes", "commit", "dirty")
-"""Entries of the provenance that may differ within a run. What matters of a commit is in `code`."""
+"""Entries of the provenance that may differ within a run. `code` has the part of a commit that matters."""
 
 
 def provenance(device: str, threads: int) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class Recorded:
 
 
 def read_run(folder: str | Path) -> Recorded:
-    """Read a run folder; ValueError if it is none, has no rows, or has incomplete provenance."""
+    """Read a run folder; ValueError if it is not a run folder, has no rows, or has incomplete provenance."""
     folder = Path(folder)
     provenance = read_provenance(folder)
     missing = [name for name in REQUIRED if name not in provenance]

@@ -201,7 +201,7 @@ class _Worker:
 
 
 def _serve(theirs: connection.Connection, perform: Perform, parent: int) -> None:
-    """Do the tasks that arrive through the pipe, until it closes or the parent process is gone."""
+    """Do the tasks that arrive through the pipe, until it closes or the parent process has ended."""
     with suppress(OSError):
         os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which then stops this process
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
@@ -215,7 +215,7 @@ def _serve(theirs: connection.Connection, perform: Perform, parent: int) -> None
 
 
 def _watch(parent: int) -> None:
-    """Ask this process to save and stop when its parent is gone, and end it if it does not."""
+    """Stop this process when its parent is gone: request a save first, and end the process if it does not stop."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -31,7 +31,8 @@ VERDICTS = {SAME_SIGN: "#009e73", OPPOSITE: "#d55e00"}
 
 
 def frame(folder: str | Path, *tables: str) -> pd.DataFrame:
-    """The rows of these tables of a recorded reproduction; the column `caution` says what readers must know of them."""
+    """The rows of these tables of a recorded reproduction; the column `caution` says what readers must know about
+    them."""
     results = records.read(Path(folder) / records.FILE)
     pages = [page(table, results) for table in tables]
     return pd.concat([pd.DataFrame(p.rows).assign(caution=p.caution) for p in pages], ignore_index=True)

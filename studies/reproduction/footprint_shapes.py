@@ -207,7 +207,7 @@ def rows(results: Results) -> list[dict[str, Any]]:
 
 
 def frame(folder: str | Path) -> pd.DataFrame:
-    """The rows of a recorded study; the column `caution` says what readers must know of them."""
+    """The rows of a recorded study; the column `caution` says what readers must know about them."""
     import pandas as pd
 
     results = read(Path(folder))

@@ -146,7 +146,7 @@ class _Session:
             split.write(kept, self.parts)
 
     def _conditions(self) -> dict[str, Any]:
-        """What the last digits of the weights depend on besides the config."""
+        """The conditions, besides the config, on which the last digits of the weights depend."""
         import torch
 
         threads = self.config.threads if self.world.device.type == "cpu" else None
@@ -165,7 +165,8 @@ class _Session:
             self._save(state)
 
     def _save(self, state: State) -> None:
-        """Write a checkpoint. Every process builds the state, so that all raise NonFinite or none does."""
+        """Write a checkpoint. Every process builds the state, so that either all processes raise NonFinite or none
+        does."""
         from studies.training import checkpoint
 
         content = {"step": state.step, "state": state.saved(), "conditions": self._conditions()}

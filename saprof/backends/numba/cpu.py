@@ -96,7 +96,7 @@ def cpu_work(footprint: Footprint, map_size: tuple[int, int], like: Tensor) -> I
 
 
 def empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Memory with the dtype and on the device of `like`; Linux is asked for huge pages from HUGE_BYTES on."""
+    """Memory with the dtype and on the device of `like`; from HUGE_BYTES on, it requests huge pages from Linux."""
     output = like.new_empty(shape)
     if output.is_cpu and output.nbytes >= HUGE_BYTES and (advise := _madvise()):
         start = -(-output.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -45,7 +45,7 @@ def gpu_work(footprint: Footprint, map_size: tuple[int, int], like: Tensor) -> I
 
 @cache
 def why_no_gpu() -> str | None:
-    """Why Numba has no kernels for a GPU here; None if it has."""
+    """The reason why Numba has no kernels for a GPU here; None if it has them."""
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     if find_spec("numba_cuda") is None:

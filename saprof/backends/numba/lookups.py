@@ -30,7 +30,7 @@ class Tiles(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def tiles_that_fit(footprint: Footprint, h: int, w: int, element_bytes: int, least: int) -> Tiles:
-    """Tiles of a map of h × w, at least `least` of them, and so many that a frame fits FRAME_BYTES.
+    """Tiles of a map of h × w, at least `least` of them, and enough that a frame fits FRAME_BYTES.
 
     `element_bytes` is the size of a frame's element: an element per channel that the kernel holds at the same time.
     """
@@ -51,7 +51,7 @@ def tiles_of_height(footprint: Footprint, h: int, w: int, height: int) -> Tiles:
 
 
 def longest_run(columns: np.ndarray) -> tuple[int, int]:
-    """Where most columns follow each other without a gap: the index of the first, and the index behind the last."""
+    """The longest run of consecutive columns: the index of the first, and the index behind the last."""
     outside = -2 * np.arange(len(columns)) - 2  # never one more than its neighbour
     steps = np.diff(np.where(columns < 0, outside, columns))
     bounds = np.array([0, *np.flatnonzero(steps != 1) + 1, len(columns)])
