@@ -78,7 +78,11 @@ GROUPS = {
             "Train and judge one network.",
             "--model san_mini_pairwise --data digits",
         ),
-        Command("studies.evaluate", "Judge a trained network on clean, rotated and attacked images.", "runs/digits"),
+        Command(
+            "studies.evaluate",
+            "Judge a trained network on clean, rotated and attacked images.",
+            "runs/san_mini_pairwise-digits-0",
+        ),
         Command(
             "studies.reproduce",
             "Train the networks of SAN's accuracy tables.",

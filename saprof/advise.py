@@ -116,7 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--run", type=Path, nargs="+", metavar="DIR", help="run folders (default: those in studies/recorded)"
     )
-    parser.add_argument("--mode", default="forward", choices=MODES)
+    parser.add_argument(
+        "--mode", default="forward", choices=MODES, metavar="MODE", help=f"{', '.join(MODES)}; default %(default)s"
+    )
     parser.add_argument("--batch", type=int, default=1, help="images; default %(default)s")
     parser.add_argument("--dtype", default="float32", choices=tuple(ITEMSIZE))
     parser.add_argument(

@@ -1,2 +1,1 @@
-"""GPU kernels, twins of those in `kernels_numba.cpu` with the same names; only GPU kernels need `launch` and
-`pairs`."""
+"""GPU kernels, twins of those in `kernels_numba.cpu` with the same names. `launch` and `pairs` have no twin there."""

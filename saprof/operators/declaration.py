@@ -1,4 +1,6 @@
-"""The operators of the two papers, each declared once.
+"""How an operator is declared: `Operator`, and the decorator that makes one of a function.
+
+The declarations are in `relations`, `attention` and `stand_alone`.
 
 A declaration is a function at one position. Its name is the name of the operator everywhere. Its parameters name the
 inputs and where they are read: `phi_i` at the centre, `psi_j` at one tap, `psi_R` at all taps, as rows. A parameter
@@ -11,8 +13,8 @@ Axes: n image, r channels of φ and ψ, v channels of β, g weight groups or hea
 centres, p = oh·ow, k taps.
 A returned tuple is the concatenation [a, b] of its flattened parts.
 
-To add a relation, declare it, here or in your own code, and add a kernel of the same name to each backend that is to
-compute it (`backends/unfold.py`, …).
+To add a relation, declare it, in `relations` or in your own code, and add a kernel of the same name to each backend
+that is to compute it (`backends/unfold.py`, …).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The tables that the papers print: parameters, FLOPs and accuracies, as data."""
+"""The tables that the papers print: parameters, FLOPs and accuracies, from san.json and sasa.json.
+
+SAN Tables 9 and 10, on rotated and attacked images, are in `saprof.paper.robustness`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The accuracy tables as data: each printed row, its training run, and the row it is compared with."""
+"""Which training run stands for each printed row, and which row it is compared with.
+
+The printed figures are in `saprof.paper`.
+"""
 
 from __future__ import annotations
 
