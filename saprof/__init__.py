@@ -1,6 +1,6 @@
 """saprof takes local self-attention operators apart and measures them (SAN, CVPR 2020; SASA, NeurIPS 2019).
 
-A public name is imported when it is first used, so that commands that need no torch answer at once.
+A public name is imported when it is first used, so that commands that do not need torch start quickly.
 """
 
 from typing import TYPE_CHECKING

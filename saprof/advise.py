@@ -2,9 +2,9 @@
 
     python -m saprof.advise --max-latency 100ms --max-params 12M --max-flops 2G --max-memory 100MB
 
-Costs are read from recorded runs, accuracies from SAN's tables. Of rows of the same network on the same machine, the
-last that is neither contended nor unstable counts, or else the last. The exit code is 0 with an advice, 1 when nothing
-is within the budget, 2 when the input is at fault or nothing was measured.
+Costs are read from recorded runs, accuracies from SAN's tables. If several rows are of the same network on the same
+machine, the last one that is neither contended nor unstable counts, or else the last one. The exit code is 0 with a
+recommendation, 1 if nothing is within the budget, 2 if the input is wrong or nothing was measured.
 """
 
 # pandas' annotations do not cover the result of indexing a DataFrame:
@@ -154,7 +154,7 @@ def _short(folder: Path) -> Path:
 
 
 def _gpus() -> list[str]:
-    """The GPUs of this machine, as the driver of NVIDIA names them."""
+    """The GPUs of this machine, as NVIDIA's driver names them."""
     texts = [path.read_text() for path in Path("/proc/driver/nvidia/gpus").glob("*/information")]
     return [line.partition(":")[2].strip() for text in texts for line in text.splitlines() if line.startswith("Model:")]
 
@@ -188,7 +188,7 @@ def _measured(sources: Sequence[Source], arguments: argparse.Namespace) -> pd.Da
 
 
 def _advice(group: pd.DataFrame, kept: pd.DataFrame, limits: Budget) -> str:
-    """The recommendation for a group, or how far the group is from the limits."""
+    """The recommendation for a group, or the distance of the group from the limits."""
     first = group.iloc[0]
     where = f"{first['machine']}, ImageNet {first['evaluation_set']}"
     if kept.empty:

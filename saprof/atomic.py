@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def write(path: str | Path, content: bytes) -> None:
-    """Replace the file at `path`. After a crash, and for a reader meanwhile, it is the old file or the new one.
+    """Replace the file at `path`. A reader finds the old file or the new one, during the write and after a crash too.
 
     OSError with the path if it cannot be written.
     """

@@ -25,7 +25,7 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
         code = main(None)
         sys.stdout.flush()
     except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader of our output stopped reading
+        if isinstance(error, BrokenPipeError):  # the process that reads our output has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(OK)
         print(f"error: {error}", file=sys.stderr)

@@ -3,8 +3,8 @@
     pytest --benchmark-only --benchmark-json FILE tests/benchmarks/test_stages.py
 
 pytest-benchmark does not interleave benchmarks, so the rows have no ratio and no verdict. `--benchmark-autosave` keeps
-samples only with `--benchmark-save-data`; without them a row has only a median and is `unstable`. Whether other
-processes ran is known for the calibration at the beginning, and assumed for all rows.
+samples only with `--benchmark-save-data`; without them a row has only a median and is `unstable`. The calibration at
+the beginning shows whether other processes ran; the same is assumed for all rows.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 All of them take
 
 - `footprint`: the taps around each centre, with stride and boundary, such as `Footprint.square(7)`;
-- `backend`: `"cuda"`, `"numba"` or `"unfold"`, which runs or raises Unsupported with its reasons; `"auto"`, the
+- `backend`: `"cuda"`, `"numba"` or `"unfold"`, which runs or raises Unsupported with the reasons; `"auto"`, the
   default, takes the first of these that can run.
 
 Inputs are float64, float32, float16 or bfloat16, on any device. The output has their dtype and device. Gradients,
@@ -31,7 +31,7 @@ def pairwise_summation(
     Shapes: phi and psi (n, r, h, w); output (n, r, k, p).
     The input phi is read at each centre i, psi at each tap j.
 
-    Raises ValueError if shapes, dtypes or devices do not fit each other, Unsupported if no backend can run it.
+    Raises ValueError if shapes, dtypes or devices do not match, and Unsupported if no backend can run the operator.
     """
     return run(operators.pairwise_summation, phi, psi, footprint=footprint, backend=backend)
 
@@ -44,7 +44,7 @@ def pairwise_subtraction(
     Shapes: phi and psi (n, r, h, w); output (n, r, k, p).
     The input phi is read at each centre i, psi at each tap j.
 
-    Raises ValueError if shapes, dtypes or devices do not fit each other, Unsupported if no backend can run it.
+    Raises ValueError if shapes, dtypes or devices do not match, and Unsupported if no backend can run the operator.
     """
     return run(operators.pairwise_subtraction, phi, psi, footprint=footprint, backend=backend)
 
@@ -57,7 +57,7 @@ def pairwise_hadamard_product(
     Shapes: phi and psi (n, r, h, w); output (n, r, k, p).
     The input phi is read at each centre i, psi at each tap j.
 
-    Raises ValueError if shapes, dtypes or devices do not fit each other, Unsupported if no backend can run it.
+    Raises ValueError if shapes, dtypes or devices do not match, and Unsupported if no backend can run the operator.
     """
     return run(operators.pairwise_hadamard_product, phi, psi, footprint=footprint, backend=backend)
 
@@ -70,7 +70,7 @@ def pairwise_concatenation(
     Shapes: phi and psi (n, r, h, w); output (n, 2·r, k, p).
     The input phi is read at each centre i, psi at each tap j.
 
-    Raises ValueError if shapes, dtypes or devices do not fit each other, Unsupported if no backend can run it.
+    Raises ValueError if shapes, dtypes or devices do not match, and Unsupported if no backend can run the operator.
     """
     return run(operators.pairwise_concatenation, phi, psi, footprint=footprint, backend=backend)
 
@@ -83,7 +83,7 @@ def pairwise_dot_product(
     Shapes: phi and psi (n, r, h, w); output (n, 1, k, p).
     The input phi is read at each centre i, psi at each tap j.
 
-    Raises ValueError if shapes, dtypes or devices do not fit each other, Unsupported if no backend can run it.
+    Raises ValueError if shapes, dtypes or devices do not match, and Unsupported if no backend can run the operator.
     """
     return run(operators.pairwise_dot_product, phi, psi, footprint=footprint, backend=backend)
 
@@ -96,7 +96,7 @@ def patchwise_star_product(
     Shapes: phi and psi (n, r, h, w); output (n, k, 1, p).
     The input phi is read at each centre i, psi at all taps of R(i).
 
-    Raises ValueError if shapes, dtypes or devices do not fit each other, Unsupported if no backend can run it.
+    Raises ValueError if shapes, dtypes or devices do not match, and Unsupported if no backend can run the operator.
     """
     return run(operators.patchwise_star_product, phi, psi, footprint=footprint, backend=backend)
 
@@ -111,7 +111,7 @@ def patchwise_clique_product(
     Shapes: phi and psi (n, r, h, w); output (n, k·k, 1, p).
     Both are read at all taps of R(i).
 
-    Raises ValueError if shapes, dtypes or devices do not fit each other, Unsupported if no backend can run it.
+    Raises ValueError if shapes, dtypes or devices do not match, and Unsupported if no backend can run the operator.
     """
     return run(operators.patchwise_clique_product, phi, psi, footprint=footprint, backend=backend)
 
@@ -126,7 +126,7 @@ def patchwise_concatenation(
     Shapes: phi and psi (n, r, h, w); output (n, r·(k+1), 1, p).
     The input phi is read at each centre i, psi at all taps of R(i).
 
-    Raises ValueError if shapes, dtypes or devices do not fit each other, Unsupported if no backend can run it.
+    Raises ValueError if shapes, dtypes or devices do not match, and Unsupported if no backend can run the operator.
     """
     return run(operators.patchwise_concatenation, phi, psi, footprint=footprint, backend=backend)
 
@@ -138,7 +138,7 @@ def aggregation(
 
     Shapes: alpha (n, g, k, p), where g divides v; beta (n, v, h, w); output (n, v, oh, ow).
 
-    Raises ValueError if shapes, dtypes or devices do not fit each other, Unsupported if no backend can run it.
+    Raises ValueError if shapes, dtypes or devices do not match, and Unsupported if no backend can run the operator.
     """
     return run(operators.aggregation, alpha, beta, footprint=footprint, backend=backend)
 
@@ -172,7 +172,7 @@ def pairwise_attention(
     `saprof.run` computes the other relations, position encodings and mappings, which are in
     `saprof.operators.attention.ATTENTIONS`.
 
-    Raises ValueError if shapes, dtypes or devices do not fit each other, Unsupported if no backend can run it.
+    Raises ValueError if shapes, dtypes or devices do not match, and Unsupported if no backend can run the operator.
     """
     parameters = scale_1, shift_1, weight_1, scale_2, shift_2, weight_2, bias
     maps = phi, psi, beta, centre_position, position
@@ -205,7 +205,7 @@ def patchwise_attention(
 
     The other relations and mappings are in `saprof.operators.attention.ATTENTIONS`; `saprof.run` computes them.
 
-    Raises ValueError if shapes, dtypes or devices do not fit each other, Unsupported if no backend can run it.
+    Raises ValueError if shapes, dtypes or devices do not match, and Unsupported if no backend can run the operator.
     """
     parameters = scale_1, shift_1, weight_1, scale_2, shift_2, weight_2, bias
     return run(operators.patchwise_attention, phi, psi, beta, *parameters, footprint=footprint, backend=backend)
@@ -230,6 +230,6 @@ def stand_alone_attention(
 
     The variants with other logits are in `saprof.operators.stand_alone.ATTENTIONS`; `saprof.run` computes them.
 
-    Raises ValueError if shapes, dtypes or devices do not fit each other, Unsupported if no backend can run it.
+    Raises ValueError if shapes, dtypes or devices do not match, and Unsupported if no backend can run the operator.
     """
     return run(operators.stand_alone_attention, query, key, relative, value, footprint=footprint, backend=backend)

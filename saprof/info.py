@@ -1,6 +1,6 @@
 """`python -m saprof.info`: versions, processor, GPU, threads, backends, caches and roofs of this machine.
 
-It changes nothing, compiles nothing and measures nothing. Add what it prints to the report of a problem.
+It changes nothing, compiles nothing and measures nothing. Add its output to a problem report.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ class Quantity:
     column: str
     noun: str
     unit: str
-    """`ms`, `MB`; of a count, `k`, `M` or `G`."""
+    """`ms`, `MB`; for a count, `k`, `M` or `G`."""
     per_unit: float
     """One unit in SI units, or as a count."""
     label: str

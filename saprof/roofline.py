@@ -1,6 +1,6 @@
 """`python -m saprof.roofline RUN`: the share of the roofs of the machine that each row of a run reaches.
 
-`--calibrate` measures the roofs now: of this machine alone, or for a run that has none.
+`--calibrate` measures the roofs of this machine now: without a run, or for a run that has none.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def _same(row: Row) -> tuple[Any, ...]:
 
 
 def _slowest(rows: Sequence[Row]) -> dict[tuple[Any, ...], Row]:
-    """The slowest row of each group that was measured in the same rounds. All rows of such a group but the first have a
-    ratio to the first."""
+    """The slowest row of each group that was measured in the same rounds. Every row of such a group except the first
+    has a ratio to the first."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row.latency_s is not None:

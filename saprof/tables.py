@@ -3,8 +3,8 @@
     python -m saprof.tables [--paper san|sasa] [--table 3,4,sec5.3] [--format table|md|csv|json] [--output FILE]
 
 SAN's FLOPs follow the `paper` convention, SASA's `flop2` (see `saprof.operators.cost`). Accuracies are those that SAN
-prints. No known convention gives some figures of SASA: for these, the difference is printed. The exit code is 0 if
-every other figure agrees, 1 if one does not, 2 if the command line is wrong.
+prints. For some figures of SASA no known convention gives the printed value; the command prints the difference. The
+exit code is 0 if every other figure agrees, 1 if one does not, 2 if the command line is wrong.
 """
 
 from __future__ import annotations

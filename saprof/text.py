@@ -1,4 +1,4 @@
-"""Text: tables for the terminal, as Markdown, or as CSV and JSON for programs; and the error text for unknown names."""
+"""Text: tables for the terminal, as Markdown, or as CSV and JSON for programs; and the message about unknown names."""
 
 from __future__ import annotations
 

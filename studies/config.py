@@ -23,7 +23,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 SETTING = {"setting": True}
-"""Metadata of fields that change how a run is carried out and not its result; they are not part of the fingerprint."""
+"""Metadata of fields that change how a run is carried out, but not its result; they are not part of the fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,7 @@ def check_device(device: str) -> None:
 
 
 def _check(operator: Operator, named: Sequence[tuple[str, Tensor]], footprint: Footprint, backend: str) -> list[Tensor]:
-    """The inputs (given with their names), checked against each other; under autocast, with its dtype."""
+    """The inputs (given with their names), checked against each other; under autocast, cast to its dtype."""
     if not isinstance(footprint, Footprint):
         raise ValueError(
             f"{operator.name}: footprint is {footprint!r}; expected a Footprint, such as Footprint.square(7)"

@@ -39,7 +39,7 @@ class SelfAttentionBlock(nn.Module):
 class Transition(nn.Module):
     """2 × 2 max pool with stride 2, then a linear layer to the next stage's channels (SAN Sec. 3.4).
 
-    A side of 1 stays 1, so that small inputs pass all five stages. With stride 1 there is no pool.
+    A side of 1 stays 1, so that small inputs can pass through all five stages. With stride 1 there is no pool.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 2) -> None:

@@ -68,7 +68,7 @@ class VectorAttention(LocalAttention):
         return None
 
     def fuse(self, phi: Tensor, psi: Tensor, beta: Tensor, backend: str) -> Float[Tensor, "n v h w"]:
-        """The attention as one operator. It takes the batch norms of γ as scales and shifts."""
+        """The attention as one operator. The operator takes the batch norms of γ as scales and shifts."""
         fused, how = self.fused_operator, {"footprint": self.footprint, "backend": backend}
         assert isinstance(fused, Attention)
         positions = self.positions(phi)

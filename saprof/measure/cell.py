@@ -30,7 +30,7 @@ from saprof.records.rows import Row
 
 @dataclass(frozen=True)
 class Prepared:
-    """A cell that can be called: `function(*inputs)` computes it; `own` are its parameters and buffers."""
+    """A cell that can be called: `function(*inputs)` computes it; `own` holds its parameters and buffers."""
 
     cell: Cell
     function: Callable[..., Tensor]

@@ -52,7 +52,7 @@ class Latency:
     others_cpu: float
     """CPU cores that other processes used during the measurement."""
     host_s: float | None = None
-    """GPU only: the median time until the call returns; its work is still queued then."""
+    """GPU only: the median time until the call returns, while its work is still queued."""
 
     @property
     def median(self) -> float:

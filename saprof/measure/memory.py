@@ -27,7 +27,7 @@ def peak_bytes(call: Callable[[], object], device: str = "cpu") -> int:
 
 
 def saved_bytes(function: Function, inputs: Sequence[Tensor], own: Sequence[Tensor] = ()) -> int:
-    """Bytes that `function(*inputs)` saves for its backward pass, besides its inputs and its `own` parameters."""
+    """The bytes that `function(*inputs)` saves for its backward pass, without its inputs and its `own` parameters."""
     known = {x.untyped_storage().data_ptr() for x in (*inputs, *own)}
     kept: dict[int, int] = {}
 

@@ -22,7 +22,7 @@ from saprof.operators.workload import ITEMSIZE, STAGES
 DEFAULT_OPERATORS = ("pairwise_attention", "patchwise_attention", "aggregation")
 DEFAULT_MODELS = ("resnet26", "san10_pairwise", "san10_patchwise")
 LARGEST_CONVOLUTION = 49
-"""The paper tries convolutions of at most this many taps (SAN Table 7), and so does the default sweep."""
+"""The largest number of taps of a convolution in the paper (SAN Table 7) and in the default sweep."""
 DEFAULT_STAGE = 2
 DEFAULT_FOOTPRINT = "7"
 DEFAULT_IMAGE_SIDE = 224

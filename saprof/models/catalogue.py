@@ -31,7 +31,7 @@ class NamedModel:
     """The number in the paper's name of the network: 10 for SAN10; None for a small network."""
     side: int | None = None
     """The side of the model's own square footprint: in all stages of a SAN but the first, in the convolutions of a
-    ResNet, in the attention of a stand-alone network. None if the stages differ otherwise."""
+    ResNet, in the attention of a stand-alone network. None if the stages differ in another way."""
     base: str
     """The model without its relation and its footprint: `san10_pairwise` for `san10_pairwise_summation`."""
 

@@ -77,8 +77,8 @@ def load(path: str | Path) -> Model:
 def load_official(model: SAN, checkpoint: str | Path | Mapping[str, Any]) -> SAN:
     """Load a checkpoint of the SAN authors' released code (hszhao/SAN) into a pairwise or patchwise `model`.
 
-    `checkpoint` is a path, the loaded file, or its state dict. ValueError lists the missing and the
-    misshapen weights; the model is then unchanged.
+    `checkpoint` is a path, the loaded file, or its state dict. ValueError lists the missing weights and those of a
+    wrong shape; the model is then unchanged.
     """
     where = "the checkpoint" if isinstance(checkpoint, Mapping) else str(checkpoint)
     content = checkpoint if isinstance(checkpoint, Mapping) else _read(checkpoint)
@@ -123,7 +123,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """The error of torch.load, which has several paragraphs, as one clause."""
+    """The error of torch.load, shortened from several paragraphs to one clause."""
     text = str(error).rpartition("WeightsUnpickler error: ")[2]
     if refused := re.search(r"GLOBAL (\S+)", text):
         return f"it holds {refused[1]}, and nothing but tensors and plain values is loaded"

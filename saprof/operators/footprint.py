@@ -1,6 +1,6 @@
 """The footprint R(i) of a local operator: which positions j a centre i attends to (SAN Sec. 3.1, 3.4).
 
-All index arithmetic of the project's Python code is here. Nothing below imports torch before a table is requested.
+All index arithmetic of the project's Python code is here. This module imports torch only when a table is requested.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The reference: every operator evaluated literally, position by position and tap by tap, in float64.
 
-It shares no index arithmetic with `Footprint` or the backends: boundaries are applied coordinate by coordinate.
+It has no index arithmetic in common with `Footprint` or the backends: it applies boundaries coordinate by coordinate.
 """
 
 from __future__ import annotations

@@ -85,7 +85,8 @@ def map_label(row: pd.Series) -> str:
 
 
 def draw(axes: Axes, line: pd.DataFrame, quantity: Quantity, look: dict[str, Any]) -> None:
-    """One line with its interval. Where a cell did not run, the line has a gap, and the panel a cross at its foot."""
+    """One line with its interval. Where a cell did not run, the line has a gap, and the panel has a cross at its
+    foot."""
     line = line.sort_values("x", kind="stable")
     axes.plot(line["x"], style.column_of(line, quantity), label=line["series"].iloc[0], **look)
     if quantity is LATENCY:

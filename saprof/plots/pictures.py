@@ -59,7 +59,7 @@ def attention_picture(
     most = max(float(abs(alpha[:, :, y * w + x]).max()) for y, x in centres)
     norm, colours = Normalize(-most, most), "RdBu_r"
     if alpha.min() >= 0:
-        norm, colours = PowerNorm(0.5, 0, most), "cividis"  # so that small weights are visible too
+        norm, colours = PowerNorm(0.5, 0, most), "cividis"  # this makes small weights visible
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.9 * (groups + 2) + 0.8, 2.0 * len(centres) + 0.6), layout="compressed")
         panels = figure.subplots(len(centres), groups + 2, squeeze=False)

@@ -29,7 +29,7 @@ ALIKE = ["kind", "name", "footprint", "n", "h", "w", "r", "v", "g", "dtype", "de
 """The fields in which rows agree that were measured side by side."""
 
 COLOUR_MAP = "RdBu"
-"""Blue is faster, red slower. Readers with any colour vision can distinguish them, and every cell has its number."""
+"""Blue is faster, red is slower. Readers with any colour vision can distinguish them, and every cell has its number."""
 
 WITHIN = {False: ("ratio", "ratio_low", "ratio_high"), True: ("latency_s", "latency_low_s", "latency_high_s")}
 """How speed-ups are computed: from ratios within interleaved rounds, or from latencies that were measured

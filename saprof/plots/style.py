@@ -84,10 +84,10 @@ BACKENDS = {"numba": ("#0072b2", "o"), "unfold": ("#d55e00", "s"), "cuda": ("#00
 """Colour and marker in panels of one operator or network."""
 
 SPELLED = {"latency_s": "a latency", "peak_bytes": "a peak of memory"}
-"""The nouns for fields in sentences."""
+"""The nouns that name fields in sentences."""
 
 NOTES = 5
-"""The number of cells that did not run which a figure explains individually."""
+"""At most this many of the cells that did not run are explained one by one in a figure."""
 
 
 @dataclass(frozen=True)

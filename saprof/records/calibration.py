@@ -19,7 +19,7 @@ FILE = "calibration.json"
 FORWARD = ("forward", "train_forward")
 """The modes that do the declared work: costs are those of one forward."""
 WIDER = {"float16": "float32", "bfloat16": "float32"}
-"""The dtype in which kernels may compute another one, if that is faster."""
+"""For each dtype, the dtype in which kernels may compute it, if that is faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Anchor:
     others_cpu: float
     """The CPU cores that other processes used at the same time."""
     contended: bool
-    """Whether these are too many for a valid measurement."""
+    """Whether other processes used too many cores for a valid measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ def share(row: Row, calibration: Calibration) -> float | None:
 def above_roof(row: Row, calibration: Calibration) -> bool:
     """Whether the whole confidence interval of a row is faster than the roofs allow, which is a measurement error.
 
-    Roofs that were measured beside other processes are too low to show that, so then it is False.
+    It is False if the roofs were measured beside other processes, because such roofs are too low to show this.
     """
     least = bound(row, calibration)
     if least is None or row.latency_high_s is None or calibration.contended:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SAME_BAND = 0.02
 """Two latencies are the same if the longer one exceeds the other by at most this share of it."""
 COARSE = 0.10
-"""With a wider band no verdict is `same`: a difference that cannot be seen may still exist."""
+"""With a wider band no verdict is `same`, because a difference may exist within the band."""
 RESAMPLES = 1000
 
 
@@ -56,7 +56,7 @@ def independent(one: Sequence[float], other: Sequence[float]) -> Ratio:
     """one / other of two candidates without common rounds: the ratio of the medians, with both sets resampled.
 
     Half of the resamples exchange the seeds of the two sets, so that other / one is exactly the inverse. The interval
-    does not contain changes of the machine between the two measurements.
+    does not account for changes of the machine between the two measurements.
     """
     import numpy as np
 

@@ -1,6 +1,6 @@
 """Rows: a measured cell and its results; append-only JSON lines in a run folder.
 
-The names of fields have the SI units. An absent field was not measured. Every row has the fingerprint of its
+The names of fields contain the SI units. An absent field was not measured. Every row has the fingerprint of its
 environment, which `run.json` in the folder describes.
 """
 
@@ -19,7 +19,7 @@ from saprof.quantities import who_ran
 
 SCHEMA = 1
 DOUBTFUL = ("unstable", "contended")
-"""Statuses of a latency that should be measured again before anyone relies on it."""
+"""Statuses of a latency that is not reliable and should be measured again."""
 MEASURED = ("ok", *DOUBTFUL)
 """Statuses of a cell that has a latency."""
 STATUSES = (*MEASURED, "unsupported", "predicted_oom", "oom", "incorrect", "timeout", "error")

@@ -21,7 +21,7 @@ IDENTITY = (
     "kind", "name", "footprint", "n", "h", "w", "r", "v", "g",
     "dtype", "device", "mode", "backend", "attention", "compiled",
 )  # fmt: skip
-"""The fields of a row that identify its cell; of the device, only the kind."""
+"""The fields of a row that identify its cell; the device counts only by its kind."""
 RECORDED = Path(__file__).resolve().parents[2] / "studies" / "recorded"
 """The folder of the runs that are installed together with saprof."""
 MACHINE = ("device", "cpu", "threads")
@@ -29,7 +29,7 @@ MACHINE = ("device", "cpu", "threads")
 REQUIRED = (*MACHINE, "cores", "versions", "commit", "dirty")
 """What provenance must contain."""
 UNREMARKABLE = ("schema", "fingerprint", "argv", "memory_bytes")
-"""Differences between two runs that are not printed: they follow from others, or the rows show them."""
+"""Differences between two runs that are not printed, because they follow from others or the rows show them."""
 
 Identity = tuple[Any, ...]
 

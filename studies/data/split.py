@@ -83,7 +83,7 @@ def split(dataset: Dataset, config: Config) -> Split:
 
 
 def _held_out(dataset: Dataset, per_class: int, seed: int) -> Tensor:
-    """The first images of each class when their names, hashed with the seed, are sorted.
+    """The first images of each class, sorted by the hash of the seed and the name.
 
     The choice does not depend on the order of the images, on other classes or on a library's random numbers.
     """

@@ -1,4 +1,4 @@
-"""Batches of pixels. A batch depends only on seed and step, so no sampler has a state that could be lost."""
+"""Batches of pixels. A batch depends only on seed and step, so no sampler has a state that must be saved."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def order(seed: int, epoch: int, n: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which process sees which image at which step: a process takes the images `[rank::world]` of a step."""
+    """The images of each process at each step: a process takes the images `[rank::world]` of a step."""
 
     n: int
     batch: int
@@ -96,7 +96,7 @@ def batches(views: TorchDataset, keys: Iterable[Sequence], workers: int, pinned:
     )
     try:
         yield from loader
-    except BadData as error:  # a worker's message has the traceback before the sentence
+    except BadData as error:  # a worker's message has its traceback first, and then the sentence
         raise BadData(str(error).strip().rpartition("BadData: ")[2]) from None
 
 

@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 class Checkpoint:
     path: Path
     official: bool = False
-    """Whether the SAN authors' code wrote it, and not saprof.save."""
+    """Whether the SAN authors' code wrote it, instead of saprof.save."""
     model: str | None = None
     """The name of its model, one of saprof.list_models()."""
 
     def classifier(self, config: Config, dataset: Dataset) -> Classifier:
-        """The network in evaluation mode. Raises ValueError if it is not the model that is named, or does not fit the
-        data."""
+        """The network in evaluation mode. Raises ValueError if it is not the named model, or does not fit the data."""
         import saprof
         from studies.training.engine import Classifier, network
 

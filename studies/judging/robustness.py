@@ -61,7 +61,7 @@ class Conditions:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Settings that change the speed and not the result."""
+    """Settings that change the speed, but not the result."""
 
     batch: int = 256
     workers: int = 0
@@ -128,7 +128,7 @@ def judge(
 ) -> dict[str, Any]:
     """Judge a finished run under the conditions that its robustness.json does not have yet, and return the content.
 
-    `images` is the size of an evenly spread sample to judge; a report on all images serves for any sample. Raises
+    `images` is the size of an evenly spread sample to judge; a report on all images is valid for any sample. Raises
     ValueError if the run is not finished.
     """
     from studies.training.distributed import device

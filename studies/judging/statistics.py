@@ -1,7 +1,7 @@
 """Statistics of accuracies over seeds, and of one run's accuracy over images.
 
-The two kinds of interval answer two questions: what another seed would give, and what other images would give.
-Accuracies are in percent, differences in percentage points.
+The two kinds of interval answer two questions: which accuracy would other seeds give, and which would other images
+give? Accuracies are in percent, differences in percentage points.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def cores() -> int:
 
 
 class Local:
-    """Processes on this machine; each does one task after the other. They end with the context."""
+    """Processes on this machine; each does tasks one after the other. They end with the context."""
 
     def __init__(self, jobs: int, perform: Perform = perform) -> None:
         self.jobs, self.perform = jobs, perform
@@ -169,7 +169,7 @@ class Local:
 
 
 class _Worker:
-    """A process that does one task after the other."""
+    """A process that does tasks one after the other."""
 
     def __init__(self, perform: Perform) -> None:
         context = get_context("spawn")
@@ -224,7 +224,7 @@ def _watch(parent: int) -> None:
 
 
 def attempt(task: Task, perform: Perform) -> str | None:
-    """Do a task; return the reason if it failed, which is also written to the run's folder. Preempted is raised."""
+    """Do a task. If it fails, return the reason, which is also written to the run's folder. Preempted is raised."""
     try:
         perform(task)
     except Exception as error:  # any failure of one run must not stop the others

@@ -40,7 +40,7 @@ def miniature(model: str, overrides: Mapping[str, Any]) -> tuple[str, dict[str, 
 
 
 def is_default(model: str, overrides: Mapping[str, Any]) -> bool:
-    """Whether a network is one of the SAN paper's pairwise or patchwise networks, with nothing varied."""
+    """Whether a network is one of the SAN paper's pairwise or patchwise networks, without any variation."""
     original = named_model(model)
     return None not in (original.relation, original.depth) and original.base == model and not overrides
 

@@ -1,7 +1,7 @@
 """The learning rate of each family, chosen by one rule for all families, so that baselines are treated fairly.
 
 The family's default network is trained on val-split with every candidate and every tuning seed. The highest mean top-1
-wins; among equals the lower mean loss, then the lower rate. Tuning seeds are never reported.
+wins; among equals the lower mean loss wins, then the lower rate. Tuning seeds are never reported.
 """
 
 from __future__ import annotations

@@ -76,6 +76,6 @@ def placed(config: Config, runs: Path) -> Config:
 
 def by_seed(configs: Iterable[Config], seeds: int, runs: Path) -> list[Config]:
     """One run per config and seed, placed in `runs`. All configs of a seed precede the next seed, so that an
-    interrupted study leaves few comparisons half finished."""
+    interrupted study leaves few incomplete comparisons."""
     configs = list(configs)
     return [placed(replace(config, seed=seed), runs) for seed in range(seeds) for config in configs]

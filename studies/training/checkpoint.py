@@ -1,7 +1,7 @@
 """Checkpoints of a run in training. They are written atomically, and the newest intact one is used.
 
-A file is `MAGIC`, the SHA-256 of the rest, then the output of torch.save. The hash is there because neither torch.load
-nor safetensors notices a flipped bit. Loading executes no code (`weights_only=True`).
+A file is `MAGIC`, the SHA-256 of the rest, then the output of torch.save. The hash is needed because neither torch.load
+nor safetensors detects a flipped bit. Loading executes no code (`weights_only=True`).
 """
 
 from __future__ import annotations

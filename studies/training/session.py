@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 def train(config: Config, progress: bool = True) -> dict[str, Any]:
     """Start the run of `config`, or resume it, and return the content of its result.json.
 
-    A finished run is returned as it is. Raises a Failure with the reason if the run cannot continue; its last
-    checkpoint does not change. Raises Preempted if a signal stopped the run after it saved its state.
+    If the run is finished, its existing result is returned. Raises a Failure with the reason if the run cannot
+    continue; its last checkpoint does not change. Raises Preempted if a signal stopped the run after it saved its
+    state.
     """
     run = Run(folder(config))
     run.check(config)

@@ -58,7 +58,7 @@ def _start_threads() -> AbstractContextManager[Any]:
         if library.name.startswith(("libgomp", "libiomp", "libomp")):
             ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
     threads = torch.get_num_threads()
-    numba.get_num_threads()  # starts the threads, and makes OpenMP, and so torch, use all cores
+    numba.get_num_threads()  # starts the threads, and sets OpenMP, and therefore torch, to use all cores
     torch.set_num_threads(threads)
     layer = numba.threading_layer()
     if layer != "omp" and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
