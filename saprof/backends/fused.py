@@ -24,7 +24,7 @@ Layers = list[tuple[Tensor, Tensor]]
 
 
 class Rows(NamedTuple):
-    """The inputs of a pairwise core, for rows offset_i + factor_i ⊙ map_j. No factor stands for 1."""
+    """The inputs of a pairwise core, for rows offset_i + factor_i ⊙ map_j. A missing factor is 1."""
 
     offset: Tensor
     factor: Tensor | None

@@ -48,8 +48,8 @@ def calibrate(device: str, dtypes: Sequence[str], seconds_each: float = 0.2) -> 
     `seconds_each`; then the first anchor.
 
     A roof is the rate of an undisturbed device, so it follows from the 10th percentile of the times. The median of a
-    row is compared with it, so whatever disturbs a row lowers its share of the roof. ValueError if less memory is free
-    than four times the smallest working set.
+    row is compared with it, so every disturbance of a row lowers its share of the roof. ValueError if less memory is
+    free than four times the smallest working set.
     """
     kind = torch.device(device).type
     name, threads = device_name(device), torch.get_num_threads()

@@ -30,7 +30,7 @@ def set_up_torch(how: How) -> int:
 def execute(groups: list[Group], run: Run, how: How) -> list[Row]:
     """Measure the cells that the run does not have, within the time budget; returns the rows of all cells it has then.
 
-    If something is missing, the machine is calibrated before, and measured once more after.
+    If a cell is missing, the machine is calibrated before the measurements, and an anchor is measured after them.
     """
     fingerprint = run.fingerprint
     calibrating = how.roofs and any(cell.key(fingerprint) not in run.done for group in groups for cell in group)

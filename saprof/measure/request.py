@@ -55,7 +55,7 @@ class How:
     compiled: tuple[bool, ...]
     device: str
     threads: int | None
-    """The number of torch's threads; None leaves it as it is."""
+    """The number of torch's threads; None does not change it."""
     seconds: float
     """The longest time per cell, after the first rounds."""
     roofs: bool

@@ -90,7 +90,7 @@ class _Recorder(TorchFunctionMode):
         self.layers: defaultdict[str, Cost] = defaultdict(Cost)
         self.operators: defaultdict[str, Cost] = defaultdict(Cost)
         self.uncounted: set[str] = set()
-        """Functions that did arithmetic and whose cost is not in the table."""
+        """Functions that did arithmetic, but whose cost is not in the table."""
         self._running: list[str] = []
 
     def enter(self, module: nn.Module, *_: Any) -> None:

@@ -42,7 +42,8 @@ class Roles(NamedTuple):
     psi: Any
     beta: Any
     positions: Sequence[Any]
-    """Relative: the positions read at the centre, then those read at the taps. Absolute: only the latter."""
+    """Relative: the positions read at the centre, then those read at the taps. Absolute: only those read at the
+    taps."""
     steps: Sequence[Step]
     bias: Any
 

@@ -199,7 +199,7 @@ class Footprint:
         return readers(self.rows(height), height)
 
     def column_readers(self, width: int) -> tuple[Int[Tensor, "k {width}+1"], Int[Tensor, " m"]]:
-        """(starts, readers), the inverse of `columns`, likewise."""
+        """(starts, readers), the inverse of `columns`, in the form of `row_readers`."""
         return readers(self.columns(width), width)
 
     def inside(self, height: int, width: int) -> Bool[Tensor, "k p"]:

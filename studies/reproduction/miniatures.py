@@ -1,4 +1,4 @@
-"""Miniatures: the small networks that stand for the networks of the tables on images of a few pixels.
+"""Miniatures: the small networks that replace the networks of the tables on images of a few pixels.
 
 A miniature has two stages and the relation, mapping, transformations, position encoding and footprint of its original.
 """
