@@ -222,7 +222,7 @@ def stand_alone_attention(
 ) -> Float[Tensor, "n v oh ow"]:
     """y_i = Σ_j softmax_j(q_iᵀ k_j + q_iᵀ r_{j−i}) v_j in every head (SASA Eq. 2 and 3).
 
-    Channel c of the values belongs to head c mod g. To scale the logits, scale the query. With the boundary `exclude`
+    Channel c of the values belongs to head c mod g. To scale the logits, scale the query. With the boundary `exclude`,
     the softmax is over the taps inside the map.
 
     Shapes: query and key (n, d, g, h, w); relative (d, g, k), of any floating-point dtype; value (n, v, h, w), where g

@@ -31,7 +31,7 @@ def softmax(logits, footprint, size):  # no shapes: layers call it, and torch.co
     """Softmax of logits (n, g, k, p) over the taps; with the boundary `exclude`, over the taps inside the map."""
     if footprint.boundary == "exclude":
         outside = ~footprint.inside(*size).to(logits.device)
-        # the least number, not −∞: a centre without a tap inside has uniform weights, not NaN; its values are all 0
+        # the lowest number, not −∞: a centre without a tap inside has uniform weights, not NaN; its values are all 0
         logits = logits.masked_fill(outside, torch.finfo(logits.dtype).min)
     return logits.softmax(dim=2)
 

@@ -13,10 +13,10 @@ STEMS = ("convolution", "attention", "spatial_attention", "convolution_values")
 """ResNet's stem; then attention in blocks with plain values, with a mixture of values that depends on the position in
 the block (the paper's), and with the values of a 4 × 4 convolution (SASA Table 7)."""
 BLOCK = 4
-"""Side of the blocks, and of the max pool behind them."""
+"""The side of the blocks, and of the max pool after them."""
 HEADS = 4
 MIXTURE = 4
-"""Value matrices of the mixture."""
+"""The number of value matrices in the mixture."""
 
 
 class AttentionStem(nn.Module):

@@ -87,7 +87,7 @@ class VectorAttention(LocalAttention):
         return run(fused, phi, psi, beta, *positions, *parameters, weight.view(*self.outputs, -1), bias, **how)
 
     def steps(self) -> Iterator[tuple[nn.BatchNorm2d, Tensor]]:
-        """The batch norms of γ, each with the weight of the linear layer behind it."""
+        """The batch norms of γ, each with the weight of the linear layer after it."""
         layers = list(self.gamma)
         for norm, layer in zip(layers[::3], layers[2::3], strict=True):
             assert isinstance(norm, nn.BatchNorm2d)

@@ -18,10 +18,10 @@ from saprof.models.san import SAN
 def optimize_for_inference(model: Model) -> Model:
     """A copy of `model` in evaluation mode that gives the same logits, up to rounding, in less time.
 
-    Convolutions absorb the batch norms behind them; φ, ψ and β become one layer; where the attention is a weighted mean
-    (pairwise, no tap dropped), β absorbs the batch norm behind the attention. The attention itself runs as `attention=`
-    and `backend=` say. The copy has other parameters, without gradients, so it cannot be saved or trained. ValueError
-    if the model is not one of saprof's.
+    A batch norm after a convolution is folded into it; φ, ψ and β become one layer; where the attention is a weighted
+    mean (pairwise, no tap dropped), the batch norm after the attention is folded into β. The attention itself runs as
+    `attention=` and `backend=` say. The copy has other parameters, without gradients, so it cannot be saved or trained.
+    ValueError if the model is not one of saprof's.
     """
     if not isinstance(model, Model):
         raise ValueError(f"cannot optimize a {type(model).__name__}; expected a {EXPECTED}, not wrapped in anything")
@@ -86,8 +86,8 @@ def _fold(module: nn.Module, convolution: str, norm: str) -> None:
 
 
 def _fold_behind(block: SelfAttentionBlock, attention: VectorAttention) -> None:
-    """Fold the norm behind the attention into β: the weighted mean of s · β_j + t over the taps is s times that of β_j,
-    plus t."""
+    """Fold the batch norm after the attention into β: the weighted mean of s · β_j + t over the taps is s times that of
+    β_j, plus t."""
     is_mean = attention.relation.family == "pairwise" and not attention.footprint.drops_taps
     if is_mean and attention.beta is not None:
         attention.beta = _folded(attention.beta, block.norm_out)

@@ -91,8 +91,8 @@ def recommend(lines: pd.DataFrame) -> Hashable:
 
 
 def misses(lines: pd.DataFrame, budget: Budget) -> list[str]:
-    """For a budget that no line meets: the smallest value of each limited quantity, within the other limits if a line
-    meets those. A limit that a line meets by itself is left out, unless each limit is met by some line."""
+    """For a budget that no line meets: the smallest value of each limited quantity. It is the smallest within the other
+    limits if a line meets those. Otherwise a limit that some line meets is left out, unless this leaves out all."""
     found = {}
     for limited, most in budget.items():
         others = {other: limit for other, limit in budget.items() if other != limited}
