@@ -45,4 +45,4 @@ if TYPE_CHECKING:
     from saprof.operators.footprint import Footprint
 
 __version__ = "0.1.0"
-__getattr__, __dir__, __all__ = lazy(__file__)
+__getattr__, __dir__, __all__ = lazy(__spec__)

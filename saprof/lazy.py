@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from typing import Any
 
 
-def lazy(file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of the package whose `__init__` is `file`.
+def lazy(spec: ModuleSpec) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """`__getattr__`, `__dir__` and `__all__` of the package with this `__spec__`.
 
     Its public names are those that it imports under `if TYPE_CHECKING:`, where type checkers and editors find them too.
+    Its modules are attributes as well. Raises ImportError if the sources of the package are not installed.
     """
-    (block,) = (node for node in ast.parse(Path(file).read_text(encoding="utf-8")).body if isinstance(node, ast.If))
+    get_source = getattr(spec.loader, "get_source", None)  # of a file, or of an archive
+    source = get_source and get_source(spec.name)
+    if source is None:
+        raise ImportError(f"{spec.name} is installed without its sources; expected the .py files", name=spec.name)
+    (block,) = (node for node in ast.parse(source).body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     homes = {alias.name: str(node.module) for node in imports for alias in node.names}
 
     def get(name: str) -> Any:
-        if name not in homes:
-            raise AttributeError(f"module {Path(file).parent.name!r} has no attribute {name!r}")
-        return getattr(import_module(homes[name]), name)
+        if name in homes:
+            return getattr(import_module(homes[name]), name)
+        module = f"{spec.name}.{name}"
+        if name.startswith("_") or find_spec(module) is None:
+            raise AttributeError(f"module {spec.name!r} has no attribute {name!r}")
+        return import_module(module)
 
-    return get, lambda: sorted(homes), sorted(homes)
+    return get, lambda: sorted({*homes, *vars(sys.modules[spec.name])}), sorted(homes)

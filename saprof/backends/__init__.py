@@ -40,6 +40,8 @@ def run(operator: Operator, *inputs: Tensor, footprint: Footprint, backend: str 
     Raises ValueError if the inputs do not fit the declaration or each other (number, axes, dtype, device), or if the
     backend is unknown; Unsupported, with the backends' reasons, if none can run it.
     """
+    if not isinstance(operator, Operator):
+        raise ValueError(f"operator is {operator!r}; expected a declaration, such as saprof.operators.aggregation")
     operator.check_count(inputs)
     named = [(name, x) for (name, _), x in zip(operator.inputs, inputs, strict=True)]
     checked = _check(operator, named, footprint, backend)
@@ -68,6 +70,8 @@ def run_statistics(
 
 def why_not(backend: str, operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     """The reason why `backend` cannot compute `operator` on such inputs, or None."""
+    if backend not in BACKENDS:
+        raise ValueError(unknown("backend", backend, [*BACKENDS, "auto"]))
     module = BACKENDS[backend]
     reason = module.why_not(operator, dtype, torch.device(device).type, footprint)
     if reason is None and module.kernel(operator) is None:

@@ -15,4 +15,4 @@ if TYPE_CHECKING:
     from saprof.models.sasa import SASA, SASAConfig
     from saprof.models.weights import attention_weights
 
-__getattr__, __dir__, __all__ = lazy(__file__)
+__getattr__, __dir__, __all__ = lazy(__spec__)

@@ -209,14 +209,20 @@ def operator(
     Raises ValueError where the declaration does not fit the function, or its name is taken.
     """
     inputs, _, output = axes.partition("->")
+    if degree not in (None, 1, 2):
+        raise ValueError(f"degree is {degree!r}; expected 1, 2 or None")
 
     def make(body: Callable[..., Any]) -> Operator:
         name = body.__name__
         names = [name for name, _ in _parameters(body)]
         shapes = [part.strip() for part in inputs.split(",")]
-        facts.update({what: _count(f"{name}: {what}", facts[what], inputs) for what in COUNTS if what in facts})
-        if len(names) != len(shapes) or not output:
+        counts: dict[str, Any] = {
+            what: _count(f"{name}: {what}", facts[what], inputs) for what in COUNTS if what in facts
+        }
+        if len(names) != len(shapes) or not output.strip():
             raise ValueError(f"{name}: axes are {axes!r}; expected those of {', '.join(names)} -> those of the output")
+        for axis in output.split():
+            _count(f"{name}: axis {axis} of the output", axis, inputs)
         declared = Operator(
             name=name,
             equation=(body.__doc__ or "").strip(),
@@ -226,7 +232,7 @@ def operator(
             body=body,
             degree=degree,
             masked="inside" in inspect.signature(body).parameters,
-            **facts,
+            **facts | counts,
         )
         if not set(declared.reads) <= {"i", "j", "R", ""}:
             raise ValueError(f"{name}: parameters are read at {', '.join(declared.reads)}; expected _i, _j or _R each")
@@ -241,6 +247,8 @@ def operator(
 
 def _count(what: str, text: str, axes: str) -> Expression:
     """A declared count, which is an expression of the sizes of the inputs' axes, of the taps and of the centres."""
+    if not isinstance(text, str):
+        raise ValueError(f"{what} is {text!r}; expected a product of sizes as text, such as 'n*r*k*p'")
     try:
         count = parse(text)
     except ValueError as error:

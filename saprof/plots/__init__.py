@@ -14,4 +14,4 @@ if TYPE_CHECKING:
     from saprof.plots.speedup import speedup_figure
     from saprof.plots.style import STYLE, frame, write
 
-__getattr__, __dir__, __all__ = lazy(__file__)
+__getattr__, __dir__, __all__ = lazy(__spec__)

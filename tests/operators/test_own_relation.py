@@ -172,3 +172,28 @@ def test_has_a_row_in_the_sweep(squared_difference, tmp_path):
 def test_has_benchmarks(squared_difference):
     names = [cell.subject.operator.name for cell in benchmark_cells()]
     assert names.count("pairwise_squared_difference") == 2 * 2 * 5 * len(BACKENDS)  # modes, batches, stages
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"axes": "n r h w, n r h w -> n z k p"}, "axis z of the output is 'z'; expected only sizes of"),
+        ({"axes": "n r h w, n r h w -> n r^2 k p"}, "axis r^2 of the output: cannot read"),
+        ({"axes": "n r h w, n r h w -> "}, "expected those of phi, psi -> those of the output"),
+        ({"degree": 3}, "degree is 3; expected 1, 2 or None"),
+        ({"macs": 0}, "macs is 0; expected a product of sizes as text"),
+    ],
+)
+def test_a_wrong_declaration_is_refused(changed, message):
+    def pairwise_wrong(phi_i, psi_j):
+        return phi_i
+
+    facts = {"axes": "n r h w, n r h w -> n r k p", "source": "ours"} | changed
+    with pytest.raises(ValueError, match=re.escape(message)):
+        operator(**facts)(pairwise_wrong)
+    assert "pairwise_wrong" not in DECLARED
+
+
+def test_only_a_declaration_is_run(inputs):
+    with pytest.raises(ValueError, match=r"operator is <function .* expected a declaration"):
+        saprof.run(saprof.pairwise_subtraction, *inputs, footprint=FOOTPRINT)
