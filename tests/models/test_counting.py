@@ -317,3 +317,19 @@ def test_any_form_of_a_call_has_its_true_shape(layer):
 def test_a_wrong_number_of_channels_is_no_count():
     with pytest.raises(RuntimeError, match="channel dimensions"):
         count("resnet26", (4, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "elementwise"),
+    [
+        (nn.Softmax(1), (3, 4, 5), 5 * 60),  # maximum, difference, exponential, sum, quotient
+        (nn.BatchNorm2d(3), (3, 4, 5), 2 * 60),
+        (nn.ReLU(), (3, 4, 5), 60),
+        (nn.Sequential(nn.Flatten(), nn.Linear(60, 7)), (3, 4, 5), 7),
+        (nn.Conv2d(3, 2, 3), (3, 4, 5), 2 * 2 * 3),
+        (nn.MaxPool2d(2), (3, 4, 6), (2 * 2 - 1) * (3 * 2 * 3)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_elementwise_operations_by_hand(layer, size, elementwise):
+    assert count(layer, size).elementwise == elementwise
