@@ -439,8 +439,8 @@ def composed(layer: VectorAttention) -> VectorAttention:
     return other
 
 
-def image(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+def image(*shape, seed=1, dtype=torch.float32):
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def learn(layer, x, run=None):
@@ -448,7 +448,7 @@ def learn(layer, x, run=None):
     layer.zero_grad()
     x = x.detach().clone().requires_grad_()
     y = layer(x) if run is None else run(x)
-    (y * image(*y.shape, seed=2).to(y.dtype)).sum().backward()
+    (y * image(*y.shape, seed=2, dtype=torch.float64).to(y.dtype)).sum().backward()
     return {
         "y": y.detach(),
         "x": x.grad,
@@ -838,7 +838,7 @@ def test_under_autocast(variant, training):
     error, size = (got["y"].float() - expected["y"]).norm(), expected["y"].norm()
     assert error < 0.03 * size
     error, size = (got["x"] - expected["x"]).norm(), expected["x"].norm()
-    assert error < 0.2 * size
+    assert error < 0.15 * size
 
 
 @each_default
