@@ -467,10 +467,15 @@ def same(got, expected, tolerance=TOLERANCE["float32"]):
             )
 
 
-def compare(layer, x=None, tolerance=TOLERANCE["float32"], steps=2):
+each_precision = pytest.mark.parametrize("precision", ["float32", pytest.param("float64", marks=pytest.mark.deep)])
+
+
+def compare(layer, x=None, steps=2, precision="float32"):
     """Compare fused and composed layers in some steps of training, then in evaluation."""
+    dtype, tolerance = getattr(torch, precision), TOLERANCE[precision]
+    layer = layer.to(dtype)
     other = composed(layer)
-    x = image(2, 32, 4, 5) if x is None else x
+    x = (image(2, 32, 4, 5) if x is None else x).to(dtype)
     for _ in range(steps):
         same(learn(layer.train(), x), learn(other.train(), x), tolerance)
     same(learn(layer.eval(), x), learn(other.eval(), x), tolerance)
@@ -478,9 +483,10 @@ def compare(layer, x=None, tolerance=TOLERANCE["float32"], steps=2):
     assert other.ran == "composed on unfold"
 
 
+@each_precision
 @each_variant
-def test_fused_is_composed(variant):
-    compare(build(variant), steps=1)
+def test_fused_is_composed(variant, precision):
+    compare(build(variant), steps=1, precision=precision)
 
 
 @each_default
@@ -493,29 +499,31 @@ def test_fused_is_composed_on_every_backend(variant, backend, footprint):
     assert layer.ran == f"fused on {backend}"
 
 
+@each_precision
 @each_relation
 @pytest.mark.parametrize("transformations", ["shared_phi_psi", "shared"])
 @pytest.mark.parametrize("footprint", [SQUARE, Footprint.from_offsets([(0, 1), (1, -1)])], ids=["centre", "no centre"])
-def test_of_shared_transformations(variant, transformations, footprint):
+def test_of_shared_transformations(variant, transformations, footprint, precision):
     reductions = {"relation_reduction": None} if transformations == "shared" else {}
     for mapping in ("lrl", "lrlrl"):
         variant = (*variant[:3], mapping)
         layer = build(variant, footprint, transformations=transformations, **reductions)
-        compare(layer)
+        compare(layer, precision=precision)
         if transformations == "shared":
             assert layer.hidden < layer.phi.out_channels
 
 
+@each_precision
 @each_default
 @pytest.mark.parametrize("norm", [{"momentum": None}, {"track_running_stats": False}, {"affine": False}], ids=str)
-def test_of_any_batch_norm(variant, norm):
+def test_of_any_batch_norm(variant, norm, precision):
     layer = build(variant)
     for index, child in enumerate(layer.gamma):
         if isinstance(child, nn.BatchNorm2d):
             layer.gamma[index] = nn.BatchNorm2d(child.num_features, eps=0.03, **norm)
     for parameter in layer.gamma.parameters():
         nn.init.normal_(parameter)
-    compare(layer)
+    compare(layer, precision=precision)
 
 
 @each_default
@@ -549,6 +557,7 @@ def test_of_one_value_per_channel_is_refused(variant):
     same(learn(layer.eval(), image(1, 32, 1, 1)), learn(composed(layer), image(1, 32, 1, 1)))
 
 
+@each_precision
 @each_default
 @pytest.mark.parametrize(
     ("footprint", "size"),
@@ -565,11 +574,11 @@ def test_of_one_value_per_channel_is_refused(variant):
     ],
     ids=str,
 )
-def test_of_any_map(variant, footprint, size):
+def test_of_any_map(variant, footprint, size, precision):
     layer = build(variant, footprint)
-    compare(layer, image(3, 32, *size), steps=1)
+    compare(layer, image(3, 32, *size), steps=1, precision=precision)
     if footprint == UNREACHED:
-        y = layer(image(3, 32, *size))
+        y = layer(image(3, 32, *size).to(getattr(torch, precision)))
         assert not y[:, :, 2:].any()
         assert y[:, :, :2].abs().min() > 0
 
