@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.tmp")
 
 
 def write(path: str | Path, content: bytes) -> None:
@@ -13,6 +16,7 @@ def write(path: str | Path, content: bytes) -> None:
     OSError with the path if it cannot be written.
     """
     path = Path(path)
+    remove_abandoned(path.parent, path.name)  # before the write, which may need the space
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -26,6 +30,30 @@ def write(path: str | Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Delete the temporary files in `folder` that killed processes left behind; only those for the file `name`, if it
+    is given."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = _TEMPORARY.fullmatch(entry.name)
+            if found and name in (None, found["name"]) and _is_abandoned(entry, int(found["process"])):
+                with suppress(OSError):
+                    Path(entry.path).unlink()
+
+
+def _is_abandoned(entry: os.DirEntry[str], process: int) -> bool:
+    """Whether the process that wrote a temporary file has ended. A process that started after the last write is another
+    one, with the same number."""
+    import psutil
+
+    try:
+        return entry.is_file(follow_symlinks=False) and psutil.Process(process).create_time() > entry.stat().st_mtime
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, OverflowError, FileNotFoundError):
+        return False
 
 
 def _keep(folder: Path) -> None:

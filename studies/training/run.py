@@ -67,8 +67,8 @@ class Run:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Lock the run. Raises ValueError if another process holds the lock, CannotWrite if the folder cannot be
-        written."""
+        """Lock the run, and delete the files that killed processes left half-written. Raises ValueError if another
+        process holds the lock, CannotWrite if the folder cannot be written."""
         from filelock import FileLock, Timeout
 
         try:
@@ -80,6 +80,8 @@ class Run:
         except OSError as error:
             raise CannotWrite(f"cannot write to {self.folder}: {error.strerror}; choose another --output") from None
         try:
+            for folder in (self.folder, self.checkpoints):
+                atomic.remove_abandoned(folder)
             yield
         finally:
             lock.release()

@@ -147,6 +147,16 @@ def test_an_empty_folder_and_one_that_was_only_claimed_are_taken(tmp_path):
     assert ended(replace(FEW, output=tmp_path)) == (0, "")
 
 
+def test_a_run_removes_what_it_left_half_written_when_it_was_killed(tmp_path):
+    config = replace(FEW, output=tmp_path / "run")
+    stop(config, calls=2)
+    (killed := subprocess.Popen([sys.executable, "-c", ""])).wait()
+    for place, name in (("ckpt", "step_0000000099.pt"), (".", "metrics.jsonl")):
+        (tmp_path / "run" / place / f".{name}.{killed.pid}.tmp").write_bytes(b"half")
+    session.train(config, progress=False)
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
 def test_two_processes_do_not_share_a_folder(tmp_path):
     with Run(tmp_path / "run").claimed():
         code, said = ended(replace(FEW, output=tmp_path / "run"))
