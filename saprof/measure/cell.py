@@ -72,7 +72,7 @@ def measure(cells: Sequence[Cell], fingerprint: str, max_seconds: float = 2.0) -
     for cell in cells:
         try:
             prepared, found[cell] = _make_ready(cell)
-            ready[cell] = prepared, _warm(prepared, found[cell])
+            ready[cell] = prepared, _warm(prepared)
         except Exception as error:  # a cell that fails becomes a row, and the others are still measured
             found[cell] = _why(error)
     try:
@@ -111,16 +111,15 @@ def _make_ready(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
         facts["error"] = _check_operator(cell.subject, cell, facts["backend"])
     else:
         _check_network(prepared)
-    return (_compile(prepared) if cell.compiled else prepared), facts
+    if cell.compiled:
+        prepared, facts["first_call_s"] = _compile(prepared)
+    return prepared, facts
 
 
-def _warm(prepared: Prepared, facts: dict[str, Any]) -> Callable[[], object]:
+def _warm(prepared: Prepared) -> Callable[[], object]:
     """The call to time, after one call."""
-    start = time.perf_counter()
     call = prepared.call()
     call()
-    if prepared.cell.compiled:
-        facts["first_call_s"] = time.perf_counter() - start
     return call
 
 
@@ -197,22 +196,29 @@ def _check_network(prepared: Prepared) -> None:
             raise _Refused("incorrect", "its logits are not all finite")
 
 
-def _compile(prepared: Prepared) -> Prepared:
-    """The same cell, compiled. Its output, and its gradients if the mode has some, must equal the eager ones to half
-    their digits."""
+def _compile(prepared: Prepared) -> tuple[Prepared, float]:
+    """The same cell, compiled, and the seconds of its first call, which compiles.
+
+    Its output, and its gradients if the mode has some, must equal the eager ones to half their digits.
+    """
     torch._dynamo.reset()
     functorch_config.enable_autograd_cache = False  # it is on disk, and a changed backend does not invalidate it
     compiled = replace(prepared, function=torch.compile(prepared.function, fullgraph=True))
     mode = "forward" if prepared.cell.mode == "forward" else "train_step"
     checked = replace(prepared.cell, mode=mode)
-    expected, got = (tree_leaves(replace(p, cell=checked).run(*prepared.inputs)) for p in (prepared, compiled))
-    for want, have in zip(expected, got, strict=True):
+    expected = replace(prepared, cell=checked).run(*prepared.inputs)
+    start = time.perf_counter()
+    got = replace(compiled, cell=checked).run(*prepared.inputs)
+    if torch.device(prepared.cell.device).type == "cuda":
+        torch.cuda.synchronize(prepared.cell.device)
+    seconds = time.perf_counter() - start
+    for want, have in zip(tree_leaves(expected), tree_leaves(got), strict=True):
         error = float((have - want).abs().max() / want.abs().max().clamp_min(1e-30))
         allowed = torch.finfo(want.dtype).eps ** 0.5
         if not error <= allowed:
             reason = f"compiled {mode} is {error:.1e} off the eager one; expected at most {allowed:.1e}"
             raise _Refused("incorrect", reason)
-    return compiled
+    return compiled, seconds
 
 
 def _weigh(prepared: Prepared, call: Callable[[], object]) -> dict[str, Any]:

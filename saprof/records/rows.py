@@ -80,7 +80,8 @@ class Row:
     stopped: str | None = None
     host_s: float | None = None
     first_call_s: float | None = None
-    """The first call of a compiled cell, with its compilation."""
+    """The first call of a compiled cell, with its compilation: a forward, or a training step if the mode has
+    gradients. It is shorter if torch finds compiled code in its cache on disk."""
     cpu_per_wall: float | None = None
     others_cpu: float | None = None
     involuntary_switches: int | None = None

@@ -271,6 +271,27 @@ def test_a_wrong_compiler_is_found_out(monkeypatch):
         assert "off the eager one" in row.reason
 
 
+@pytest.mark.parametrize("mode", ["forward", "backward"])
+def test_the_first_call_of_a_compiled_cell_contains_its_compilation(monkeypatch, mode):
+    """Every check and every other call comes after it."""
+
+    def compiles_at_the_first_call(function, fullgraph):
+        compiling = iter([0.3])
+
+        def compiled(*inputs):
+            time.sleep(next(compiling, 0))
+            return function(*inputs)
+
+        return compiled
+
+    monkeypatch.setattr(cells.torch, "compile", compiles_at_the_first_call)
+    workload = Workload(OPERATORS["aggregation"], Footprint.square(3))
+    eager, compiled = (Cell(workload, mode, backend="unfold", compiled=how) for how in (False, True))
+    eager, compiled = cells.measure([eager, compiled], "f", max_seconds=0.02)
+    assert eager.first_call_s is None
+    assert compiled.latency_s < 0.1 < 0.3 <= compiled.first_call_s < 5
+
+
 @pytest.mark.deep
 def test_a_group_apart_may_be_given_up_or_die(tmp_path):
     assert run(tmp_path / "a", "--operator", "aggregation", "--isolate") == 0
