@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import runpy
 import sys
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import saprof
-from saprof.command import OK, USAGE
+from saprof.command import OK, USAGE, run
 from saprof.text import unknown
 
 
@@ -133,5 +133,10 @@ def listing() -> str:
     return "\n".join([*lines, "", "saprof COMMAND --help explains the options of a command."])
 
 
+def start() -> NoReturn:
+    """The program `saprof`."""
+    run(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    start()

@@ -4,32 +4,73 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from contextlib import suppress
 from pathlib import Path
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.tmp")
 
 
+class WriteError(OSError, ValueError):
+    """A file cannot be written; `filename` is its path."""
+
+    def __str__(self) -> str:
+        return f"cannot write to {self.filename}: {self.strerror}"
+
+    @classmethod
+    def of(cls, path: str | Path, error: OSError, remedy: str = "") -> WriteError:
+        """The error `error` as one about `path`."""
+        return cls(error.errno, f"{error.strerror}{remedy}", str(path))
+
+
 def write(path: str | Path, content: bytes) -> None:
     """Replace the file at `path`. A reader finds the old file or the new one, during the write and after a crash too.
 
-    OSError with the path if it cannot be written.
+    The new file has the permissions of the old one. A link stays, and its target is replaced. What is not a file, such
+    as /dev/stdout, is written to. WriteError if it cannot be written.
     """
-    path = Path(path)
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - these do not raise
+            Path(path).write_bytes(content)
+        else:
+            _replace(Path(path).resolve(), content)
+    except OSError as error:
+        raise WriteError.of(path, error) from None
+
+
+def _replace(path: Path, content: bytes) -> None:
     remove_abandoned(path.parent, path.name)  # before the write, which may need the space
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
+            if path.exists():
+                temporary.chmod(stat.S_IMODE(path.stat().st_mode))
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         _keep(path.parent)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to the file at `path`; the content is on disk when this returns. WriteError if it cannot be written; then
+    the file is as before."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                rest = memoryview(content)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
+    except OSError as error:
+        raise WriteError.of(path, error) from None
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:

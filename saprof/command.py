@@ -2,38 +2,76 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-OK, FAILED, USAGE, REGRESSION = 0, 1, 2, 3
-"""Exit codes: success; some cells failed or disagreed; the input is wrong; a regression."""
+OK, FAILED, USAGE, REGRESSION, FULL = 0, 1, 2, 3, 6
+"""Exit codes: success; some cells failed or disagreed; the input is wrong; a regression; the disk is full."""
+INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + 13
+"""Exit codes that a shell gives: after Ctrl-C; after SIGPIPE, if the process that reads the output has ended."""
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""No space, a quota, the largest size of a file, a failing disk."""
 
 
 def run(main: Callable[[list[str] | None], int]) -> NoReturn:
     """Exit with the code of `main`. A mistake in the input is printed on stderr as one sentence; the exit code is then
-    2, or the `code` of the exception."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal without ✓ shows a ?
+    2, or the `code` of the exception. A full disk is FULL."""
+    _open_streams()
     try:
-        code = main(None)
+        try:
+            code = main(None)
+        except SystemExit as stop:  # of argparse, which has printed the help or an error
+            code = stop.code
         sys.stdout.flush()
+    except BrokenPipeError:
+        code = UNREAD
     except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the process that reads our output has ended
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(OK)
-        print(f"error: {error}", file=sys.stderr)
-        code = getattr(error, "code", USAGE)
+        print(f"error: {_sentence(error)}", file=sys.stderr)
+        code = getattr(error, "code", FULL if _is_full(error) else USAGE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        code = INTERRUPTED
+    _discard_unwritable()
     sys.exit(code)
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in FULL_DISK
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is None and _is_full(error):
+        return f"cannot write to stdout: {error.strerror}"
+    return str(error)
+
+
+def _open_streams() -> None:
+    """Open the streams that the caller has closed, which otherwise would be the next files that are opened; and let a
+    terminal without ✓ show a ?."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - open until the end
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _discard_unwritable() -> None:
+    """Discard what cannot be written. Python would try once more when it exits, and print a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def choices(what: str, text: str, valid: Sequence[str], extra: Sequence[str] = ()) -> list[str]:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from saprof import command
+from saprof import atomic, command
 from saprof.paper import summary
 from saprof.plots import page
 from saprof.plots.page import Html, tag
@@ -71,7 +71,7 @@ def write(runs: Sequence[Recorded], folder: Path) -> Path:
             folder.rename(old)
         new.rename(folder)
     except OSError as error:
-        raise ValueError(f"cannot write to {folder}: {error.strerror}; choose another with --output") from None
+        raise atomic.WriteError.of(folder, error, "; choose another with --output") from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -123,10 +123,11 @@ def _draw(run: Recorded, folder: Path, prefix: str, first: int) -> tuple[list[Ht
     for drawing in drawings(run.rows, run.calibration, run.caption):
         print(f"{run.name}: {drawing.title}", file=sys.stderr)
         try:
-            _, svg = write(drawing.draw(), folder / (prefix + drawing.stem))
+            figure = drawing.draw()
         except ValueError as error:
             missing.setdefault(str(error), []).append(drawing.title)
         else:
+            _, svg = write(figure, folder / (prefix + drawing.stem))
             shown.append(page.picture(svg.read_bytes(), drawing.alt, drawing.caption, first + len(shown)))
     return shown, missing
 

@@ -10,6 +10,7 @@ import textwrap
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from saprof import atomic
 from saprof.models.catalogue import MODELS, NamedModel
 from saprof.operators.attention import DEFAULTS
 from saprof.quantities import Quantity, who_ran
@@ -115,12 +117,14 @@ def label_of_bars(quantity: Quantity) -> str:
 
 
 def write(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as PNG and as SVG. Returns both paths."""
+    """Write a figure as PNG and as SVG, each whole or not at all. Returns both paths."""
     paths = [stem.with_suffix(suffix) for suffix in (".png", ".svg")]
     with matplotlib.rc_context(STYLE):
         for path in paths:
             metadata = {"Date": None} if path.suffix == ".svg" else None
-            figure.savefig(path, dpi=150, metadata=metadata)
+            content = BytesIO()
+            figure.savefig(content, format=path.suffix[1:], dpi=150, metadata=metadata)
+            atomic.write(path, content.getvalue())
     return paths
 
 

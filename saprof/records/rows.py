@@ -7,14 +7,13 @@ environment, which `run.json` in the folder describes.
 from __future__ import annotations
 
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from saprof import text
+from saprof import atomic, text
 from saprof.quantities import who_ran
 
 SCHEMA = 1
@@ -121,11 +120,8 @@ _FIELDS = {field.name for field in fields(Row)}
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Append rows; they are on disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(row.line() + "\n" for row in rows))
-        file.flush()
-        os.fsync(file.fileno())
+    """Append rows; they are on disk when this returns. WriteError if they cannot be written; then none is."""
+    atomic.append(path, "".join(row.line() + "\n" for row in rows).encode())
 
 
 def read_rows(path: str | Path) -> list[Row]:
