@@ -30,8 +30,10 @@ FLAGS = (
 )
 """Environment variables that affect timings on a CPU or GPU."""
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 """The folder of the packages."""
+CODE = ("saprof", "kernels_numba", "kernels_cuda", "studies/*.py")
+"""The sources in ROOT, as git selects them; results in studies/recorded are none."""
 MEASURED_CODE = ("operators", "backends", "layers", "models", "measure")
 """The packages of saprof whose code affects a row; the kernels are beside saprof."""
 
@@ -41,6 +43,7 @@ MAY_CHANGE = ("argv", "memory_bytes", "commit", "dirty")
 
 def provenance(device: str, threads: int) -> dict[str, Any]:
     """Versions, commit, machine and settings of a run on `device`."""
+    head, has_changes = commit()
     return {
         "versions": {name: _version(name) for name in ("saprof", "torch", "numpy", "numba", "numba-cuda")},
         "python": platform.python_version(),
@@ -53,8 +56,8 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
         "threads": threads,
         "memory_bytes": psutil.virtual_memory().total,
         "code": code_hash(),
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": head,
+        "dirty": has_changes,
         "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
         "argv": sys.argv[1:],
     }
@@ -117,11 +120,28 @@ def _driver(device: str) -> str | None:
         return None
 
 
-def _git(*arguments: str) -> str | None:
-    """The output of a git command in this source tree; None outside a checkout."""
-    folder = Path(__file__).parent
+def commit(root: Path = ROOT) -> tuple[str | None, bool]:
+    """The commit of the sources in `root`, and whether they have changed since. (None, False) unless `root` is a
+    checkout of saprof: an installed copy may be inside a repository of the user, whose commit does not describe it."""
+    is_checkout = (
+        _git(root, "rev-parse", "--show-prefix") == ""
+        and _git(root, "ls-files", "--error-unmatch", "--", "saprof/__init__.py") is not None
+        and _git(root, "grep", '^name = "saprof"$', "--", "pyproject.toml") is not None
+    )
+    head = _git(root, "rev-parse", "--verify", "HEAD") if is_checkout else None
+    changes = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *CODE)
+    return (None, False) if head is None or changes is None else (head, bool(changes))
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """The output of a git command in a folder; None if git is missing or refuses."""
+    # in a hook, git sets variables that are about the repository of the hook
+    others = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment = others | {"GIT_OPTIONAL_LOCKS": "0"}
     try:
-        answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+        answer = subprocess.run(
+            ["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return answer.stdout.strip()
