@@ -43,8 +43,9 @@ class Images(Protocol):
         """The image in the form that the data set's views take."""
         ...
 
-    def digest(self) -> str:
-        """A hash that changes when images are added, removed or changed."""
+    def digest(self) -> str | None:
+        """A hash that changes when images are added, removed or changed; None if there are none, and none are needed
+        yet."""
         ...
 
 

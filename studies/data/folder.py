@@ -1,17 +1,16 @@
 """A folder of images with one folder per class, the layout of ImageNet and of torchvision's ImageFolder.
 
-Pixels equal those of torchvision's loader: colours are converted to RGB, and the EXIF orientation is not applied.
+Files and pixels are those of torchvision's loader, except hidden files, which are ignored, and images of 16 bits: see
+studies.data.pictures. The EXIF orientation is not applied.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import struct
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import overload
 
@@ -21,27 +20,12 @@ from PIL import Image
 from torch import Tensor
 
 from studies.config import Config
-from studies.data import Dataset, torchvision
+from studies.data import Dataset, pictures, torchvision
+from studies.data.listing import LAYOUT, Listing, listing
 from studies.data.survey import Survey
-from studies.failures import BadData
 
-LAYOUT = "expected ROOT/train/<class>/*.jpg and ROOT/val/<class>/*.jpg, with the same classes in both"
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+PARTS = ("train", "val")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    EOFError,
-    LookupError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
-"""The exceptions that PIL's decoders raise for a damaged file."""
 
 
 class Names(Sequence[str]):
@@ -76,13 +60,10 @@ class Folder:
 
     def read(self, index: int) -> Image.Image:
         """The image in RGB. Raises BadData, which names the file, if it cannot be read."""
-        path = self.root / self.names[index]
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except UNREADABLE as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise BadData(f"{path} cannot be read as an image ({reason}); replace it or remove it") from None
+        return pictures.read(self.path(index))
+
+    def path(self, index: int) -> Path:
+        return self.root / self.names[index]
 
     def digest(self) -> str:
         """A hash of paths and sizes, not of the content."""
@@ -92,19 +73,45 @@ class Folder:
         return hashed.hexdigest()
 
 
+class Training:
+    """The training images below a root. They are listed when they are first needed, since a network can be judged
+    without them; BadData is then raised if there is a problem."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @cached_property
+    def _images(self) -> Folder:
+        return survey(self.root).checked().train
+
+    @property
+    def labels(self) -> Tensor:
+        return self._images.labels
+
+    @property
+    def names(self) -> Names:
+        return self._images.names
+
+    def read(self, index: int) -> Image.Image:
+        return self._images.read(index)
+
+    def digest(self) -> str | None:
+        return self._images.digest() if (self.root / PARTS[0]).exists() else None
+
+
 def load(config: Config) -> Dataset:
     """The folder at `root`. Views have `image_size`: random crops for training, centre crops for evaluation."""
     torchvision.load()
     from torchvision.transforms import v2
 
-    found = survey(config.root).checked()
+    found = survey(config.root, ("val",)).checked()
     side = config.image_size
     random = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), v2.PILToTensor()])
     centre = v2.Compose([v2.Resize(config.resize), v2.CenterCrop(side), v2.PILToTensor()])
     return Dataset(
         name="folder",
         classes=found.classes,
-        train=found.train,
+        train=Training(found.test.root.parent),
         test=found.test,
         size=(3, side, side),
         mean=MEAN,
@@ -124,77 +131,46 @@ def drawn(transform: Callable[[Image.Image], Tensor], image: Image.Image, genera
     return view
 
 
-def survey(root: Path | None) -> Survey:
-    """The images below a root, by class and name, and the problems of the layout, in one pass over each folder."""
+def survey(root: Path | None, parts: Sequence[str] = PARTS) -> Survey:
+    """The images below a root, by class and name, and the problems of the layout, in one pass over each folder. Of a
+    part that is not in `parts` there are no images."""
     problems: list[str] = []
-    train, val = Path(root or "", "train"), Path(root or "", "val")
     if root is None:
         problems.append(f"the data set folder has no root; give --root ROOT: {LAYOUT}")
-    elif not root.is_dir():
-        problems.append(f"{_absent(root)}; {LAYOUT}")
-    listings = ({}, {}) if problems else (_listing(train, problems), _listing(val, problems))
-    if all(listings):
-        problems += _differing(train, val, *listings) + _differing(val, train, *listings[::-1])
-    classes = tuple(sorted({name for listing in listings for name in listing}))
-    images = (_folder(train, classes, listings[0]), _folder(val, classes, listings[1]))
-    return Survey(classes=classes, train=images[0], test=images[1], problems=tuple(problems))
+    else:
+        absent = [folder for folder in (root, *(root / part for part in parts)) if not folder.is_dir()]
+        problems += [f"{_absent(folder)}; {LAYOUT}" for folder in absent[: 1 if root in absent else None]]
+    here = Path(root or "")
+    found = {
+        part: listing(here / part) if root and (root / part).is_dir() and part in parts else None for part in PARTS
+    }
+    listings = [each for each in found.values() if each]
+    for each in listings:
+        problems += each.problems
+    if len(listings) == 2 and all(each.classes for each in listings):
+        problems += _differing(*listings) + _differing(*listings[::-1])
+    classes = tuple(sorted({name for each in listings for name in each.classes}))
+    images = {part: _folder(each or Listing(here / part), classes) for part, each in found.items()}
+    notes = [note for each in listings for note in each.notes]
+    if all(map(str.isdecimal, classes)) and list(classes) != sorted(classes, key=int):
+        notes.append(("classes are numbers in the order of their text", ", ".join(classes[:3]) + ", …"))
+    return Survey(
+        classes=classes, train=images["train"], test=images["val"], problems=tuple(problems), notes=tuple(notes)
+    )
 
 
 def _absent(folder: Path) -> str:
     return f"{folder} is {'no folder' if folder.exists() else 'not there'}"
 
 
-Listing = dict[str, list[tuple[str, int]]]
-"""The classes, and the path and size of their files."""
+def _differing(one: Listing, other: Listing) -> list[str]:
+    names = [name for name in one.classes if name not in other.classes]
+    return [f"class {name!r} is in {one.part} and not in {other.part}; {LAYOUT}" for name in names]
 
 
-def _listing(part: Path, problems: list[str]) -> Listing:
-    if not part.is_dir():
-        problems.append(f"{_absent(part)}; {LAYOUT}")
-        return {}
-    try:
-        with os.scandir(part) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        problems.append(f"{part} cannot be read: {error.strerror}")
-        return {}
-    if not names:
-        problems.append(f"{part} holds no class folders; {LAYOUT}")
-    return {name: _class(part, name, problems) for name in names}
-
-
-def _class(part: Path, name: str, problems: list[str]) -> list[tuple[str, int]]:
-    try:
-        files = sorted(_files(str(part / name), f"{name}/"))
-    except OSError as error:
-        problems.append(f"{error.filename} cannot be read: {error.strerror}")
-        return []
-    if not files:
-        problems.append(f"class folder {part / name} holds no images; {LAYOUT}")
-    problems += [f"{part / file} is an empty file; replace it or remove it" for file, size in files if not size]
-    return files
-
-
-def _differing(part: Path, other: Path, listing: Listing, others: Listing) -> list[str]:
-    names = [name for name in listing if name not in others]
-    return [f"class {name!r} is in {part} and not in {other}; {LAYOUT}" for name in names]
-
-
-def _files(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
-    """The images in a folder and its subfolders, without hidden files and links to folders."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _files(entry.path, f"{prefix}{entry.name}/")
-            elif entry.name.lower().endswith(EXTENSIONS):
-                yield prefix + entry.name, entry.stat().st_size
-
-
-def _folder(part: Path, classes: Sequence[str], listing: Listing) -> Folder:
-    files = [file for name in classes for file in listing.get(name, [])]
-    counts = torch.tensor([len(listing.get(name, [])) for name in classes], dtype=torch.int64)
+def _folder(found: Listing, classes: Sequence[str]) -> Folder:
+    files = [file for name in classes for file in found.classes.get(name, [])]
+    counts = torch.tensor([len(found.classes.get(name, [])) for name in classes], dtype=torch.int64)
     labels = torch.arange(len(classes)).repeat_interleave(counts)
     sizes = torch.tensor([size for _, size in files], dtype=torch.int64)
-    return Folder(part, Names([name for name, _ in files]), labels, sizes)
+    return Folder(found.part, Names([name for name, _ in files]), labels, sizes)

@@ -11,12 +11,14 @@ from studies.failures import BadData
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """The images that were found, and a sentence for each problem."""
+    """The images that were found, a sentence for each problem, and notes."""
 
     classes: tuple[str, ...]
     train: Images
     test: Images
     problems: tuple[str, ...]
+    notes: tuple[tuple[str, str], ...] = ()
+    """What to know about files that are no problem, and the path of each."""
 
     def checked(self) -> Survey:
         """This survey. Raises BadData if there is a problem."""

@@ -3,9 +3,11 @@
 import hashlib
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from studies.config import Config
 from studies.data import folder, load, torchvision
+from studies.data.split import split
 from studies.failures import BadData
 
 
@@ -198,6 +201,47 @@ def test_a_class_folder_may_be_a_link_and_a_name_need_not_be_unicode(root):
     assert len(images.digest()) == 64
 
 
+def test_links_in_a_class_are_followed(root):
+    (root / "elsewhere" / "deep").mkdir(parents=True)
+    photograph(0).save(root / "elsewhere" / "deep" / "a.PNG")
+    (root / "train" / "ant" / "more").symlink_to(root / "elsewhere")
+    (root / "train" / "ant" / "file.jpg").symlink_to(root / "train" / "bee" / "0.JPEG")
+    found = folder.survey(root).checked().train.names[:]
+    assert [name for name in found if name.startswith("ant")][3:] == ["ant/file.jpg", "ant/more/deep/a.PNG"]
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../../train/ant", "../../train"])
+def test_a_link_to_a_folder_that_contains_it_is_named(target, root):
+    (root / "train" / "ant" / "loop").symlink_to(target)
+    assert re.search(r"train/ant/loop(/\w+)* cannot be read: it is a link to a folder that contains it", problem(root))
+
+
+@pytest.mark.parametrize("place", ["train/cat", "train/ant/folder", "val/ant/itself", "val/ant/x.jpg"])
+def test_a_broken_link_is_named(place, root):
+    (root / place).symlink_to("itself" if place.endswith("itself") else "nowhere")
+    assert problem(root).startswith(f"{root / place} ")
+    assert re.search("broken link|No such file|Too many levels", problem(root))
+
+
+def test_a_pipe_is_not_opened(root):
+    os.mkfifo(root / "train" / "ant" / "x.jpg")
+    assert problem(root) == f"{root / 'train' / 'ant' / 'x.jpg'} is no regular file; remove it"
+
+
+@pytest.mark.parametrize("damage", ["none", "no class", "one class"])
+def test_a_network_is_judged_without_training_images(damage, root, v2):
+    for name in CLASSES[: {"none": 2, "no class": 2, "one class": 1}[damage]]:
+        shutil.rmtree(root / "train" / name)
+    if damage == "none":
+        (root / "train").rmdir()
+    dataset = load(config(root))
+    assert dataset.classes == CLASSES
+    assert dataset.test.labels.tolist() == [0, 1]
+    with pytest.raises(BadData, match="train"):
+        len(dataset.train.labels)
+    assert damage != "none" or split(dataset, replace(config(root), protocol="val-original")).judged is dataset.test
+
+
 LAYOUT = r"expected ROOT/train/<class>/\*\.jpg and ROOT/val/<class>/\*\.jpg, with the same classes in both"
 
 
@@ -301,6 +345,22 @@ def test_every_kind_of_image_becomes_rgb(mode, name, root):
     assert read.mode == "RGB"
     error = np.asarray(read, dtype=float) - np.asarray(image.convert("RGB"), dtype=float)
     assert np.abs(error).mean() < (0.01 if name.endswith("png") else 3)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tiff", "x.pgm"])
+def test_16_bits_become_8_by_their_range(name, root):
+    values = np.array([[0, 128, 129, 257, 32_767, 32_768, 65_406, 65_535]], dtype=np.uint16)
+    images, number = only(root, Image.fromarray(values), name)
+    read = images.read(number)
+    assert read.mode == "RGB"
+    assert np.asarray(read)[0].tolist() == [[v] * 3 for v in (0, 0, 1, 1, 127, 128, 254, 255)]
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(np.int32, "integers"), (np.float32, "floating-point numbers")])
+def test_pixels_of_32_bits_are_refused_with_the_name_of_the_file(dtype, kind, root):
+    images, number = only(root, Image.fromarray(np.full((4, 4), 0.5, dtype)), "x.tiff")
+    with pytest.raises(BadData, match=rf"train/ant/x\.tiff .*its pixels are {kind} of 32 bits, whose range is unknown"):
+        images.read(number)
 
 
 def test_orientation_is_not_applied(root):
