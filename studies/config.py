@@ -19,11 +19,15 @@ PROTOCOLS = ("val-original", "val-split")
 PRECISIONS = ("fp32", "fp64", "bf16", "fp16")
 SMOOTHING = ("others", "all")
 PERIODS = ("epoch", "step")
+REMAINDERS = ("drop", "keep")
 DEVICES = ("auto", "cpu", "cuda")
 
 
 SETTING = {"setting": True}
 """Metadata of fields that change how a run is carried out, but not its result; they are not part of the fingerprint."""
+LATER = {"later": True}
+"""Metadata of fields that earlier versions did not have. At its default such a field is not part of the fingerprint, so
+that the runs of earlier versions keep theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,10 @@ class Config:
     """Images per optimisation step, over all processes."""
     accumulate: int = 1
     """Pieces into which each process divides the images of a step; gradients are accumulated over them."""
+    remainder: str = field(default="drop", metadata=LATER)
+    """What happens to the images that are left after the full steps of an epoch: drop leaves them out of this epoch;
+    keep makes a smaller last step of them, for which images are repeated until all processes and pieces have equally
+    many."""
     lr: float = 0.1
     warmup_epochs: float = 0.0
     """Epochs in which the learning rate rises linearly from 0; after them it falls as a cosine to 0."""
@@ -73,10 +81,16 @@ class Config:
     """Decay of a moving average of the weights; the average is then judged."""
     precision: str = "fp32"
     """fp32, fp64, or autocast in bf16 or fp16."""
+    tf32: bool = field(default=False, metadata=LATER)
+    """Whether convolutions and matrix products in fp32 are computed in TF32, with 10 bits of mantissa, on GPUs that can
+    do so (Ampere and later)."""
     channels_last: bool = False
     compile: bool = False
     """Whether the network is compiled by torch.compile."""
 
+    batch_per_process: int | None = field(default=None, metadata=SETTING)
+    """Images that a batch norm saw at a time where the recipe was published; a run in which it sees another number
+    gives a warning."""
     output: Path | None = field(default=None, metadata=SETTING)
     """Folder of the run; by default runs/<model>-<data>-<seed>."""
     root: Path | None = field(default=None, metadata=SETTING)
@@ -119,7 +133,21 @@ class Config:
 
     def fingerprint(self) -> str:
         """A hash of `facts`; runs with equal fingerprints are the same run."""
-        return hashlib.sha256(json.dumps(self.facts(), sort_keys=True).encode()).hexdigest()[:16]
+        earlier = before_later_fields()
+        facts = {name: value for name, value in self.facts().items() if name not in earlier or value != earlier[name]}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def unlike_recipe(self, processes: int) -> str | None:
+        """The warning that batch norms see more or fewer images than in the published recipe; None if they do not."""
+        seen = self.batch // (processes * self.accumulate)
+        if self.batch_per_process in (None, seen):
+            return None
+        parts = max(1, self.batch // self.batch_per_process)
+        return (
+            f"warning: batch norms see {seen} images at a time; in the published recipe they see "
+            f"{self.batch_per_process}. Start {parts} processes (torchrun --nproc-per-node {parts}; reproduce: "
+            f"--executor slurm --gpus {parts}), or add --accumulate {parts} to one process"
+        )
 
     def plain(self) -> dict[str, Any]:
         """All fields, in the form of YAML files and checkpoints."""
@@ -131,6 +159,7 @@ _CHOICES = {
     "precision": PRECISIONS,
     "smoothing_over": SMOOTHING,
     "lr_every": PERIODS,
+    "remainder": REMAINDERS,
     "device": DEVICES,
 }
 _RANGES = {
@@ -141,6 +170,7 @@ _RANGES = {
     "epochs": (1, math.inf),
     "batch": (1, math.inf),
     "accumulate": (1, math.inf),
+    "batch_per_process": (1, math.inf),
     "lr": (0, math.inf),
     "warmup_epochs": (0, math.inf),
     "momentum": (0, 1),
@@ -155,6 +185,11 @@ _RANGES = {
 }
 
 
+def before_later_fields() -> dict[str, Any]:
+    """The facts of runs of earlier versions that are in no file of theirs."""
+    return {f.name: f.default for f in fields(Config) if f.metadata.get("later")}
+
+
 def recipes() -> list[str]:
     """The names that `--recipe` takes, besides paths of files."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
@@ -165,8 +200,11 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Config:
 
     Raises ValueError, naming it, for an unknown key, a value of a wrong type or an unknown recipe.
     """
-    parser = _parser(prog, description)
-    read = parser.parse_args(None if argv is None else list(argv))
+    return config_of(parser(prog, description).parse_args(None if argv is None else list(argv)))
+
+
+def config_of(read: Any) -> Config:
+    """The config in what `parser` has read."""
     return Config(**{f.name: getattr(read, f.name) for f in fields(Config)})
 
 
@@ -185,7 +223,8 @@ def dump(config: Config) -> str:
     return yaml.safe_dump(config.plain(), sort_keys=False, allow_unicode=True)
 
 
-def _parser(prog: str, description: str) -> Any:
+def parser(prog: str, description: str) -> Any:
+    """The parser of a command line with a config. It raises ValueError for a mistake."""
     from jsonargparse import (
         ActionConfigFile,  # pyright: ignore[reportPrivateImportUsage]
         ArgumentParser,

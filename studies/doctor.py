@@ -1,16 +1,25 @@
-"""Check that the data of a study are present, complete and readable: `python -m studies.doctor`."""
+"""Check that the data of a study are present, complete and readable: `python -m studies.doctor`.
+
+    python -m studies.doctor --root /data/imagenet --all
+    python -m studies.doctor --recipe san_imagenet --model package.module:function --root /data/imagenet
+
+With options of studies.train, the second form also checks all that this run requires before its first step.
+Exit codes: 0 no problem, 2 wrong usage, 3 problems, which are listed.
+"""
 
 from __future__ import annotations
 
-import argparse
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from saprof import command, text
-from studies.data import MODULES
+from studies.config import Config, config_of
+from studies.config import parser as config_parser
 from studies.failures import BadData
 
 if TYPE_CHECKING:
@@ -24,47 +33,66 @@ FEW = 20
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
-    found = _survey(arguments.data, arguments.root)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    config = config_of(arguments)
+    found = _survey(config)
     parts = {"train": found.train, "validation": found.test}
     print(_counts(found.classes, parts))
     problems = list(found.problems)
-    if arguments.data == "folder":
+    if config.data == "folder":
         problems += _torchvision()
     chosen = [(images, index) for images in parts.values() for index in _sample(len(images.labels), arguments.all)]
-    broken = [problem for problem in _opened(chosen) if problem]
+    opened = list(_opened(chosen))
+    broken = [problem for problem, _ in opened if problem]
     print(f"\nopened {len(chosen)} images, {len(chosen) - len(broken)} of them readable")
     problems += broken
-    for problem in problems:
-        print(f"PROBLEM {problem}", file=sys.stderr)
     if not problems:
-        print("all is well")
+        problems += _unmet(config, found)
+    notes = [*found.notes, *(note for _, some in opened for note in some)]
+    print(_noted(notes), end="")
+    for problem in problems:
+        print(f"PROBLEM {_readable(problem)}", file=sys.stderr)
+    if not problems:
+        print("no problem was found; see the notes" if notes else "all is well")
     return BadData.code if problems else command.OK
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.doctor",
-        description="Check the data of a study: count the images of each class, and list what is missing or damaged.",
-        epilog="Exit codes: 0 no problem, 2 wrong usage, 3 missing or damaged data, which are listed.",
-    )
-    parser.add_argument("--data", default="folder", choices=MODULES, help="the data set (default folder)")
-    parser.add_argument("--root", type=Path, help="folder of its files")
+def _parser() -> Any:
+    description, _, rest = (__doc__ or "").partition("\n\n")
+    parser = config_parser("python -m studies.doctor", f"{description}\n\n{rest}")
+    parser.set_defaults(data="folder")
     parser.add_argument(
         "--all", action="store_true", help=f"open every image, and not only {SAMPLE} each of train and validation"
     )
     return parser
 
 
-def _survey(data: str, root: Path | None) -> Survey:
-    from studies.config import Config
-    from studies.data import cifar, digits, folder
+def _survey(config: Config) -> Survey:
+    from studies.data import cifar, folder, load
     from studies.data.survey import Survey
 
-    if data in ("folder", "cifar10"):
-        return {"folder": folder, "cifar10": cifar}[data].survey(root)
-    dataset = digits.load(Config(data=data))
+    if config.data in ("folder", "cifar10"):
+        return {"folder": folder, "cifar10": cifar}[config.data].survey(config.root)
+    dataset = load(config)
     return Survey(classes=dataset.classes, train=dataset.train, test=dataset.test, problems=())
+
+
+def _unmet(config: Config, found: Survey) -> list[str]:
+    """What the data, or the run of the options that were given, lacks."""
+    import torch
+
+    from studies.data import load
+    from studies.training.distributed import World
+    from studies.training.requirements import check_classes, prepared
+
+    try:
+        check_classes(config, found.classes, found.train, found.test)
+        if config != Config(data=config.data, root=config.root):
+            prepared(config, load(config), World(0, 1, torch.device("cpu")))
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _counts(classes: Sequence[str], parts: dict[str, Images]) -> str:
@@ -104,24 +132,71 @@ def _sample(count: int, every: bool) -> Iterable[int]:
     return range(count) if every or count <= SAMPLE else [k * count // SAMPLE for k in range(SAMPLE)]
 
 
-def _opened(chosen: Sequence[tuple[Images, int]]) -> Iterator[str]:
-    """The problem of each image, or an empty string; several threads decode at the same time."""
+Note = tuple[str, str]
+"""What to know about a file, and its path."""
+
+
+def _opened(chosen: Sequence[tuple[Images, int]]) -> Iterator[tuple[str, list[Note]]]:
+    """The problem of each image, or an empty string, and notes; several threads decode at the same time."""
     from tqdm import tqdm
 
-    with ThreadPoolExecutor() as threads, tqdm(total=len(chosen), unit="image", disable=None) as bar:
+    with _named_warnings(), ThreadPoolExecutor() as threads, tqdm(total=len(chosen), unit="image", disable=None) as bar:
         for start in range(0, len(chosen), 1024):
-            for problem in threads.map(_problem, chosen[start : start + 1024]):
+            for found in threads.map(_examined, chosen[start : start + 1024]):
                 bar.update()
-                yield problem
+                yield found
 
 
-def _problem(image: tuple[Images, int]) -> str:
+class _Heard(threading.local):
+    """The warnings of this thread."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+
+_heard = _Heard()
+
+
+@contextmanager
+def _named_warnings() -> Iterator[None]:
+    """Collect warnings, which do not name the file, in the thread that reads it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_, **__: _heard.sentences.append(" ".join(str(message).split()))
+        yield
+
+
+def _examined(image: tuple[Images, int]) -> tuple[str, list[Note]]:
+    from studies.data.folder import Folder
+    from studies.data.pictures import remarks
+
     images, index = image
+    _heard.sentences.clear()
     try:
         images.read(index)
     except BadData as error:
-        return str(error)
-    return ""
+        return str(error), []
+    if not isinstance(images, Folder):
+        return "", []
+    path = images.path(index)
+    said = [*remarks(path), *(f"PIL warns: {sentence}" for sentence in _heard.sentences)]
+    return "", [(sentence, str(path)) for sentence in dict.fromkeys(said)]
+
+
+def _noted(notes: Sequence[Note]) -> str:
+    """The notes by what they say, each with the number of files and their paths."""
+    grouped: dict[str, list[str]] = {}
+    for sentence, path in notes:
+        grouped.setdefault(sentence, []).append(path)
+    lines = []
+    for sentence, paths in grouped.items():
+        lines += ["", f"NOTE {sentence}: {len(paths)}", *(f"  {_readable(path)}" for path in paths)]
+    return "\n".join([*lines, "", ""]) if lines else ""
+
+
+def _readable(text: str) -> str:
+    """The text with escapes for the bytes of file names that are no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 if __name__ == "__main__":

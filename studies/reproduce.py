@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 from saprof.command import OK, alone
@@ -45,6 +46,9 @@ def _work(arguments: argparse.Namespace) -> int:
     if arguments.from_:
         return redraw(arguments.from_, arguments.output, arguments.tables)
     planned = plan(_request(arguments))
+    processes = max(1, arguments.gpus) if arguments.executor == "slurm" else 1
+    if warning := planned.request.study.recipe.unlike_recipe(processes):
+        print(warning, file=sys.stderr)
     if arguments.dry_run:
         print(describe(planned, _jobs(arguments), arguments.gpus, arguments.bandwidth))
         return OK

@@ -31,7 +31,10 @@ def main(argv: list[str] | None = None) -> int:
         return stopped.code
     if first:
         before = "finished already, nothing was changed: " if finished else ""
-        print(f"{before}{folder(config)}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % of {result['n']}")
+        print(
+            f"{before}{folder(config)}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % of {result['n']}; "
+            f"{result['best_top1']:.2f} % in the best of the judged epochs"
+        )
     return OK
 
 

@@ -54,6 +54,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
         "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "threads": threads,
+        "tf32": tf32(device),
         "memory_bytes": psutil.virtual_memory().total,
         "code": code_hash(),
         "commit": head,
@@ -84,6 +85,16 @@ def device_name(device: str) -> str:
     import torch
 
     return torch.cuda.get_device_name(device)
+
+
+def tf32(device: str) -> dict[str, bool] | None:
+    """Whether a GPU computes convolutions and matrix products of float32 in TF32; None on a CPU."""
+    if device == "cpu":
+        return None
+    import torch
+
+    settings = {"convolutions": torch.backends.cudnn.conv, "products": torch.backends.cuda.matmul}
+    return {name: setting.fp32_precision == "tf32" for name, setting in settings.items()}
 
 
 def cpu_name() -> str:

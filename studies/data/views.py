@@ -43,11 +43,26 @@ class Plan:
     batch: int
     accumulate: int
     seed: int
+    remainder: str = "drop"
 
     @property
     def steps(self) -> int:
-        """Full steps in an epoch; the remaining images are not used in that epoch."""
-        return self.n // self.batch
+        """Steps in an epoch."""
+        full, left = divmod(self.n, self.batch)
+        return full + (self.remainder == "keep" and left > 0)
+
+    def seen(self, step: int, world: int) -> int:
+        """The images of all steps before `step`, over all processes; a repeated image counts each time."""
+        epoch, within = divmod(step, self.steps)
+        return epoch * min(self.steps * self.batch, self.n + self._repeated(world)) + within * self.batch
+
+    def fewest(self, world: int) -> int:
+        """The images of the smallest piece of a step."""
+        return (self.seen(self.steps, world) - self.seen(self.steps - 1, world)) // (world * self.accumulate)
+
+    def _repeated(self, world: int) -> int:
+        """Images to repeat in an epoch so that it divides into equal shares."""
+        return -self.n % (world * self.accumulate)
 
     def pieces(self, start: int, stop: int, rank: int, world: int) -> Iterator[list[tuple[int, int]]]:
         """For the steps from `start` to before `stop`, the (epoch, image) pairs of each piece of one process."""
@@ -56,6 +71,7 @@ class Plan:
             epoch, within = divmod(step, self.steps)
             if epoch != shown:
                 shown, images = epoch, order(self.seed, epoch, self.n)
+                images = torch.cat([images, images[: self._repeated(world)]])
             mine = images[within * self.batch :][: self.batch][rank::world]
             for piece in mine.chunk(self.accumulate):
                 yield [(epoch, image) for image in piece.tolist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ class Checkpoint:
         from studies.training.engine import Classifier, network
 
         if self.official:
+            _check_order(dataset.classes)
             classifier = network(config, dataset)
             if not isinstance(classifier.model, saprof.SAN):
                 raise ValueError(f"--official is for checkpoints of the SAN authors, and {self.model} is no SAN")
@@ -52,13 +54,24 @@ class Checkpoint:
             raise ValueError(f"{self.path} holds another model than {self.model}; leave --model out, or name its own")
 
 
+def _check_order(classes: Sequence[str]) -> None:
+    """Raise ValueError for names whose order cannot be that of the checkpoint's classes."""
+    if all(map(str.isdecimal, classes)) and list(classes) != sorted(classes, key=int):
+        raise ValueError(
+            f"the classes are numbers in the order of their text ({', '.join(classes[:3])}, …), which is not the order "
+            "of the checkpoint's classes; give all folders names of equal length, such as 0002 or n01440764"
+        )
+
+
 def judge_checkpoint(
     checkpoint: Checkpoint, config: Config, conditions: Conditions, execution: Execution, images: int | None = None
 ) -> dict[str, Any]:
     """The report of a checkpoint on the validation set of the config's data, in the form of a run's report."""
     from studies import data
     from studies.training.distributed import device
+    from studies.training.engine import set_precision
 
+    set_precision(config)
     dataset = data.load(config)
     model = checkpoint.classifier(config, dataset)
     chosen = sample(dataset.test, images)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saprof import atomic
-from studies.config import Config
+from studies.config import Config, before_later_fields
 from studies.failures import CannotWrite
 from studies.reproduction.executors import Task
 from studies.training.run import Run
@@ -20,7 +20,7 @@ from studies.training.run import Run
 SCHEMA = 1
 FILE = "results.json"
 KEPT = ("top1", "top5", "loss", "n", "params", "steps", "train_seconds", "weights_sha256")
-"""Fields that are copied from a run's result."""
+"""Fields that are copied from a run's result; the best top-1 of its epochs too, if all of them were judged."""
 PASSING = ("argv", "memory_bytes", "time", "step", "flags")
 """Fields of a session that do not describe where a run was made."""
 NUMBER, NONE = (int, float), type(None)
@@ -87,6 +87,8 @@ def collect(study: Mapping[str, Any], learning_rates: Mapping[str, Any] | None, 
         if place not in where:
             where.append(place)
         figures = {name: found[name] for name in KEPT}
+        if found.get("judged_epochs") == task.config.epochs:
+            figures["best_top1"] = found["best_top1"]
         runs[fingerprint] = {"facts": task.config.facts(), "where": where.index(place)} | figures
         if task.judged:
             runs[fingerprint]["robustness"] = robust = _robustness(task)
@@ -153,7 +155,8 @@ def read(path: Path) -> Results:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         _check(content)
-        whole = [run | {"facts": content["common"] | run["facts"]} for run in content["runs"]]
+        common = before_later_fields() | content["common"]
+        whole = [run | {"facts": common | run["facts"]} for run in content["runs"]]
         runs = {_fingerprint(run): run for run in whole}
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}); {REMEDY}") from None

@@ -50,7 +50,9 @@ class Study:
         """The config that every run starts from."""
         start = load(RECIPES / f"{RECIPE_OF[self.data]}.yaml") if self.data in RECIPE_OF else Config()
         epochs = start.epochs if self.epochs is None else self.epochs
-        settings = {"data": self.data, "root": self.root, "device": self.device, "evaluate_every": epochs}
+        settings: dict[str, Any] = {"data": self.data, "root": self.root, "device": self.device}
+        if not self.full:
+            settings["evaluate_every"] = epochs  # a miniature trains for seconds, and an evaluation takes one of them
         if self.workers is not None:
             settings["workers"] = self.workers
         return replace(start, **{"epochs": epochs} | settings | dict(self.facts))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from importlib import import_module
 from itertools import islice
 from typing import Any
 
@@ -23,6 +23,7 @@ from studies.config import Config
 from studies.data import Dataset, Images
 from studies.data.views import Change, JudgedViews, Plan, TrainingViews, batches, number
 from studies.failures import NonFinite, Preempted
+from studies.training.adapters import adapted, sentence
 from studies.training.distributed import World
 from studies.training.metrics import Score, score
 
@@ -56,16 +57,12 @@ def network(config: Config, dataset: Dataset) -> Classifier:
     """
     torch.manual_seed(config.seed)
     if ":" in config.model:
-        module, _, function = config.model.partition(":")
-        try:
-            build = getattr(import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(
-                f"model {config.model!r} cannot be imported: {error}; expected package.module:function"
-            ) from None
-        model = build(**config.options)
+        model = adapted(config.model, config.options)
     else:
-        model = saprof.create_model(config.model, **{"num_classes": len(dataset.classes)} | config.options)
+        try:
+            model = saprof.create_model(config.model, **{"num_classes": len(dataset.classes)} | config.options)
+        except TypeError as error:
+            raise ValueError(f"{config.model} cannot be made with {config.options}: {sentence(error)}") from None
     classifier = Classifier(model.double() if config.precision == "fp64" else model, dataset)
     classes = _logits(classifier, dataset)
     if classes != len(dataset.classes):
@@ -74,14 +71,20 @@ def network(config: Config, dataset: Dataset) -> Classifier:
 
 
 def _logits(classifier: Classifier, dataset: Dataset) -> int:
-    training = classifier.training
-    with torch.no_grad():
-        logits = classifier.eval()(torch.zeros(1, *dataset.size))
+    """The number of logits for an image. Raises ValueError if the network is no classifier that can be trained."""
+    training, name = classifier.training, type(classifier.model).__name__
+    if not any(parameter.requires_grad for parameter in classifier.parameters()):
+        raise ValueError(f"{name} has no parameters to train; expected a network with some")
+    try:
+        with torch.no_grad():
+            logits = classifier.eval()(torch.zeros(1, *dataset.size))
+    except Exception as error:  # the network may be anybody's
+        raise ValueError(f"{name} cannot classify an image of {dataset.size}: {sentence(error)}") from None
     classifier.train(training)
-    if logits.dim() != 2:
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else f"an object of type {type(logits).__name__}"
+    if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 1):
         raise ValueError(
-            f"{type(classifier.model).__name__} returns {tuple(logits.shape)} for an image; expected (1, classes), "
-            "since only classifiers are trained here"
+            f"{name} returns {shape} for an image; expected (1, classes), since only classifiers are trained here"
         )
     return logits.shape[1]
 
@@ -209,7 +212,7 @@ def plan(config: Config, images: Images, world: World) -> Plan:
         )
     if config.batch > len(images.labels):
         raise ValueError(f"batch is {config.batch}; expected at most the {len(images.labels)} images to train on")
-    return Plan(len(images.labels), config.batch, config.accumulate, config.seed)
+    return Plan(len(images.labels), config.batch, config.accumulate, config.seed, config.remainder)
 
 
 def train_until(stop_at: int, state: State, dataset: Dataset, images: Images, hooks: Hooks) -> None:
@@ -234,11 +237,12 @@ def train_until(stop_at: int, state: State, dataset: Dataset, images: Images, ho
         if broken:
             raise NonFinite("the loss is not finite; the last checkpoint is intact. Lower lr, or look at the images")
         _update(state)
+        images_of_step = schedule.seen(state.step + 1, world.size) - schedule.seen(state.step, world.size)
         state.step += 1
         progress = state.progress
-        progress.loss_sum += loss * config.batch
+        progress.loss_sum += loss * images_of_step
         progress.correct1 += int(correct)
-        progress.seen += config.batch
+        progress.seen += images_of_step
         progress.waited += waited
         progress.seconds += time.perf_counter() - started
         hooks.after_step(state)
@@ -278,6 +282,15 @@ def _accumulated(state: State, coming: Iterator[Any], loss_of: Callable[..., Ten
 def _unsynchronised(forward: Any, more_pieces: bool) -> Any:
     """A context that does not exchange gradients between processes, unless this is the last piece of a step."""
     return forward.no_sync() if more_pieces and hasattr(forward, "no_sync") else nullcontext()
+
+
+def set_precision(config: Config) -> None:
+    """Set whether convolutions and products of this process in fp32 are computed in TF32 on a GPU."""
+    with warnings.catch_warnings():
+        # torch 2.9 warns of these settings; its newer ones cannot be mixed with code that reads these
+        warnings.filterwarnings("ignore", message=".*new API settings to control TF32")
+        torch.backends.cudnn.allow_tf32 = config.tf32
+        torch.backends.cuda.matmul.allow_tf32 = config.tf32
 
 
 def autocast(config: Config, device: torch.device) -> Any:

@@ -198,6 +198,7 @@ def _cannot_write(error: OSError) -> CannotWrite:
 
 def trained(folder: str | Path) -> tuple[Config, Dataset, Split, Classifier]:
     """The config, data and split of a finished run, and its evaluated network on the CPU in evaluation mode.
+    Training images that are not judged may be absent.
 
     Raises ValueError if the run is not finished or its weights are not those of its result.
     """
@@ -215,6 +216,7 @@ def trained(folder: str | Path) -> tuple[Config, Dataset, Split, Classifier]:
     import torch
 
     dataset = data.load(config)
+    engine.set_precision(config)
     state = engine.State(config, engine.network(config, dataset), World(0, 1, torch.device("cpu")))
     saved = checkpoint.newest(run.checkpoints, lambda sentence: None)
     if saved is None:

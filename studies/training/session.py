@@ -18,7 +18,6 @@ from studies.training.run import Run, weights_sha256
 
 if TYPE_CHECKING:
     from studies.data import Dataset
-    from studies.data.split import Split
     from studies.training.distributed import World
     from studies.training.engine import State
 
@@ -36,13 +35,11 @@ def train(config: Config, progress: bool = True) -> dict[str, Any]:
         return done
 
     from studies import data
-    from studies.data import split
     from studies.training.distributed import world
 
     with world(config.device) as processes, stop_requests() as stop:
         dataset = data.load(config)
-        parts = split.split(dataset, config)
-        session = _Session(config, run, processes, dataset, parts, stop, progress)
+        session = _Session(config, run, processes, dataset, stop, progress)
         with run.claimed() if processes.first else nullcontext():
             try:
                 return session.work()
@@ -84,7 +81,6 @@ class _Session:
     run: Run
     world: World
     dataset: Dataset
-    parts: Split
     stop: Callable[[], bool]
     progress: bool
 
@@ -93,20 +89,24 @@ class _Session:
         import torch
 
         from studies.training import engine
+        from studies.training.requirements import prepared
 
         if self.config.tensorboard and find_spec("tensorboard") is None:
             raise ValueError("tensorboard is not installed; pip install tensorboard, or leave --tensorboard")
         if self.world.device.type == "cpu":
             torch.set_num_threads(self.config.threads)
-        self.epoch = engine.plan(self.config, self.parts.train, self.world).steps
-        self.state = engine.State(self.config, engine.network(self.config, self.dataset), self.world)
+        engine.set_precision(self.config)
+        self.parts, self.plan, classifier = prepared(self.config, self.dataset, self.world)
+        self.state = engine.State(self.config, classifier, self.world)
 
     def work(self) -> dict[str, Any]:
         from studies.training import engine
 
-        state, epoch = self.state, self.epoch
+        state, epoch = self.state, self.plan.steps
+        if warning := self.config.unlike_recipe(self.world.size):
+            self._print(warning)
         self._resume(state)
-        with self._bar(state, epoch) as bar:
+        with self._bar(state) as bar:
             hooks = engine.Hooks(self.stop, lambda state: self._after_step(state, bar))
             try:
                 while state.reported < self.config.epochs * epoch:
@@ -133,7 +133,7 @@ class _Session:
                 raise BadCheckpoint(f"the checkpoints in {self.run.checkpoints} are of another run; delete them")
             split.verify(kept, self.parts)
             state.restore(before["state"])
-            changed = [name for name, value in self._conditions().items() if before["conditions"][name] != value]
+            changed = [name for name, value in self._conditions().items() if before["conditions"].get(name) != value]
             if changed:
                 self._print(f"resuming with another {' and '.join(changed)}; the last digits will differ")
             self._print(f"resuming at step {state.step}")
@@ -150,16 +150,20 @@ class _Session:
         """The conditions, besides the config, on which the last digits of the weights depend."""
         import torch
 
+        from saprof.records.environment import tf32
+
         threads = self.config.threads if self.world.device.type == "cpu" else None
         return {
             "torch": str(torch.__version__),
             "device_type": self.world.device.type,
             "processes": self.world.size,
-        } | {"threads": threads}
+            "threads": threads,
+            "tf32": tf32(str(self.world.device)),
+        }
 
     def _after_step(self, state: State, bar: Any) -> None:
         progress = state.progress
-        bar.update(self.config.batch)
+        bar.update(self._seen(state) - bar.n)
         waiting = f"{100 * progress.waited / max(progress.seconds, 1e-9):.0f} %"
         bar.set_postfix(loss=f"{progress.loss_sum / progress.seen:.3f}", data_wait=waiting, refresh=False)
         if state.step % self.config.checkpoint_every == 0:
@@ -224,6 +228,7 @@ class _Session:
             "params": sum(parameter.numel() for parameter in state.judged.parameters()),
             "steps": state.step,
             "best_top1": max(line["top1"] for line in lines if "top1" in line),
+            "judged_epochs": sum("top1" in line for line in lines),
             "train_seconds": sum(line["seconds"] for line in lines),
             "weights_sha256": weights_sha256(weights),
         }
@@ -232,12 +237,15 @@ class _Session:
         self.world.wait()
         return result
 
-    def _bar(self, state: State, epoch: int) -> Any:
+    def _seen(self, state: State) -> int:
+        return self.plan.seen(state.step, self.world.size)
+
+    def _bar(self, state: State) -> Any:
         from tqdm import tqdm
 
         return tqdm(
-            total=self.config.epochs * epoch * self.config.batch,
-            initial=state.step * self.config.batch,
+            total=self.plan.seen(self.config.epochs * self.plan.steps, self.world.size),
+            initial=self._seen(state),
             unit=" images",
             unit_scale=True,
             desc=self.run.folder.name,

@@ -12,6 +12,7 @@ import pytest
 from studies.config import Config, dump, load, parse, recipes
 
 SETTINGS = {
+    "batch_per_process": 16,
     "output": Path("elsewhere"),
     "root": Path("images"),
     "device": "cpu",
@@ -84,6 +85,23 @@ def test_a_mistake_in_a_file_is_named_and_so_is_the_file(tmp_path, text, sentenc
         load(path)
 
 
+@pytest.mark.parametrize(("processes", "accumulate", "seen"), [(8, 1, 32), (1, 8, 32), (4, 2, 32), (1, 1, 256)])
+def test_a_process_that_sees_more_images_than_in_the_recipe_is_warned_of(processes, accumulate, seen):
+    config = replace(read("--recipe", "san_imagenet"), accumulate=accumulate)
+    warning = config.unlike_recipe(processes)
+    if seen == 32:
+        assert warning is None
+    else:
+        assert f"see {seen} images at a time; in the published recipe they see 32" in warning
+        assert "add --accumulate 8 to one process" in warning
+    assert Config(batch=256).unlike_recipe(1) is None
+
+
+def test_the_released_recipe_keeps_the_remainder_and_computes_in_fp32():
+    config = read("--recipe", "san_imagenet")
+    assert (config.remainder, config.tf32, config.batch_per_process) == ("keep", False, 32)
+
+
 @pytest.mark.parametrize("name", recipes())
 def test_recipes_are_read(name):
     assert read("--recipe", name) != Config()
@@ -137,6 +155,8 @@ CHANGED = {
     "weight_decay": 0.0,
     "label_smoothing": 0.0,
     "image_size": 192,
+    "remainder": "keep",
+    "tf32": True,
 }
 
 
@@ -144,6 +164,11 @@ CHANGED = {
 def test_a_fact_changes_the_fingerprint(name):
     value = CHANGED.get(name, getattr(Config(), name) + 1 if name not in CHANGED else None)
     assert replace(Config(), **{name: value}).fingerprint() != Config().fingerprint()
+
+
+def test_runs_of_earlier_versions_keep_their_fingerprint():
+    assert Config().fingerprint() == "ce12f898db38a76a"
+    assert {"remainder", "tf32"} < Config().facts().keys()
 
 
 def test_the_fingerprint_is_of_values_and_not_of_how_they_were_written(tmp_path):

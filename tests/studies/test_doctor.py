@@ -54,6 +54,83 @@ def test_every_problem_is_named(root, capsys):
     assert "all is well" not in out
 
 
+def add(root: Path, name: str, image: Image.Image, **options) -> Path:
+    path = root / "train" / "ant" / name
+    image.save(path, **options)
+    return path
+
+
+def test_what_is_no_problem_is_noted_with_all_names(root, capsys):
+    """Files that are read otherwise than they look, and warnings, which do not name the file."""
+    photo = Image.open(root / "train" / "ant" / "000.png").convert("RGB")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for name in ("a.jpg", "b.jpg"):
+        add(root, name, photo, exif=turned)
+    damaged = [add(root, name, photo, exif=b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12") for name in ("c.jpg", "d.jpg")]
+    clear = photo.copy()
+    clear.putalpha(100)
+    add(root, "e.png", clear)
+    add(root, "f.webp", photo, save_all=True, append_images=[photo.rotate(90)])
+    add(root, "g.png", Image.fromarray(np.full((4, 4), 4095, np.uint16)))
+    strange = os.fsdecode(b"\xff.png")
+    add(root, strange, clear)
+    for name in ("notes.txt", "x.gif", ".hidden.jpg"):
+        (root / "train" / "ant" / name).write_bytes(b"x")
+    (root / "val" / "LICENSE").write_bytes(b"x")
+    photo.save(root / "train" / "bee" / "000.PNG")
+    assert doctor.main(["--root", str(root), "--all"]) == 0
+    out = capsys.readouterr().out
+    notes = {block.split("\n")[0]: [line.strip() for line in block.split("\n")[1:]] for block in out.split("NOTE ")[1:]}
+    found = {sentence: [path for path in paths if path.startswith(str(root))] for sentence, paths in notes.items()}
+
+    def named(sentence: str, *names: str) -> bool:
+        (paths,) = (
+            paths for said, paths in found.items() if said.startswith(sentence) and said.endswith(str(len(names)))
+        )
+        return [Path(path).name for path in paths] == list(names)
+
+    assert named("the EXIF orientation is not applied: ", "a.jpg", "b.jpg")
+    warned = [paths for said, paths in found.items() if said.startswith("PIL warns: ")]
+    assert warned
+    assert set(warned[0]) == set(map(str, damaged))
+    assert named("the transparency is dropped: ", "e.png", "\\udcff.png")
+    assert named("the first of several frames is used: ", "f.webp")
+    assert named("16 bits are reduced to 8, and the image is dark", "g.png")
+    assert named("the file is hidden, and ignored: ", ".hidden.jpg")
+    assert set(found["the file has no name of an image, and is ignored: 2"]) == {
+        str(root / "train" / "ant" / name) for name in ("notes.txt", "x.gif")
+    }
+    assert named("the file is in no class folder, and is ignored: ", "LICENSE")
+    assert named("another name differs only in upper and lower case: ", "000.PNG", "000.png")
+    assert "all is well" not in out
+
+
+def test_one_class_is_nothing_to_tell_apart(root, capsys):
+    for part in ("train", "val"):
+        (root / part / "bee").rename(root / part / ".bee")
+    assert doctor.main(["--root", str(root)]) == 3
+    out, err = capsys.readouterr()
+    assert "PROBLEM the data set folder has 1 class; expected at least 2, to tell them apart" in err
+    assert "all is well" not in out
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--label_smoothing=0.9"], "label_smoothing is 0.9; expected below 0.9; with 10 classes no more is left"),
+        (["--batch=900"], "batch is 900; expected at most the 797 images to train on"),
+        (["--held_out=200"], "held_out takes 200 of them"),
+        (["--model=builtins:dict"], "model 'builtins:dict' returns an object of type dict; expected package.module"),
+    ],
+)
+def test_a_run_that_cannot_be_is_found_before_it_starts(options, sentence, capsys):
+    assert doctor.main(["--data=digits", *options]) == 3
+    out, err = capsys.readouterr()
+    assert sentence in err
+    assert "all is well" not in out
+
+
 def test_all_opens_every_image(root, capsys):
     for name in ("017", "018"):
         (root / "train" / "ant" / f"{name}.png").write_bytes(b"x")

@@ -12,11 +12,22 @@ from torch import nn
 
 import saprof
 from saprof.operators import RELATIONS
+from saprof.records.environment import tf32
 from studies.config import Config
 from studies.data.views import Plan, TrainingViews
 from studies.failures import NonFinite, Preempted
 from studies.training.distributed import World
-from studies.training.engine import Hooks, State, evaluate, learning_rate, loss_function, network, plan, train_until
+from studies.training.engine import (
+    Hooks,
+    State,
+    evaluate,
+    learning_rate,
+    loss_function,
+    network,
+    plan,
+    set_precision,
+    train_until,
+)
 from studies.training.metrics import Score
 
 CPU = torch.device("cpu")
@@ -287,6 +298,45 @@ def test_random_layers_have_another_seed_in_every_process_and_step(few, monkeypa
     for state in states:
         train_until(3, state, few, few.train, Hooks())
     assert len(set(seeds)) == len(seeds) == 6
+
+
+def test_dropout_masks_differ_between_processes_and_steps(few):
+    masks = []
+    for rank in range(2):
+        state = begin(replace(PLAIN, model="networks:dropping"), few, World(rank, 1, CPU))
+        state.classifier.model[1].register_forward_hook(lambda _, x, y: masks.append(y[:15] == 0))
+        train_until(3, state, few, few.train, Hooks())
+    assert len(masks) == 6
+    assert all((one != other).any() for i, one in enumerate(masks) for other in masks[:i])
+    assert all(mask.any() for mask in masks)
+
+
+def test_processes_begin_with_the_same_weights(few):
+    assert torch.equal(*(weights(begin(PLAIN, few, World(rank, 1, CPU))) for rank in range(2)))
+
+
+def test_the_remainder_of_an_epoch_is_trained_on(few):
+    config = replace(PLAIN, batch=24, remainder="keep", precision="fp64")
+    state = trained(config, few, 4)
+    assert (state.progress.seen, plan(config, few.train, ALONE).steps) == (80, 4)
+    whole, pieces = (weights(trained(replace(config, accumulate=a), few, 5)) for a in (1, 4))
+    assert (whole - pieces).abs().max() < 1e-12
+    dropped = trained(replace(config, remainder="drop"), few, 3)
+    assert torch.equal(weights(dropped), weights(trained(replace(config, epochs=4), few, 3)))
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_is_as_the_config_says(allowed, monkeypatch):
+    conv, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = conv.allow_tf32, products.allow_tf32
+    try:
+        set_precision(Config(tf32=not allowed))
+        set_precision(Config(tf32=allowed))
+        assert (conv.allow_tf32, products.allow_tf32) == (allowed, allowed)
+        assert tf32("cuda") == {"convolutions": allowed, "products": allowed}
+        assert tf32("cpu") is None
+    finally:
+        conv.allow_tf32, products.allow_tf32 = before
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 31])

@@ -80,6 +80,22 @@ def test_a_table_of_nothing_but_failures_is_still_drawn():
     assert shown.rows[1]["verdict"] == "not applicable (0 of at least 2 seeds)"
 
 
+def test_the_best_epoch_is_beside_the_last_where_all_were_judged():
+    given = results("8", of_table_8)
+    assert "best epoch" not in report.render(report.page("8", given), "md")
+    for run in given.runs.values():
+        run["best_top1"] = run["top1"] + 0.5
+    shown = report.page("8", given)
+    assert all(row["best_top1"] == pytest.approx(row["ours"] + 0.5) for row in shown.rows)
+    assert "our best epoch, mean" in report.render(shown, "md")
+    next(iter(given.runs.values())).pop("best_top1")
+    assert "best_top1" not in report.page("8", given).rows[0]
+
+
+def test_the_papers_figures_may_be_of_the_best_epoch():
+    assert "the paper's may be of the epoch that is best on the validation set" in report.caution("folder", 1)
+
+
 def test_smoke_shows_no_figures():
     given = results("8", of_table_8, 1, smoke=True)
     shown = report.page("8", given)
@@ -172,7 +188,8 @@ def test_results_outlive_a_new_field_of_the_config(tmp_path):
     given = results("8", of_table_8)
     records.write(tmp_path / records.FILE, given)
     content = json.loads((tmp_path / records.FILE).read_text())
-    del content["common"]["compile"]  # as if the field were newer than the file
+    for name in ("compile", "remainder", "tf32"):
+        del content["common"][name]  # as if the fields were newer than the file
     (tmp_path / records.FILE).write_text(json.dumps(content))
     assert not report.page("8", records.read(tmp_path / records.FILE)).missing
 

@@ -43,6 +43,29 @@ def test_all_processes_together_see_the_batch(world, accumulate):
         assert sorted(key for piece in of_step for key in piece) == whole[step]
 
 
+@pytest.mark.parametrize(
+    ("remainder", "steps", "last", "seen"), [("drop", 5004, 256, 1_281_024), ("keep", 5005, 144, 1_281_168)]
+)
+def test_an_epoch_of_imagenet_on_eight_gpus(remainder, steps, last, seen):
+    """The released code pads 1,281,167 images to 160,146 per GPU, and makes 5,005 steps, the last one of 18 per GPU."""
+    plan = Plan(n=1_281_167, batch=256, accumulate=1, seed=0, remainder=remainder)
+    assert (plan.steps, plan.seen(steps, 8), plan.fewest(8)) == (steps, seen, last // 8)
+    assert plan.seen(steps + 1, 8) == seen + 256
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (3, 2), (1, 4), (4, 3)])
+def test_the_remainder_is_kept_in_equal_shares(world, accumulate):
+    plan = Plan(n=50, batch=12, accumulate=accumulate, seed=3, remainder="keep")
+    parts = [pieces(plan, 0, 2 * plan.steps, rank, world) for rank in range(world)]
+    assert len({tuple(map(len, part)) for part in parts}) == 1
+    repeated = -50 % (world * accumulate)
+    for epoch in range(2):
+        shown = [image for part in parts for piece in part for e, image in piece if e == epoch]
+        assert sorted(shown) == sorted([*range(50), *order(3, epoch, 50)[:repeated].tolist()])
+    assert plan.seen(2 * plan.steps, world) == 2 * (50 + repeated)
+    assert plan.fewest(world) == len(parts[0][-1])
+
+
 @pytest.mark.parametrize("start", range(10))
 def test_going_on_at_a_step_gives_what_would_have_come(start):
     assert pieces(PLAN, start, 10) == pieces(PLAN, 0, 10)[start:]
