@@ -168,7 +168,7 @@ def register(operator: Operator) -> None:
 
     _libraries[operator.name] = library = torch.library.Library("saprof", "FRAGMENT")
     library.define(operator.schema)
-    library.impl(operator.name, compute, "CompositeImplicitAutograd")
+    _compose(library, operator.name, compute)
     if isinstance(operator, Attention):
         _register_statistics(library, operator)
 
@@ -184,7 +184,13 @@ def _register_statistics(library: torch.library.Library, operator: Attention) ->
         return BACKENDS[chosen].statistics(operator)(*inputs, footprint)
 
     library.define(f"{name}(Tensor[] inputs, str footprint, str backend) -> (Tensor, Tensor)")
-    library.impl(name, compute, "CompositeImplicitAutograd")
+    _compose(library, name, compute)
+
+
+def _compose(library: torch.library.Library, name: str, compute: Callable[..., Any]) -> None:
+    """Compute `name` by other operators, which torch.func then transforms one by one."""
+    for key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
+        library.impl(name, compute, key)
 
 
 for_every_operator(register)

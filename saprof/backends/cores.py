@@ -84,7 +84,7 @@ def _core(
         saved=tuple(range(saved)),
         given=tuple(f"given_{number}" for number in range(gradients + saved)),
         backward_macs=lambda needs: 2 * any(needs),  # each factor of a product has a gradient
-        instead="a composed attention, attention='composed'",
+        instead="backend='unfold', or attention='composed' in a layer",
     )
 
 

@@ -32,7 +32,7 @@ LONGEST = 8
 def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     if device not in LAUNCH:
         return f"no kernels for {device} tensors"
-    return why_no_library() if device == "cuda" else None
+    return (why_no_library() if device == "cuda" else None) or fused.why_not(operator)
 
 
 def kernel(operator: Operator) -> Callable[..., Tensor] | None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saprof.backends.library import needs_more_than_gradients
 from saprof.operators import Operator
 from saprof.operators.attention import Attention, Roles, Step
 from saprof.operators.footprint import Footprint
@@ -29,6 +30,13 @@ class Rows(NamedTuple):
     offset: Tensor
     factor: Tensor | None
     map: Tensor
+
+
+def why_not(operator: Operator) -> str | None:
+    """The reason why the cores cannot compute the operator here, or None."""
+    if operator.masked and needs_more_than_gradients():
+        return "fused attentions have first gradients alone, no second ones and none in forward mode"
+    return None
 
 
 def kernel(backend: str, operator: Operator) -> Callable[..., Tensor] | None:

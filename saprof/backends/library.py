@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from saprof.operators import Operator
@@ -252,42 +254,89 @@ def _fake(library: torch.library.Library, opaque: Opaque) -> None:
     torch.library.register_fake(f"{library.ns}::{opaque.backward}", gradients, lib=library)
 
 
+class Derivatives(NamedTuple):
+    """The derivatives of an operator: `setup_context`, `backward` and `jvp` of a torch.autograd.Function."""
+
+    save: Callable[..., None]
+    gradients: Callable[..., Any]
+    tangents: Callable[..., Any]
+
+
 def _differentiate(library: torch.library.Library, opaque: Opaque) -> None:
-    backward = getattr(getattr(torch.ops, library.ns), opaque.backward)
+    ns = getattr(torch.ops, library.ns)
+    entries = getattr(ns, opaque.name), getattr(ns, opaque.backward)
+    _use(library, opaque.name, _of_forward(opaque, *entries))
+    _use(library, opaque.backward, _of_backward(opaque, *entries))
+
+
+def _use(library: torch.library.Library, name: str, derivatives: Derivatives) -> None:
+    """Let autograd, forward-mode AD and torch.func use these derivatives of the operator `name`.
+
+    torch.library.register_autograd knows no forward mode, and gives tangents of 0 without a word.
+    """
+    entry = getattr(getattr(torch.ops, library.ns), name)
+
+    def forward(*arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return entry(*arguments)
+
+    def vmap(info: Any, axes: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
+        """Computes the slices one by one."""
+        pairs = list(zip(arguments, axes, strict=True))
+        found = [
+            entry(*(x.select(axis, number) if isinstance(axis, int) else x for x, axis in pairs))
+            for number in range(info.batch_size)
+        ]
+        if isinstance(found[0], Tensor):
+            return torch.stack(found), 0
+        return tuple(map(torch.stack, zip(*found, strict=True))), (0,) * len(found[0])
+
+    parts = dict(zip(("setup_context", "backward", "jvp"), derivatives, strict=True), forward=forward, vmap=vmap)
+    methods = {part: staticmethod(function) for part, function in parts.items()}
+    function = type(f"{library.ns}_{name}", (torch.autograd.Function,), methods)
+    for key in ("Autograd", "FuncTorchDynamicLayerFrontMode"):  # torch.func dispatches to the second
+        library.impl(name, function.apply, key)
+
+
+def _of_forward(opaque: Opaque, forward: Callable[..., Any], backward: Callable[..., Any]) -> Derivatives:
+    """The derivatives of F(a, b), where F is the operator."""
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         tensors, ctx.options = opaque.split(inputs)
         outputs = output if opaque.outputs > 1 else (output,)
-        ctx.save_for_backward(*(outputs[number] for number in opaque.saved), *tensors)
+        _keep(ctx, [*(outputs[number] for number in opaque.saved), *tensors])
 
     def gradients(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
         needs = list(ctx.needs_input_grad[: len(opaque.inputs)])
         found = backward(*arriving[: opaque.differentiable], *ctx.saved_tensors, *ctx.options, needs)
         return *_needed(found, needs), *[None] * len(ctx.options)
 
-    def refuse(ctx: Any, *arriving: Tensor) -> Any:
-        raise NotImplementedError(f"{opaque.name} has no second derivative; expected {opaque.instead}")
+    def tangents(ctx: Any, *arriving: Tensor | None) -> Any:
+        if opaque.degree is None:
+            raise NotImplementedError(f"{opaque.name} has no forward-mode derivative; expected {opaque.instead}")
+        inputs, (moved, _) = ctx.saved_tensors, opaque.split(arriving)
+        if opaque.degree == 1:
+            return forward(*map(_or_zeros, moved, inputs), *ctx.options)
+        (a, b), (u, v) = inputs, moved
+        return sum(forward(*pair, *ctx.options) for pair in ((u, b), (a, v)) if all(x is not None for x in pair))
 
-    torch.library.register_autograd(f"{library.ns}::{opaque.name}", gradients, setup_context=save, lib=library)
-    if opaque.degree is None:
-        torch.library.register_autograd(f"{library.ns}::{opaque.backward}", refuse, lib=library)
-    else:
-        _differentiate_again(library, opaque)
+    return Derivatives(save, gradients, tangents)
 
 
-def _differentiate_again(library: torch.library.Library, opaque: Opaque) -> None:
-    """The gradients of the gradients B(G, a, b) of F(a, b), where G is the gradient of F.
+def _of_backward(opaque: Opaque, forward: Callable[..., Any], backward: Callable[..., Any]) -> Derivatives:
+    """The derivatives of the gradients B(G, a, b) of F(a, b), where G is the gradient of F.
 
     Let u, v be the gradients of B's two outputs. If F is linear in each input, the gradient of G is F(u, b) + F(a, v),
     and those of a, b are B(G, u, v). If F is linear in both together, B depends on G alone: the gradient of G is
     F(u, v), and a, b have none.
     """
-    ns = getattr(torch.ops, library.ns)
-    forward, backward = getattr(ns, opaque.name), getattr(ns, opaque.backward)
+
+    def refuse(ctx: Any, *arriving: Tensor) -> Any:
+        raise NotImplementedError(f"{opaque.name} has no second derivative; expected {opaque.instead}")
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         (gradient,), tensors, ctx.options, ctx.needs = opaque.split_backward(inputs)
-        ctx.save_for_backward(gradient, *tensors)
+        _keep(ctx, [gradient, *tensors])
 
     def gradients(ctx: Any, *arriving: Tensor) -> tuple[Any, ...]:
         gradient, *inputs = ctx.saved_tensors
@@ -301,7 +350,34 @@ def _differentiate_again(library: torch.library.Library, opaque: Opaque) -> None
         needs = [to_v and ctx.needs_input_grad[1], to_u and ctx.needs_input_grad[2]]
         return sum(terms), *_needed(backward(gradient, u, v, *ctx.options, needs), needs), *others
 
-    torch.library.register_autograd(f"{library.ns}::{opaque.backward}", gradients, setup_context=save, lib=library)
+    def tangents(ctx: Any, moved: Tensor | None, *arriving: Tensor | None) -> tuple[Tensor, ...]:
+        gradient, *inputs = ctx.saved_tensors
+        how = *ctx.options, ctx.needs
+        found = backward(_or_zeros(moved, gradient), *inputs, *how)
+        if opaque.degree == 1:
+            return found
+        directions = map(_or_zeros, opaque.split(arriving)[0], inputs)
+        return tuple(x + y for x, y in zip(found, backward(gradient, *directions, *how), strict=True))
+
+    if opaque.degree is None:
+        return Derivatives(lambda ctx, inputs, output: None, refuse, refuse)
+    return Derivatives(save, gradients, tangents)
+
+
+def _keep(ctx: Any, tensors: Sequence[Tensor | None]) -> None:
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+
+
+def _or_zeros(direction: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if direction is None else direction
+
+
+def needs_more_than_gradients() -> bool:
+    """Whether the caller computes derivatives in forward mode, or second ones by torch.func."""
+    levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+    twice = levels.count(TransformType.Grad) > 1
+    return twice or TransformType.Jvp in levels or forward_ad._current_level >= 0
 
 
 def _needed(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:

@@ -187,7 +187,7 @@ def test_has_no_second_derivative(backend, variant):
     inputs = [x.requires_grad_() for x in Workload(operator, SQUARE).tensors()]
     output = run(operator, *inputs, footprint=SQUARE, backend=backend)
     (gradient,) = torch.autograd.grad(output.sum(), inputs[:1], create_graph=True)
-    message = f"{operator.name} has no second derivative; expected a composed attention, attention='composed'"
+    message = f"{operator.name} has no second derivative; expected backend='unfold', or attention='composed' in a layer"
     with pytest.raises(NotImplementedError, match=f"^{message}$"):
         gradient.sum().backward()
 

@@ -62,7 +62,7 @@ DEVICES = {
 def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     if device not in DEVICES:
         return f"no kernels for {device} tensors"
-    return why_no_gpu() if device == "cuda" else None
+    return (why_no_gpu() if device == "cuda" else None) or fused.why_not(operator)
 
 
 def kernel(operator: Operator) -> Callable[..., Tensor] | None:
