@@ -15,7 +15,7 @@ from torch import Tensor
 
 import kernels_cuda
 from kernels_cuda import build
-from saprof.backends import cores, fused
+from saprof.backends import cores, fused, library
 from saprof.backends.library import Kernels, register_operator
 from saprof.operators import OPERATORS, Operator
 from saprof.operators.attention import Attention
@@ -32,7 +32,7 @@ LONGEST = 8
 def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     if device not in LAUNCH:
         return f"no kernels for {device} tensors"
-    return (why_no_library() if device == "cuda" else None) or fused.why_not(operator)
+    return (why_no_library() if device == "cuda" else None) or library.why_not(operator)
 
 
 def kernel(operator: Operator) -> Callable[..., Tensor] | None:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saprof.backends.library import needs_more_than_gradients
 from saprof.operators import Operator
 from saprof.operators.attention import Attention, Roles, Step
 from saprof.operators.footprint import Footprint
@@ -30,13 +29,6 @@ class Rows(NamedTuple):
     offset: Tensor
     factor: Tensor | None
     map: Tensor
-
-
-def why_not(operator: Operator) -> str | None:
-    """The reason why the cores cannot compute the operator here, or None."""
-    if operator.masked and needs_more_than_gradients():
-        return "fused attentions have first gradients alone, no second ones and none in forward mode"
-    return None
 
 
 def kernel(backend: str, operator: Operator) -> Callable[..., Tensor] | None:
@@ -120,7 +112,7 @@ def _rows(relation: str, inputs: Roles, footprint: Footprint) -> Rows:
     if not inputs.positions:
         return rows
     *centre, taps = inputs.positions
-    offset = _centres(centre[0], footprint) if centre else phi.new_zeros(len(phi), 2, phi.shape[2])
+    offset = _centres(centre[0], footprint) if centre else phi.new_zeros(phi.shape[0], 2, phi.shape[2])
     factor = rows.factor if rows.factor is None else torch.cat([rows.factor, torch.ones_like(offset)], 1)
     return Rows(torch.cat([rows.offset, offset], 1), factor, torch.cat([rows.map, -taps if centre else taps], 1))
 

@@ -136,6 +136,22 @@ class Kernels:
     """Allocates an output of a shape, with the dtype and the device of a tensor."""
 
 
+def why_not(operator: Operator) -> str | None:
+    """The reason why no opaque kernel can compute the operator in this context, or None."""
+    if torch.onnx.is_in_onnx_export():
+        return "ONNX has no operators for compiled kernels; only backend='unfold' exports to it"
+    if operator.masked and _needs_more_than_gradients():
+        return "fused attentions have first gradients alone, no second ones and none in forward mode"
+    return None
+
+
+def _needs_more_than_gradients() -> bool:
+    """Whether derivatives are computed in forward mode, or second ones by torch.func."""
+    levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+    twice = levels.count(TransformType.Grad) > 1
+    return twice or TransformType.Jvp in levels or forward_ad._current_level >= 0
+
+
 _libraries: list[torch.library.Library] = []
 
 
@@ -371,13 +387,6 @@ def _keep(ctx: Any, tensors: Sequence[Tensor | None]) -> None:
 
 def _or_zeros(direction: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if direction is None else direction
-
-
-def needs_more_than_gradients() -> bool:
-    """Whether the caller computes derivatives in forward mode, or second ones by torch.func."""
-    levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
-    twice = levels.count(TransformType.Grad) > 1
-    return twice or TransformType.Jvp in levels or forward_ad._current_level >= 0
 
 
 def _needed(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:

@@ -55,10 +55,10 @@ def pool(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
     """The largest of each 2 × 2 values.
 
     On a CPU torch's pool also stores the index of each maximum and takes ten times as long as two maxima of halves.
-    Without gradients the indices are not needed.
+    Without gradients the indices are not needed. A compiler drops them by itself.
     """
     h, w = x.shape[-2:]
-    if x.device.type != "cpu" or x.requires_grad or min(h, w) < 2:
+    if x.device.type != "cpu" or x.requires_grad or min(h, w) < 2 or torch.compiler.is_compiling():
         return F.max_pool2d(x, (min(h, 2), min(w, 2)), stride=2)
     x = x[:, :, : h // 2 * 2, : w // 2 * 2]
     x = torch.maximum(x[:, :, ::2], x[:, :, 1::2])

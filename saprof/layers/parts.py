@@ -23,8 +23,16 @@ def coordinates(size: Sequence[int], like: Tensor) -> Float[Tensor, "1 2 h w"]:
     On a side of 1 the position is −1.
     """
     h, w = size
-    ys, xs = (torch.linspace(-1, 1, side, device=like.device, dtype=like.dtype) for side in (h, w))
+    ys, xs = (_from_minus_one_to_one(side, like) for side in (h, w))
     return torch.cat([xs.expand(1, 1, h, w), ys[:, None].expand(1, 1, h, w)], dim=1)
+
+
+def _from_minus_one_to_one(side: int, like: Tensor) -> Float[Tensor, " side"]:
+    if not torch.compiler.is_compiling():
+        return torch.linspace(-1, 1, side, device=like.device, dtype=like.dtype)
+    # linspace would make a dynamic side a constant of the traced graph
+    steps = torch.arange(side, device=like.device, dtype=torch.float64)
+    return (2 * steps / torch.sym_max(side - 1, 1) - 1).to(like.dtype)
 
 
 def expect(what: str, got: str | None, valid: Sequence[str]) -> None:

@@ -105,7 +105,7 @@ class VectorAttention(LocalAttention):
 
     def samples(self, phi: Tensor) -> int:
         """The number of values per channel in the input of γ's batch norms."""
-        return len(phi) * math.prod(self.footprint.output_size(*phi.shape[-2:]))
+        return phi.shape[0] * math.prod(self.footprint.output_size(*phi.shape[-2:]))
 
     def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """φ(x), ψ(x), β(x). A shared layer runs once."""
@@ -139,7 +139,7 @@ class PairwiseAttention(VectorAttention):
         delta = run(self.relation, phi, psi, footprint=self.footprint, backend=self.backend)
         position = self.position_relation(phi.shape[-2:])
         if position is not None:
-            delta = torch.cat([delta, position.expand(len(phi), -1, -1, -1).to(delta.dtype)], dim=1)
+            delta = torch.cat([delta, position.expand(phi.shape[0], -1, -1, -1).to(delta.dtype)], dim=1)
         return softmax(self.gamma(delta), self.footprint, phi.shape[-2:])
 
     def position_relation(self, size: Sequence[int]) -> Float[Tensor, "1 2 k p"] | None:
@@ -157,7 +157,7 @@ class PairwiseAttention(VectorAttention):
         if self.position is None:
             return []
         with no_autocast(self.position.weight):
-            p = self.position(coordinates(like.shape[-2:], self.position.weight)).expand(len(like), -1, -1, -1)
+            p = self.position(coordinates(like.shape[-2:], self.position.weight)).expand(like.shape[0], -1, -1, -1)
         return [p, p] if self.position_encoding == "relative" else [p]
 
     def samples(self, phi: Tensor) -> int:
@@ -192,7 +192,7 @@ class PatchwiseAttention(VectorAttention):
     def alpha(self, phi: Tensor, psi: Tensor) -> Float[Tensor, "n g k p"]:
         delta = run(self.relation, phi, psi, footprint=self.footprint, backend=self.backend)
         alpha = self.gamma(delta[:, self.first_channel :])  # n g·k 1 p
-        return alpha.reshape(len(phi), self.groups, self.footprint.taps, alpha.shape[-1])
+        return alpha.reshape(phi.shape[0], self.groups, self.footprint.taps, alpha.shape[-1])
 
 
 def affine(norm: nn.BatchNorm2d, statistics: Callable[[], tuple[Tensor, ...]], samples: int) -> tuple[Tensor, Tensor]:

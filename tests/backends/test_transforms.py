@@ -1,12 +1,12 @@
 """Forward-mode AD and the transforms of torch.func agree with the reference, or are refused with the reason."""
 
+import functools
+
 import pytest
 import torch
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
-from torch.nn.functional import cross_entropy
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-import saprof
 from saprof.backends import BACKENDS, Unsupported, run
 from saprof.operators import OPERATORS
 from saprof.operators.footprint import Footprint
@@ -24,6 +24,11 @@ def by_forward_ad(function, inputs, directions):
 
 def squares(function):
     return lambda *inputs: function(*inputs).square().sum()
+
+
+def along(function, inputs, directions):
+    """The function on the line through the inputs."""
+    return lambda t: function(*(x + t * u for x, u in zip(inputs, directions, strict=True)))
 
 
 def twice(x):
@@ -67,11 +72,14 @@ def test_agrees_with_the_reference_or_is_refused(op, backend, transform):
     workload = Workload(op, FOOTPRINT, r=2, h=3, w=3, dtype="float64")
     inputs = tuple(workload.tensors())
     directions = tuple(map(torch.cos, inputs))
-    compute = lambda *x: run(op, *x, footprint=FOOTPRINT, backend=backend)
+    found = functools.partial(TRANSFORMS[transform], x=inputs, u=directions)
     if op.masked and backend != "unfold" and transform in MORE:
-        with pytest.raises((Unsupported, NotImplementedError), match="first gradients alone|expected backend='unfold'"):
-            TRANSFORMS[transform](compute, inputs, directions)
-        compute = lambda *x: run(op, *x, footprint=FOOTPRINT)
-    found = TRANSFORMS[transform](compute, inputs, directions)
+        with pytest.raises((Unsupported, NotImplementedError), match=r"first gradients alone|backend='unfold'"):
+            found(on(op, backend))
+        backend = "auto"
     expected = TRANSFORMS[transform](lambda *x: reference(op, x, FOOTPRINT), inputs, directions)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found(on(op, backend)), expected)
+
+
+def on(op, backend):
+    return lambda *inputs: run(op, *inputs, footprint=FOOTPRINT, backend=backend)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import kernels_numba
-from saprof.backends import cores, fused
+from saprof.backends import cores, fused, library
 from saprof.backends.library import Kernels, register_operator
 from saprof.backends.numba.cpu import cpu_work, empty
 from saprof.backends.numba.gpu import as_array, gpu_work, on_stream, why_no_gpu
@@ -62,7 +62,7 @@ DEVICES = {
 def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     if device not in DEVICES:
         return f"no kernels for {device} tensors"
-    return (why_no_gpu() if device == "cuda" else None) or fused.why_not(operator)
+    return (why_no_gpu() if device == "cuda" else None) or library.why_not(operator)
 
 
 def kernel(operator: Operator) -> Callable[..., Tensor] | None:
