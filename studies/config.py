@@ -21,7 +21,8 @@ SMOOTHING = ("others", "all")
 PERIODS = ("epoch", "step")
 REMAINDERS = ("drop", "keep")
 DEVICES = ("auto", "cpu", "cuda")
-
+MOST_THREADS = 1024
+"""With a hundred thousand threads torch ends the process without a word."""
 
 SETTING = {"setting": True}
 """Metadata of fields that change how a run is carried out, but not its result; they are not part of the fingerprint."""
@@ -120,6 +121,8 @@ class Config:
         for field_ in fields(self):
             if isinstance(getattr(self, field_.name), float) and not math.isfinite(getattr(self, field_.name)):
                 raise ValueError(f"{field_.name} is {getattr(self, field_.name)}; expected a finite number")
+        if self.clip_norm == 0:
+            raise ValueError("clip_norm is 0, with which nothing is learned; expected a number above 0")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum; momentum is 0")
         if self.image_size > self.resize:
@@ -178,7 +181,7 @@ _RANGES = {
     "label_smoothing": (0, 1),
     "clip_norm": (0, math.inf),
     "ema": (0, 1),
-    "threads": (1, math.inf),
+    "threads": (1, MOST_THREADS),
     "workers": (0, math.inf),
     "evaluate_every": (1, math.inf),
     "checkpoint_every": (1, math.inf),

@@ -83,12 +83,13 @@ def _unmet(config: Config, found: Survey) -> list[str]:
     import torch
 
     from studies.data import load
-    from studies.training.distributed import World
+    from studies.training.distributed import World, device
     from studies.training.requirements import check_classes, prepared
 
     try:
         check_classes(config, found.classes, found.train, found.test)
         if config != Config(data=config.data, root=config.root):
+            device(config.device)
             prepared(config, load(config), World(0, 1, torch.device("cpu")))
     except ValueError as error:
         return [str(error)]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from saprof import text
 from saprof.command import OK, choices
-from studies.config import DEVICES, Config
+from studies.config import DEVICES, MOST_THREADS, Config
 from studies.judging.checkpoints import Checkpoint, judge_checkpoint
 from studies.judging.robustness import PARTS, Conditions, Execution, judge
 from studies.judging.table import render, rows
@@ -107,6 +107,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, least in (("batch", 1), ("threads", 1), ("workers", 0), ("limit", 1)):
         if getattr(arguments, name) is not None and getattr(arguments, name) < least:
             raise ValueError(f"--{name} is {getattr(arguments, name)}; expected at least {least}")
+    if arguments.threads > MOST_THREADS:
+        raise ValueError(f"--threads is {arguments.threads}; expected at most {MOST_THREADS}")
 
 
 def _got(arguments: argparse.Namespace) -> str:

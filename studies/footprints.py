@@ -53,6 +53,9 @@ def _work(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(footprint_shapes.describe(request, jobs))
         return command.OK
+    from studies.training.distributed import device
+
+    device(arguments.device)  # reports a missing device before anything is written
     return footprint_shapes.carry_out(request, Local(jobs))
 
 

@@ -176,6 +176,9 @@ def _request(arguments: argparse.Namespace) -> Request:
 
 def _executor(arguments: argparse.Namespace, planned: Plan) -> Executor:
     if arguments.executor == "local":
+        from studies.training.distributed import device
+
+        device(arguments.device)  # reports a missing device before anything is written
         return Local(_jobs(arguments))
     from studies.reproduction.slurm import Cluster, Slurm
 

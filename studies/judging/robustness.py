@@ -168,9 +168,11 @@ def judged(
     path = Path(folder) / FILE
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it, and it is made again") from None
     enough = report.get("sample_of") is None or report["manipulations"]["none"]["n"] == images
     same = all(report.get(name) == value for name, value in _identity(Path(folder)).items())

@@ -141,9 +141,9 @@ def describe(request: Request, jobs: int) -> str:
 
 def carry_out(request: Request, executor: Executor) -> int:
     """Do the runs of a request, record their results, and draw the page; the exit code."""
-    from studies import data
+    from studies.training.requirements import check_data
 
-    data.load(request.study.recipe)  # reports a problem once, and not in every run
+    check_data(request.study.recipe)  # reports a problem once, and not in every run
     records.prepare(request.output)
     tasks = request.tasks()
     with executor:

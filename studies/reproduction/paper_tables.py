@@ -123,10 +123,10 @@ def describe(planned: Plan, jobs: int, gpus: int, bandwidth: float) -> str:
 
 def carry_out(planned: Plan, executor: Executor) -> int:
     """Do the runs of a plan, record their results, and draw the pages; the exit code."""
-    from studies import data
+    from studies.training.requirements import check_data
 
     request, chosen = planned.request, planned.chosen
-    data.load(request.study.recipe)  # reports a problem once, and not in every run
+    check_data(request.study.recipe)  # reports a problem once, and not in every run
     records.prepare(request.output)
     with executor:
         if planned.tuning.families:

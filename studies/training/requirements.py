@@ -36,6 +36,14 @@ def prepared(config: Config, dataset: Dataset, world: World) -> tuple[Split, Pla
     return parts, plan, classifier
 
 
+def check_data(config: Config) -> None:
+    """Raise ValueError, or BadData, if the data of a config are not there or cannot be learned."""
+    from studies import data
+
+    dataset = data.load(config)
+    check_classes(config, dataset.classes, dataset.train, dataset.test)
+
+
 def check_classes(config: Config, classes: Sequence[str], train: Images, judged: Images) -> None:
     """Raise BadData if there is nothing to tell apart or to judge, ValueError if the label smoothing is too large."""
     if len(classes) < 2:

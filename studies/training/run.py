@@ -179,7 +179,9 @@ class Run:
             return content
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        except ValueError as error:
             raise ValueError(f"{path} is damaged ({error}); delete it, and it is made again") from None
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -216,6 +218,8 @@ def trained(folder: str | Path) -> tuple[Config, Dataset, Split, Classifier]:
     import torch
 
     dataset = data.load(config)
+    parts = split.split(dataset, config)
+    split.verify(run.folder / "split.json", parts)
     engine.set_precision(config)
     state = engine.State(config, engine.network(config, dataset), World(0, 1, torch.device("cpu")))
     saved = checkpoint.newest(run.checkpoints, lambda sentence: None)
@@ -224,8 +228,6 @@ def trained(folder: str | Path) -> tuple[Config, Dataset, Split, Classifier]:
     state.restore(saved["state"])
     if weights_sha256(state.judged.model.state_dict()) != result["weights_sha256"]:
         raise ValueError(f"the newest checkpoint of {folder} is not the one of its result.json; train it again")
-    parts = split.split(dataset, config)
-    split.verify(run.folder / "split.json", parts)
     return config, dataset, parts, state.judged.eval()
 
 

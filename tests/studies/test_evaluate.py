@@ -6,6 +6,8 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import product
 
 import pytest
 import released_code
@@ -16,7 +18,7 @@ from saprof.paper import robustness as printed_robustness
 from saprof.paper.printed import rows as rows_of
 from studies import data
 from studies.config import Config
-from studies.data import Dataset, Pixels
+from studies.data import Dataset, Pixels, torchvision
 from studies.data.split import Subset
 from studies.evaluate import main
 from studies.failures import BadData
@@ -260,6 +262,43 @@ def test_a_released_checkpoint_of_another_model_is_refused(noise, tmp_path):
         main(["--checkpoint", str(path), "--official", "--model", "san10_patchwise"])
     with pytest.raises(ValueError, match="resnet26 is no SAN"):
         main(["--checkpoint", str(path), "--official", "--model", "resnet26"])
+
+
+def test_classes_in_another_order_are_refused(noise, tmp_path, monkeypatch):
+    made = data.load(Config(data="folder"))
+    names = tuple(sorted(made.classes))  # 0, 1, 10, 100
+    monkeypatch.setattr(data, "load", lambda config: replace(made, classes=names))
+    with pytest.raises(ValueError, match=r"the classes are numbers in the order of their text \(0, 1, 10, …\)"):
+        main(["--checkpoint", str(tmp_path), "--official", "--model", "san10_pairwise"])
+
+
+@pytest.mark.parametrize("name", ["file", "folder"])
+def test_what_is_no_run_is_one_sentence(tmp_path, name):
+    path = tmp_path / name
+    path.touch() if name == "file" else path.mkdir()
+    with pytest.raises(ValueError, match=f"^{path} holds no finished run; finish it with"):
+        main([str(path), *QUICK])
+
+
+def test_a_run_is_judged_without_images_that_it_was_only_trained_on(tmp_path):
+    Image = pytest.importorskip("PIL.Image")
+    try:
+        torchvision.load()
+    except ValueError as error:
+        pytest.skip(str(error))
+    for part, name, image in product(("train", "val"), ("ant", "bee"), range(4)):
+        (tmp_path / part / name).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (60 * image, 0, 250 * (name == "bee"))).save(tmp_path / part / name / f"{image}.png")
+    small = {"model": "resnet_mini", "options": {"channels": [4, 8]}, "image_size": 8, "resize": 8, "batch": 8}
+    folder = {"data": "folder", "root": tmp_path, "protocol": "val-original", "output": tmp_path / "run"}
+    result = train(Config(**small, **folder, epochs=2, device="cpu"), progress=False)
+    assert (result["judged_epochs"], result["n"]) == (2, 8)
+    shutil.rmtree(tmp_path / "train")
+    assert main([str(tmp_path / "run"), *QUICK]) == 0
+    assert main(["--checkpoint", str(tmp_path / "run" / "model.pt"), "--root", str(tmp_path), *QUICK]) == 0
+    shutil.rmtree(tmp_path / "val" / "bee")
+    with pytest.raises(BadData, match="classes changed since"):
+        main([str(tmp_path / "run"), *QUICK, "--again"])
 
 
 def test_our_checkpoint_judges_as_its_run(folder, capsys):
