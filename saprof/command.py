@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
@@ -20,6 +22,15 @@ INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + 13
 """Exit codes that a shell gives: after Ctrl-C; after SIGPIPE, if the process that reads the output has ended."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """No space, a quota, the largest size of a file, a failing disk."""
+
+WHOLE = "[0-9]{1,9}"
+"""A whole number, in digits that every program reads: neither ² nor 1_000."""
+NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+LARGEST = 10**9 - 1
+LONGEST = 10_000
+"""The most numbers of a range."""
+LONGEST_S = 10**6
+"""The longest time in seconds, eleven days. A timeout of the system cannot be much longer."""
 
 
 def run(main: Callable[[list[str] | None], int]) -> NoReturn:
@@ -91,15 +102,51 @@ def alone(parser: ArgumentParser, arguments: Namespace, option: str, beside: Seq
         raise ValueError(f"--{option.strip('_')} has no effect together with {', '.join(undone)}; omit these")
 
 
+def integer(what: str, text: str, most: int = LARGEST) -> int:
+    """Read one positive integer."""
+    number = int(text) if re.fullmatch(f"-?{WHOLE}", text) else text
+    if isinstance(number, str) or not 1 <= number <= most:
+        raise ValueError(f"{what} is {number!r}; expected a positive integer, {most} at most")
+    return number
+
+
 def integers(what: str, text: str) -> list[int]:
     """Read a comma list of positive integers and ranges `first:last[:step]`, both ends included: `3:11:2`."""
     numbers: list[int] = []
     for part in text.split(","):
         bounds = part.strip().split(":")
-        if not all(bound.isdigit() and int(bound) for bound in bounds) or len(bounds) > 3:
-            raise ValueError(f"{what} is {text!r}; expected positive integers such as 3,5,7 or a range 3:11:2")
+        if not all(re.fullmatch(WHOLE, bound) and int(bound) for bound in bounds) or len(bounds) > 3:
+            raise ValueError(
+                f"{what} is {text!r}; expected positive integers such as 3,5,7 or a range 3:11:2, each of 9 digits at "
+                "most"
+            )
         first, last, step = (*map(int, bounds), 1)[:3] if len(bounds) > 1 else (int(part), int(part), 1)
         if last < first:
             raise ValueError(f"{what} is {text!r}; expected a range whose first is at most its last")
+        if len(range(first, last + 1, step)) > LONGEST:
+            raise ValueError(f"{what} is {text!r}; expected a range of at most {LONGEST} numbers")
         numbers += range(first, last + 1, step)
     return list(dict.fromkeys(numbers))
+
+
+def seconds(what: str, text: str, least: float = 1e-6) -> float:
+    """Read a number of seconds."""
+    number = float(text) if re.fullmatch(f"-?(?:{NUMBER}|inf|nan)", text) else text
+    if isinstance(number, str) or not least <= number <= LONGEST_S:
+        expected = "a number of seconds, 0 or more" if least == 0 else "a positive number of seconds"
+        raise ValueError(f"{what} is {number!r}; expected {expected}, {LONGEST_S} at most")
+    return number
+
+
+def device(text: str) -> str:
+    """Read the name of a device, which torch need not see here."""
+    if not re.fullmatch("cpu|cuda(:(0|[1-9][0-9]?))?", text):
+        raise ValueError(f"device is {text!r}; expected cpu, cuda, or one of several GPUs such as cuda:1")
+    return text
+
+
+def path(text: str) -> Path:
+    """Read a path; argparse prints the error."""
+    if not text.strip():
+        raise ArgumentTypeError(f"expected a path; got {text!r}")
+    return Path(text)

@@ -51,10 +51,10 @@ def main(argv: list[str] | None = None) -> int:
     roofs = _roofs(arguments.file, saved.get("calibration"))
     if roofs is not None and roofs.contended:
         rows = [replace(row, status="contended", reason="other processes ran during the calibration") for row in rows]
-    run = Run(arguments.output, where)
-    run.append(rows)
-    if roofs is not None:
-        calibration.write(run.folder, roofs)
+    with Run(arguments.output, where) as run:
+        run.append(rows)
+        if roofs is not None:
+            calibration.write(run.folder, roofs)
     if others:
         names = ", ".join(str(benchmark.get("name")) for benchmark in others[:NAMED])
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         description=f"Turn the results that pytest-benchmark saved for {SOURCE} into a run folder.",
     )
     parser.add_argument("file", type=Path, help="file of --benchmark-json, --benchmark-autosave or --benchmark-save")
-    parser.add_argument("--output", type=Path, required=True, help="run folder")
+    parser.add_argument("--output", type=command.path, required=True, help="run folder")
     return parser
 
 

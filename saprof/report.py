@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
         "an index.html that needs no other file.",
     )
     parser.add_argument("run", nargs="+", type=Path, help="run folder of saprof.sweep")
-    parser.add_argument("--output", type=Path, help="folder of the report (default: report, in the run's folder)")
+    parser.add_argument(
+        "--output", type=command.path, help="folder of the report (default: report, in the run's folder)"
+    )
     return parser
 
 

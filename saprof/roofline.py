@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saprof import command, text
+from saprof import command, lock, text
 from saprof.operators.workload import ITEMSIZE
 from saprof.quantities import LATENCY, digits, who_ran
 from saprof.records import calibration as roofs
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", nargs="?", type=Path, help="run folder of saprof.sweep")
     parser.add_argument("--calibrate", action="store_true", help="measure the roofs now, on this machine")
     parser.add_argument("--format", default="table", choices=text.FORMATS)
-    parser.add_argument("--output", type=Path, help="folder of roofline.png and .svg (default: the run's)")
+    parser.add_argument("--output", type=command.path, help="folder of roofline.png and .svg (default: the run's)")
     return parser
 
 
@@ -177,8 +177,9 @@ def _calibrate_run(run: Recorded) -> Calibration:
         raise ValueError(
             f"{run.folder} was measured under other conditions: {', '.join(differ)}; calibrate under its conditions"
         )
-    calibration = calibrate(device, sorted({row.dtype for row in run.rows}))
-    roofs.write(run.folder, calibration)
+    with lock.held(run.folder):
+        calibration = calibrate(device, sorted({row.dtype for row in run.rows}))
+        roofs.write(run.folder, calibration)
     return calibration
 
 

@@ -75,21 +75,19 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--mode", default="forward", help=", ".join(MODES))
     how.add_argument("--compile", default="no", choices=("no", "yes", "both"), help="whether to use torch.compile")
     how.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
-    how.add_argument("--threads", type=int, help="CPU threads (default: as many as torch uses)")
-    how.add_argument(
-        "--seconds", type=float, default=2.0, help="longest time per cell, after the first rounds (default 2)"
-    )
+    how.add_argument("--threads", help="CPU threads (default: as many as torch uses)")
+    how.add_argument("--seconds", default="2", help="longest time per cell, after the first rounds (default 2)")
     how.add_argument(
         "--roofs",
         default="measure",
         choices=("measure", "skip"),
         help="whether to measure the roofs of the machine first, which takes some seconds",
     )
-    how.add_argument("--time-budget", type=float, help="start no new cell after this many seconds")
+    how.add_argument("--time-budget", metavar="SECONDS", help="start no new cell after this many seconds")
     how.add_argument("--isolate", action="store_true", help="measure each group in a process of its own")
-    how.add_argument("--timeout", type=float, help="stop a group after this many seconds (implies --isolate)")
+    how.add_argument("--timeout", metavar="SECONDS", help="stop a group after this many seconds (implies --isolate)")
     output = options.add_argument_group("output")
-    output.add_argument("--output", type=Path, help="run folder (default runs/<time>)")
+    output.add_argument("--output", type=command.path, help="run folder (default runs/<time>)")
     output.add_argument("--resume", action="store_true", help="continue an interrupted run in --output")
     output.add_argument("--format", default="table", choices=("table", "md", "csv", "json"))
     output.add_argument("--list", action="store_true", help="print the cells and stop")
@@ -105,15 +103,14 @@ def _run(groups: list[Group], request: Request) -> int:
     how, output = request.how, request.output
     where = environment.provenance(how.device, set_up_torch(how))
     folder = output.folder or Path("runs") / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    run = Run(folder, where, resume=output.resume)
-    rows = execute(groups, run, how)
-    print(summarise(rows, output.form, calibration.read(run.folder)))
-    left = sum(map(len, groups)) - len(rows)
-    if left:
-        print(
-            f"{left} cells left when the time budget ran out; continue with --resume --output {folder}", file=sys.stderr
-        )
-    _draw(rows, run.folder, where)
+    with Run(folder, where, resume=output.resume) as run:
+        rows = execute(groups, run, how)
+        print(summarise(rows, output.form, calibration.read(folder)))
+        left = sum(map(len, groups)) - len(rows)
+        if left:
+            hint = f"continue with --resume --output {folder}"
+            print(f"{left} cells left when the time budget ran out; {hint}", file=sys.stderr)
+        _draw(rows, folder, where)
     fine = {*MEASURED, "unsupported"} if how.every_backend else {*MEASURED}
     found = {row.status for row in rows}
     return command.OK if found & {*MEASURED} and found <= fine and not left else command.FAILED

@@ -13,11 +13,10 @@ import argparse
 import gc
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from saprof import atomic, text
-from saprof.command import FAILED, OK, choices
+from saprof.command import FAILED, OK, choices, path
 from saprof.paper.printed import PAPERS, Claim, claims, figures, paper
 from saprof.paper.recount import compute, disagreements, saved
 
@@ -96,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     listed = "; ".join(f"{name}: {', '.join(paper(name))}" for name in PAPERS)
     parser.add_argument("--table", default="all", help=f"comma list ({listed}); default all")
     parser.add_argument("--format", default="table", help=f"{', '.join(text.FORMATS)}; default %(default)s")
-    parser.add_argument("--output", type=Path, help="file to write instead of the terminal")
+    parser.add_argument("--output", type=path, help="file to write instead of the terminal")
     arguments = parser.parse_args(argv)
     of = arguments.paper
     if of not in PAPERS:

@@ -10,7 +10,14 @@ import pytest
 import saprof
 
 ORDER = [
-    ["saprof.atomic", "saprof.command", "saprof.lazy", "saprof.quantities", "saprof.text"],  # import nothing of ours
+    [
+        "saprof.atomic",
+        "saprof.command",
+        "saprof.lazy",
+        "saprof.lock",
+        "saprof.quantities",
+        "saprof.text",
+    ],  # import nothing of ours
     ["saprof.operators", "saprof.records"],
     ["saprof.backends"],
     ["saprof.functional"],

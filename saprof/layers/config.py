@@ -8,7 +8,7 @@ from saprof.backends import BACKENDS
 from saprof.layers.parts import expect
 from saprof.operators import FAMILIES, RELATIONS
 from saprof.operators.attention import CHOICES, DEFAULTS, MAPPINGS, POSITIONS
-from saprof.operators.footprint import positive
+from saprof.operators.footprint import set_positive
 from saprof.operators.stand_alone import HEADS, LOGITS
 from saprof.operators.workload import REDUCTIONS
 
@@ -68,8 +68,7 @@ class AttentionConfig:
                     f"{field.name} is {getattr(self, field.name)!r}; expected {field.default!r}, "
                     f"since {self.family} attention does not read it"
                 )
-        for name in ("value_reduction", "share", "heads", "projection_groups"):
-            positive(name, getattr(self, name))
+        set_positive(self, "value_reduction", "share", "heads", "projection_groups")
         if self.family == "stand_alone":
             self._complete_heads()
         else:
@@ -96,7 +95,7 @@ class AttentionConfig:
         self._default("relation_reduction", self.value_reduction if one_layer else REDUCTIONS["r"])
         expect(f"{self.family} relation", self.relation, RELATIONS[self.family])
         expect(f"{self.family} position", self.position, POSITIONS if self.family == "pairwise" else POSITIONS[:1])
-        positive("relation_reduction", self.relation_reduction)
+        set_positive(self, "relation_reduction")
         if one_layer and self.relation_reduction != self.value_reduction:
             raise ValueError(
                 f"relation_reduction is {self.relation_reduction}; expected value_reduction = {self.value_reduction}, "

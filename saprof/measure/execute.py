@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from saprof.atomic import WriteError
 from saprof.backends import check_device
 from saprof.measure.calibrate import anchor, calibrate
 from saprof.measure.cell import measure, measure_apart
@@ -47,7 +48,7 @@ def execute(groups: list[Group], run: Run, how: How) -> list[Row]:
                     rows = measure_group(group, fingerprint, how)
                     run.append([row for cell, row in zip(group, rows, strict=True) if cell in missing])
                 progress.update()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, WriteError):
         print(f"\nfinished cells are kept; continue with --resume --output {run.folder}", file=sys.stderr)
         raise
     if calibrating:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import re
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 from saprof import command
@@ -18,6 +16,7 @@ from saprof.operators.attention import CHOICES
 from saprof.operators.footprint import BOUNDARIES, Footprint
 from saprof.operators.footprint_lists import read_footprints
 from saprof.operators.workload import ITEMSIZE, STAGES
+from saprof.records.runs import check_folder
 
 DEFAULT_OPERATORS = ("pairwise_attention", "patchwise_attention", "aggregation")
 DEFAULT_MODELS = ("resnet26", "san10_pairwise", "san10_patchwise")
@@ -26,6 +25,9 @@ LARGEST_CONVOLUTION = 49
 DEFAULT_STAGE = 2
 DEFAULT_FOOTPRINT = "7"
 DEFAULT_IMAGE_SIDE = 224
+MOST_GROUPS = 20_000
+"""The most groups of a request: years of measurements, and seconds of planning."""
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,13 @@ class What:
     """The footprints of the operators, with their strides."""
     batches: tuple[int, ...]
     dtypes: tuple[str, ...]
+
+    @property
+    def subjects(self) -> int:
+        """The number of networks and operators, each at every size, batch and dtype."""
+        networks = len(self.networks) * len(self.image_sides)
+        operators = len(self.operators) * len(self.shapes) * len(self.footprints)
+        return (networks + operators) * len(self.batches) * len(self.dtypes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,22 +100,26 @@ class Request:
 
 def read_request(arguments: Namespace) -> Request:
     """Check the arguments of `saprof.sweep`; ValueError says what is wrong with the first bad one."""
-    return Request(what=_what(arguments), how=_how(arguments), output=_output(arguments))
+    request = Request(what=_what(arguments), how=_how(arguments), output=_output(arguments))
+    if request.what.subjects * len(request.how.modes) > MOST_GROUPS:
+        raise ValueError(f"the lists multiply to more than {MOST_GROUPS:,} groups of cells; expected shorter lists")
+    return request
 
 
 def _what(arguments: Namespace) -> What:
-    chooses_operators = any(
-        (arguments.operator, arguments.family, arguments.relation, arguments.stage, arguments.channels)
-    )
-    footprints = _footprints(arguments)
+    chosen = (arguments.operator, arguments.family, arguments.relation, arguments.stage, arguments.channels)
+    chooses_operators = any(option is not None for option in chosen)
     strides = command.integers("stride", arguments.stride)
+    footprints = _footprints(arguments, len(strides))
     has_networks = arguments.model is not None or not chooses_operators
     has_operators = arguments.model is None or chooses_operators
+    if not has_operators:
+        _refuse_what_networks_ignore(arguments)
     return What(
-        networks=tuple(_networks(arguments, footprints)) if has_networks else (),
+        networks=tuple(islice(_networks(arguments, footprints), MOST_GROUPS + 1)) if has_networks else (),
         image_sides=tuple(_sides(arguments, DEFAULT_IMAGE_SIDE)),
         operators=tuple(_operators(arguments)) if has_operators else (),
-        shapes=tuple(_shapes(arguments)),
+        shapes=tuple(islice(_shapes(arguments), MOST_GROUPS + 1)),
         footprints=tuple(footprint.with_(stride=stride) for footprint, stride in product(footprints, strides)),
         batches=tuple(command.integers("batch", arguments.batch)),
         dtypes=tuple(command.choices("dtype", arguments.dtype, tuple(ITEMSIZE))),
@@ -114,28 +127,19 @@ def _what(arguments: Namespace) -> What:
 
 
 def _how(arguments: Namespace) -> How:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", arguments.device):
-        raise ValueError(f"device is {arguments.device!r}; expected cpu, cuda, or one of several GPUs such as cuda:1")
-    if arguments.threads is not None and arguments.threads < 1:
-        raise ValueError(f"threads is {arguments.threads}; expected a positive integer")
-    for name in ("seconds", "timeout"):
-        value = getattr(arguments, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"{name} is {value}; expected a positive number")
-    if arguments.time_budget is not None and not arguments.time_budget >= 0:
-        raise ValueError(f"time-budget is {arguments.time_budget}; expected a number of seconds, 0 or more")
+    threads, budget, timeout = arguments.threads, arguments.time_budget, arguments.timeout
     return How(
         backends=tuple(command.choices("backend", arguments.backend, tuple(BACKENDS), extra=("auto",))),
         attentions=tuple(command.choices("attention", arguments.attention, CHOICES)),
         modes=tuple(command.choices("mode", arguments.mode, MODES)),
         compiled={"no": (False,), "yes": (True,), "both": (False, True)}[arguments.compile],
-        device=arguments.device,
-        threads=arguments.threads,
-        seconds=arguments.seconds,
+        device=command.device(arguments.device),
+        threads=None if threads is None else command.integer("threads", threads, MOST_THREADS),
+        seconds=command.seconds("seconds", arguments.seconds),
         roofs=arguments.roofs == "measure",
-        time_budget=arguments.time_budget,
-        isolate=arguments.isolate or arguments.timeout is not None,
-        timeout=arguments.timeout,
+        time_budget=None if budget is None else command.seconds("time-budget", budget, least=0),
+        isolate=arguments.isolate or timeout is not None,
+        timeout=None if timeout is None else command.seconds("timeout", timeout),
         every_backend=arguments.backend == "all",
     )
 
@@ -143,6 +147,8 @@ def _how(arguments: Namespace) -> How:
 def _output(arguments: Namespace) -> Output:
     if arguments.resume and arguments.output is None:
         raise ValueError("--resume continues a run; expected its folder as --output")
+    if arguments.output is not None:
+        check_folder(arguments.output, arguments.resume)
     return Output(folder=arguments.output, resume=arguments.resume, form=arguments.format)
 
 
@@ -165,41 +171,55 @@ def _networks(arguments: Namespace, footprints: list[Footprint]) -> Iterator[tup
             )
 
 
+def _refuse_what_networks_ignore(arguments: Namespace) -> None:
+    """ValueError if networks alone are requested, with an option that has no effect on them."""
+    own = [] if arguments.footprint is not None else [("boundary", "reflect"), ("dilation", "1")]
+    for name, default in [("stride", "1"), *own]:
+        if getattr(arguments, name) != default:
+            needs = "an operator" if name == "stride" else "--footprint, or an operator"
+            raise ValueError(f"{name} is {getattr(arguments, name)!r}, but networks ignore it; expected {needs}")
+
+
 def _is_odd_square(footprint: Footprint) -> bool:
     """Whether a convolution of a ResNet can have the footprint: an odd square without dilation."""
     return footprint.lattice is not None and footprint.offsets == Footprint.square(footprint.lattice[0][0] | 1).offsets
 
 
 def _operators(arguments: Namespace) -> list[Operator]:
-    if not (arguments.operator or arguments.family or arguments.relation):
+    if arguments.operator is arguments.family is arguments.relation is None:
         return [OPERATORS[name] for name in DEFAULT_OPERATORS]
-    named = command.choices("operator", arguments.operator, tuple(OPERATORS)) if arguments.operator else []
-    if arguments.family or arguments.relation:
-        families = command.choices("family", arguments.family or "all", tuple(RELATIONS))
+    named = command.choices("operator", arguments.operator, tuple(OPERATORS)) if arguments.operator is not None else []
+    if arguments.family is not None or arguments.relation is not None:
+        families = command.choices("family", _given(arguments.family, "all"), tuple(RELATIONS))
         known = tuple(dict.fromkeys(relation for family in families for relation in RELATIONS[family]))
-        relations = command.choices("relation", arguments.relation or "all", known)
+        relations = command.choices("relation", _given(arguments.relation, "all"), known)
         named += [f"{f}_{r}" for f, r in product(families, relations) if r in RELATIONS[f]]
     return [OPERATORS[name] for name in dict.fromkeys(named)]
 
 
 def _shapes(arguments: Namespace) -> Iterator[tuple[int, int]]:
     """C and the side of the map: those of the stages of SAN, where the user gives no others."""
-    stages = command.integers("stage", arguments.stage or str(DEFAULT_STAGE))
+    stages = command.integers("stage", _given(arguments.stage, str(DEFAULT_STAGE)))
     if max(stages) > len(STAGES):
         raise ValueError(f"stage is {max(stages)}; expected 1 to {len(STAGES)}")
     for stage in stages:
         channels, side = STAGES[stage - 1]
-        widths = command.integers("channels", arguments.channels) if arguments.channels else [channels]
+        widths = command.integers("channels", _given(arguments.channels, str(channels)))
         yield from product(widths, _sides(arguments, side))
 
 
 def _sides(arguments: Namespace, default: int) -> list[int]:
-    return command.integers("size", arguments.size) if arguments.size else [default]
+    return command.integers("size", _given(arguments.size, str(default)))
 
 
-def _footprints(arguments: Namespace) -> list[Footprint]:
-    """Every footprint, with every dilation and boundary."""
+def _given(option: str | None, default: str) -> str:
+    """The text of an option, which may be empty; the default if the option was not given."""
+    return default if option is None else option
+
+
+def _footprints(arguments: Namespace, strides: int) -> list[Footprint]:
+    """Every footprint, with every dilation and boundary. Each of them will be needed with `strides` strides."""
     boundaries = command.choices("boundary", arguments.boundary, BOUNDARIES)
-    written = DEFAULT_FOOTPRINT if arguments.footprint is None else arguments.footprint
-    found = read_footprints(written, arguments.dilation)
+    written = _given(arguments.footprint, DEFAULT_FOOTPRINT)
+    found = read_footprints(written, arguments.dilation, len(boundaries) * strides)
     return [footprint.with_(boundary=boundary) for footprint, boundary in product(found, boundaries)]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.models.stages import check_stages, check_stem_stride
-from saprof.operators.footprint import positive
+from saprof.operators.footprint import set_positive
 
 EXPANSION = 4
 
@@ -31,7 +31,7 @@ class StagesConfig:
 
     def __post_init__(self) -> None:
         check_stages(self)
-        positive("num_classes", self.num_classes)
+        set_positive(self, "num_classes")
         check_stem_stride(self.stem_stride, 4)
 
 
@@ -43,7 +43,7 @@ class ResNetConfig(StagesConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive("footprint", self.footprint)
+        set_positive(self, "footprint")
         if self.footprint % 2 == 0:
             raise ValueError(f"footprint is {self.footprint}; expected an odd size, as a padded convolution needs")
 

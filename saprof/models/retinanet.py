@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from saprof.layers import StandAloneAttention, expect, linear
 from saprof.models.resnet import EXPANSION
 from saprof.models.sasa import SASA, SASAConfig
-from saprof.operators.footprint import Footprint, positive
+from saprof.operators.footprint import Footprint, set_positive
 
 PREDICTORS = ("convolution", "attention")
 COORDINATES = 4
@@ -44,8 +44,7 @@ class RetinaNetConfig(SASAConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         expect("predictors", self.predictors, PREDICTORS)
-        for name in ("width", "anchors"):
-            positive(name, getattr(self, name))
+        set_positive(self, "width", "anchors")
         if len(self.channels) < 3:
             raise ValueError(f"channels has {len(self.channels)} stages; expected 3 at least, for the pyramid")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, expect, linear
 from saprof.models.stages import block_footprint, check_stages, check_stem_stride
-from saprof.operators.footprint import BOUNDARIES, Footprint, positive
+from saprof.operators.footprint import BOUNDARIES, Footprint, set_positive
 from saprof.operators.workload import STAGES
 
 
@@ -32,7 +32,7 @@ class SANConfig(AttentionConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_stages(self, "footprints")
-        positive("num_classes", self.num_classes)
+        set_positive(self, "num_classes")
         expect("boundary", self.boundary, BOUNDARIES)
         check_stem_stride(self.stem_stride, 2)
         object.__setattr__(self, "footprints", self.stage_footprints)

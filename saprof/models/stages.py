@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 from saprof.operators.footprint import Footprint, positive
 
@@ -23,8 +23,8 @@ def check_stages(config: Any, *others: str) -> None:
             )
         object.__setattr__(config, name, tuple(entries))
     for name in ("channels", "blocks"):
-        for number, size in enumerate(getattr(config, name)):
-            positive(f"{name}[{number}]", size)
+        sizes = (positive(f"{name}[{number}]", size) for number, size in enumerate(getattr(config, name)))
+        object.__setattr__(config, name, tuple(sizes))
 
 
 def check_stem_stride(stride: object, usual: int) -> None:
@@ -35,7 +35,7 @@ def check_stem_stride(stride: object, usual: int) -> None:
 
 def block_footprint(footprint: Footprint | int | str, boundary: str) -> Footprint:
     """The footprint of a residual block; `boundary` applies to a size. ValueError if the footprint has a stride."""
-    if isinstance(footprint, int):
+    if isinstance(footprint, SupportsIndex):
         footprint = Footprint.square(footprint, boundary=boundary)
     elif isinstance(footprint, str):
         footprint = Footprint.parse(footprint)

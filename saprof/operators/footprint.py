@@ -13,7 +13,7 @@ from itertools import pairwise
 from math import isqrt
 from operator import index
 from random import Random
-from typing import TYPE_CHECKING, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -29,6 +29,8 @@ repeats the edge; `circular` wraps; `zero` reads 0; `exclude` also reads 0 and i
 
 LARGEST = 1024
 """The largest side of a shape whose taps are listed."""
+FARTHEST = 10**18
+"""The largest offset of a tap, such that all coordinates are 64-bit integers."""
 
 
 class Frame(NamedTuple):
@@ -60,7 +62,7 @@ class Footprint:
 
     def __post_init__(self) -> None:
         _check_offsets(self.offsets)
-        positive("stride", self.stride)
+        set_positive(self, "stride")
         if self.boundary not in BOUNDARIES:
             raise ValueError(f"unknown boundary {self.boundary!r}; expected one of {', '.join(BOUNDARIES)}")
         self._called("offsets:" + ";".join(f"{dy},{dx}" for dy, dx in self.offsets))
@@ -77,6 +79,7 @@ class Footprint:
     @classmethod
     def square(cls, size: int, dilation: int = 1, *, stride: int = 1, boundary: str = "reflect") -> Footprint:
         """size × size taps, `dilation` apart."""
+        size, dilation = positive("footprint size", size), positive("dilation", dilation)
         axis = _axis(size, dilation)
         label = f"square:{size}" if dilation == 1 else f"dilated:{size}x{dilation}"
         return cls(tuple((dy, dx) for dy in axis for dx in axis), stride, boundary)._called(label)
@@ -84,18 +87,21 @@ class Footprint:
     @classmethod
     def rectangle(cls, height: int, width: int, *, stride: int = 1, boundary: str = "reflect") -> Footprint:
         """height × width taps."""
+        height, width = positive("footprint size", height), positive("footprint size", width)
         offsets = tuple((dy, dx) for dy in _axis(height) for dx in _axis(width))
         return cls(offsets, stride, boundary)._called(f"rectangle:{height}x{width}")
 
     @classmethod
     def cross(cls, size: int, *, stride: int = 1, boundary: str = "reflect") -> Footprint:
         """The 2·size − 1 taps of a size × size square that share the centre's row or column."""
+        size = positive("footprint size", size)
         square = cls.square(size).offsets
         return cls(tuple(o for o in square if 0 in o), stride, boundary)._called(f"cross:{size}")
 
     @classmethod
     def disk(cls, size: int, *, stride: int = 1, boundary: str = "reflect") -> Footprint:
         """The taps of a size × size square within the circle that passes through the ends of its middle row."""
+        size = positive("footprint size", size)
         middle = 1 - size % 2  # twice the offset of the circle's centre, which is between two taps if the size is even
         radius2 = (size - 1) ** 2 + middle
         square = cls.square(size).offsets
@@ -111,11 +117,10 @@ class Footprint:
         Without a size, the taps are drawn from the smallest odd square with at least twice as many positions. The draw
         is the same on every platform.
         """
-        positive("number of taps", taps)
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ValueError(f"seed is {seed!r}; expected an integer, 0 or more")
+        taps = positive("number of taps", taps)
+        seed = whole("seed", seed, 0, "an integer, 0 or more")
         usual = _ceil_sqrt(2 * taps) | 1
-        size = usual if size is None else size
+        size = usual if size is None else positive("footprint size", size)
         square = cls.square(size).offsets
         if len(square) < taps:
             raise ValueError(f"footprint size is {size}, for {taps} taps; expected at least {_ceil_sqrt(taps)}")
@@ -323,10 +328,8 @@ def _parse(text: str) -> Footprint:
 
 
 def _axis(size: int, dilation: int = 1) -> range:
-    positive("footprint size", size)
     if size > LARGEST:
         raise ValueError(f"footprint size is {size}; expected at most {LARGEST}")
-    positive("dilation", dilation)
     first = -((size - 1) // 2)
     return range(first * dilation, (first + size) * dilation, dilation)
 
@@ -342,10 +345,26 @@ def _step(axis: tuple[int, ...]) -> int | None:
     return None if len(steps) > 1 else next(iter(steps), 1)
 
 
-def positive(what: str, value: object) -> None:
-    """ValueError unless `value` is a positive integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{what} is {value!r}; expected a positive integer")
+def positive(what: str, value: Any) -> int:
+    """The value as a Python integer, from any integer type; ValueError unless it is positive."""
+    return whole(what, value, 1, "a positive integer")
+
+
+def whole(what: str, value: Any, least: int, expected: str) -> int:
+    """The value as a Python integer, from any integer type; ValueError unless it is `least` or more."""
+    try:
+        number = value if isinstance(value, int) else index(value)
+    except TypeError:
+        number = least - 1
+    if isinstance(value, bool) or number < least:
+        raise ValueError(f"{what} is {value!r}; expected {expected}")
+    return number
+
+
+def set_positive(instance: object, *names: str) -> None:
+    """Replace fields of a frozen dataclass by their values as Python integers; ValueError unless they are positive."""
+    for name in names:
+        object.__setattr__(instance, name, positive(name, getattr(instance, name)))
 
 
 def _pair(offset: Iterable[SupportsIndex]) -> tuple[int, int]:
@@ -363,6 +382,10 @@ def _check_offsets(offsets: tuple[tuple[int, int], ...]) -> None:
     for offset in offsets:
         if len(offset) != 2 or not all(isinstance(o, int) and not isinstance(o, bool) for o in offset):
             raise ValueError(f"footprint offset {offset!r}; expected a pair of integers (dy, dx)")
+    if max(max(map(abs, offset)) for offset in offsets) > FARTHEST:
+        raise ValueError(
+            f"a tap of the footprint is more than {FARTHEST:.0e} rows or columns away; expected nearer ones"
+        )
     if len(set(offsets)) < len(offsets):
         twice = next(o for n, o in enumerate(offsets) if o in offsets[:n])
         raise ValueError(f"footprint offset {twice} appears twice; expected distinct taps")

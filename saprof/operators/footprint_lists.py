@@ -7,24 +7,40 @@ from collections.abc import Iterator
 from itertools import product
 
 from saprof import command
-from saprof.operators.footprint import Footprint
+from saprof.operators.footprint import LARGEST, Footprint
 
+MOST_TAPS = 2 * LARGEST**2
+"""The most taps of a list: two of the largest squares."""
 _PAIR = r"-?\d+,-?\d+"
 
 
-def read_footprints(written: str, dilation: str = "1") -> list[Footprint]:
-    """Read a comma list of sizes and ranges, each with every dilation, and of texts that `Footprint.parse` reads."""
-    dilations = command.integers("dilation", dilation)
+def read_footprints(written: str, dilation: str = "1", copies: int = 1) -> list[Footprint]:
+    """Read a comma list of sizes and ranges, each with every dilation, and of texts that `Footprint.parse` reads.
+
+    ValueError if `copies` of each of them have more taps than memory is spent on.
+    """
     found: list[Footprint] = []
+    taps = 0
+    for footprint in _read(written, dilation):
+        taps += footprint.taps * copies
+        if taps > MOST_TAPS:
+            raise ValueError(
+                f"footprint is {written!r}, with more than {MOST_TAPS:,} taps in all; expected fewer or smaller ones"
+            )
+        found.append(footprint)
+    return found
+
+
+def _read(written: str, dilation: str) -> Iterator[Footprint]:
+    dilations = command.integers("dilation", dilation)
     for part in _parts(written):
-        if all(bound.strip().isdigit() for bound in part.split(":")):
+        if re.fullmatch(r"\s*[0-9]+\s*(:\s*[0-9]+\s*)*", part):
             sizes = command.integers("footprint", part)
-            found += [Footprint.square(size, apart) for size, apart in product(sizes, dilations)]
+            yield from (Footprint.square(size, apart) for size, apart in product(sizes, dilations))
         elif dilations != [1]:
             raise ValueError(f"dilation is {dilation} with footprint {part}; expected a size such as 7")
         else:
-            found.append(Footprint.parse(part))
-    return found
+            yield Footprint.parse(part)
 
 
 def _parts(written: str) -> Iterator[str]:

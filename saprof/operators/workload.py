@@ -38,8 +38,12 @@ class Workload:
 
     @classmethod
     def stage(cls, operator: Operator, footprint: Footprint, channels: int, size: int, batch: int = 1) -> Workload:
-        """The operator as it runs in SAN, on a size × size map with C = `channels`."""
-        r, v, g = (max(channels // REDUCTIONS[axis], 1) for axis in "rvg")
+        """The operator as it runs in SAN, on a size × size map with C = `channels`. ValueError if C cannot be
+        reduced."""
+        if channels % max(REDUCTIONS.values()):
+            reduced = ", ".join(f"{axis} = C/{by}" for axis, by in REDUCTIONS.items())
+            raise ValueError(f"channels is {channels}; expected a multiple of {max(REDUCTIONS.values())}: {reduced}")
+        r, v, g = (channels // REDUCTIONS[axis] for axis in "rvg")
         return cls(operator, footprint, n=batch, r=r, v=v, g=operator.heads or g, h=size, w=size)
 
     @property

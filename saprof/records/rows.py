@@ -17,6 +17,8 @@ from saprof import atomic, text
 from saprof.quantities import who_ran
 
 SCHEMA = 1
+ROWS = "rows.jsonl"
+"""The file of a run folder with its rows."""
 DOUBTFUL = ("unstable", "contended")
 """Statuses of a latency that is not reliable and should be measured again."""
 MEASURED = ("ok", *DOUBTFUL)
@@ -128,7 +130,7 @@ def read_rows(path: str | Path) -> list[Row]:
     """All rows of a file or run folder. A damaged last line, which a killed run may leave, is dropped with a warning.
     Raises ValueError that names the line if any other line is damaged."""
     path = Path(path)
-    path = path / "rows.jsonl" if path.is_dir() else path
+    path = path / ROWS if path.is_dir() else path
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from saprof import atomic
+from saprof import atomic, lock
 from saprof.records import calibration
 from saprof.records.calibration import Calibration
 from saprof.records.environment import MAY_CHANGE, fingerprint
 from saprof.records.ratios import self_difference
-from saprof.records.rows import SCHEMA, Row, append_rows, read_rows
+from saprof.records.rows import ROWS, SCHEMA, Row, append_rows, read_rows
 
+HEADER = "run.json"
+"""The file of a run folder with the provenance of its rows."""
 IDENTITY = (
     "kind", "name", "footprint", "n", "h", "w", "r", "v", "g",
     "dtype", "device", "mode", "backend", "attention", "compiled",
@@ -94,7 +97,7 @@ def read_run(folder: str | Path) -> Recorded:
     provenance = read_provenance(folder)
     missing = [name for name in REQUIRED if name not in provenance]
     if missing:
-        raise ValueError(f"{folder / 'run.json'} does not tell {', '.join(missing)}; expected what a sweep writes")
+        raise ValueError(f"{folder / HEADER} does not tell {', '.join(missing)}; expected what a sweep writes")
     rows = {identity(row): row for row in read_rows(folder)}
     if not rows:
         raise ValueError(f"{folder} has no rows; expected a run with at least one")
@@ -140,7 +143,7 @@ def change(before: Calibration, after: Calibration) -> float:
 
 def read_provenance(folder: str | Path) -> dict[str, Any]:
     """The provenance of a run folder; ValueError if it has none."""
-    path = Path(folder) / "run.json"
+    path = Path(folder) / HEADER
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -150,27 +153,51 @@ def read_provenance(folder: str | Path) -> dict[str, Any]:
     return content
 
 
+def check_folder(folder: Path, resume: bool = False) -> None:
+    """ValueError unless a run can begin in the folder or, if `resume`, continue there."""
+    header, rows = folder / HEADER, folder / ROWS
+    has_rows = rows.exists() and rows.stat().st_size > 0
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; expected a folder as --output")
+    if resume and not header.exists():
+        lacks = f"rows, but no {HEADER} that says where they were measured" if has_rows else "no run"
+        raise ValueError(f"{folder} has {lacks}; expected the folder of a run, or omit --resume and begin in another")
+    if has_rows and not resume:
+        raise ValueError(f"{folder} already holds rows; continue with --resume, or choose another with --output")
+
+
 class Run:
-    """A run folder: `rows.jsonl`, and `run.json` with the provenance of the rows."""
+    """A run folder: `rows.jsonl`, and `run.json` with the provenance of the rows. It is locked until it is closed."""
 
     def __init__(self, folder: str | Path, provenance: dict[str, Any], resume: bool = False) -> None:
         self.folder = Path(folder)
-        self.rows_path = self.folder / "rows.jsonl"
+        self.rows_path = self.folder / ROWS
         self.fingerprint = fingerprint(provenance)
         self.done: dict[str, Row] = {}
-        header = self.folder / "run.json"
-        if not resume:
-            self._refuse_to_overwrite()
-        elif header.exists():
-            self._continue(header, provenance)
+        self._open = ExitStack()
+        check_folder(self.folder, resume)
+        is_new = not self.folder.exists()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not header.exists():
-                content = {"schema": SCHEMA, "fingerprint": self.fingerprint, **provenance}
-                atomic.write(header, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
-            self.rows_path.touch()
+            self._begin(provenance, resume)
         except OSError as error:
-            raise ValueError(f"cannot write to {self.folder}: {error.strerror}; choose another with --output") from None
+            self.close()
+            if is_new:
+                self._remove_empty()
+            path = error.filename or self.folder
+            raise atomic.WriteError.of(path, error, "; choose another with --output") from None
+        except ValueError:
+            self.close()
+            raise
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Unlock the folder."""
+        self._open.close()
 
     def append(self, rows: Sequence[Row]) -> None:
         append_rows(self.rows_path, rows)
@@ -180,18 +207,32 @@ class Run:
         """The rows of the cells that are done."""
         return [self.done[key] for key in keys if key in self.done]
 
-    def _refuse_to_overwrite(self) -> None:
-        if self.rows_path.exists() and self.rows_path.stat().st_size:
-            raise ValueError(
-                f"{self.folder} already holds rows; continue with --resume, or choose another with --output"
-            )
+    def _begin(self, provenance: dict[str, Any], resume: bool) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._open.enter_context(lock.held(self.folder))
+        check_folder(self.folder, resume)  # another process may have written to it meanwhile
+        if resume:
+            self._continue(provenance)
+        else:
+            content = {"schema": SCHEMA, "fingerprint": self.fingerprint, **provenance}
+            atomic.write(self.folder / HEADER, json.dumps(content, indent=1, ensure_ascii=False).encode() + b"\n")
+        self.rows_path.touch()
 
-    def _continue(self, header: Path, provenance: dict[str, Any]) -> None:
+    def _remove_empty(self) -> None:
+        """Delete the folder if it has no other file than the one that was locked."""
+        with suppress(OSError):
+            (self.folder / lock.FILE).unlink(missing_ok=True)
+            self.folder.rmdir()
+
+    def _continue(self, provenance: dict[str, Any]) -> None:
+        header = self.folder / HEADER
         try:
             before = json.loads(header.read_text(encoding="utf-8"))
+            if not isinstance(before, dict) or "fingerprint" not in before:
+                raise ValueError("it has no fingerprint")
         except (OSError, ValueError) as error:
             raise ValueError(f"{header} is damaged ({error}); start anew with another --output") from None
-        if before.get("fingerprint") != self.fingerprint:
+        if before["fingerprint"] != self.fingerprint:
             changed = [
                 name for name, value in provenance.items() if name not in MAY_CHANGE and before.get(name) != value
             ]

@@ -15,11 +15,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saprof import atomic
+from saprof import atomic, lock
 from studies import config as configs
 from studies.config import Config
 from studies.failures import BadCheckpoint, CannotWrite
@@ -69,22 +69,15 @@ class Run:
     def claimed(self) -> Iterator[None]:
         """Lock the run, and delete the files that killed processes left half-written. Raises ValueError if another
         process holds the lock, CannotWrite if the folder cannot be written."""
-        from filelock import FileLock, Timeout
-
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / ".lock")
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"another process is working on {self.folder}; wait for it, or stop it") from None
-        except OSError as error:
-            raise CannotWrite(f"cannot write to {self.folder}: {error.strerror}; choose another --output") from None
-        try:
+        with ExitStack() as stack:
+            try:
+                self.checkpoints.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock.held(self.folder))
+            except OSError as error:
+                raise CannotWrite(f"cannot write to {self.folder}: {error.strerror}; choose another --output") from None
             for folder in (self.folder, self.checkpoints):
                 atomic.remove_abandoned(folder)
             yield
-        finally:
-            lock.release()
 
     def begin(self, config: Config, session: Mapping[str, Any]) -> None:
         """Record the config and the session that works on the run from now on."""

@@ -399,3 +399,26 @@ def test_a_label_cannot_be_given():
     """The label determines the taps, so only the constructors may set it."""
     with pytest.raises(TypeError, match="label"):
         Footprint(((0, 0), (0, 1)), label="square:3")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.int32, torch.tensor])
+def test_any_integer_type_is_stored_as_an_integer(kind):
+    made = [
+        Footprint.square(kind(3), kind(2), stride=kind(2)),
+        Footprint.rectangle(kind(1), kind(3)),
+        Footprint.cross(kind(3)),
+        Footprint.disk(kind(5)),
+        Footprint.random(kind(4), kind(1), kind(3)),
+        Footprint.from_offsets([(kind(0), kind(1))]).with_(stride=kind(2)),
+    ]
+    for footprint in made:
+        numbers = [footprint.stride, *(o for offset in footprint.offsets for o in offset)]
+        assert {type(number) for number in numbers} == {int}
+        assert Footprint.parse(str(footprint)) == footprint
+
+
+@pytest.mark.parametrize("size", [True, np.True_, 3.0, np.float64(3), "3", None, np.int64(0), [3]])
+def test_what_is_no_positive_integer_is_refused(size):
+    for make in (Footprint.square, Footprint.cross, Footprint.disk, lambda n: Footprint.square(3, stride=n)):
+        with pytest.raises(ValueError, match="expected a positive integer"):
+            make(size)

@@ -1,10 +1,13 @@
 """Rows and run folders: nothing is lost, nothing half-written is believed."""
 
 import json
+import subprocess
+import sys
 
 import made_up
 import pytest
 
+from saprof import atomic
 from saprof.records.rows import MEASURED, SCHEMA, append_rows, read_rows
 from saprof.records.runs import Run, identity
 
@@ -143,3 +146,91 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"cannot write to .*choose another with --output"):
         start(tmp_path / "file" / "run")
+
+
+def hold(folder):
+    """A process that works on the folder until its input ends."""
+    code = "import sys; from pathlib import Path; from saprof import lock\n"
+    code += "with lock.held(Path(sys.argv[1])): print('ready', flush=True); sys.stdin.read()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_one_process_works_on_a_run(tmp_path):
+    """A second one is refused, and what killed the first one has freed the run."""
+    start(tmp_path)
+    with hold(tmp_path) as process:
+        for resume in (False, True):
+            with pytest.raises(ValueError, match=f"another process is working on {tmp_path}; wait for it, or stop it"):
+                start(tmp_path, resume=resume)
+        process.kill()
+    start(tmp_path, resume=True).append([make()])
+
+
+def test_a_run_is_free_when_it_is_closed(tmp_path):
+    with start(tmp_path) as run:
+        with pytest.raises(ValueError, match="another process"):
+            start(tmp_path)
+        run.append([make()])
+    with pytest.raises(ValueError, match="already holds rows") as caught:
+        start(tmp_path)
+    start(tmp_path, resume=True).close()
+    del caught
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        (OSError(30, "Read-only file system"), "Read-only file system"),
+        (NotImplementedError("use SoftFileLock"), "its file system has no locks"),
+    ],
+)
+def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch, error, reason):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", fails)
+    with pytest.raises(ValueError, match=f"cannot write to {tmp_path}/run: {reason}; choose another with --output"):
+        start(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_needs_a_run(tmp_path):
+    with pytest.raises(ValueError, match="typo has no run; expected the folder of a run"):
+        start(tmp_path / "typo", resume=True)
+    assert not (tmp_path / "typo").exists()
+    start(tmp_path / "a").append([make()])
+    (tmp_path / "a" / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"a has rows, but no run\.json that says where they were measured"):
+        start(tmp_path / "a", resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file; expected a folder"):
+        start(tmp_path / "file")
+
+
+def test_a_run_that_began_without_rows_begins_anew(tmp_path):
+    start(tmp_path, device="another")
+    start(tmp_path).append([make()])
+    assert json.loads((tmp_path / "run.json").read_text())["device"] == "a CPU"
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{}", "\x00\x00", '{"schema": 1, "fing'])
+def test_resume_of_another_header(tmp_path, content):
+    start(tmp_path)
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json is damaged .*; start anew with another --output"):
+        start(tmp_path, resume=True)
+
+
+def test_a_full_disk_leaves_no_folder(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(atomic.WriteError, match=r"cannot write to .*run\.json: No space left on device; choose"):
+        start(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
