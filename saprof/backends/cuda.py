@@ -112,7 +112,7 @@ def lookups_of(footprint: Footprint, h: int, w: int, device: torch.device) -> tu
     pieces = _pieces(first_rows.tolist(), first_columns.tolist(), picks.tolist())
     lengths = {length for _, _, length, *_ in pieces}
     copies = *readers(rows[None], h), *readers(columns[None], w)
-    tables = [rows, columns, picks, torch.tensor(pieces), *(x.flatten() for x in copies)]
+    tables = [rows, columns, picks, torch.tensor(pieces, device="cpu"), *(x.flatten() for x in copies)]
     run = lengths.pop() if len(lengths) == 1 else 0
     numbers = [height, oh, ow, footprint.taps, run, *_rectangle(footprint, len(pieces))]
     return [table.to(device, torch.int32).contiguous() for table in tables], numbers
@@ -131,7 +131,10 @@ def _tile(first_rows: Tensor, oh: int, row_bytes: int) -> tuple[int, Tensor]:
     """The rows of centres in a tile, and the rows of the continued map that they read. All tiles have the same size,
     the largest whose frame fits FRAME_BYTES."""
     tiles, height = 1, oh
-    while len(picks := (first_rows[:, None] + torch.arange(height)).unique()) * row_bytes > FRAME_BYTES and height > 1:
+    while (
+        len(picks := (first_rows[:, None] + torch.arange(height, device="cpu")).unique()) * row_bytes > FRAME_BYTES
+        and height > 1
+    ):
         tiles += 1
         height = -(-oh // tiles)
     return height, picks

@@ -20,6 +20,7 @@ dropped taps, with ψ = 0.
 
 from saprof.layers.block import ATTENTION, SelfAttentionBlock, Transition, pool
 from saprof.layers.config import TRANSFORMATIONS, AttentionConfig
+from saprof.layers.exactly import rectified
 from saprof.layers.local import LocalAttention
 from saprof.layers.parts import coordinates, divide, expect, linear
 from saprof.layers.stand_alone import StandAloneAttention
@@ -44,4 +45,5 @@ __all__ = [
     "expect",
     "linear",
     "pool",
+    "rectified",
 ]

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.layers.config import AttentionConfig
+from saprof.layers.exactly import rectified
 from saprof.layers.local import LocalAttention
 from saprof.layers.parts import linear
 from saprof.layers.stand_alone import StandAloneAttention
@@ -32,8 +33,8 @@ class SelfAttentionBlock(nn.Module):
         self.expand = linear(self.attention.value_channels, channels)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        y = self.attention(F.relu(self.norm_in(x), inplace=True))
-        return x + self.expand(F.relu(self.norm_out(y), inplace=True))
+        y = self.attention(rectified(self.norm_in, x))
+        return x + self.expand(rectified(self.norm_out, y))
 
 
 class Transition(nn.Module):

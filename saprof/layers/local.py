@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from saprof.backends import Unsupported, choose, run
 from saprof.layers.config import AttentionConfig
+from saprof.layers.exactly import overridden
 from saprof.operators import Operator, aggregation
 from saprof.operators.footprint import Footprint
 
@@ -19,16 +20,16 @@ class LocalAttention(nn.Module):
     """Computes maps of `value_channels` channels from maps. Each family defines its weights, and the maps from which
     they are computed."""
 
-    def __init__(self, footprint: Footprint, config: AttentionConfig, fused_operator: Operator | None) -> None:
+    def __init__(self, footprint: Footprint, config: AttentionConfig) -> None:
         super().__init__()
         self.value_channels: int
         self.footprint = footprint
         self.backend = config.backend
         self.attention = config.attention
-        self.fused_operator = fused_operator
-        """The operator that computes the whole attention, if there is one."""
         self.ran: str | None = None
         """How the last forward computed the attention, and on which backends."""
+        self.why_composed: str | None = None
+        """What `auto` found in this module that cannot be fused, in the last forward."""
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
         maps = self.transform(x)
@@ -38,6 +39,7 @@ class LocalAttention(nn.Module):
         backend = self.fused_backend(*where)
         if not torch.compiler.is_compiling():
             self.ran = " on ".join(self._planned(backend, *where))
+            self.why_composed = self.obstacle() if backend is None and self.attention == "auto" else None
         return self.compose(*maps) if backend is None else self.fuse(*maps, backend)
 
     def plan(self, dtype: torch.dtype, device: str) -> tuple[str, str]:
@@ -82,7 +84,12 @@ class LocalAttention(nn.Module):
 
     def obstacle(self) -> str | None:
         """The reason why this module can only be composed, or None."""
-        return None
+        return overridden(self, "fuse", ("alpha", "compose"))
+
+    @property
+    def fused_operator(self) -> Operator | None:
+        """The operator that computes the whole attention, if there is one."""
+        raise NotImplementedError
 
     @property
     def parts(self) -> Sequence[Operator]:
@@ -112,4 +119,6 @@ class LocalAttention(nn.Module):
 
     def extra_repr(self) -> str:
         ran = f", ran {self.ran}" if self.ran else ""
+        if self.why_composed:
+            ran += f": {self.why_composed}"
         return f"footprint={self.footprint}, backend={self.backend}, attention={self.attention}{ran}"

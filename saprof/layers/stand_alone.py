@@ -26,12 +26,9 @@ class StandAloneAttention(LocalAttention):
     rows and columns is added to x.
     """
 
-    row_of_tap: Tensor
-    column_of_tap: Tensor
-
     def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
         assert config.logits is not None
-        super().__init__(footprint, config, ATTENTIONS[config.logits])
+        super().__init__(footprint, config)
         width = divide("channels", channels, "value_reduction", config.value_reduction)
         divide("value channels", width, "heads", config.heads)
         groups = config.projection_groups
@@ -50,14 +47,15 @@ class StandAloneAttention(LocalAttention):
 
     def _embed(self, row_channels: int) -> None:
         """Add a learned embedding for every row and every column of the footprint that has a tap."""
-        offsets = self.footprint.offsets
-        rows, columns = (sorted(set(axis)) for axis in zip(*offsets, strict=True))
+        rows, columns = (sorted(set(axis)) for axis in zip(*self.footprint.offsets, strict=True))
         self.row_embedding = nn.Parameter(torch.randn(self.heads, row_channels, len(rows)))
         self.column_embedding = nn.Parameter(torch.randn(self.heads, row_channels, len(columns)))
-        row_of_tap = torch.tensor([rows.index(dy) for dy, _ in offsets])
-        column_of_tap = torch.tensor([columns.index(dx) for _, dx in offsets])
-        self.register_buffer("row_of_tap", row_of_tap, persistent=False)
-        self.register_buffer("column_of_tap", column_of_tap, persistent=False)
+        self.taps = self.footprint.taps
+
+    @property
+    def fused_operator(self) -> Operator:
+        terms = self.key is not None, self.embeds_offsets
+        return ATTENTIONS[{(True, True): "both", (True, False): "content", (False, True): "position"}[terms]]
 
     @property
     def parts(self) -> Sequence[Operator]:
@@ -84,7 +82,6 @@ class StandAloneAttention(LocalAttention):
         return softmax(logits[0] + logits[1] if len(logits) == 2 else logits[0], self.footprint, first.shape[-2:])
 
     def fuse(self, first: Tensor, second: Tensor, values: Tensor, backend: str) -> Float[Tensor, "n v h w"]:
-        assert self.fused_operator is not None
         key = [] if self.key is None else [self.split(second)]
         relative = [self.relative()] if self.embeds_offsets else []
         return run(
@@ -96,17 +93,29 @@ class StandAloneAttention(LocalAttention):
 
     def relative(self) -> Float[Tensor, "d heads k"]:
         """r_{j−i}: the first half of a head's channels embeds the row of the tap, the second half its column."""
-        if len(self.row_of_tap) != self.footprint.taps:
+        if self.footprint.taps != self.taps:
             raise ValueError(
-                f"axis k of the relative embedding is {len(self.row_of_tap)}; expected {self.footprint.taps}, the taps "
-                f"of footprint {self.footprint}"
+                f"axis k of the relative embedding is {self.taps}; expected {self.footprint.taps}, the taps of "
+                f"footprint {self.footprint}"
             )
-        rows = self.row_embedding.index_select(-1, self.row_of_tap)
-        columns = self.column_embedding.index_select(-1, self.column_of_tap)
+        rows, columns = self.row_embedding, self.column_embedding
+        if self.footprint.lattice is not None:
+            height, width = self.footprint.lattice[0]
+            rows = rows[..., :, None].expand(-1, -1, height, width).flatten(2)
+            columns = columns[..., None, :].expand(-1, -1, height, width).flatten(2)
+        else:
+            rows, columns = map(_of_taps, (rows, columns), zip(*self.footprint.offsets, strict=True))
         return torch.cat([rows, columns], dim=1).transpose(0, 1)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, {super().extra_repr()}"
+
+
+def _of_taps(embedding: Float[Tensor, "heads d m"], offsets: Sequence[int]) -> Float[Tensor, "heads d k"]:
+    """The embedding of every tap, from its offset along one axis. The index is not a buffer, since a buffer outside the
+    state dict is lost when weights are loaded into a module of the meta device."""
+    places = sorted(set(offsets))
+    return embedding.index_select(-1, torch.tensor([places.index(o) for o in offsets], device=embedding.device))
 
 
 class Projection(nn.Conv2d):

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saprof.layers.exactly import not_linear, overridden
 from saprof.layers.parts import divide, linear
 
 STEMS = ("convolution", "attention", "spatial_attention", "convolution_values")
@@ -27,8 +28,6 @@ class AttentionStem(nn.Module):
     change.
     """
 
-    offset: Tensor
-
     def __init__(self, outputs: int, values: str) -> None:
         super().__init__()
         head = divide("stem channels", outputs, "2 · heads of the stem", 2 * HEADS) * 2
@@ -41,15 +40,27 @@ class AttentionStem(nn.Module):
         self.row_embedding = nn.Parameter(torch.randn(HEADS, head // 2, 2 * BLOCK - 1))
         self.column_embedding = nn.Parameter(torch.randn(HEADS, head // 2, 2 * BLOCK - 1))
         self.bn = nn.BatchNorm2d(outputs)
-        at = torch.arange(BLOCK)
-        self.register_buffer("offset", (at[None] - at[:, None]) + BLOCK - 1, persistent=False)
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h/4 w/4"]:
         n, h, w = check_blocks(x)
-        alpha = (self.define(x) if x.is_meta else self.logits(x)).softmax(-1)
+        fast = not x.is_meta and self.obstacle() is None
+        alpha = (self.logits(x) if fast else self.define(x)).softmax(-1)
         y = self.value(x).unflatten(1, (HEADS, -1)) @ alpha.transpose(-1, -2)  # b heads d i
         y = self.bn(y.flatten(1, 2).unflatten(-1, (BLOCK, BLOCK))).amax((-1, -2))  # b c
         return y.view(n, h, w, -1).permute(0, 3, 1, 2).contiguous()
+
+    def obstacle(self) -> str | None:
+        """The reason why the logits must be computed as they are defined, or None."""
+        if reason := overridden(self, "logits", ("define",)):
+            return reason
+        outputs = self.bn.num_features
+        for name, layer in (("query", self.query), ("key", self.key)):
+            if reason := not_linear(layer, 3, outputs, bias=False):
+                return f"{name} {reason}"
+        return None
+
+    def extra_repr(self) -> str:
+        return "" if (reason := self.obstacle()) is None else f"as defined: {reason}"
 
     def logits(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b heads i j"]:
         """q_iᵀ k_j + q_iᵀ r_{j−i} = x_iᵀ (W_qᵀ W_k) x_j + x_iᵀ (W_qᵀ r_{j−i}): pixels have three channels, so this
@@ -73,9 +84,8 @@ class AttentionStem(nn.Module):
         """r_{j−i} for every two pixels of a block: the first half of a head's channels embeds the row, the second half
         the column."""
         side = BLOCK, BLOCK, BLOCK, BLOCK
-        at = self.offset.flatten()
         rows, columns = (
-            table.index_select(-1, at).unflatten(-1, (BLOCK, BLOCK))
+            torch.stack([table[..., BLOCK - 1 - i : 2 * BLOCK - 1 - i] for i in range(BLOCK)], -2)
             for table in (self.row_embedding, self.column_embedding)
         )  # heads d/2 i j, of one axis each
         rows = rows[:, :, :, None, :, None].expand(*rows.shape[:2], *side)
@@ -99,10 +109,18 @@ class SpatialValues(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b c j"]:
-        if x.is_meta:
+        if x.is_meta or self.obstacle() is not None:
             return self.define(x)
         matrices = (self.mixture_weights() @ self.values.weight.view(MIXTURE, -1)).unflatten(-1, (-1, 3))  # j c 3
         return (apart(x).permute(2, 0, 1) @ matrices.transpose(1, 2)).permute(1, 2, 0)
+
+    def obstacle(self) -> str | None:
+        """The reason why the values must be computed as they are defined, or None."""
+        reason = not_linear(self.values, 3, MIXTURE * self.row.shape[1], bias=False)
+        return reason and f"values {reason}"
+
+    def extra_repr(self) -> str:
+        return "" if (reason := self.obstacle()) is None else f"as defined: {reason}"
 
     def define(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b c j"]:
         """Computes the values of all matrices, then their mixture."""

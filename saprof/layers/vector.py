@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from saprof.backends import run, run_statistics
 from saprof.backends.taps import softmax
 from saprof.layers.config import AttentionConfig
+from saprof.layers.exactly import not_linear, not_mapping, overridden, watch
 from saprof.layers.local import LocalAttention
 from saprof.layers.parts import coordinates, divide, linear, no_autocast
 from saprof.operators import OPERATORS, Operator, aggregation, pairwise_concatenation, pairwise_subtraction
@@ -37,13 +39,13 @@ class VectorAttention(LocalAttention):
     """The first channel of δ that γ reads."""
 
     def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
-        variant = config.family, str(config.relation), str(config.position), config.mapping
-        super().__init__(footprint, config, ATTENTIONS.get(variant))
+        super().__init__(footprint, config)
         r = divide("channels", channels, "relation_reduction", config.relation_reduction)
         v = divide("channels", channels, "value_reduction", config.value_reduction)
         self.groups = divide("value channels", v, "share", config.share)
         self.value_channels = v
         self.relation = OPERATORS[f"{config.family}_{config.relation}"]
+        self.mapping = config.mapping
         self.gamma: nn.Sequential
         self.phi = linear(channels, r)
         self.psi = linear(channels, r) if config.transformations == "distinct" else None
@@ -57,20 +59,24 @@ class VectorAttention(LocalAttention):
     def parts(self) -> Sequence[Operator]:
         return self.relation, aggregation
 
+    @property
+    def encoding(self) -> str:
+        """The positions that γ reads: one of POSITIONS."""
+        return "none"
+
+    @property
+    def fused_operator(self) -> Attention | None:
+        return ATTENTIONS.get((self.relation.family, self.relation.relation, self.encoding, self.mapping))
+
     def obstacle(self) -> str | None:
         if self.fused_operator is None:
             return f"{self.relation.name} has no fused attention"
-        for layer in self.gamma:
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and type(layer) is not nn.BatchNorm2d:
-                return f"γ has a {type(layer).__name__}, and only the statistics of a BatchNorm2d are computed"
-            if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
-                return "γ's layers have hooks, which it would not call"
-        return None
+        return super().obstacle() or not_mapping(self.gamma, len(self.mapping) // 2 + 1, math.prod(self.outputs))
 
     def fuse(self, phi: Tensor, psi: Tensor, beta: Tensor, backend: str) -> Float[Tensor, "n v h w"]:
         """The attention as one operator. The operator takes the batch norms of γ as scales and shifts."""
         fused, how = self.fused_operator, {"footprint": self.footprint, "backend": backend}
-        assert isinstance(fused, Attention)
+        assert fused is not None
         positions = self.positions(phi)
         parameters: list[Tensor] = []
         unread = self.first_channel
@@ -88,10 +94,10 @@ class VectorAttention(LocalAttention):
 
     def steps(self) -> Iterator[tuple[nn.BatchNorm2d, Tensor]]:
         """The batch norms of γ, each with the weight of the linear layer after it."""
-        layers = list(self.gamma)
+        layers: list[Any] = list(self.gamma)
+        if torch.compiler.is_compiling():
+            _ = [watch(layer) for layer in layers]
         for norm, layer in zip(layers[::3], layers[2::3], strict=True):
-            assert isinstance(norm, nn.BatchNorm2d)
-            assert isinstance(layer, nn.Conv2d)
             yield norm, layer.weight.flatten(1)
 
     @property
@@ -135,6 +141,19 @@ class PairwiseAttention(VectorAttention):
         hidden = [self.hidden] * (len(config.mapping) // 2)
         self.gamma = mapping([width, *hidden, self.groups])
 
+    fuse = VectorAttention.fuse
+    """It computes what this class's `alpha` does. It is not used in a subclass that only overrides `alpha`."""
+
+    @property
+    def encoding(self) -> str:
+        return "none" if self.position is None else self.position_encoding
+
+    def obstacle(self) -> str | None:
+        if reason := overridden(self, "fuse", ("position_relation",)) or super().obstacle():
+            return reason
+        reason = None if self.position is None else not_linear(self.position, 2, 2)
+        return reason and f"position {reason}"
+
     def alpha(self, phi: Tensor, psi: Tensor) -> Float[Tensor, "n g k p"]:
         delta = run(self.relation, phi, psi, footprint=self.footprint, backend=self.backend)
         position = self.position_relation(phi.shape[-2:])
@@ -147,8 +166,9 @@ class PairwiseAttention(VectorAttention):
         if self.position is None:
             return None
         how = {"footprint": self.footprint, "backend": self.backend}
-        with no_autocast(self.position.weight):  # bfloat16 is too coarse for the positions of a large map
-            p = self.position(coordinates(size, self.position.weight))
+        like = next(self.position.parameters())
+        with no_autocast(like):  # bfloat16 is too coarse for the positions of a large map
+            p = self.position(coordinates(size, like))
             if self.position_encoding == "relative":
                 return run(pairwise_subtraction, p, p, **how)
             return run(pairwise_concatenation, p, p, **how)[:, 2:]  # the p_j of [p_i, p_j]
@@ -177,6 +197,9 @@ class PatchwiseAttention(VectorAttention):
         self.gamma = mapping([width, *hidden, self.groups * footprint.taps])
         self.taps = footprint.taps
 
+    fuse = VectorAttention.fuse
+    """It computes what this class's `alpha` does. It is not used in a subclass that only overrides `alpha`."""
+
     def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.footprint.taps != self.taps:
             raise ValueError(
@@ -200,25 +223,26 @@ def affine(norm: nn.BatchNorm2d, statistics: Callable[[], tuple[Tensor, ...]], s
     biased variance over `samples` values, and the running statistics are updated as in torch."""
     mean, variance = norm.running_mean, norm.running_var
     if norm.training or mean is None or variance is None:
+        if samples < 2:
+            raise ValueError(
+                "a batch norm of γ sees one value per channel in training; expected more, to have a variance"
+            )
         mean, variance = statistics()
         if norm.training and norm.track_running_stats:
             _follow(norm, mean, variance, samples)
     scale = torch.rsqrt(variance + norm.eps)
-    if norm.affine:
+    if norm.weight is not None:
         scale = norm.weight * scale
-        return scale, norm.bias - mean * scale
-    return scale, -mean * scale
+    return scale, -mean * scale if norm.bias is None else norm.bias - mean * scale
 
 
 @torch.no_grad()
 def _follow(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, samples: int) -> None:
-    if samples < 2:
-        raise ValueError("a batch norm of γ sees one value per channel in training; expected more, to have a variance")
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    momentum = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+    momentum = norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        momentum = 1 / norm.num_batches_tracked if momentum is None else momentum
     unbiased = variance * (samples / (samples - 1))
     for running, now in ((norm.running_mean, mean), (norm.running_var, unbiased)):
-        running.copy_((1 - momentum) * running + momentum * now)
+        if running is not None:
+            running.copy_((1 - (momentum or 0)) * running + (momentum or 0) * now)

@@ -9,10 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from saprof.layers import SelfAttentionBlock, VectorAttention
+from saprof.layers import PairwiseAttention, PatchwiseAttention, SelfAttentionBlock, VectorAttention
+from saprof.layers.exactly import changed, hooked, not_linear, not_norm
 from saprof.models.build import EXPECTED, Model
 from saprof.models.resnet import Bottleneck, ResNet
 from saprof.models.san import SAN
+from saprof.models.sasa import SASA
 
 
 def optimize_for_inference(model: Model) -> Model:
@@ -20,29 +22,42 @@ def optimize_for_inference(model: Model) -> Model:
 
     A batch norm after a convolution is folded into it; φ, ψ and β become one layer; where the attention is a weighted
     mean (pairwise, no tap dropped), the batch norm after the attention is folded into β. The attention itself runs as
-    `attention=` and `backend=` say. The copy has other parameters, without gradients, so it cannot be saved or trained.
-    ValueError if the model is not one of saprof's.
+    `attention=` and `backend=` say. A layer that was replaced, parametrized or hooked stays as it is. The copy has
+    other parameters, without gradients, so it cannot be saved or trained. ValueError if the model is not one of
+    saprof's, or cannot be copied.
     """
     if not isinstance(model, Model):
         raise ValueError(f"cannot optimize a {type(model).__name__}; expected a {EXPECTED}, not wrapped in anything")
-    model = copy.deepcopy(model).eval().requires_grad_(False)  # batch norms can be folded in evaluation mode only
-    for module in model.modules():
+    try:
+        model = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"cannot copy this {type(model).__name__}: {str(error).partition(chr(10))[0]}") from None
+    model.eval().requires_grad_(False)  # batch norms can be folded in evaluation mode only
+    for module in filter(_runs_as_written, [*model.modules()]):
         match module:
-            case SAN():
-                convolution, norm, relu = module.stem
-                module.stem = nn.Sequential(_folded(convolution, norm), relu)
+            case SAN(stem=nn.Sequential() as stem):
+                _fold_first(stem)
             case ResNet(conv1=nn.Conv2d()):
                 _fold(module, "conv1", "bn1")
             case Bottleneck():
                 for number in (1, 2, 3):
-                    if isinstance(getattr(module, f"conv{number}"), nn.Conv2d):
-                        _fold(module, f"conv{number}", f"bn{number}")
-                if module.downsample is not None:
-                    module.downsample = nn.Sequential(_folded(*module.downsample))
-            case SelfAttentionBlock(attention=VectorAttention() as attention):
+                    _fold(module, f"conv{number}", f"bn{number}")
+                if isinstance(module.downsample, nn.Sequential):
+                    _fold_first(module.downsample)
+            case SelfAttentionBlock(attention=VectorAttention(transformations=None) as attention):
+                if not _runs_as_written(attention):
+                    continue
                 _fold_behind(module, attention)
                 _join(attention)
     return model.eval()  # also the modules that replaced others
+
+
+def _runs_as_written(module: nn.Module) -> bool:
+    """Whether the module is of a class of saprof, none of whose methods was replaced in the module."""
+    return type(module) in _WRITTEN and not any(map(callable, vars(module).values()))
+
+
+_WRITTEN = (SAN, ResNet, SASA, Bottleneck, SelfAttentionBlock, PairwiseAttention, PatchwiseAttention)
 
 
 class Transformations(nn.Module):
@@ -61,8 +76,14 @@ class Transformations(nn.Module):
 
 
 def _join(attention: VectorAttention) -> None:
-    attention.transformations = Transformations(attention)
-    del attention.phi, attention.psi, attention.beta
+    """Compute φ, ψ and β by one layer, if they are three linear layers."""
+    layers = [layer for layer in (attention.phi, attention.psi, attention.beta) if layer is not None]
+    inputs = getattr(layers[0], "in_channels", 0)
+    if any(not_linear(layer, inputs, getattr(layer, "out_channels", 0), bias=True) for layer in layers):
+        return
+    if len({(layer.weight.dtype, layer.weight.device) for layer in layers}) == 1:
+        attention.transformations = Transformations(attention)
+        del attention.phi, attention.psi, attention.beta
 
 
 def _joined(layers: list[nn.Conv2d]) -> nn.Conv2d:
@@ -74,21 +95,27 @@ def _joined(layers: list[nn.Conv2d]) -> nn.Conv2d:
     return joined
 
 
-def _folded(convolution: nn.Module, norm: nn.Module) -> nn.Conv2d:
-    assert isinstance(convolution, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    return fuse_conv_bn_eval(convolution, norm)
-
-
 def _fold(module: nn.Module, convolution: str, norm: str) -> None:
-    setattr(module, convolution, _folded(getattr(module, convolution), getattr(module, norm)))
-    setattr(module, norm, nn.Identity())
+    """Fold a batch norm into the convolution before it, if they are what their classes say."""
+    before, after = getattr(module, convolution), getattr(module, norm)
+    if changed(before, nn.Conv2d) or not_norm(after, len(before.weight)) or after.training:
+        return
+    if after.running_mean is not None and after.running_mean.dtype == before.weight.dtype:
+        setattr(module, convolution, fuse_conv_bn_eval(before, after))
+        setattr(module, norm, nn.Identity())
+
+
+def _fold_first(layers: nn.Sequential) -> None:
+    """Fold the second of these layers into the first."""
+    if len(layers) > 1 and type(layers) is nn.Sequential:
+        _fold(layers, *list(layers._modules)[:2])
 
 
 def _fold_behind(block: SelfAttentionBlock, attention: VectorAttention) -> None:
     """Fold the batch norm after the attention into β: the weighted mean of s · β_j + t over the taps is s times that of
     β_j, plus t."""
     is_mean = attention.relation.family == "pairwise" and not attention.footprint.drops_taps
-    if is_mean and attention.beta is not None:
-        attention.beta = _folded(attention.beta, block.norm_out)
-        block.norm_out = nn.Identity()
+    if is_mean and attention.beta is not None and not hooked(attention):
+        pair = nn.Sequential(attention.beta, block.norm_out)
+        _fold_first(pair)
+        attention.beta, block.norm_out = pair

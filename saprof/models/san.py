@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, expect, linear
+from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, expect, linear, rectified
 from saprof.models.stages import block_footprint, check_stages, check_stem_stride
 from saprof.operators.footprint import BOUNDARIES, Footprint, set_positive
 from saprof.operators.workload import STAGES
@@ -54,7 +53,7 @@ class Stage(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-        return F.relu(self.norm(self.blocks(self.transition(x))), inplace=True)
+        return rectified(self.norm, self.blocks(self.transition(x)))
 
 
 class SAN(nn.Module):
@@ -64,7 +63,7 @@ class SAN(nn.Module):
         super().__init__()
         self.config = config
         width = config.channels[0]
-        self.stem = nn.Sequential(linear(3, width, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(linear(3, width, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         inputs = (width, *config.channels[:-1])
         strides = (config.stem_stride, *(2 for _ in config.channels[1:]))
         transitions = map(Transition, inputs, config.channels, strides)

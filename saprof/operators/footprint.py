@@ -1,6 +1,7 @@
 """The footprint R(i) of a local operator: which positions j a centre i attends to (SAN Sec. 3.1, 3.4).
 
-All index arithmetic of the project's Python code is here. This module imports torch only when a table is requested.
+All index arithmetic of the project's Python code is here. This module imports torch only when a table is requested. All
+tables are made on the CPU, whatever torch's default device is.
 """
 
 from __future__ import annotations
@@ -230,11 +231,12 @@ class Footprint:
 
         oh, ow = self.output_size(height, width)
         (rows, row_of), (columns, column_of) = self._line(0, tile), self._line(1, ow)
-        starts = torch.arange(-(-oh // tile)) * tile * self.stride
+        starts = torch.arange(-(-oh // tile), device="cpu") * tile * self.stride
+        taps = [row_of[dy] * len(columns) + column_of[dx] for dy, dx in self.offsets]
         return Frame(
-            rows=source(starts[:, None] + torch.tensor(rows), height, self.boundary),
-            columns=source(torch.tensor(columns), width, self.boundary),
-            taps=torch.tensor([row_of[dy] * len(columns) + column_of[dx] for dy, dx in self.offsets]),
+            rows=source(starts[:, None] + torch.tensor(rows, device="cpu"), height, self.boundary),
+            columns=source(torch.tensor(columns, device="cpu"), width, self.boundary),
+            taps=torch.tensor(taps, device="cpu"),
         )
 
     def _line(self, axis: int, count: int) -> tuple[list[int], dict[int, int]]:
@@ -257,8 +259,8 @@ class Footprint:
     def _table(self, size: int, axis: int) -> Int[Tensor, "k centres"]:
         import torch
 
-        centres = torch.arange(0, size, self.stride)
-        offsets = torch.tensor([offset[axis] for offset in self.offsets])
+        centres = torch.arange(0, size, self.stride, device="cpu")
+        offsets = torch.tensor([offset[axis] for offset in self.offsets], device="cpu")
         return source(offsets[:, None] + centres, size, self.boundary)
 
 

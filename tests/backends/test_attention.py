@@ -634,11 +634,11 @@ def on_unfold(layer):
 
 
 REASONS = {
-    synchronised: "γ has a SyncBatchNorm, and only the statistics of a BatchNorm2d are computed",
-    with_another_norm: "γ has a OtherNorm, and only the statistics of a BatchNorm2d are computed",
-    hooked: "γ's layers have hooks, which it would not call",
-    hooked_before: "γ's layers have hooks, which it would not call",
-    hooked_backwards: "γ's layers have hooks, which it would not call",
+    synchronised: "γ[0] is a SyncBatchNorm; expected a BatchNorm2d",
+    with_another_norm: "γ[0] is a OtherNorm; expected a BatchNorm2d",
+    hooked: "γ[1] has hooks, which would not be called",
+    hooked_before: "γ[2] has hooks, which would not be called",
+    hooked_backwards: "γ[0] has hooks, which would not be called",
     on_unfold: "unfold computes it by its parts",
 }
 

@@ -1,0 +1,134 @@
+"""What a fast path assumes of the modules whose calls it skips.
+
+A fast path reads the weights of modules and computes what torch's classes compute from them. Each function here returns
+the reason why that could be wrong, or None. Types are compared by identity, since a subclass, a parametrized or a lazy
+module may compute anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+
+def changed(module: object, kind: type[nn.Module]) -> str | None:
+    """The reason why a call of `module` may not compute what torch's class `kind` does."""
+    if type(module) is not kind:
+        return f"is a {type(module).__name__}; expected a {kind.__name__}"
+    assert isinstance(module, nn.Module)
+    if hooked(module):
+        return "has hooks, which would not be called"
+    own = vars(module)
+    if not _ATTRIBUTES[kind].isdisjoint(own):
+        return f"has its own {next(name for name in own if name in _ATTRIBUTES[kind])}; expected that of its class"
+    for x in (*own["_parameters"].values(), *own["_buffers"].values()):
+        # the tracers of torch.export replace weights by their own tensors
+        if type(x) not in _PLAIN and not type(x).__module__.startswith("torch._subclasses."):
+            return f"holds a {type(x).__name__}; expected plain tensors"
+    return None
+
+
+_ATTRIBUTES = {kind: frozenset(dir(kind)) for kind in (nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.Sequential)}
+"""The attributes of the classes. One of the same name in a module replaces it, such as `forward`."""
+_PLAIN = (nn.Parameter, Tensor, type(None))
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a call of the module runs hooks of a user."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or (torch_module._has_any_global_hook() and _all_modules_hooked())
+    )
+
+
+def _all_modules_hooked() -> bool:
+    """Whether there are hooks for all modules, other than those by which FlopCounterMode learns their names."""
+    hooks = chain(
+        torch_module._global_forward_hooks.values(),
+        torch_module._global_forward_pre_hooks.values(),
+        torch_module._global_backward_hooks.values(),
+        torch_module._global_backward_pre_hooks.values(),
+    )
+    return any(getattr(hook, "__module__", None) != "torch.utils.module_tracker" for hook in hooks)
+
+
+def not_norm(module: object, channels: int) -> str | None:
+    """The reason why `module` may not be a batch norm of so many channels."""
+    if reason := changed(module, nn.BatchNorm2d):
+        return reason
+    assert isinstance(module, nn.BatchNorm2d)
+    mean, variance = module._buffers.get("running_mean"), module._buffers.get("running_var")
+    tensors = [x for x in (*module._parameters.values(), mean, variance) if x is not None]
+    if (mean is None) != (variance is None) or any(x.numel() != channels for x in tensors):
+        return f"is {module}; expected a batch norm of {channels} channels"
+    return None
+
+
+def not_linear(module: object, inputs: int, outputs: int, *, bias: bool | None = None) -> str | None:
+    """The reason why `module` may not be a linear layer at every position; without `bias` it may have one or not."""
+    if reason := changed(module, nn.Conv2d):
+        return reason
+    assert isinstance(module, nn.Conv2d)
+    alone = (module.stride, module.padding, module.groups) == ((1, 1), (0, 0), 1)
+    weight, added = module._parameters.get("weight"), module._parameters.get("bias")
+    fits = weight is not None and weight.shape == (outputs, inputs, 1, 1)
+    if not (fits and alone and bias in (None, added is not None)):
+        with_ = {None: "", True: ", with a bias", False: ", without a bias"}[bias]
+        return f"is {module}; expected a linear layer of {inputs} to {outputs} channels{with_}"
+    return None
+
+
+def not_mapping(gamma: object, steps: int, outputs: int) -> str | None:
+    """The reason why `gamma` may not be `steps` times batch norm, ReLU and linear, where the last has a bias."""
+    if reason := changed(gamma, nn.Sequential):
+        return f"γ {reason}"
+    assert isinstance(gamma, nn.Sequential)
+    layers = [*gamma]
+    if len(layers) != 3 * steps:
+        return f"γ has {len(layers)} layers; expected {3 * steps}"
+    inputs = layers[0].num_features if isinstance(layers[0], nn.BatchNorm2d) else 0
+    for at in range(0, len(layers), 3):
+        norm, rectifier, linear = layers[at : at + 3]
+        last = at + 3 == len(layers)
+        width = outputs if last else getattr(linear, "out_channels", 0)
+        reasons = (
+            not_norm(norm, inputs),
+            changed(rectifier, nn.ReLU),
+            not_linear(linear, inputs, width, bias=last),
+        )
+        for place, reason in enumerate(reasons, start=at):
+            if reason:
+                return f"γ[{place}] {reason}"
+        inputs = width
+    return None
+
+
+def overridden(module: nn.Module, fast: str, general: Sequence[str]) -> str | None:
+    """The reason why the method `fast` may not compute what the methods `general` do: one of these is overridden, in a
+    subclass or in the module, and `fast` is not."""
+    for names in (vars(module), *map(vars, type(module).__mro__)):
+        if fast in names:
+            return None
+        for name in general:
+            if name in names:
+                return f"{name} is overridden; expected that {fast} is, too"
+    return None
+
+
+def rectified(norm: nn.Module, x: Tensor) -> Tensor:
+    """ReLU(norm(x)), in place if nothing else can hold norm(x)."""
+    in_place = not torch.compiler.is_compiling() and changed(norm, nn.BatchNorm2d) is None
+    return F.relu(norm(x), inplace=in_place)
+
+
+def watch(module: nn.Module) -> bool:
+    """Read the class and the forward of a module, so that torch.compile compiles again when one of them changes."""
+    return type(module).forward == module.forward
