@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+import torch
+
 from saprof.models.catalogue import named_model
 from saprof.models.resnet import ResNet, ResNetConfig
 from saprof.models.retinanet import RetinaNet, RetinaNetConfig
@@ -35,6 +37,12 @@ def build(architecture: str, options: Mapping[str, Any]) -> Model:
         if option not in valid:
             raise ValueError(unknown(f"option of {architecture}", option, valid))
     return network(config(**options))
+
+
+def blueprint(architecture: str, options: Mapping[str, Any]) -> Model:
+    """The same network on the meta device, which has shapes but no weights. Raises like `build`."""
+    with torch.device("meta"):
+        return build(architecture, options)
 
 
 def create_model(name: str, **overrides: Any) -> Model:

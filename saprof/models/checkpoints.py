@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from saprof import atomic
-from saprof.models.build import ARCHITECTURES, EXPECTED, Model, build
+from saprof.models.build import ARCHITECTURES, EXPECTED, Model, blueprint
+from saprof.models.differences import differences, listed
 from saprof.models.san import SAN
+from saprof.operators.attention import DEFAULTS
 
 FORMAT = 1
 
@@ -44,10 +46,13 @@ _OFFICIAL_KEYS = [
 def save(model: Model, path: str | Path) -> None:
     """Write the model's config and weights to `path`. If writing fails, `path` does not change.
 
-    ValueError if the model is not one of saprof's, or has no weights; OSError if the file cannot be written.
+    What is written is first read as `load` reads it. ValueError if that gives another network: `load` builds the
+    network of the config, so it cannot restore layers, settings, hooks or parametrizations that were changed since. It
+    restores neither the mode (training or evaluation) nor `requires_grad`. ValueError also if the model is not one of
+    saprof's, or has no weights; OSError if the file cannot be written.
     """
     architecture = type(model).__name__
-    if architecture not in ARCHITECTURES:
+    if ARCHITECTURES.get(architecture, (None, None))[1] is not type(model):
         raise ValueError(f"cannot save a {architecture}; expected a {EXPECTED}, not wrapped in anything")
     weights = model.state_dict()
     if any(value.is_meta for value in weights.values()):
@@ -55,22 +60,33 @@ def save(model: Model, path: str | Path) -> None:
     config = {name: _plain(value) for name, value in vars(model.config).items()}
     buffer = io.BytesIO()
     torch.save({"saprof": FORMAT, "architecture": architecture, "config": config, "weights": weights}, buffer)
+    buffer.seek(0)
+    try:
+        reasons = differences(model, _load(buffer, "what it has"))
+    except ValueError as error:
+        raise ValueError(f"cannot save this {architecture}, since load would refuse it: {error}") from None
+    if reasons:
+        raise ValueError(f"cannot save this {architecture}, since load would give another: {listed(reasons)}")
     atomic.write(path, buffer.getvalue())
 
 
 def load(path: str | Path) -> Model:
     """Rebuild the model that `save` wrote to `path`, on the CPU. Raises ValueError for any other file."""
-    match _read(path):
+    return _load(path, str(path))
+
+
+def _load(file: str | Path | io.BytesIO, where: str) -> Model:
+    match _read(file, where):
         case {
             "saprof": int(version),
             "architecture": str(architecture),
             "config": dict(config),
             "weights": weights,
         } if version == FORMAT and architecture in ARCHITECTURES:
-            return _rebuild(architecture, config, _state_dict(weights, str(path)), str(path))
+            return _rebuild(architecture, config, _state_dict(weights, where), where)
         case _:
             raise ValueError(
-                f"{path} is not a saprof checkpoint of format {FORMAT}; load the authors' with load_official"
+                f"{where} is not a saprof checkpoint of format {FORMAT}; load the authors' with load_official"
             )
 
 
@@ -81,14 +97,28 @@ def load_official(model: SAN, checkpoint: str | Path | Mapping[str, Any]) -> SAN
     wrong shape; the model is then unchanged.
     """
     where = "the checkpoint" if isinstance(checkpoint, Mapping) else str(checkpoint)
-    content = checkpoint if isinstance(checkpoint, Mapping) else _read(checkpoint)
+    content = checkpoint if isinstance(checkpoint, Mapping) else _read(checkpoint, where)
     weights = _state_dict(content.get("state_dict", content), where)
+    _check_released(model, where)
     renamed = {official_to_ours(key): value for key, value in weights.items()}
     if len(renamed) < len(weights):
         raise ValueError(f"{where} has some weights twice, with and without the prefix 'module.'")
     _check_weights(model, renamed, where)
     model.load_state_dict(renamed)
     return model
+
+
+def _check_released(model: SAN, where: str) -> None:
+    """ValueError if the model computes something else than the released code with the same weights."""
+    if type(model) is not SAN:
+        return  # no weight has the name of one of a SAN
+    relation, position, _ = DEFAULTS.get(model.config.family, (None, None, None))
+    for name, released in (("relation", relation), ("position", position)):
+        if released is not None and getattr(model.config, name) != released:
+            got = getattr(model.config, name)
+            raise ValueError(f"{name} is {got!r}; expected {released!r}, as in the network of {where}")
+    if reasons := differences(model, blueprint("SAN", vars(model.config)), values=False):
+        raise ValueError(f"{where} is for the network of the config, but {listed(reasons)}")
 
 
 def official_to_ours(key: str) -> str:
@@ -105,20 +135,20 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, int | float | bool) else str(value)
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def _read(file: str | Path | io.BytesIO, where: str) -> dict[str, Any]:
     # checkpoints often hold accuracies as numpy scalars; numpy 1 and numpy 2 name the module of scalars differently
     scalar = np.float64(0).__reduce__()[0]
     dtypes = [np.dtypes.Float64DType, np.dtypes.Float32DType, np.dtypes.Int64DType]
     harmless = [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *dtypes]
     try:
         with torch.serialization.safe_globals(harmless):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ValueError(f"cannot read checkpoint {path}: {error.strerror or error}") from None
+        raise ValueError(f"cannot read checkpoint {where}: {error.strerror or error}") from None
     except Exception as error:  # reading a damaged pickle can raise any exception, as its documentation states
-        raise ValueError(f"cannot read checkpoint {path}: {_reason(error)}") from None
+        raise ValueError(f"cannot read checkpoint {where}: {_reason(error)}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; expected a dictionary")
+        raise ValueError(f"{where} holds a {type(content).__name__}; expected a dictionary")
     return content
 
 
@@ -133,7 +163,7 @@ def _reason(error: Exception) -> str:
 
 def _rebuild(architecture: str, config: Mapping[str, Any], weights: Mapping[str, Tensor], where: str) -> Model:
     try:
-        model = build(architecture, config)
+        model = blueprint(architecture, config)  # all weights come from the file
     except ValueError as error:
         raise ValueError(f"{where} has a config that does not fit this version of saprof: {error}") from None
     _check_weights(model, weights, where)
@@ -154,9 +184,7 @@ def _check_weights(model: nn.Module, theirs: Mapping[str, Tensor], where: str) -
     misfits = {key: _misfit(ours[key], theirs[key]) for key in ours.keys() & theirs.keys()}
     problems += [f"{key} {misfit}" for key, misfit in misfits.items() if misfit]
     if problems:
-        shown = "; ".join(sorted(problems)[:8])
-        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise ValueError(f"{where} does not fit this model: {shown}{more}")
+        raise ValueError(f"{where} does not fit this model: {listed(sorted(problems))}")
 
 
 def _misfit(ours: Tensor, theirs: Tensor) -> str | None:

@@ -12,6 +12,7 @@ import pytest
 import released_code
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import saprof
 from saprof.models import checkpoints
@@ -393,3 +394,163 @@ def test_only_what_can_come_back_is_saved(tmp_path):
     refusal(lambda: saprof.save(torch.compile(tiny()), path), "cannot save a OptimizedModule")
     refusal(lambda: saprof.save(tiny().to("meta"), path), "meta device")
     assert not path.exists()
+
+
+# what load would not give back
+
+
+def _put(path, make):
+    def change(model):
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, make(model.get_submodule(path)))
+
+    return change
+
+
+def _set(path, name, value):
+    return lambda model: setattr(model.get_submodule(path), name, value)
+
+
+BLOCK = "stages.0.blocks.0"
+CHANGED = {
+    "activation": (_put(f"{BLOCK}.attention.gamma.1", lambda _: nn.GELU()), "gamma.1 is a GELU; expected a ReLU"),
+    "slope": (_put("stem.2", lambda _: nn.LeakyReLU(0.3)), "stem.2 is a LeakyReLU; expected a ReLU"),
+    "epsilon": (_set(f"{BLOCK}.norm_in", "eps", 1e-3), f"{BLOCK}.norm_in has eps=0.001; expected 1e-05"),
+    "momentum": (_set("stages.1.norm", "momentum", None), "stages.1.norm has momentum=None; expected 0.1"),
+    "stride": (_set("stem.0", "stride", (2, 2)), "stem.0 has stride=(2, 2); expected (1, 1)"),
+    "head": (_put("head", lambda h: nn.Linear(h.in_features, 7)), "head.weight is (7, 64), expected (5, 64)"),
+    "no head": (_put("head", lambda _: nn.Identity()), "head.weight is missing"),
+    "dropout": (_put("head", lambda h: nn.Sequential(nn.Dropout(), h)), "head.1.weight is unexpected"),
+    "pool": (_put("pool", lambda _: nn.AdaptiveMaxPool2d(1)), "pool is a AdaptiveMaxPool2d; expected a AdaptiveAvg"),
+    "another stage": (lambda m: m.stages.append(nn.Identity()), "stages.2 is unexpected"),
+    "buffer": (lambda m: m.register_buffer("scale", torch.ones(1)), "scale is unexpected"),
+    "lost buffer": (
+        lambda m: m.register_buffer("scale", torch.ones(1), persistent=False),
+        "SAN has an unexpected scale",
+    ),
+    "parameter": (
+        lambda m: m.head.register_parameter("scale", nn.Parameter(torch.ones(1))),
+        "head.scale is unexpected",
+    ),
+    "no running statistics": (
+        _put("stem.1", lambda n: nn.BatchNorm2d(n.num_features, track_running_stats=False)),
+        "stem.1.running_mean is missing",
+    ),
+    "hook": (lambda m: m.head.register_forward_hook(lambda *_: None), "head has hooks that run with its forward"),
+    "hook before": (lambda m: m.register_forward_pre_hook(lambda *_: None), "SAN has hooks that run"),
+    "forward": (_set("head", "forward", torch.tanh), "head has its own forward; expected that of its class"),
+    "forward of the model": (_set("", "forward", torch.tanh), "SAN has its own forward; expected that of its class"),
+    "method": (_set(f"{BLOCK}.attention", "alpha", torch.add), "attention has its own alpha"),
+    "parametrization": (lambda m: nn.utils.parametrizations.weight_norm(m.head), "head.weight is missing"),
+    "pruning": (lambda m: prune.identity(m.head, "weight"), "head.weight is missing"),
+    "tied modules": (
+        lambda m: setattr(m.get_submodule(f"{BLOCK}.attention"), "psi", m.get_submodule(f"{BLOCK}.attention.phi")),
+        "attention.phi.weight and stages.0.blocks.0.attention.psi.weight are one tensor; expected one each",
+    ),
+    "tied weights": (
+        lambda m: setattr(
+            m.get_submodule(f"{BLOCK}.attention.psi"), "bias", m.get_submodule(f"{BLOCK}.attention.phi").bias
+        ),
+        "attention.phi.bias and stages.0.blocks.0.attention.psi.bias are one tensor; expected one each",
+    ),
+    "footprint": (
+        _set(f"{BLOCK}.attention", "footprint", saprof.Footprint.cross(3)),
+        "attention has footprint=cross:3; expected square:3",
+    ),
+    "backend": (_set(f"{BLOCK}.attention", "backend", "unfold"), "attention has backend=unfold; expected auto"),
+    "relation": (
+        _set(f"{BLOCK}.attention", "relation", saprof.operators.pairwise_summation),
+        f"{BLOCK}.attention has relation=pairwise_summation; expected pairwise_subtraction",
+    ),
+    "config": (_set("", "config", saprof.SANConfig(**TINY | {"boundary": "zero"})), "footprint=square:3; expected squ"),
+    "sparse": (_put("head", lambda h: _sparse(h)), "head has another kind of weight"),
+    "complex": (
+        _set("head", "bias", nn.Parameter(torch.zeros(5, dtype=torch.complex64))),
+        "head.bias is torch.complex64",
+    ),
+}
+
+
+def _sparse(linear):
+    linear.weight = nn.Parameter(linear.weight.detach().to_sparse())
+    return linear
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_what_load_would_not_give_back_is_not_saved(change, tmp_path):
+    act, words = CHANGED[change]
+    path, model = tmp_path / "model.pt", tiny()
+    path.write_bytes(b"the old file")
+    act(model)
+    message = refusal(lambda: saprof.save(model, path), words)
+    assert message.startswith("cannot save this SAN, since load would ")
+    assert path.read_bytes() == b"the old file"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["san10_patchwise", "resnet26"])
+def test_a_network_for_inference_is_not_saved(name, tmp_path):
+    model = saprof.create_model(name, **TINY if name.startswith("san") else {"num_classes": 5})
+    refusal(lambda: saprof.save(saprof.optimize_for_inference(model), tmp_path / "model.pt"), "cannot save this")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_subclass_is_not_saved(tmp_path):
+    other = type("SAN", (saprof.SAN,), {})(tiny().config)
+    refusal(lambda: saprof.save(other, tmp_path / "model.pt"), "cannot save a SAN; expected a SAN, ResNet, SASA or")
+
+
+HARMLESS = {
+    "evaluation": lambda m: m.eval(),
+    "frozen": lambda m: m.requires_grad_(False),
+    "half": lambda m: m.to(torch.bfloat16),
+    "half of it": lambda m: m.head.half(),
+    "channels last": lambda m: m.to(memory_format=torch.channels_last),
+    "NaN": lambda m: m.head.weight.data.fill_(float("nan")),
+    "view": lambda m: setattr(m.head, "bias", nn.Parameter(torch.arange(10.0)[::2])),
+    "note": lambda m: setattr(m, "names_of_classes", ["a", "b"]),
+    "compiled": lambda m: m.compile(),
+    "gradients": lambda m: m(torch.zeros(2, 3, 8, 8)).sum().backward(),
+    "backward hook": lambda m: m.head.register_full_backward_hook(lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("change", HARMLESS)
+def test_what_changes_no_logits_is_saved(change, tmp_path):
+    model = tiny()
+    HARMLESS[change](model)
+    saprof.save(model, tmp_path / "model.pt")
+    loaded = saprof.load(tmp_path / "model.pt")
+    for name, value in loaded.state_dict().items():
+        theirs = model.state_dict()[name]
+        assert value.dtype == theirs.dtype
+        torch.testing.assert_close(value, theirs, rtol=0, atol=0, equal_nan=True)
+
+
+# networks that the released weights do not fit, though their shapes do
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"relation": "summation"}, "relation is 'summation'; expected 'subtraction'"),
+        ({"relation": "hadamard_product"}, "relation is 'hadamard_product'; expected 'subtraction'"),
+        ({"position": "absolute"}, "position is 'absolute'; expected 'relative'"),
+    ],
+    ids=lambda value: "",
+)
+def test_released_weights_are_of_one_relation(options, words):
+    model = tiny(**options)
+    before = copy(model.state_dict())
+    refusal(lambda: saprof.load_official(model, tiny_weights()), words)
+    assert_equal(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("change", ["activation", "stride", "forward", "tied weights", "footprint"])
+def test_released_weights_are_for_the_network_as_built(change):
+    act, words = CHANGED[change]
+    model = tiny()
+    act(model)
+    before = copy(model.state_dict())
+    refusal(lambda: saprof.load_official(model, tiny_weights()), words)
+    assert_equal(model.state_dict(), before)
