@@ -131,7 +131,8 @@ class Run:
         self._write(self.metrics_path.name, text)
 
     def finish(self, result: Mapping[str, Any], model: nn.Module) -> None:
-        """Write the evaluated network, and then the result."""
+        """Write the evaluated network, and then the result. A network that an adapter has changed is not written, and
+        the result says why."""
         import saprof
 
         if isinstance(model, saprof.SAN | saprof.ResNet):
@@ -139,6 +140,8 @@ class Run:
                 saprof.save(model, self.folder / "model.pt")
             except OSError as error:
                 raise _cannot_write(error) from None
+            except ValueError as error:
+                result = {**result, "model_not_saved": str(error)}
         self._write_json("result.json", {"schema": SCHEMA, **result})
 
     def fail(self, kind: str, reason: str, traceback: str = "") -> str:

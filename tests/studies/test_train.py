@@ -616,3 +616,12 @@ def test_help_is_told_without_torch():
     done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--checkpoint_every" in done.stdout
+
+
+def test_a_network_that_its_adapter_changed_ends_with_a_result(tmp_path):
+    net = saprof.create_model("san_mini_pairwise")
+    net.stem[2] = torch.nn.GELU()
+    Run(tmp_path).finish({"fingerprint": "x"}, net)
+    reason = Run(tmp_path).result()["model_not_saved"]
+    assert reason.startswith("cannot save this SAN, since load would give another: stem.2 is a GELU; expected a ReLU")
+    assert not (tmp_path / "model.pt").exists()
