@@ -35,8 +35,9 @@ def count(model: nn.Module | str, input_size: Sequence[int] = (3, 224, 224)) -> 
         model = blueprint(model)
     if len(input_size) != 3 or not all(isinstance(side, int) and side > 0 for side in input_size):
         raise ValueError(f"input_size is {input_size!r}; expected three positive integers: channels, rows, columns")
-    image = torch.empty((1, *input_size), device="meta")
     state = dict([*model.named_parameters(), *model.named_buffers()])
+    dtypes = (x.dtype for x in state.values() if x.is_floating_point())
+    image = torch.empty((1, *input_size), dtype=next(dtypes, None), device="meta")
     meta = {name: x.to("meta") for name, x in state.items() if not x.is_meta}
     training = [module for module in model.modules() if module.training]
     recorder = _Recorder(model)

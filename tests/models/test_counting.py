@@ -256,6 +256,15 @@ def test_reads_and_writes_of_a_network(cost_of):
     assert (conv.reads, conv.writes) == (4 * (image + 64 * 3 * 49), 4 * stem)
 
 
+@pytest.mark.parametrize(("dtype", "itemsize"), [(torch.bfloat16, 2), (torch.float64, 8)], ids=str)
+def test_bytes_are_those_of_the_dtype_of_the_weights(dtype, itemsize):
+    model = create_model("resnet26", num_classes=10)
+    single = count(model, SMALL)
+    other = count(model.to(dtype), SMALL)
+    assert (4 * other.reads, 4 * other.writes) == (itemsize * single.reads, itemsize * single.writes)
+    assert other.macs == single.macs
+
+
 class Applies(nn.Module):
     """Any function as a model."""
 
@@ -333,3 +342,7 @@ def test_a_wrong_number_of_channels_is_no_count():
 )
 def test_elementwise_operations_by_hand(layer, size, elementwise):
     assert count(layer, size).elementwise == elementwise
+
+
+def test_a_group_of_a_convolution_multiplies_its_own_channels():
+    assert count(nn.Conv2d(6, 4, 3, groups=2), (6, 5, 5)).macs == (4 * 3 * 3) * (3 * 3 * 3)
