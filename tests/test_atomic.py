@@ -2,6 +2,7 @@
 
 import os
 import resource
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,19 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, full_disk):
     assert [*tmp_path.iterdir()] == [path]
     atomic.append(path, b"er")
     assert path.read_bytes() == b"older"
+
+
+def test_a_file_takes_its_place_when_its_content_is_on_disk(tmp_path, monkeypatch):
+    """After a crash of the machine there is the old file or the new one. The name is on disk after its folder is."""
+    path, synced = tmp_path / "a", []
+
+    def fsync(descriptor):
+        facts = os.fstat(descriptor)
+        synced.append(("folder" if stat.S_ISDIR(facts.st_mode) else facts.st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    atomic.write(path, b"new")
+    assert synced == [(3, False), ("folder", True)]
 
 
 def test_a_figure_on_a_full_disk_is_not_half_written(tmp_path, full_disk):

@@ -115,6 +115,21 @@ def test_median_and_percentiles_by_hand():
     assert of_eleven.percentile(90) == 10
 
 
+def test_measuring_stops_when_every_interval_is_narrow(monkeypatch):
+    now, noise = 0.0, np.random.default_rng(0)
+
+    def call(spread):
+        nonlocal now
+        now += 1 + spread * noise.normal()
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    calls = {"steady": lambda: call(0.001), "noisy": lambda: call(0.05)}
+    for latency in interleave(calls, max_seconds=1e9).values():
+        low, high = median_interval(latency.samples, resamples=200)
+        assert latency.stopped == "narrow"
+        assert high - low <= 2 * timing.NARROW * latency.median
+
+
 def test_short_calls_are_repeated_and_long_ones_are_not():
     import time
 

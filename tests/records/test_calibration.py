@@ -15,6 +15,7 @@ from made_up import row_under_roofs as row
 from kernels_numba.cpu import rates
 from saprof.backends import numba as backend
 from saprof.measure import calibrate
+from saprof.measure.latency import Latency
 from saprof.records import calibration
 from saprof.records.calibration import Bound, above_roof, bound, share, why_not
 
@@ -216,6 +217,23 @@ def test_calibrate_measures_every_roof(tmp_path, capsys):
     output = capsys.readouterr()
     assert output.err.startswith(f"measuring the roofs of {found.device}")
     assert output.out == ""
+
+
+@pytest.mark.usefixtures("small")
+def test_rates_by_hand(monkeypatch):
+    """If calls take 1 to 11 ms: a roof follows from the 10th percentile, 2 ms."""
+    latency = Latency(tuple(1e-3 * i for i in range(1, 12)), 1, "rounds", 0, 1.0, 0.0)
+    moved = []
+
+    def interleaved(calls, *_):
+        moved.extend(2 * call().nbytes for name, call in calls.items() if name == "copy")
+        return dict.fromkeys(calls, latency)
+
+    monkeypatch.setattr(calibrate, "interleave", interleaved)
+    monkeypatch.setattr(calibrate, "_product", lambda device, dtype: (512, None))
+    streams = calibrate._streams("cpu", 1.0)
+    assert streams == {name: {size: pytest.approx(size / 2e-3) for size in moved} for name in ("copy", "read")}
+    assert calibrate._gemm_rate("cpu", "float32", 1.0) == pytest.approx(2 * 512**3 / 2e-3)
 
 
 @pytest.mark.usefixtures("small")

@@ -170,15 +170,19 @@ def test_what_is_learned_in_pieces_is_counted_whole(few):
 
 def test_training_in_parts_is_training(few):
     """Saved after each step, and resumed by a new State."""
-    whole = trained(replace(PLAIN, model="networks:dropping"), few, 9)
-    parts = begin(replace(PLAIN, model="networks:dropping"), few)
+    config = replace(PLAIN, model="networks:dropping", ema=0.75)
+    whole, parts = trained(config, few, 9), begin(config, few)
     for step in range(1, 10):
         saved = json_and_tensors(parts.saved())
-        parts = begin(replace(PLAIN, model="networks:dropping"), few)
+        parts = begin(config, few)
         parts.restore(saved)
         torch.rand(step)
         train_until(step, parts, few, few.train, Hooks())
     assert torch.equal(weights(parts), weights(whole))
+    for one, other in zip(parts.judged.parameters(), whole.judged.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert parts.progress.record() == whole.progress.record()
+    assert parts.progress.seen == whole.progress.seen
 
 
 def json_and_tensors(state):
@@ -195,6 +199,16 @@ def test_clipping_limits_the_step(few):
     free, held = (weights(trained(replace(config, clip_norm=c), few, 1)) - start for c in (None, 1e-3))
     assert held.norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
     assert torch.allclose(held / held.norm(), free / free.norm())
+    scaled = weights(trained(replace(config, clip_norm=1e-3, precision="fp16"), few, 1)) - start
+    assert scaled.norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-2), "gradients are clipped without their scale"
+
+
+def test_the_scale_of_a_loss_is_restored(few):
+    state, again = (begin(replace(PLAIN, precision="fp16"), few) for _ in range(2))
+    train_until(1, state, few, few.train, Hooks())
+    state.scaler.update(512.0)
+    again.restore(json_and_tensors(state.saved()))
+    assert again.scaler.get_scale() == 512
 
 
 def test_the_average_is_of_the_weights_so_far(few):
