@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help table7 quick sweep train tables lab notebooks test test-deep test-all slurm lint docs wheel bench gpu clean
+.PHONY: help table7 quick sweep train tables lab notebooks test test-deep test-all mutants slurm lint docs wheel bench gpu clean
 
 help: ## print this list
 	@echo 'The first target of a clone also sets up $(VENV).'
@@ -37,6 +37,9 @@ test-deep: $(VENV)/.dev ## the tests that make test leaves out
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'deep and not slurm'
 
 test-all: test test-deep ## every test, a quarter of an hour
+
+mutants: $(VENV)/.dev ## plant mistakes one by one in a copy, and check that a test fails with each
+	$(BIN)/python tests/mutants/campaign.py
 
 slurm: $(VENV)/.dev ## the studies' jobs on a real Slurm of this machine alone; needs root, slurm-wlm and munge
 	$(BIN)/python -m pytest -m slurm tests/studies/test_on_slurm.py

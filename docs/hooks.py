@@ -1,4 +1,5 @@
-"""What MkDocs adds to the pages: every command with its `--help`, as the commands themselves print it."""
+"""What MkDocs adds to the pages: every command with its `--help`, as the commands themselves print it, and every
+mutant."""
 
 from __future__ import annotations
 
@@ -11,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from mutants.campaign import MUTANTS, Mutant  # noqa: E402
 
 from saprof.__main__ import COMMANDS, GROUPS, Command  # noqa: E402
 
-MARK = "<!-- every command -->"
-
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    return markdown.replace(MARK, commands()) if MARK in markdown else markdown
+    for mark, sections in SECTIONS.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, sections())
+    return markdown
 
 
 @cache
@@ -45,3 +49,21 @@ def _section(command: Command, text: str) -> str:
     example = f"saprof {command.name} {command.example}".rstrip()
     same = f"`python -m {command.module}` is the same command."
     return f"### {command.name}\n\n{command.does} {same}\n\n```text\n{example}\n```\n\n```text\n{text}\n```"
+
+
+def mutants() -> str:
+    """A table for each room."""
+    rooms: dict[str, list[str]] = {}
+    for mutant in MUTANTS:
+        rooms.setdefault(mutant.room, []).append(_line(mutant))
+    head = "| mistake | file | tests that must fail |\n| --- | --- | --- |\n"
+    return "\n\n".join(f"## {room}\n\n{head}" + "\n".join(lines) for room, lines in rooms.items())
+
+
+def _line(mutant: Mutant) -> str:
+    tests = "<br>".join(f"`{test.removeprefix('tests/')}`" for test in mutant.tests)
+    return f"| {mutant.name} | `{mutant.file}` | {tests} |"
+
+
+SECTIONS = {"<!-- every command -->": commands, "<!-- every mutant -->": mutants}
+"""Comments in the pages, and what they become."""
