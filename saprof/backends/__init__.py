@@ -45,7 +45,7 @@ def run(operator: Operator, *inputs: Tensor, footprint: Footprint, backend: str 
     operator.check_count(inputs)
     named = [(name, x) for (name, _), x in zip(operator.inputs, inputs, strict=True)]
     checked = _check(operator, named, footprint, backend)
-    return _dispatch(checked, getattr(torch.ops.saprof, operator.name), str(footprint), backend)
+    return _dispatch(operator.name, checked, str(footprint), backend)
 
 
 def run_statistics(
@@ -65,7 +65,7 @@ def run_statistics(
             f"{', '.join(name for name, _ in expected[:maps])}, then the steps before the norm, of three each"
         )
     checked = _check(operator, named, footprint, backend)
-    return _dispatch([checked], getattr(torch.ops.saprof, f"{operator.name}_statistics"), str(footprint), backend)
+    return _dispatch(f"{operator.name}_statistics", [checked], str(footprint), backend)
 
 
 def why_not(backend: str, operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
@@ -114,8 +114,11 @@ def _check(operator: Operator, named: Sequence[tuple[str, Tensor]], footprint: F
     return [x for _, x in named]
 
 
-def _dispatch(inputs: Sequence[Any], entry: Callable[..., Any], footprint: str, backend: str) -> Any:
+def _dispatch(name: str, inputs: Sequence[Any], footprint: str, backend: str) -> Any:
     """Call a dispatcher entry. Autocast is disabled inside, so that no part of a backend is cast separately."""
+    # a program that torch.export makes has the operators that compute the entry, so that unfold needs no saprof
+    exports = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    entry = _entries[name] if exports else getattr(torch.ops.saprof, name)
     first = inputs[0][0] if isinstance(inputs[0], list) else inputs[0]
     if not _casts(first):
         return entry(*inputs, footprint, backend)
@@ -154,6 +157,8 @@ def _check_alike(operator: Operator, named: Sequence[tuple[str, Tensor]]) -> Non
 # while autograd and torch.compile see the backend's own operators.
 
 _libraries: dict[str, torch.library.Library] = {}
+_entries: dict[str, Callable[..., Any]] = {}
+"""The functions that compute the dispatcher entries, by the name of the entry."""
 
 
 def register(operator: Operator) -> None:
@@ -189,6 +194,7 @@ def _register_statistics(library: torch.library.Library, operator: Attention) ->
 
 def _compose(library: torch.library.Library, name: str, compute: Callable[..., Any]) -> None:
     """Compute `name` by other operators, which torch.func then transforms one by one."""
+    _entries[name] = compute
     for key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
         library.impl(name, compute, key)
 

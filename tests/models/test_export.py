@@ -43,9 +43,23 @@ def test_batch_height_and_width_stay_dynamic(name, how):
     blocks = name.startswith("stand_alone")  # the stem takes whole blocks of 4 × 4 pixels
     height, width = (4 * Dim(f"{axis}_blocks", min=4, max=64) if blocks else Dim.DYNAMIC for axis in "hw")
     program = export(net, (torch.randn(2, 3, 32, 32),), dynamic_shapes=({0: Dim.DYNAMIC, 2: height, 3: width},))
+    assert how == "auto" or not uses_saprof(program)
     for n, h, w in ((1, 32, 32), (3, 16, 44), (2, 24, 20)):
         images = torch.randn(n, 3, h, w)
         torch.testing.assert_close(program.module()(images), net(images))
+
+
+def uses_saprof(program) -> bool:
+    return any("saprof" in str(node.target) for node in program.graph.nodes)
+
+
+@pytest.mark.deep
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own
+@torch.no_grad()
+def test_decomposes_into_core_operators():
+    net, images = network("pairwise", "unfold"), torch.randn(2, 3, 16, 16)
+    program = export(net, (images,)).run_decompositions()
+    torch.testing.assert_close(program.module()(images), net(images))
 
 
 @pytest.fixture
@@ -57,8 +71,7 @@ def onnx(monkeypatch):
 @torch.no_grad()
 def test_auto_exports_to_onnx_without_compiled_kernels(onnx):
     program = export(network("pairwise"), (torch.randn(2, 3, 16, 16),))
-    targets = {str(node.target) for node in program.graph.nodes}
-    assert not any(target.startswith("saprof") for target in targets)
+    assert not uses_saprof(program)
 
 
 def test_a_compiled_backend_does_not_export_to_onnx(onnx):
