@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from made_up_runs import attempts, finish, perform
 from made_up_runs import tasks as tasks_of
 
-from studies import reproduce
+from studies import footprints, reproduce
 from studies.failures import BadData, NonFinite
 from studies.reproduction import executors, rates, records
 from studies.reproduction.executors import Local
@@ -309,3 +310,21 @@ def test_smoke_of_every_table(tmp_path):
     for page in [*(tmp_path / "tables").glob("*.md"), tmp_path / "README.md"]:
         assert "digits-8x8 miniature, 1 seed, not ImageNet" in page.read_text()
         assert "smoke: pipeline only" in page.read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("main", [reproduce.main, footprints.main])
+def test_a_device_that_is_not_there_is_reported_before_anything_is_written(tmp_path, main):
+    with pytest.raises(ValueError, match="device is 'cuda', and torch sees no CUDA device"):
+        main(["--device", "cuda", "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("judged_epochs", "kept"), [(20, True), (1, False), (None, False)])
+def test_the_best_epoch_is_recorded_if_all_were_judged(tmp_path, judged_epochs, kept):
+    (task,) = tasks_of(tmp_path, [0])
+    finish(task)
+    path = task.folder / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"best_top1": 93.0, "judged_epochs": judged_epochs}))
+    (run,) = records.collect({}, None, [task]).runs.values()
+    assert run.get("best_top1") == (93.0 if kept else None)

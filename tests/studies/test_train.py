@@ -147,6 +147,20 @@ def test_an_empty_folder_and_one_that_was_only_claimed_are_taken(tmp_path):
     assert ended(replace(FEW, output=tmp_path)) == (0, "")
 
 
+def test_a_run_whose_batch_norms_see_more_images_than_in_the_recipe_says_so_once(tmp_path, capsys):
+    assert ended(replace(FEW, output=tmp_path / "run", batch_per_process=4)) == (0, "")
+    assert capsys.readouterr().err.count("warning: batch norms see 16 images at a time") == 1
+    assert ended(replace(FEW, output=tmp_path / "parts", batch_per_process=4, accumulate=4)) == (0, "")
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_the_accuracy_of_the_best_epoch_is_beside_that_of_the_last(finished, capsys):
+    result = Run(finished).result()
+    assert ended(replace(FEW, output=finished)) == (0, "")
+    assert result["judged_epochs"] == 2
+    assert f"; {result['best_top1']:.2f} % in the best of the judged epochs" in capsys.readouterr().out
+
+
 def test_a_run_removes_what_it_left_half_written_when_it_was_killed(tmp_path):
     config = replace(FEW, output=tmp_path / "run")
     stop(config, calls=2)
