@@ -35,10 +35,15 @@ def count(model: nn.Module | str, input_size: Sequence[int] = (3, 224, 224)) -> 
         model = blueprint(model)
     if len(input_size) != 3 or not all(isinstance(side, int) and side > 0 for side in input_size):
         raise ValueError(f"input_size is {input_size!r}; expected three positive integers: channels, rows, columns")
-    state = dict([*model.named_parameters(), *model.named_buffers()])
-    dtypes = (x.dtype for x in state.values() if x.is_floating_point())
+    dtypes = (x.dtype for x in [*model.parameters(), *model.buffers()] if x.is_floating_point())
     image = torch.empty((1, *input_size), dtype=next(dtypes, None), device="meta")
-    meta = {name: x.to("meta") for name, x in state.items() if not x.is_meta}
+    meta = {
+        name: x.to("meta")
+        for path, module in model.named_modules()
+        for named in (module.named_parameters, module.named_buffers)
+        for name, x in named(path, recurse=False, remove_duplicate=False)
+        if not x.is_meta
+    }
     training = [module for module in model.modules() if module.training]
     recorder = _Recorder(model)
     with ExitStack() as stack:
@@ -49,15 +54,16 @@ def count(model: nn.Module | str, input_size: Sequence[int] = (3, 224, 224)) -> 
             module.training = False
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder)
-        torch.func.functional_call(model, meta, (image,)) if meta else model(image)
+        # tie_weights would leave weights on the meta device in a module that has two names (torch 2.13)
+        torch.func.functional_call(model, meta, (image,), tie_weights=False) if meta else model(image)
     if recorder.uncounted:
         raise ValueError(
             f"cannot count {type(model).__name__}: no cost is known for {', '.join(sorted(recorder.uncounted))}"
         )
-    own = {
-        name: recorder.layers[name] + Cost(params=sum(p.numel() for p in module.parameters(False) if p.requires_grad))
-        for name, module in model.named_modules()
-    }
+    own = {name: recorder.layers[name] for name, _ in model.named_modules()}
+    for name, parameter in model.named_parameters():  # a tensor with several names once, under the first
+        if parameter.requires_grad:
+            own[name.rpartition(".")[0]] += Cost(params=parameter.numel())
     for name in reversed(own):  # children come after their parents
         if name:
             own[name.rpartition(".")[0]] += own[name]

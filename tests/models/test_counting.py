@@ -337,11 +337,89 @@ def test_a_wrong_number_of_channels_is_no_count():
         (nn.Sequential(nn.Flatten(), nn.Linear(60, 7)), (3, 4, 5), 7),
         (nn.Conv2d(3, 2, 3), (3, 4, 5), 2 * 2 * 3),
         (nn.MaxPool2d(2), (3, 4, 6), (2 * 2 - 1) * (3 * 2 * 3)),
+        (nn.AvgPool2d(2), (3, 4, 6), 3 * 4 * 6),  # of each window three sums and a quotient
+        (nn.AdaptiveAvgPool2d(1), (3, 4, 5), 60),
+        (nn.Conv2d(3, 2, 3, bias=False), (3, 4, 5), 0),
+        (nn.Sequential(nn.Flatten(), nn.Linear(60, 7, bias=False)), (3, 4, 5), 0),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_elementwise_operations_by_hand(layer, size, elementwise):
-    assert count(layer, size).elementwise == elementwise
+    cost = count(layer, size)
+    assert cost.elementwise == elementwise
+    assert cost.flops("hardware") == elementwise + 2 * cost.macs
+
+
+@pytest.mark.parametrize(
+    ("function", "elementwise"),
+    [
+        (lambda x: x + x, 60),
+        (lambda x: x - 1, 60),
+        (lambda x: 2 * x, 60),
+        (lambda x: x / 2, 60),
+        (lambda x: x.sin(), 60),
+        (lambda x: x.amax((2, 3)), 60 - 3),
+        (lambda x: x @ x.transpose(2, 3), 0),
+        (lambda x: x.flatten(2).bmm(x.flatten(2).transpose(1, 2)), 0),
+    ],
+)
+def test_elementwise_functions_by_hand(function, elementwise):
+    assert count(Applies(function), (3, 4, 5)).elementwise == elementwise
+
+
+@pytest.mark.parametrize(
+    ("layer", "macs"),
+    [
+        (nn.Conv2d(3, 2, 3), 2 * 2 * 3 * 27),
+        (nn.Conv2d(3, 6, 1, groups=3), 6 * 20),
+        (nn.Sequential(nn.Flatten(), nn.Linear(60, 7)), 7 * 60),
+        (Applies(lambda x: x @ x.transpose(2, 3)), 3 * 4 * 4 * 5),
+        (Applies(lambda x: x.flatten(2).bmm(x.flatten(2).transpose(1, 2))), 3 * 3 * 20),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_multiply_adds_by_hand(layer, macs):
+    assert count(layer, (3, 4, 5)).macs == macs
+
+
+class Repeats(nn.Module):
+    """A convolution with two names, and another one that shares its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.again = nn.Conv2d(3, 3, 1)
+        self.inside = nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 1))
+        self.inside[1].weight = self.first.weight
+
+    def forward(self, x):
+        return self.inside(self.again(self.first(x)))
+
+
+def test_what_has_several_names_is_counted_once():
+    model = Repeats()
+    before = state(model)
+    cost = count(model, (3, 4, 5))
+    assert state(model) == before
+    assert model.inside[1].weight is model.again.weight
+    assert cost.params == sum(p.numel() for p in model.parameters()) == 9 + 3 + 3
+    assert {name: layer.params for name, layer in cost.layers.items()} == {
+        "first": 12,
+        "inside": 3,
+        "inside.0": 0,
+        "inside.1": 3,
+    }
+    assert cost.macs == 3 * 9 * 20  # it runs as often as it is called
+    assert (cost.layers["first"].macs, cost.layers["inside"].macs) == (2 * 9 * 20, 9 * 20)
+    model.first.weight.requires_grad_(False)
+    assert count(model, (3, 4, 5)).params == 6
+
+
+def test_shared_layers_of_a_network_are_counted_once():
+    model = create_model("san_mini_patchwise")
+    params, attention = count(model, SMALL).params, model.stages[0].blocks[0].attention
+    shared = sum(p.numel() for p in attention.psi.parameters())
+    attention.psi = attention.phi
+    assert count(model, SMALL).params == params - shared == sum(p.numel() for p in model.parameters())
 
 
 def test_a_group_of_a_convolution_multiplies_its_own_channels():
