@@ -45,9 +45,11 @@ def why_not() -> str | None:
     if sys.platform != "linux":
         return f"the CUDA kernels are for Linux; this is {sys.platform}"
     try:
-        wanted = compiler.architectures()
-        if compiler.find_nvcc() or not _find(inputs_of(wanted)):
+        found = _find(inputs_of(compiler.architectures()))
+        if compiler.find_nvcc() or not found:
             compiler.usable_nvcc()
+        if not found:
+            writable_folder()
     except (BuildError, ValueError) as error:
         return str(error)
     return None

@@ -1,5 +1,8 @@
 """Numba kernels for CPUs and CUDA GPUs: they take arrays and integers, and import nothing of saprof."""
 
+NUMBA = "0.61"
+"""The oldest Numba that compiles them."""
+
 OPERATORS = (
     "pairwise_summation",
     "pairwise_subtraction",

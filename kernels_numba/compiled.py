@@ -1,4 +1,7 @@
-"""Compilation for the CPU. Compiled kernels are kept on disk, and a second process loads them."""
+"""Compilation for the CPU. Compiled kernels are kept on disk, and a second process loads them.
+
+A kernel that cannot be read or written there is compiled all the same: a process warns once, and goes on.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,11 @@ import hashlib
 import pickle
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numba
 from numba import njit
 
 SOURCE_STAMP = hashlib.sha256(
@@ -30,15 +35,68 @@ It has no wrappers for Python, which would be most of LLVM's input. The cache on
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile a kernel whose threads share the iterations of `prange`, and keep it on disk."""
-    dispatcher: Any = njit(cache=True, nogil=True, error_model="numpy", parallel=True)(function)
-    dispatcher._cache._cache_file._source_stamp = SOURCE_STAMP
-    dispatcher._cache.load_overload = _load_or_warn(dispatcher._cache)
+    return kept_on_disk(njit(nogil=True, error_model="numpy", parallel=True)(function))
+
+
+def kept_on_disk(dispatcher: Any) -> Any:
+    """The dispatcher, which from now on keeps on disk what it compiles."""
+    try:
+        dispatcher.enable_caching()
+    except RuntimeError as error:
+        folder = Path(dispatcher.py_func.__code__.co_filename).parent / "__pycache__"
+        _warn_once(
+            "find",
+            f"compiled kernels are not kept on disk ({error}), and every process compiles them again; make {folder} "
+            "writable, or set NUMBA_CACHE_DIR to a folder that can be written to",
+        )
+        return dispatcher
+    cache, chosen = dispatcher._cache, numba.config.CACHE_DIR
+    if chosen and not Path(cache.cache_path).is_relative_to(chosen):
+        _warn_once(
+            "choose",
+            f"NUMBA_CACHE_DIR is {chosen}, which cannot be written to; compiled kernels are kept in {cache.cache_path}",
+        )
+    cache._cache_file._source_stamp = SOURCE_STAMP
+    cache._cache_file = _Sealed(cache._cache_file)
+    cache.load_overload = _load_or_warn(cache)
+    cache.save_overload = _save_or_warn(cache)
     return dispatcher
 
 
 def or_empty(array: Any, axes: int, work: Any) -> Any:
     """The array, or an empty one with as many axes in place of None, so that a kernel has one signature."""
     return work.empty(*[0] * axes) if array is None else array
+
+
+class _Sealed:
+    """A cache of Numba in which each entry has a checksum of its code and of what it was compiled from and for.
+
+    Numba writes the index of a cache before the code. So the index may refer to code of another signature, processor or
+    version, after a full disk or if two processes write at once.
+    """
+
+    def __init__(self, entries: Any) -> None:
+        self.entries = entries
+
+    def load(self, key: Any) -> Any:
+        found = self.entries.load(key)
+        if found is None:
+            return None
+        checksum, code = found
+        if checksum != _checksum(key, code):
+            raise ValueError("its checksum is another")
+        return pickle.loads(code)
+
+    def save(self, key: Any, data: Any) -> None:
+        code = self.entries._dump(data)
+        self.entries.save(key, (_checksum(key, code), code))
+
+    def flush(self) -> None:
+        self.entries.flush()
+
+
+def _checksum(key: Any, code: bytes) -> str:
+    return hashlib.sha256(repr((numba.__version__, SOURCE_STAMP, key)).encode() + code).hexdigest()
 
 
 def _load_or_warn(cache: Any) -> Callable[..., Any]:
@@ -48,10 +106,38 @@ def _load_or_warn(cache: Any) -> Callable[..., Any]:
     def load_overload(*arguments: Any) -> Any:
         try:
             return load(*arguments)
-        except (pickle.UnpicklingError, EOFError) as error:
-            message = f"a compiled kernel in {cache.cache_path} is damaged ({error}), and compiled again"
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
-            cache.flush()
+        except Exception as error:  # damaged bytes make pickle raise anything
+            where = f"a compiled kernel in {cache.cache_path}"
+            _warn_once("load", f"{where} is damaged or cannot be read ({error}), and compiled again")
+            with suppress(OSError):
+                cache.flush()  # a damaged index takes no further entry
             return None
 
     return load_overload
+
+
+def _save_or_warn(cache: Any) -> Callable[..., None]:
+    """The cache's `save_overload`; it warns of a file that it cannot write, such as on a full disk."""
+    save = cache.save_overload
+
+    def save_overload(*arguments: Any) -> None:
+        try:
+            save(*arguments)
+        except Exception as error:  # the kernel is compiled, and runs
+            _warn_once(
+                "save",
+                f"compiled kernels cannot be written to {cache.cache_path} ({error}), and every process compiles them "
+                "again; set NUMBA_CACHE_DIR to a folder that can be written to and has room",
+            )
+
+    return save_overload
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(what: str, message: str) -> None:
+    """Warn, unless this process has warned of the same: each kernel has the same problem."""
+    if what not in _warned:
+        _warned.add(what)
+        warnings.warn(message, RuntimeWarning, stacklevel=4)

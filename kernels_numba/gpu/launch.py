@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from kernels_numba.compiled import SOURCE_STAMP
+from kernels_numba.compiled import kept_on_disk
 
 SIMULATED = cuda.config.ENABLE_CUDASIM
 THREADS = 8 if SIMULATED else 128
@@ -36,10 +36,8 @@ device = cuda.jit(device=True)
 def kernel(function: Callable[..., None]) -> Any:
     """Compile a CUDA kernel and keep it on disk until a file of kernels_numba changes: it inlines functions of
     others."""
-    dispatcher: Any = cuda.jit(cache=True)(function)
-    if not SIMULATED:
-        dispatcher._cache._cache_file._source_stamp = SOURCE_STAMP
-    return dispatcher
+    dispatcher: Any = cuda.jit(function)
+    return dispatcher if SIMULATED else kept_on_disk(dispatcher)
 
 
 class Lookups(NamedTuple):

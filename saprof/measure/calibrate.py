@@ -196,7 +196,7 @@ def _undisturbed(call: Call, device: str, seconds: float) -> float:
 
 
 def _why_no_fma(kind: str) -> str | None:
-    return numba.why_no_gpu() if kind == "cuda" else None
+    return numba.why_no_gpu() if kind == "cuda" else numba.why_no_threads()
 
 
 def _fma_rate(device: str, dtype: str, seconds: float) -> float | None:

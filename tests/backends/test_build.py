@@ -451,8 +451,9 @@ def test_nowhere_to_write(project, tmp_path, monkeypatch):
     monkeypatch.setenv("SAPROF_BUILD_DIR", str(tmp_path / "file/built"))
     with pytest.raises(
         build.BuildError, match=r"cannot write to .*file/built \(Not a directory\); set SAPROF_BUILD_DIR"
-    ):
+    ) as raised:
         build.library()
+    assert build.why_not() == str(raised.value)
 
 
 def test_import_and_help_leave_torch_alone():

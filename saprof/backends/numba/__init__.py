@@ -4,7 +4,8 @@ On a CPU the kernels run in torch's own threads, as many as torch uses, and comp
 conversions take time and memory. On a GPU the kernels run in torch's current stream, and only bfloat16 is converted.
 
 `cpu` and `gpu` prepare lookups and memory for a call, `lookups` makes both from a footprint, `threads` shares torch's
-threads with Numba. Kernels themselves are in `kernels_numba`, and no module here imports Numba before the first call.
+threads with Numba, `installed` imports it. Kernels themselves are in `kernels_numba`. No module here imports Numba
+before the first call of `why_not`, or of a kernel.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from saprof.backends import cores, fused, library
 from saprof.backends.library import Kernels, register_operator
 from saprof.backends.numba.cpu import cpu_work, empty
 from saprof.backends.numba.gpu import as_array, gpu_work, on_stream, why_no_gpu
-from saprof.backends.numba.threads import threads_set_to
+from saprof.backends.numba.installed import starting
+from saprof.backends.numba.threads import threads_set_to, why_no_threads
 from saprof.operators import OPERATORS, Operator
 from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint
@@ -38,6 +40,7 @@ __all__ = [
     "statistics",
     "threads_set_to",
     "why_no_gpu",
+    "why_no_threads",
     "why_not",
 ]
 
@@ -62,7 +65,7 @@ DEVICES = {
 def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     if device not in DEVICES:
         return f"no kernels for {device} tensors"
-    return (why_no_gpu() if device == "cuda" else None) or library.why_not(operator)
+    return (why_no_gpu() if device == "cuda" else why_no_threads()) or library.why_not(operator)
 
 
 def kernel(operator: Operator) -> Callable[..., Tensor] | None:
@@ -76,7 +79,8 @@ def statistics(operator: Attention) -> Callable[..., tuple[Tensor, Tensor]]:
 @cache
 def kernels_of(folder: str, family: str) -> ModuleType:
     """The module of a family's kernels in a folder of `kernels_numba`, imported by the first call."""
-    return import_module(f"kernels_numba.{folder}.{family}")
+    with starting:
+        return import_module(f"kernels_numba.{folder}.{family}")
 
 
 def _working(x: Tensor) -> torch.dtype:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saprof.backends.numba.installed import why_not_imported
 from saprof.backends.numba.lookups import tables
 from saprof.operators.footprint import Footprint
 
@@ -50,6 +51,8 @@ def why_no_gpu() -> str | None:
         return "torch sees no CUDA device"
     if find_spec("numba_cuda") is None:
         return "numba-cuda is not installed; pip install -e '.[cuda]'"
+    if reason := why_not_imported("numba.cuda"):
+        return reason
     return None if _numba_cuda().is_available() else "numba-cuda finds no CUDA driver that it can use"
 
 
