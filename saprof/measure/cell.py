@@ -14,6 +14,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from saprof.backends import Unsupported, choose, run
@@ -103,10 +104,15 @@ def _make_ready(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
     """Check a cell, or raise if it cannot run or does not fit into memory; also returns the fields of its row so
     far."""
     _refuse_what_cannot_fit(cell.costs.get("compulsory_bytes", 0), "", cell.device)
-    prepared, facts = prepare(cell)
+    function, own, facts = _function(cell)
+    with FakeTensorMode():  # its tensors have no memory
+        imagined = Prepared(cell, function, _inputs(cell), own)
+    held = sum(x.numel() * x.element_size() for x in imagined.inputs)
+    _refuse_what_cannot_fit(held, "", cell.device)
     if cell.mode != "backward":  # its graph already exists
-        facts["predicted_peak_bytes"] = peak = predicted_peak_bytes(prepared.run, prepared.inputs)
-        _refuse_what_cannot_fit(peak, " beside its inputs", cell.device)
+        facts["predicted_peak_bytes"] = peak = predicted_peak_bytes(imagined.run, imagined.inputs)
+        _refuse_what_cannot_fit(peak, " beside its inputs", cell.device, held)
+    prepared = replace(imagined, inputs=_inputs(cell))
     if isinstance(cell.subject, Workload):
         facts["error"] = _check_operator(cell.subject, cell, facts["backend"])
     else:
@@ -125,28 +131,37 @@ def _warm(prepared: Prepared) -> Callable[[], object]:
 
 def prepare(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
     """The cell, ready to be called, and the fields of its row that are known so far."""
+    function, own, facts = _function(cell)
+    return Prepared(cell, function, _inputs(cell), own), facts
+
+
+def _inputs(cell: Cell) -> tuple[Tensor, ...]:
     subject = cell.subject
-    training = cell.mode != "forward"
+    if isinstance(subject, Workload):
+        return tuple(x.requires_grad_(cell.mode != "forward") for x in subject.tensors(cell.device))
+    image = torch.randn(subject.batch, 3, subject.size, subject.size, generator=torch.Generator().manual_seed(0))
+    return (image.to(cell.device, getattr(torch, subject.dtype)),)
+
+
+def _function(cell: Cell) -> tuple[Callable[..., Tensor], tuple[Tensor, ...], dict[str, Any]]:
+    """What computes the cell, its parameters and buffers, and the fields of its row that are known so far."""
+    subject = cell.subject
     if isinstance(subject, Network):
-        return _prepare_network(cell, subject, training)
-    dtype = getattr(torch, subject.dtype)
-    backend = choose(subject.operator, dtype, cell.device, subject.footprint, cell.backend)
-    inputs = tuple(x.requires_grad_(training) for x in subject.tensors(cell.device))
+        return _network(cell, subject, cell.mode != "forward")
+    backend = choose(subject.operator, getattr(torch, subject.dtype), cell.device, subject.footprint, cell.backend)
     operator, footprint = subject.operator, subject.footprint
 
     def function(*inputs: Tensor) -> Tensor:
         return run(operator, *inputs, footprint=footprint, backend=backend)
 
-    return Prepared(cell, function, inputs), {"backend": backend}
+    return function, (), {"backend": backend}
 
 
-def _prepare_network(cell: Cell, subject: Network, training: bool) -> tuple[Prepared, dict[str, Any]]:
+def _network(cell: Cell, subject: Network, training: bool) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any]]:
     torch.manual_seed(0)
     chosen = {"backend": cell.backend, "attention": cell.attention} if subject.attends else {}
     model = create_model(subject.name, **subject.overrides, **chosen)
     model = model.to(cell.device, getattr(torch, subject.dtype)).train(training)
-    image = torch.randn(subject.batch, 3, subject.size, subject.size, generator=torch.Generator().manual_seed(0))
-    image = image.to(cell.device, getattr(torch, subject.dtype))
     cost = count(model, (3, subject.size, subject.size))
     facts = {
         **_what_runs(model, cell),
@@ -157,7 +172,7 @@ def _prepare_network(cell: Cell, subject: Network, training: bool) -> tuple[Prep
         "compulsory_bytes": cost.bytes,
     }
     own = tuple(x.requires_grad_(training) for x in model.parameters()) + tuple(model.buffers())
-    return Prepared(cell, model, (image,), own), facts
+    return model, own, facts
 
 
 def _what_runs(model: nn.Module, cell: Cell) -> dict[str, Any]:
@@ -172,9 +187,11 @@ def _what_runs(model: nn.Module, cell: Cell) -> dict[str, Any]:
     return {"backend": "+".join(dict.fromkeys(backends.split("+"))), "attention": attentions}
 
 
-def _refuse_what_cannot_fit(needed: int, beside: str, device: str) -> None:
+def _refuse_what_cannot_fit(needed: int, beside: str, device: str, held: int = 0) -> None:
+    """Refuse what needs more memory than is free once `held` bytes are allocated."""
     cuda = torch.device(device).type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+    free -= held
     if needed > free:
         reason = f"would take {needed / 1e9:.1f} GB{beside}; {free / 1e9:.1f} GB are free"
         raise _Refused("predicted_oom", reason)

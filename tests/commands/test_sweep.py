@@ -253,6 +253,21 @@ def test_what_cannot_fit_is_not_tried(monkeypatch, side, why):
     assert "1.0 GB are free" in row.reason
 
 
+@pytest.mark.parametrize(
+    "subject",
+    [
+        Workload(OPERATORS["pairwise_dot_product"], Footprint.square(11), r=1, h=100_000, w=100_000),
+        Network("resnet26", batch=10**7),
+    ],
+    ids=str,
+)
+def test_no_input_is_allocated_before_the_prediction(monkeypatch, subject):
+    """The inputs would take 80 GB and 6 TB."""
+    monkeypatch.setattr(cells.psutil, "virtual_memory", lambda: SimpleNamespace(available=6.1e12))
+    (row,) = cells.measure([Cell(subject, backend="unfold")], "f")
+    assert (row.status, "GB beside its inputs; " in row.reason) == ("predicted_oom", True)
+
+
 def test_a_failure_while_timing_is_a_row(monkeypatch):
     def fails(*_):
         raise RuntimeError("the machine went away")
