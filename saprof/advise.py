@@ -110,9 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Advise on network, footprint and backend within a budget, from recorded rows.",
     )
     for limited in LIMITED:
-        parser.add_argument(
-            f"--max-{limited.name}", metavar=limited.example, help=f"in {', '.join(limited.units)}, or without unit"
-        )
+        parser.add_argument(f"--max-{limited.name}", metavar=limited.example, help=f"in {limited.names}")
     parser.add_argument(
         "--run", type=Path, nargs="+", metavar="DIR", help="run folders (default: those in studies/recorded)"
     )

@@ -102,6 +102,7 @@ def _run(groups: list[Group], request: Request) -> int:
 
     how, output = request.how, request.output
     where = environment.provenance(how.device, set_up_torch(how))
+    print(_understood(groups, where), file=sys.stderr)
     folder = output.folder or Path("runs") / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     with Run(folder, where, resume=output.resume) as run:
         rows = execute(groups, run, how)
@@ -114,6 +115,22 @@ def _run(groups: list[Group], request: Request) -> int:
     fine = {*MEASURED, "unsupported"} if how.every_backend else {*MEASURED}
     found = {row.status for row in rows}
     return command.OK if found & {*MEASURED} and found <= fine and not left else command.FAILED
+
+
+def _understood(groups: list[Group], where: dict[str, Any]) -> str:
+    """One line that says what will be measured, and where."""
+    cells = [cell.what for group in groups for cell in group]
+    axes = {
+        "": [cell["name"] for cell in cells],
+        "footprint ": [cell["footprint"] for cell in cells],
+        "map or image ": [f"{cell['h']}×{cell['w']}" for cell in cells],
+        "v = ": [str(cell["v"]) for cell in cells if "v" in cell],
+        "n = ": [str(cell["n"]) for cell in cells],
+        **{f"{axis} ": [cell[axis] for cell in cells] for axis in ("dtype", "mode", "backend")},
+    }
+    listed = "; ".join(f"{axis}{text.shortened(values)}" for axis, values in axes.items() if values)
+    count = f"{text.counted(len(cells), 'cell')} in {text.counted(len(groups), 'group')}"
+    return f"{count}: {listed}; on {where['device']}, {text.counted(where['threads'], 'thread')}"
 
 
 def _draw(rows: list[Row], folder: Path, where: dict[str, Any]) -> None:

@@ -41,6 +41,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def shortened(values: Sequence[str]) -> str:
+    """The distinct values; of more than four, the first two and the last."""
+    distinct = list(dict.fromkeys(values))
+    return ", ".join(distinct if len(distinct) <= 4 else [*distinct[:2], "…", distinct[-1]])
+
+
 def unknown(what: str, got: str, valid: Sequence[str]) -> str:
     """The sentence about an unknown name."""
     *most, last = map(repr, valid)

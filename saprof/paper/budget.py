@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from saprof.command import NUMBER
 from saprof.paper import evidence
 from saprof.quantities import LATENCY, MEMORY, PAPER_FLOPS, PARAMS, Quantity
 
@@ -27,25 +28,30 @@ class Limited:
     """The name, as in `--max-latency`."""
     noun: str
     units: Mapping[str, float] = field(hash=False)
+    """A count may be without a unit. A latency may not, because 200 could be seconds or, as in the tables, ms."""
     example: str
 
     @property
     def column(self) -> str:
         return self.quantity.column
 
+    @property
+    def names(self) -> str:
+        """The units in words."""
+        return ", ".join(unit or "units of 1" for unit in self.units)
+
     def read(self, written: str) -> float:
         """`30ms` in SI units; ValueError for anything but a positive amount."""
-        match = re.fullmatch(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(\D*)", written.strip())
-        scale = {"": 1.0, **self.units}.get(match[2]) if match else None
+        match = re.fullmatch(rf"({NUMBER})\s*(\D*)", written.strip())
+        scale = self.units.get(match[2]) if match else None
         if match is None or scale is None or not 0 < float(match[1]) * scale < float("inf"):
             raise ValueError(
-                f"--max-{self.name} is {written!r}; expected a positive number in {', '.join(self.units)}, or without "
-                f"a unit, such as {self.example}"
+                f"--max-{self.name} is {written!r}; expected a positive number in {self.names}, such as {self.example}"
             )
         return float(match[1]) * scale
 
 
-_COUNTS = {"k": 1e3, "M": 1e6, "G": 1e9}
+_COUNTS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "μs": 1e-6}  # the micro sign, and the Greek letter
 _BYTES = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30}
 LIMITED = (

@@ -76,14 +76,14 @@ def records(capsys, *arguments):
         (LATENCY, "250us", 250e-6),
         (LATENCY, "250µs", 250e-6),
         (LATENCY, "250\N{GREEK SMALL LETTER MU}s", 250e-6),
-        (LATENCY, "2", 2.0),
-        (LATENCY, "3e-2", 0.03),
+        (LATENCY, "3e-2s", 0.03),
         (MEMORY, "100MB", 1e8),
         (MEMORY, "1 GiB", 2.0**30),
         (MEMORY, "512B", 512.0),
         (MEMORY, "20kB", 2e4),
         (PARAMS, "12M", 12e6),
         (PARAMS, "12000k", 12e6),
+        (PARAMS, "12000000", 12e6),
         (FLOPS, "2G", 2e9),
         (FLOPS, ".5e3M", 5e8),
     ],
@@ -96,7 +96,8 @@ def test_what_people_write(quantity, written, value):
     ("quantity", "written"),
     [
         *((LATENCY, written) for written in ("", "fast", "30 m", "30MB", "0ms", "-3ms", "inf", "nan", "1e400", "1,5s")),
-        *((MEMORY, written) for written in ("100mb", "100M", "1 TB", "MB")),
+        *((LATENCY, written) for written in ("200", "0.2", "3e-2", "２００ms", "1_0ms", "2²ms")),
+        *((MEMORY, written) for written in ("100mb", "100M", "1 TB", "MB", "100")),
         *((PARAMS, written) for written in ("12m", "12MB", "1_000")),
     ],
 )
@@ -124,7 +125,7 @@ def test_the_most_accurate_within_the_budget_is_recommended(record, capsys):
         (["--max-latency", "40ms"], [PATCHWISE, WIDE, SMALL]),
         (["--max-memory", "30MB"], [LARGE, PATCHWISE, WIDE, SMALL]),
         (["--max-params", "11.5M"], [WIDE, SLOW, SMALL]),
-        (["--max-flops", "2G", "--max-latency", "0.035"], [PATCHWISE, SMALL]),
+        (["--max-flops", "2G", "--max-latency", "35ms"], [PATCHWISE, SMALL]),
     ],
 )
 def test_each_limit_holds(record, capsys, limits, kept):

@@ -76,7 +76,12 @@ def test_one_row_per_cell_with_figure_and_provenance(tmp_path, capsys):
     assert (tmp_path / "footprint.svg").exists()
     output = capsys.readouterr()
     assert "patchwise_star_product" in output.out
-    assert "aggregation" not in output.err.replace("aggregation-", ""), "the table belongs to stdout"
+    understood, *others = output.err.splitlines()
+    assert understood.startswith(
+        "4 cells in 4 groups: aggregation, patchwise_star_product; footprint square:3; map or image 6×6; v = 8; n = 1; "
+        "dtype float32; mode forward, train_step; backend unfold; on "
+    )
+    assert "aggregation" not in "\n".join(others).replace("aggregation-", ""), "the table belongs to stdout"
 
 
 @pytest.mark.deep
