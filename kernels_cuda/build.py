@@ -141,8 +141,10 @@ def folders() -> list[Path]:
     """The folders where a library may be, the preferred one first."""
     if chosen := os.environ.get("SAPROF_BUILD_DIR"):
         return [Path(chosen).absolute()]
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return [CSRC.parent / "build", Path(cache).expanduser().absolute() / "saprof"]
+    found = [CSRC.parent / "build"]
+    with suppress(RuntimeError):  # a user without a home, as in a container
+        found.append(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "saprof")
+    return found
 
 
 def writable_folder() -> Path:

@@ -6,7 +6,6 @@ Slurm preempts saves its state, is queued again, and resumes where it stopped.
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import signal
@@ -165,7 +164,7 @@ def _submit(tasks: Sequence[Task], cluster: Cluster, perform: Perform) -> dict[s
 
 def _queued() -> set[str]:
     """Ids of this user's waiting and running jobs. Raises ValueError if there is no Slurm."""
-    command = ["squeue", "--noheader", "--array", "--format=%i", "--user", getpass.getuser()]
+    command = ["squeue", "--noheader", "--array", "--format=%i", "--user", str(os.getuid())]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     except FileNotFoundError:

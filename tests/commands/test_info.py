@@ -108,3 +108,16 @@ def test_info_knows_the_last_roofs(printed, tmp_path):
     assert re.search(rf"last roofs +runs/{times[max(times)]}, {re.escape(max(times))}", text)
     assert re.search(r"^ +memory [\d.]+ GB/s$", text, re.MULTILINE)
     assert re.search(r"^ +float32 \d+ GFLOP/s$", text, re.MULTILINE)
+
+
+def test_a_user_without_a_name_and_a_home(monkeypatch, capsys):
+    """As in a container that was started with a number for its user."""
+
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "USER", "LOGNAME", "XDG_CACHE_HOME", "SAPROF_BUILD_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert info.main([]) == 0
+    assert "CUDA library" in capsys.readouterr().out
