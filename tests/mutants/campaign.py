@@ -32,7 +32,7 @@ PACKAGES = ("kernels_cuda", "kernels_numba", "saprof", "studies")
 # Each mutant is tested in a process of its own. The server, from which they are forked, has imported what takes long
 # to import and is not ours.
 CONTEXT: Any = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "torch"])
+CONTEXT.set_forkserver_preload(["beartype", "hypothesis", "matplotlib.figure", "pytest", "scipy.stats", "torch"])
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _test(copy: Path, tests: list[str]) -> None:
         if (found := find_spec(package)) is None or not Path(str(found.origin)).is_relative_to(copy):
             sys.exit(f"the tests would import {package} from {found and found.origin}; expected it in {copy}")
     verdict = _Verdict()
-    code = pytest.main(["-q", "-x", *tests], plugins=[verdict])
+    code = pytest.main(["-q", "-x", "--assert=plain", *tests], plugins=[verdict])  # else it compiles every plugin
     sys.exit(1 if verdict.failed else 2 * bool(code))
 
 
