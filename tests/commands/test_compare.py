@@ -96,6 +96,10 @@ def test_the_interval_of_independent_samples_covers_as_often_as_it_says():
     assert 0.90 < covered / 300 < 0.99
 
 
+def test_a_ratio_within_rounds_is_the_median_of_the_ratios():
+    assert within_rounds([1.0, 10.0, 100.0], [1.0, 5.0, 400.0]).median == 1.0  # that of the medians is 2
+
+
 def test_ratios_within_rounds_do_not_feel_what_all_feel():
     weather = np.random.default_rng(0).uniform(1, 30, 20)
     ratio = within_rounds(list(2 * weather), list(weather))
