@@ -96,7 +96,8 @@ class VectorAttention(LocalAttention):
         """The batch norms of γ, each with the weight of the linear layer after it."""
         layers: list[Any] = list(self.gamma)
         if torch.compiler.is_compiling():
-            _ = [watch(layer) for layer in layers]
+            for layer in layers:
+                watch(layer)
         for norm, layer in zip(layers[::3], layers[2::3], strict=True):
             yield norm, layer.weight.flatten(1)
 

@@ -248,6 +248,7 @@ def refused(module, reason):
     module.attention = "auto"
 
 
+@pytest.mark.deep_unless(case=lambda family, change: family == "patchwise" or change in ("GELU", "wrapped γ"))
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("family", ["pairwise", "patchwise"])
 def test_a_changed_gamma_is_called(family, change):
@@ -579,6 +580,7 @@ def _twice(function):
     return lambda *inputs: 2 * function(*inputs)
 
 
+@pytest.mark.deep_unless(case=lambda family, change: family == "pairwise" or change in ("as built", "GELU"))
 @pytest.mark.parametrize("change", NETWORKS)
 @pytest.mark.parametrize("family", ["pairwise", "patchwise"])
 def test_a_changed_network_gives_its_logits(family, change):
@@ -624,3 +626,29 @@ def test_a_network_that_cannot_be_copied_is_refused():
     net.fc.cache = net.fc(torch.zeros(1, net.fc.in_features))  # has a graph
     with pytest.raises(ValueError, match=r"\Acannot copy this ResNet: [^\n]*\Z"):
         saprof.optimize_for_inference(net)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("family", ["pairwise", "patchwise"])
+@torch.no_grad()
+def test_a_compiled_layer_is_compiled_again_when_a_module_changes(family, compiler):
+    module, x = layer(family), image(2, 32, 4, 5)
+    compiled = compiler(module, fullgraph=True, backend="aot_eager")
+    close(compiled(x), module(x))
+    module.gamma[1] = nn.GELU()
+    close(compiled(x), module(x), 1e-6)
+    assert module.ran.startswith("composed")
+    module.gamma[1] = nn.ReLU()
+    close(compiled(x), module(x), 1e-6)
+    module.gamma[4].forward = torch.sigmoid
+    close(compiled(x), module(x), 1e-6)
+
+
+@pytest.mark.deep
+@torch.no_grad()
+def test_a_compiled_stem_is_the_stem(compiler):
+    stem, x = _stem(), image(2, 3, 8, 12)
+    compiled = compiler(stem, fullgraph=True, backend="aot_eager")
+    close(compiled(x), stem(x))
+    stem.query = nn.Sequential(stem.query, nn.Tanh())
+    close(compiled(x), stem(x))

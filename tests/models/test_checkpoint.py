@@ -509,8 +509,8 @@ HARMLESS = {
     "NaN": lambda m: m.head.weight.data.fill_(float("nan")),
     "view": lambda m: setattr(m.head, "bias", nn.Parameter(torch.arange(10.0)[::2])),
     "note": lambda m: setattr(m, "names_of_classes", ["a", "b"]),
-    "compiled": lambda m: m.compile(),
-    "gradients": lambda m: m(torch.zeros(2, 3, 8, 8)).sum().backward(),
+    "compiled": lambda m: setattr(m, "_compiled_call_impl", m.forward),  # as m.compile() does, which takes seconds
+    "gradients": lambda m: m.head(torch.zeros(2, 64)).sum().backward(),
     "backward hook": lambda m: m.head.register_full_backward_hook(lambda *_: None),
 }
 
