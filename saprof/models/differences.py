@@ -26,7 +26,7 @@ def differences(model: nn.Module, expected: nn.Module, *, values: bool = True) -
     """Why `model` may compute something else than `expected`, a sentence for each reason.
 
     Modules, their types, settings and tensors must be equal, and nothing else may run with a forward. Without `values`,
-    the content of tensors may differ, and their dtype.
+    the content of tensors may differ, and their dtype, and what computes the attention.
     """
     theirs = dict(expected.named_modules(remove_duplicate=False))
     ours = dict(model.named_modules(remove_duplicate=False))
@@ -47,7 +47,10 @@ def _of_module(module: nn.Module, expected: nn.Module, values: bool) -> Iterator
         return
     if module._forward_hooks or module._forward_pre_hooks:
         yield "has hooks that run with its forward; expected none"
-    ours, theirs = ({name: x for name, x in vars(m).items() if name not in _STATE} for m in (module, expected))
+    if list(module._modules) != list(expected._modules) and module._modules.keys() == expected._modules.keys():
+        yield "has its modules in another order"
+    skipped = _STATE if values else _STATE | {"backend", "attention"}
+    ours, theirs = ({name: x for name, x in vars(m).items() if name not in skipped} for m in (module, expected))
     for name in ours.keys() - theirs.keys():
         if hasattr(type(module), name):
             yield f"has its own {name}; expected that of its class"

@@ -411,6 +411,10 @@ def _set(path, name, value):
     return lambda model: setattr(model.get_submodule(path), name, value)
 
 
+def _reorder(model):
+    model.stem.add_module("1", model.stem._modules.pop("1"))
+
+
 BLOCK = "stages.0.blocks.0"
 CHANGED = {
     "activation": (_put(f"{BLOCK}.attention.gamma.1", lambda _: nn.GELU()), "gamma.1 is a GELU; expected a ReLU"),
@@ -463,6 +467,7 @@ CHANGED = {
         f"{BLOCK}.attention has relation=pairwise_summation; expected pairwise_subtraction",
     ),
     "config": (_set("", "config", saprof.SANConfig(**TINY | {"boundary": "zero"})), "footprint=square:3; expected squ"),
+    "order": (_reorder, "stem has its modules in another order"),
     "sparse": (_put("head", lambda h: _sparse(h)), "head has another kind of weight"),
     "complex": (
         _set("head", "bias", nn.Parameter(torch.zeros(5, dtype=torch.complex64))),
@@ -554,3 +559,6 @@ def test_released_weights_are_for_the_network_as_built(change):
     before = copy(model.state_dict())
     refusal(lambda: saprof.load_official(model, tiny_weights()), words)
     assert_equal(model.state_dict(), before)
+    other = tiny()
+    other.stages[0].blocks[0].attention.backend = "unfold"  # computes the same
+    saprof.load_official(other.double(), tiny_weights())
