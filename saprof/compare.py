@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -79,10 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 def share(asked: str) -> float:
     """`10%` or `0.1` as 0.1."""
     number, percent = asked.strip().removesuffix("%"), asked.strip().endswith("%")
-    try:
-        value = float(number) / (100 if percent else 1)
-    except ValueError:
-        value = math.nan
+    value = float(number) / (100 if percent else 1) if re.fullmatch(command.NUMBER, number.strip()) else math.nan
     if not 0 <= value < (math.inf if percent else 1):
         raise ValueError(f"fail-on-regression is {asked!r}; expected a share such as 10% or 0.1")
     return value

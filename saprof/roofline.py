@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saprof import command, lock, text
+from saprof import atomic, command, lock, text
 from saprof.operators.workload import ITEMSIZE
 from saprof.quantities import LATENCY, digits, who_ran
 from saprof.records import calibration as roofs
@@ -234,7 +234,10 @@ def _draw(run: Recorded, calibration: Calibration, folder: Path) -> None:
         return
     from saprof.plots import frame, roofline_figure, write
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise atomic.WriteError.of(folder, error, "; choose another with --output") from None
     paths = write(roofline_figure(frame(placed), calibration, run.caption), folder / "roofline")
     print(f"figure in {' and '.join(map(str, paths))}", file=sys.stderr)
 

@@ -23,15 +23,16 @@ HEADER = ("operator", "backend", "dtype", "passed", "worst error / tolerance", "
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
+    operators = command.choices("operator", arguments.operator, tuple(OPERATORS))
+    backends = command.choices("backend", arguments.backend, BACKENDS)
+    dtypes = command.choices("dtype", arguments.dtype, tuple(ITEMSIZE))
+    device = command.device(arguments.device)
     if arguments.list:
         for what, names in (("operator", OPERATORS), ("backend", BACKENDS), ("dtype", ITEMSIZE)):
             print("\n".join(f"{what} {name}" for name in names))
         return command.OK
-    operators = command.choices("operator", arguments.operator, tuple(OPERATORS))
-    backends = command.choices("backend", arguments.backend, BACKENDS)
-    dtypes = command.choices("dtype", arguments.dtype, tuple(ITEMSIZE))
     lines = [Line(OPERATORS[name], backend, dtype) for name, backend, dtype in product(operators, backends, dtypes)]
-    _judge(lines, arguments.workloads, arguments.device)
+    _judge(lines, arguments.workloads, device)
     print(text.align(HEADER, [line.cells() for line in lines]))
     failures = [verdict.message for line in lines for verdict in line.verdicts if not verdict.ok]
     if arguments.backend != "all":

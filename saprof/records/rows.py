@@ -118,7 +118,9 @@ class Row:
         return json.dumps(known, allow_nan=False, ensure_ascii=False)
 
 
-_FIELDS = {field.name for field in fields(Row)}
+_KINDS = {"str": str, "int": int, "float": int | float, "bool": bool, "list[float]": list, "None": type(None)}
+_FIELDS = {field.name: [_KINDS[kind] for kind in str(field.type).split(" | ")] for field in fields(Row)}
+"""The types of the fields in JSON."""
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:
@@ -153,9 +155,12 @@ def _parse(path: Path, number: int, line: bytes) -> Row:
         raise ValueError(
             f"{where} has schema {schema}; expected {SCHEMA}: read it with the saprof that wrote it, or measure again"
         )
-    unknown = content.keys() - _FIELDS
+    unknown = content.keys() - _FIELDS.keys()
     if unknown:
         raise ValueError(f"{where} has unknown fields: {', '.join(sorted(unknown))}")
+    for name, value in content.items():
+        if not any(isinstance(value, kind) for kind in _FIELDS[name]):
+            raise ValueError(f"{where} is no row: {name} is {value!r}")
     try:
         return Row(**content)
     except (TypeError, ValueError) as error:

@@ -29,8 +29,9 @@ RECORDED = Path(__file__).resolve().parents[2] / "studies" / "recorded"
 """The folder of the runs that are installed together with saprof."""
 MACHINE = ("device", "cpu", "threads")
 """The provenance that two runs must share to be compared."""
-REQUIRED = (*MACHINE, "cores", "versions", "commit", "dirty")
-"""What provenance must contain."""
+REQUIRED: dict[str, Any] = {"device": str, "cpu": str, "threads": int, "cores": int, "versions": dict}
+REQUIRED |= {"commit": str | None, "dirty": bool}
+"""What provenance must contain, with its types."""
 UNREMARKABLE = ("schema", "fingerprint", "argv", "memory_bytes")
 """Differences between two runs that are not printed, because they follow from others or the rows show them."""
 
@@ -98,6 +99,9 @@ def read_run(folder: str | Path) -> Recorded:
     missing = [name for name in REQUIRED if name not in provenance]
     if missing:
         raise ValueError(f"{folder / HEADER} does not tell {', '.join(missing)}; expected what a sweep writes")
+    for name, kind in REQUIRED.items():
+        if not isinstance(provenance[name], kind):
+            raise ValueError(f"{folder / HEADER}: {name} is {provenance[name]!r}; expected what a sweep writes")
     rows = {identity(row): row for row in read_rows(folder)}
     if not rows:
         raise ValueError(f"{folder} has no rows; expected a run with at least one")

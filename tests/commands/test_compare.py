@@ -414,6 +414,7 @@ def test_other_machines_are_refused_and_other_versions_told(tmp_path, capsys):
         (["a", "--backends", "numba,cuda"], r"\S*a has no rows of backend 'cuda'; expected numba$"),
         (["a", "a", "--fail-on-regression=10"], "fail-on-regression is '10'; expected a share such as 10% or 0.1"),
         (["a", "a", "--fail-on-regression=-1%"], "fail-on-regression is '-1%'; expected a share"),
+        (["a", "a", "--fail-on-regression=1_0%"], "fail-on-regression is '1_0%'; expected a share"),
         (["a", "a", "--fail-on-regression=much"], "fail-on-regression is 'much'; expected a share"),
         (["a", "a", "--fail-on-regression=nan%"], "fail-on-regression is 'nan%'; expected a share"),
         (["a", "nowhere"], r"cannot read \S*nowhere/run.json \(.*; expected the folder of a run"),

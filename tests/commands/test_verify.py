@@ -337,6 +337,12 @@ class TestCommand:
         assert verify.main(["--workloads", "tiny", "--operator", "aggregation", "--dtype", "float32"]) == 0
         assert line_of("unfold", capsys)[3::3] == ["1/1", "zero alone"]
 
+    @pytest.mark.parametrize("option", ["operator", "backend", "dtype", "device"])
+    def test_a_list_with_an_unknown_name(self, capsys, option):
+        with pytest.raises(ValueError, match=f"{option}.*'tpu'; expected"):
+            verify.main(["--list", f"--{option}", "tpu"])
+        assert not capsys.readouterr().out
+
     def test_list(self, capsys):
         assert verify.main(["--list"]) == 0
         output = capsys.readouterr().out.splitlines()

@@ -1,6 +1,7 @@
 """Rows and run folders: nothing is lost, nothing half-written is believed."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 
 from saprof import atomic
 from saprof.records.rows import MEASURED, SCHEMA, append_rows, read_rows
-from saprof.records.runs import Run, identity
+from saprof.records.runs import Run, identity, read_run
 
 PROVENANCE = {"device": "a CPU", "commit": "abc", "argv": ["--footprint", "3"]}
 
@@ -90,6 +91,10 @@ def test_damage_elsewhere_names_the_line(tmp_path, damage):
         ({"schema": 0}, f"has schema 0; expected {SCHEMA}"),
         ({"colour": "red"}, "unknown fields: colour"),
         ({"status": "fine"}, "is no row: .*unknown status"),
+        ({"footprint": 7}, "is no row: footprint is 7"),
+        ({"latency_s": "fast"}, "is no row: latency_s is 'fast'"),
+        ({"n": 1.5}, "is no row: n is 1.5"),
+        ({"device": None}, "is no row: device is None"),
     ],
 )
 def test_a_line_that_is_no_row_of_ours(tmp_path, change, message):
@@ -234,3 +239,11 @@ def test_a_full_disk_leaves_no_folder(tmp_path, monkeypatch):
     with pytest.raises(atomic.WriteError, match=r"cannot write to .*run\.json: No space left on device; choose"):
         start(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", [{"cpu": 3}, {"threads": "2"}, {"versions": []}, {"dirty": "no"}, {"commit": 5}])
+def test_provenance_of_another_shape(tmp_path, change):
+    folder = made_up.run_folder(tmp_path / "a", [make()], where=made_up.PROVENANCE | change)
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=re.escape(f"run.json: {name} is {value!r}; expected what a sweep writes")):
+        read_run(folder)
