@@ -91,6 +91,12 @@ def choose(operator: Operator, dtype: torch.dtype, device: str, footprint: Footp
     raise Unsupported(f"{operator.name}: " + "; ".join(reasons))
 
 
+def computed_in(backend: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the products and sums of `backend`: in kernels float32 at least, in `unfold` the dtype itself. The
+    gradient of F.unfold sums half types in half precision."""
+    return dtype if backend == "unfold" else torch.promote_types(dtype, torch.float32)
+
+
 def check_device(device: str) -> None:
     """Raises ValueError unless torch sees `device` on this machine."""
     count = torch.cuda.device_count()

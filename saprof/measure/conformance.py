@@ -6,15 +6,12 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from saprof.backends import run
-from saprof.operators import aggregation
-from saprof.operators.footprint import Footprint
-from saprof.operators.reference import reference
+from saprof.backends import computed_in, run
+from saprof.measure.expected import Question, Result, cotangent, expect
 from saprof.operators.workload import Workload
 
 
@@ -24,7 +21,8 @@ class Verdict:
 
     ok: bool
     error: float
-    """The largest difference from the reference; infinite if a value is not finite or is missing."""
+    """The difference from the reference that uses most of its tolerance; infinite if a value is not finite, or is
+    missing."""
     tolerance: float
     message: str
     """A sentence with the workload and the quantity that was compared."""
@@ -75,48 +73,6 @@ def sample_positions(workload: Workload, count: int = 32) -> list[int]:
     return sorted(list(dict.fromkeys([*corners, *border, *positions]))[:count])
 
 
-# Rounding errors of a sum of L products of normals, which has size √L: each partial sum i, of size √i, is rounded by at
-# most eps/2 of it, and these errors add up like a random walk to (eps/2)·√(Σ i) ≈ 0.35·eps·L, that is 0.35·eps·√L of
-# the sum's size; roundings of the products and of the result add a constant. The largest error among many elements is a
-# few times this size; the largest value and the factors in this formula allow for it:
-#
-#     tolerance = eps · (4 + √L) · max(√L, max |reference|)
-#
-# L counts products, or plain terms where there are none, and is at least 1.
-def _tolerance(dtype: torch.dtype, length: float, largest: float) -> float:
-    root = math.sqrt(max(length, 1))
-    return torch.finfo(dtype).eps * (4 + root) * max(root, largest)
-
-
-def _lengths(workload: Workload, positions: Sequence[int] | None) -> list[float]:
-    """L of the output, then of the gradient of each input: a product in the output adds a product to the gradient of
-    each of its factors."""
-    operator = workload.operator
-    one = workload.sizes | dict.fromkeys(("n", "h", "w", "p", "oh", "ow"), 1)
-    outputs = math.prod(operator.output_shape(one))
-    terms = max(operator.count("macs", one), outputs)
-    lengths = [terms / outputs]
-    for shape, read in zip(operator.input_shapes(one), operator.reads, strict=True):
-        per_read = terms / math.prod(shape)
-        if not read:
-            centres = workload.sizes["p"] if positions is None else len(positions)
-            per_read *= workload.n * centres
-        elif read != "i":
-            chosen = None if positions is None else tuple(positions)
-            per_read *= _busiest(workload.footprint, workload.h, workload.w, chosen) / workload.footprint.taps
-        lengths.append(per_read)
-    return lengths
-
-
-@lru_cache(maxsize=64)
-def _busiest(footprint: Footprint, h: int, w: int, positions: tuple[int, ...] | None) -> float:
-    """The largest number of taps that read the same position. The reference counts them by aggregating ones."""
-    oh, ow = footprint.output_size(h, w)
-    beta = torch.ones(1, 1, h, w, dtype=torch.float64, requires_grad=True)
-    total = reference(aggregation, [torch.ones(1, 1, footprint.taps, oh * ow), beta], footprint, positions).sum()
-    return float(torch.autograd.grad(total, beta)[0].max())
-
-
 def _judge(
     workload: Workload, backend: str, device: str, gradients: bool, positions: Sequence[int] | None
 ) -> Iterator[Verdict]:
@@ -128,45 +84,43 @@ def _judge(
     if output.shape != shape:
         yield _refuse(f"shape is {tuple(output.shape)}; expected {shape}")
         return
-    exact = [x.detach().cpu().double().requires_grad_(gradients) for x in inputs]
-    want = reference(operator, exact, footprint, positions)
-    got = output if positions is None else output.flatten(want.dim() - 1)[..., list(positions)]
-    length, *lengths = _lengths(workload, positions)
-    yield (value := _compare("value", got, want, inputs[0], length))
-    if not gradients or not value.ok:
+    chosen = None if positions is None else tuple(positions)
+    question = Question(workload, workload.seed, gradients, chosen, computed_in(backend, inputs[0].dtype))
+    value, *of_inputs = expect(question)
+    got = output if positions is None else output.flatten(value.exact.dim() - 1)[..., list(positions)]
+    yield (verdict := _compare("value", got, inputs[0], value))
+    if not gradients or not verdict.ok:
         return
     if not output.requires_grad:
         yield _refuse("the output requires no gradient, though the inputs do")
         return
-    generator = torch.Generator().manual_seed(workload.seed + 1)
-    cotangent = torch.randn(want.shape, generator=generator).to(got.dtype)
-    gots = torch.autograd.grad(got, inputs, cotangent.to(got.device), allow_unused=True)
-    wants = torch.autograd.grad(want, exact, cotangent.double(), allow_unused=True, materialize_grads=True)
-    for (name, _), x, got, want, length in zip(operator.inputs, inputs, gots, wants, lengths, strict=True):
-        yield _compare(f"gradient of {name}", got, want, x, length)
+    gots = torch.autograd.grad(got, inputs, cotangent(workload, got.shape).to(device), allow_unused=True)
+    for (name, _), *of_input in zip(operator.inputs, gots, inputs, of_inputs, strict=True):
+        yield _compare(f"gradient of {name}", *of_input)
 
 
-def _compare(what: str, got: Tensor | None, want: Tensor, like: Tensor, length: float) -> Verdict:
-    """Compare `got`, which must have the dtype and device of `like`, with `want`. Each element is a sum of `length`
-    terms."""
+def _compare(what: str, got: Tensor | None, like: Tensor, want: Result) -> Verdict:
+    """Compare `got`, which must have the dtype and device of `like`, with `want`."""
     if got is None:
         return _refuse(f"there is no {what}")
     if (got.dtype, got.device) != (like.dtype, like.device):
         return _refuse(f"{what} is {got.dtype} on {got.device}; expected {like.dtype} on {like.device}")
-    if not want.numel():
-        return Verdict(True, 0.0, _tolerance(got.dtype, length, 0.0), f"{what} is empty")
-    got, want = got.detach().cpu().double(), want.detach()
+    if not want.exact.numel():
+        return Verdict(True, 0.0, 1.0, f"{what} is empty")
+    got = got.detach().cpu().double()
     if not got.isfinite().all():
         return _refuse(f"{what} has {int((~got.isfinite()).sum())} elements that are not finite")
-    difference = (got - want).abs()
-    error, tolerance = float(difference.max()), _tolerance(like.dtype, length, float(want.abs().max()))
-    where = tuple(int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
+    errors = (got - want.exact).abs()
+    tolerances = want.tolerances(like.dtype)
+    worst = (errors / tolerances).argmax()
+    where = tuple(int(i) for i in torch.unravel_index(worst, errors.shape))
+    error, tolerance = float(errors[where]), float(tolerances[where])
     return Verdict(
         error <= tolerance,
         error,
         tolerance,
         f"{what} is off by {error:.3g} (tolerance {tolerance:.3g}) at {where}: "
-        f"{float(got[where]):.6g}, expected {float(want[where]):.6g}",
+        f"{float(got[where]):.6g}, expected {float(want.exact[where]):.6g}",
     )
 
 

@@ -109,6 +109,13 @@ def test_arrays_that_no_vector_is_aligned_to(op, cache_folder):
 
 
 @each_of_two
+def test_sums_in_float32(op, cuda_on_host):
+    """Every gradient of a map has 121 terms; sums in half precision would lose the digits of the small ones."""
+    workload = Workload(op, Footprint.square(11, boundary="circular"), r=3, v=4, g=2, h=4, w=4)
+    judge(cuda_on_host, with_dtype([workload], "bfloat16", "float16"))
+
+
+@each_of_two
 def test_the_same_bits_twice(op, cuda_on_host):
     workload = Workload(op, Footprint.square(3, boundary="replicate"))
     runs = []

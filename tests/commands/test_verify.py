@@ -12,7 +12,9 @@ import torch
 
 from saprof import verify
 from saprof.backends import unfold
+from saprof.measure import conformance
 from saprof.measure.conformance import Verdict, check, sample_positions
+from saprof.measure.expected import Question, expect
 from saprof.operators import (
     BACKENDS,
     OPERATORS,
@@ -22,6 +24,7 @@ from saprof.operators import (
     patchwise_clique_product,
     patchwise_concatenation,
     patchwise_star_product,
+    stand_alone_attention,
 )
 from saprof.operators.footprint import Footprint
 from saprof.operators.workload import ITEMSIZE, STAGES, Workload, stages
@@ -98,6 +101,20 @@ def swapped_clique(phi, psi, footprint):
 
 def taps_before_channels(phi, psi, footprint):
     return torch.cat([centre(phi, footprint), gather(psi, footprint).transpose(1, 2).flatten(1, 2).unsqueeze(2)], dim=1)
+
+
+def added_up_in_half(a, b, axis):
+    total, *products = (a * b).unbind(axis)
+    for x in products:
+        total = total + x
+    return total
+
+
+def tolerance_of(workload, computed_in=None):
+    """The largest tolerance of an output."""
+    dtype = getattr(torch, workload.dtype)
+    (value,) = expect(Question(workload, workload.seed, False, None, computed_in or dtype))
+    return float(value.tolerances(dtype).max())
 
 
 class TestJudge:
@@ -194,15 +211,71 @@ class TestJudge:
         assert verdict.message.startswith(str(TILE))
 
     def test_tolerance_follows_dtype_and_length(self):
-        """The reference's largest value aside: four times wider dtypes' eps, and a sum of 64 products instead of 4."""
-        tolerance = {
-            dtype: check(of(aggregation, dtype=dtype), "unfold", gradients=False).tolerance for dtype in ITEMSIZE
-        }
+        """Four dtypes' eps, and a sum of 64 products instead of 4. The reference has the rounding errors of float64."""
         eps = {dtype: torch.finfo(getattr(torch, dtype)).eps for dtype in ITEMSIZE}
+        tolerance = {dtype: tolerance_of(of(aggregation, dtype=dtype)) for dtype in ITEMSIZE}
         for dtype in ITEMSIZE:
-            assert tolerance[dtype] / eps[dtype] == pytest.approx(tolerance["float64"] / eps["float64"], rel=0.01)
-        few, many = (check(of(pairwise_dot_product, r=r), "unfold", gradients=False).tolerance for r in (4, 64))
-        assert 4 < many / few < 12  # (4 + 8) / (4 + 2), times the sums' own growth of 4
+            rel = 0.5 if dtype == "float64" else 0.01
+            assert tolerance[dtype] / eps[dtype] == pytest.approx(tolerance["float32"] / eps["float32"], rel=rel)
+        few, many = (tolerance_of(of(pairwise_dot_product, r=r)) for r in (4, 64))
+        assert 4 < many / few < 12  # a sum grows by 4, and its errors by up to 16
+
+    def test_tolerance_of_half_precision_follows_the_dtype_of_the_computation(self):
+        workload = of(aggregation, footprint=Footprint.square(11), h=12, w=12, dtype="bfloat16")
+        own, float32 = (tolerance_of(workload, dtype) for dtype in (torch.bfloat16, torch.float32))
+        assert own > 2 * float32
+
+    @pytest.mark.parametrize("seed", range(5))
+    @pytest.mark.parametrize("boundary", ["zero", "exclude"])
+    def test_gradients_that_cancel_have_errors(self, boundary, seed):
+        """The softmax over one tap is 1: the logits have no gradient, but the terms that cancel are rounded."""
+        footprint = Footprint.square(1, boundary=boundary)
+        workload = Workload(stand_alone_attention, footprint, v=32, g=4, h=4, w=5, seed=seed)
+        _, query, *_ = expect(Question(workload, seed, True, None, torch.float32))
+        assert not query.exact.any()
+        eps = torch.finfo(torch.float32).eps
+        assert 10 * eps < float(query.tolerances(torch.float32).max()) < 400 * eps
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    @pytest.mark.parametrize(
+        "operator", [pairwise_subtraction, pairwise_dot_product, aggregation], ids=lambda op: op.name
+    )
+    def test_condemns_gradients_summed_in_half_precision(self, monkeypatch, operator, dtype):
+        """In a backend of kernels, which compute in float32: F.unfold sums its gradient in the dtype of its input."""
+        workload = of(operator, footprint=Footprint.square(11), r=4, v=8, h=6, w=7, dtype=dtype)
+        right, half = getattr(unfold, operator.name), getattr(torch, dtype)
+        kernel = lambda *inputs: right(*(x.float() for x in inputs[:-1]), inputs[-1]).to(half)  # noqa: E731
+        monkeypatch.setattr(conformance, "computed_in", lambda backend, dtype: torch.float32)
+        monkeypatch.setattr(unfold, operator.name, kernel)
+        verdict = check(workload, "unfold")
+        assert verdict.ok, verdict.message
+        monkeypatch.setattr(unfold, "gather", lambda x, footprint: gather(x.to(half), footprint).float())
+        verdict = check(workload, "unfold")
+        assert not verdict.ok
+        assert f": gradient of {operator.inputs[1][0]} is off by " in verdict.message
+
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_condemns_an_output_summed_in_half_precision(self, monkeypatch, dtype):
+        workload = of(aggregation, footprint=Footprint.square(11), h=6, w=7, dtype=dtype)
+        monkeypatch.setattr(conformance, "computed_in", lambda backend, dtype: torch.float32)
+        monkeypatch.setattr(unfold, "sum_of_products", added_up_in_half)
+        assert ": value is off by " in check(workload, "unfold").message
+
+    @DTYPES
+    @pytest.mark.parametrize("size", [1, 3, 11])
+    @pytest.mark.parametrize(
+        "operator", [aggregation, pairwise_subtraction, stand_alone_attention], ids=lambda op: op.name
+    )
+    def test_condemns_small_mistakes(self, monkeypatch, operator, size, dtype):
+        """An error of 10 · √L · eps of the output, where L is the number of taps in a sum."""
+        right, taps = getattr(unfold, operator.name), 1 if operator is pairwise_subtraction else size**2
+        workload = of(operator, footprint=Footprint.square(size), v=8, g=2, h=6, w=7, dtype=dtype)
+        assert check(workload, "unfold").ok
+        factor = 1 + 10 * taps**0.5 * torch.finfo(getattr(torch, dtype)).eps
+        monkeypatch.setattr(
+            unfold, operator.name, lambda *inputs: (right(*inputs).double() * factor).to(inputs[0].dtype)
+        )
+        assert not check(workload, "unfold").ok
 
 
 class TestPositions:

@@ -1,11 +1,16 @@
 """Memory is exact, statistics are correct, rounds are interleaved. No test here asserts a time."""
 
+from collections import namedtuple
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 import saprof
 from saprof.backends import run
+from saprof.measure import cell
 from saprof.measure import latency as timing
 from saprof.measure.latency import MIN_ROUNDS, Latency, interleave, ratio
 from saprof.measure.memory import peak_bytes, predicted_peak_bytes, saved_bytes
@@ -15,6 +20,19 @@ from saprof.records import environment
 from saprof.records.ratios import Ratio, median_interval
 
 MIB = 2**20
+
+
+SystemTimes = namedtuple("SystemTimes", "user nice system idle iowait irq softirq steal guest guest_nice")
+
+
+class Freed:
+    """An output whose memory is given back when nothing refers to it."""
+
+    def __init__(self, free):
+        self.free = free
+
+    def __del__(self):
+        self.free()
 
 
 def latency(samples, others=0.0):
@@ -128,6 +146,95 @@ def test_measuring_stops_when_every_interval_is_narrow(monkeypatch):
         low, high = median_interval(latency.samples, resamples=200)
         assert latency.stopped == "narrow"
         assert high - low <= 2 * timing.NARROW * latency.median
+
+
+def test_a_median_is_no_mean():
+    skewed = latency([1.0] * 8 + [9.0] * 3)
+    assert skewed.median == 1
+    assert skewed.interval[0] == 1
+
+
+def test_each_field_of_a_row_has_the_statistic_of_its_name():
+    measured = latency([5.0, 1.0, 2.0, 3.0, 4.0, 6.0, 7.0, 8.0, 9.0, 10.0, 100.0], others=0.1)
+    measured = replace(measured, calls_per_sample=3, stopped="time", involuntary_switches=4, host_s=0.25)
+    low, high = measured.interval
+    assert 1 < low < 6 < high < 100
+    assert cell._timed(measured) == {
+        "status": "unstable",
+        "latency_s": 6,
+        "latency_low_s": low,
+        "latency_high_s": high,
+        "latency_p10_s": 2,
+        "latency_p90_s": 10,
+        "samples_s": [5.0, 1.0, 2.0, 3.0, 4.0, 6.0, 7.0, 8.0, 9.0, 10.0, 100.0],
+        "calls_per_sample": 3,
+        "stopped": "time",
+        "host_s": 0.25,
+        "cpu_per_wall": 1.0,
+        "others_cpu": 0.1,
+        "involuntary_switches": 4,
+    }
+
+
+@pytest.mark.parametrize(("call_s", "calls"), [(10e-6, 100), (1e-3, 1), (0.3, 1)])
+def test_a_sample_is_the_time_of_one_call(monkeypatch, call_s, calls):
+    now = 0.0
+
+    def call():
+        nonlocal now
+        now += call_s
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    measured = interleave({"call": call}, max_seconds=0)["call"]
+    assert measured.calls_per_sample == calls
+    assert measured.samples == pytest.approx([call_s] * MIN_ROUNDS)
+    assert measured.median == pytest.approx(call_s)
+
+
+def test_the_cpu_time_of_others_does_not_include_our_own(monkeypatch):
+    """In 4 s this process used 2 s of a CPU, and all together 3 s; 5 s were idle or waited for a disk."""
+    before, after = ((0, 0.0, 0.0, 0.0, 0.0, 0.0), (7, 1.5, 0.5, 2.5, 0.5, 4.0))
+    for switches, user, system, all_user, all_system, wall in (before, after):
+        times = SystemTimes(all_user, 0.0, all_system, 10 + wall, 10 + 0.25 * wall, 0.0, 0.0, 0.0, 99.0, 99.0)
+        used = SimpleNamespace(ru_nivcsw=switches, ru_utime=user, ru_stime=system)
+        monkeypatch.setattr(timing.psutil, "cpu_times", lambda times=times: times)
+        monkeypatch.setattr(timing.resource, "getrusage", lambda who, used=used: used)
+        monkeypatch.setattr(timing.time, "perf_counter", lambda wall=wall: wall)
+        if not wall:
+            usage = timing._Usage()
+    assert usage.since() == (7, 0.5, 0.25)
+
+
+def test_peak_on_a_gpu_is_above_what_was_held_before(monkeypatch):
+    """A call that holds 300 bytes at most, beside 1000 bytes of inputs and weights; its first time it holds more."""
+    held, peak, calls = 1000, 5000, 0
+
+    def allocate(size):
+        nonlocal held, peak
+        held += size
+        peak = max(peak, held)
+
+    def call():
+        nonlocal calls
+        calls += 1
+        allocate(300 + (700 if calls == 1 else 0))
+        allocate(-100 - (700 if calls == 1 else 0))
+        return Freed(lambda: allocate(-200))
+
+    def reset(device):
+        nonlocal peak
+        peak = held
+
+    fakes = {
+        "synchronize": lambda device: None,
+        "reset_peak_memory_stats": reset,
+        "memory_allocated": lambda device: held,
+        "max_memory_allocated": lambda device: peak,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    assert peak_bytes(call, "cuda:1") == 300
+    assert held == 1000
 
 
 def test_short_calls_are_repeated_and_long_ones_are_not():
