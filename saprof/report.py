@@ -181,8 +181,8 @@ def _doubts(run: Recorded) -> Html:
     ]
     if wrong := [row for row in run.rows if row.status == "incorrect"]:
         doubts.append(f"{len(wrong)} cells differ from the reference, and were not timed: {_named(wrong)}")
-    if run.calibration and run.calibration.contended:
-        doubts.append("the roofs are too low, since other processes ran while they were measured")
+    if run.calibration and (reason := run.calibration.why_too_low(row.dtype for row in run.rows)):
+        doubts.append(f"the roofs are too low, and shares of them too high: {reason}")
     if run.calibration and (above := [row for row in measured if calibration.above_roof(row, run.calibration)]):
         doubts.append(f"{len(above)} rows are faster than the machine allows, a measurement error: {_named(above)}")
     if run.provenance.get("dirty"):

@@ -41,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"{run.folder} has no {roofs.FILE}; measure the roofs now with --calibrate")
     lines = place(run.rows, calibration)
     print(render(lines, run.rows, calibration, arguments.format))
+    reason = calibration.why_too_low(row.dtype for row in run.rows)
+    if reason and arguments.format in ("csv", "json"):
+        print(f"the roofs are too low, since {reason}", file=sys.stderr)
     _draw(run, calibration, arguments.output or run.folder)
     return command.OK if lines and not any(line["note"] for line in lines) else command.FAILED
 
@@ -135,7 +138,8 @@ def _origin(rows: Sequence[Row], calibration: Calibration) -> str:
     late = ", before the roofs" if times and times[-1] < calibration.time else ""
     noise = f"identical calls differed by ± {calibration.noise_within:.1%} in the same rounds, "
     noise += f"by {calibration.noise_between:.1%} from time to time"
-    low = "; too low, since other processes ran meanwhile" if calibration.contended else ""
+    reason = calibration.why_too_low({row.dtype for row in rows} or None)
+    low = f"; too low, since {reason}" if reason else ""
     return f"Roofs of {calibration.device} ({threads}), measured {calibration.time}{low}{when}{late}; {noise}"
 
 

@@ -84,7 +84,7 @@ def interleave(
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     order = list(candidates)
     rng = random.Random(seed)
-    usage = _Usage()
+    usage = Usage()
     deadline = time.perf_counter() + max_seconds
     stopped = "rounds"
     for done in range(1, MAX_ROUNDS + 1):
@@ -182,7 +182,7 @@ class _CudaClock:
         return float(np.median(times))
 
 
-class _Usage:
+class Usage:
     """Measures the CPU time of this process and of all others since its creation."""
 
     def __init__(self) -> None:

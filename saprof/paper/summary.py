@@ -35,8 +35,8 @@ def summarise(rows: Sequence[Row], form: str, roofs: Calibration | None = None) 
     left = Counter((row.reason or "").partition(": ")[2] for row in rows if row.status == "unsupported")
     if left:
         parts += ["\n".join(f"not run, {count} of {len(rows)} cells: {reason}" for reason, count in left.items())]
-    if roofs and roofs.contended:
-        parts += ["the roofs are too low, since other processes ran while they were measured"]
+    if roofs and (reason := roofs.why_too_low(row.dtype for row in rows)):
+        parts += [f"the roofs are too low, and shares of them too high: {reason}"]
     return "\n\n".join(parts) + "\n"
 
 

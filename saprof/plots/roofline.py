@@ -61,6 +61,7 @@ def roofline_figure(rows: pd.DataFrame, calibration: Calibration, provenance: st
             axes.remove()
         figure.legend(handles=_legend(rows), loc="outside right center", labelspacing=0.7)
         when = f"roofs measured {calibration.time} on {calibration.device}"
+        when += "; they are too low, see the table" if calibration.why_too_low(rows["dtype"]) else ""
         style.finish(figure, style.title("Roofline", rows), [*lines, when], provenance)
     return figure
 

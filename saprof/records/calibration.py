@@ -6,6 +6,7 @@ A run folder has the measured rates in `calibration.json`; this module computes 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,9 @@ FORWARD = ("forward", "train_forward")
 """The modes that do the declared work: costs are those of one forward."""
 WIDER = {"float16": "float32", "bfloat16": "float32"}
 """For each dtype, the dtype in which kernels may compute it, if that is faster."""
+
+NOISE = 0.05
+"""A rate may be this much lower than another one that cannot be higher, as a share of that one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +63,8 @@ class Calibration:
     def __post_init__(self) -> None:
         rates = [*self.fma.values(), *self.gemm.values(), *(x for s in self.streams.values() for x in s.values())]
         times = [x for anchor in self.anchors for block in anchor.blocks_s.values() for x in block]
-        if not any(self.streams.values()) or not times or min([*rates, *times]) <= 0:
-            raise ValueError("expected streams, and an anchor, with positive rates and times")
+        if not any(self.streams.values()) or not times or not all(0 < x < math.inf for x in [*rates, *times]):
+            raise ValueError("expected streams, and an anchor, with positive and finite rates and times")
 
     @property
     def kind(self) -> str:
@@ -89,8 +93,39 @@ class Calibration:
 
     @property
     def contended(self) -> bool:
-        """Whether other processes used the CPU while the roofs were measured; then the roofs are too low."""
+        """Whether other processes used the CPU while the roofs were measured."""
         return self.anchors[0].contended
+
+    def impossible(self, dtypes: Iterable[str] | None = None) -> list[str]:
+        """What cannot be, so that a rate is too low: an FMA loop that computes less than the matrix product on the same
+        units, and caches that are slower than the memory; only for `dtypes`, if they are given.
+
+        On a GPU, products in other dtypes than float32 run on tensor cores, and small copies are limited by the time to
+        start them.
+        """
+        used = self.fma if dtypes is None else {WIDER.get(dtype, dtype) for dtype in dtypes}
+        on_same_units = [dtype for dtype in self.fma if dtype in used and (self.kind == "cpu" or dtype == "float32")]
+        pairs = [
+            (f"the FMA loop in {dtype}", self.fma[dtype], f"the {dtype} matrix product", self.gemm[dtype], "GFLOP/s")
+            for dtype in on_same_units
+            if dtype in self.gemm
+        ]
+        for name, stream in self.streams.items() if self.kind == "cpu" else ():
+            *smaller, largest = sorted(stream)
+            if smaller:
+                fastest = max(stream[moved] for moved in smaller)
+                pairs.append((f"a {name} in the caches", fastest, f"a {name} in memory", stream[largest], "GB/s"))
+        return [
+            f"{what} reached {rate / 1e9:.3g} {unit}, less than the {other / 1e9:.3g} of {of_what}"
+            for what, rate, of_what, other, unit in pairs
+            if rate < (1 - NOISE) * other
+        ]
+
+    def why_too_low(self, dtypes: Iterable[str] | None = None) -> str | None:
+        """The reasons why the roofs of `dtypes`, or all, are too low, and so shares of them too high; None if they can
+        be trusted."""
+        reasons = [*(["other processes ran meanwhile"] if self.contended else []), *self.impossible(dtypes)]
+        return "; ".join(reasons) or None
 
     def bandwidth(self, size: float) -> float:
         """The most bytes/s for `size` bytes: the rate of the fastest stream that moves as many bytes or more, or of the
@@ -143,10 +178,10 @@ def share(row: Row, calibration: Calibration) -> float | None:
 def above_roof(row: Row, calibration: Calibration) -> bool:
     """Whether the whole confidence interval of a row is faster than the roofs allow, which is a measurement error.
 
-    It is False if the roofs were measured beside other processes, because such roofs are too low to show this.
+    It is False if the roofs are too low to show this.
     """
     least = bound(row, calibration)
-    if least is None or row.latency_high_s is None or calibration.contended:
+    if least is None or row.latency_high_s is None or calibration.why_too_low([row.dtype]):
         return False
     return row.latency_high_s < least.seconds
 

@@ -201,7 +201,7 @@ def test_the_cpu_time_of_others_does_not_include_our_own(monkeypatch):
         monkeypatch.setattr(timing.resource, "getrusage", lambda who, used=used: used)
         monkeypatch.setattr(timing.time, "perf_counter", lambda wall=wall: wall)
         if not wall:
-            usage = timing._Usage()
+            usage = timing.Usage()
     assert usage.since() == (7, 0.5, 0.25)
 
 

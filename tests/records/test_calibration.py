@@ -85,6 +85,41 @@ def test_roofs_measured_beside_other_processes_accuse_nobody():
     ("fields", "reason"),
     [
         ({}, None),
+        ({"fma": {"float32": 80e9}}, None),
+        ({"fma": {"float32": 76e9}}, None),  # within the noise
+        (
+            {"fma": {"float32": 75e9}},
+            "the FMA loop in float32 reached 75 GFLOP/s, less than the 80 of the float32 matrix product",
+        ),
+        ({"streams": {"copy": {1000: 4e9, 4000: 2e9}, "read": {4000: 3e9}}}, None),
+        (
+            {"streams": {"copy": {1000: 3e9, 2000: 2e9, 4000: 4e9}}},
+            "a copy in the caches reached 3 GB/s, less than the 4 of a copy in memory",
+        ),
+        ({"anchors": (replace(ANCHOR, contended=True),)}, "other processes ran meanwhile"),
+    ],
+)
+def test_why_roofs_are_too_low(fields, reason):
+    """Then no row can be above them, and a share of them is too high."""
+    found = replace(ROOFS, **fields)
+    assert found.why_too_low(["float32"]) == found.why_too_low(["bfloat16"]) == reason
+    fast = row(latency_s=1e-9, latency_high_s=1e-9)
+    assert above_roof(fast, found) is (reason is None)
+
+
+def test_units_that_differ_may_differ():
+    """Of a GPU: float64 products run on tensor cores, and a small copy takes as long as its start."""
+    found = replace(ROOFS, device="A GPU", streams={"copy": {1000: 1e9, 4000: 4e9}})
+    assert found.why_too_low() is None
+    assert "in float64 reached 50" in (ROOFS.why_too_low(["float64"]) or "")
+    low = replace(found, fma={"float32": 50e9}).why_too_low()
+    assert low == "the FMA loop in float32 reached 50 GFLOP/s, less than the 80 of the float32 matrix product"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, None),
         ({"status": "oom", "reason": "large", "latency_s": None}, "oom, so without a latency"),
         ({"mode": "train_step"}, "mode train_step; declared costs are of one forward"),
         ({"dtype": "float16"}, "no FLOP/s were measured for float16"),
@@ -129,6 +164,8 @@ def test_what_is_written_is_read(tmp_path):
         (lambda kept: kept.pop("threads"), "KeyError"),
         (lambda kept: kept.update(schema=99), "expected a calibration of schema 1"),
         (lambda kept: kept["fma_flop_per_s"].update(float32=0), "positive"),
+        (lambda kept: kept["gemm_flop_per_s"].update(float64=float("nan")), "finite"),
+        (lambda kept: kept["streams_bytes_per_s"]["read"].update({"1000": float("inf")}), "finite"),
         (lambda kept: kept.update(streams_bytes_per_s={}), "expected streams"),
         (lambda kept: kept.update(anchors=[]), "an anchor"),
         (lambda kept: kept["anchors"][0].pop("ratios"), "KeyError"),
@@ -217,6 +254,33 @@ def test_calibrate_measures_every_roof(tmp_path, capsys):
     output = capsys.readouterr()
     assert output.err.startswith(f"measuring the roofs of {found.device}")
     assert output.out == ""
+
+
+@pytest.mark.parametrize(("rates", "fma", "times"), [([3, 5, 9], 5e9, 2), ([3], 3e9, 3), ([4, 3], 4e9, 1)])
+def test_roofs_that_cannot_be_are_measured_again(monkeypatch, capsys, rates, fma, times):
+    """The product reaches 4 GFLOP/s; the last rate of the FMA loop is repeated."""
+    measured = []
+
+    def measure(*arguments):
+        rate = rates[min(len(measured), len(rates) - 1)]
+        measured.append(replace(ROOFS, fma={"float32": rate * 1e9}, gemm={"float32": 4e9 - len(measured)}))
+        return measured[-1]
+
+    monkeypatch.setattr(calibrate, "_measure", measure)
+    found = calibrate.calibrate("cpu", ["float32"])
+    assert (len(measured), found.fma, found.gemm) == (times, {"float32": fma}, {"float32": 4e9})
+    assert bool(found.impossible()) is (fma < 4e9)
+    error = capsys.readouterr().err
+    assert error.count("reached 3 GFLOP/s, less than the 4 of the float32 matrix product: measuring again") == times - 1
+    assert ("the roofs are too low, since" in error) is bool(found.why_too_low())
+
+
+@pytest.mark.parametrize(("others", "contended"), [(0.1, False), (0.2, True)])
+def test_processes_beside_the_whole_measurement_count(monkeypatch, others, contended):
+    monkeypatch.setattr(calibrate, "_measure", lambda *_: ROOFS)
+    monkeypatch.setattr(calibrate.Usage, "since", lambda self: (0, 1.0, others))
+    found = calibrate.calibrate("cpu", ["float32"])
+    assert (found.contended, found.anchors[0].others_cpu) == (contended, others)
 
 
 @pytest.mark.usefixtures("small")
