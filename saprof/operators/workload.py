@@ -95,7 +95,7 @@ def tiny(operator: Operator) -> Iterator[Workload]:
 def edge(operator: Operator) -> Iterator[Workload]:
     """Cases that often fail, with every boundary: even, dilated and irregular footprints, a stride, a tap outside the
     map, a map smaller than the footprint, a map of one position, a single channel per group, more channels and wider
-    rows than a kernel computes at once, an empty batch."""
+    rows than a kernel computes at once, an empty batch; and one tap, where the terms of a softmax's gradient cancel."""
     footprints = [
         Footprint.square(1),
         Footprint.square(4),
@@ -117,6 +117,7 @@ def edge(operator: Operator) -> Iterator[Workload]:
         yield Workload(operator, Footprint.square(3, boundary=boundary), r=1, v=3, g=3, h=3, w=7)
         yield Workload(operator, Footprint.square(3, boundary=boundary), r=9, v=18, h=3, w=19)
         yield Workload(operator, Footprint.square(3, boundary=boundary), n=0)
+    yield Workload(operator, Footprint.square(1), v=32, g=4)
 
 
 def stages(operator: Operator, batch: int = 1) -> Iterator[Workload]:
