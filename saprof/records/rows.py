@@ -93,7 +93,7 @@ class Row:
     verdict: str | None = None
     peak_bytes: int | None = None
     """Of all that torch's allocator gives out. On a CPU this includes the scratch memory of oneDNN's convolutions, which
-    depends on the instructions of the CPU and on the version of oneDNN; `predicted_peak_bytes` does not have it."""
+    depends on the instructions of the CPU and the version of oneDNN; `predicted_peak_bytes` does not have it."""
     predicted_peak_bytes: int | None = None
     saved_bytes: int | None = None
     output_bytes: int | None = None
