@@ -92,8 +92,8 @@ class Row:
     ratio_high: float | None = None
     verdict: str | None = None
     peak_bytes: int | None = None
-    """Of all that torch's allocator gives out. On a CPU this includes the scratch memory of oneDNN's convolutions, which
-    depends on the instructions of the CPU and the version of oneDNN; `predicted_peak_bytes` does not have it."""
+    """Of all that the allocator of torch gives out, with the scratch memory of oneDNN's convolutions on a CPU, which
+    differs between machines; `predicted_peak_bytes` does not have it."""
     predicted_peak_bytes: int | None = None
     saved_bytes: int | None = None
     output_bytes: int | None = None
