@@ -167,7 +167,7 @@ def test_foolbox_finds_the_same(model, batch, attack, target):
 
 
 def test_outcome_counts_targets_and_labels(model, dataset, batch):
-    attack = LADDER[2]
+    attack = Attack(48, 12, 4, seed=1)
     outcome = attacked(model, dataset.test, dataset, attack)
     targets = aim(attack, model, batch._replace(pixels=batch.pixels.float()), CLASSES)
     found = model(perturb(attack, model, batch._replace(pixels=batch.pixels.float()), targets)).argmax(1)
@@ -177,7 +177,7 @@ def test_outcome_counts_targets_and_labels(model, dataset, batch):
         int((found == batch.labels).sum()),
         23,
     )
-    assert record["success"] > 0
+    assert record["success"] > record["correct1"] > 0
     assert record["success_rate"] == 100 * record["success"] / 23
 
 
