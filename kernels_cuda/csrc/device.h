@@ -19,6 +19,18 @@
 // Threads per block, unless a kernel needs another number: a multiple of 32.
 constexpr int THREADS = SAPROF_THREADS;
 
+// ReLU as torch computes it: NaN stays NaN. `max` of the GPU would replace NaN by 0.
+template <typename R>
+__device__ R rectify(R x) {
+  return x < 0 ? R(0) : x;
+}
+
+// The gradient of ReLU, from x before or after it. It passes where x is NaN, as torch's does.
+template <typename R>
+__device__ R rectify_gradient(R x, R gradient) {
+  return x <= 0 ? R(0) : gradient;
+}
+
 // The block's shared memory; `start` sets its size.
 template <typename T>
 __device__ T* shared_memory() {

@@ -1,5 +1,6 @@
 // The kernels by name: the relations, the aggregation, and the cores of the fused attentions.
 
+#include <algorithm>
 #include <map>
 
 #include "cores.h"
@@ -59,10 +60,26 @@ Core core_of(const std::string& name, const Entry& entry, const Arrays& arrays, 
           static_cast<int>(numbers[2])};
 }
 
+// Kernels take the dtype of one array for that of all. Only parameters and sums, which a core has, may have the dtype
+// of sums.
+void check_types(const std::string& name, const Arrays& arrays, const Arrays& tables, bool core) {
+  const auto is_map = [&](const Array& array) { return array.data && (!core || array.sizes.size() == 4); };
+  const auto map = std::find_if(arrays.begin(), arrays.end(), is_map);
+  if (map == arrays.end()) return;
+  const Type sums = map->type == Type::float64 ? Type::float64 : Type::float32;
+  for (size_t i = 0; i < arrays.size(); ++i)
+    if (arrays[i].data && arrays[i].type != map->type && !(core && arrays[i].type == sums))
+      throw std::invalid_argument(name + ": array " + std::to_string(i) + " has another dtype than array " +
+                                  std::to_string(map - arrays.begin()) + "; expected the same");
+  for (const Array& table : tables)
+    if (table.type != Type::int32) throw std::invalid_argument(name + ": a table is not int32; expected int32");
+}
+
 }  // namespace
 
 void launch(const std::string& name, const Arrays& arrays, const Arrays& tables, const std::vector<int64_t>& numbers,
             cudaStream_t stream) {
+  check_types(name, arrays, tables, OPERATORS.find(name) == OPERATORS.end());
   if (const auto found = OPERATORS.find(name); found != OPERATORS.end())
     return found->second(arrays, lookups_of(tables, numbers, stream));
   const auto end = numbers.begin() + std::min<size_t>(numbers.size(), LOOKUP_NUMBERS);

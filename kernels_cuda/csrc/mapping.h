@@ -181,7 +181,7 @@ struct Chunk {
 #pragma unroll
           for (int w = 0; w < WIDTH<R>; ++w) {
             result.at[w] = (first ? result.at[w] : start) + sums[w];
-            if (rectified) result.at[w] = max(result.at[w], R(0));
+            if (rectified) result.at[w] = rectify(result.at[w]);
           }
           store(to + o * columns + column, result);
         });
@@ -236,7 +236,8 @@ struct Chunk {
             [&](int i, int column, R(&sums)[WIDTH<R>]) {
               auto result = load<WIDTH<R>>(rows + i * columns + column);
 #pragma unroll
-              for (int w = 0; w < WIDTH<R>; ++w) result.at[w] = !rectified || result.at[w] > 0 ? sums[w] : R(0);
+              for (int w = 0; w < WIDTH<R>; ++w)
+                result.at[w] = rectified ? rectify_gradient(result.at[w], sums[w]) : sums[w];
               store(rows + i * columns + column, result);
             });
   }

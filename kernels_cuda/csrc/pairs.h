@@ -72,15 +72,18 @@ __device__ void each_column(int count, Use use) {
   }
 }
 
-// The pairs of the centres in `places` with the taps from `tap` on. The pairs of one tap follow each other.
+// The pairs of the centres in `places` with the taps from `tap` on. The pairs of one tap follow each other. There is no
+// pair of a tap outside the map if `excludes`.
 __device__ inline void pair_centres(const Lookups& lookups, const Tap* taps, const Place* places, int positions,
-                                    int tap, int columns, Column* pairs) {
+                                    int tap, int columns, bool excludes, Column* pairs) {
   for (int column = threadIdx.x; column < columns; column += blockDim.x) {
     const int j = column / positions;
     const Place place = places[column - j * positions];
     Column pair = {-1, -1, -1, 0};
-    if (place.image >= 0 && tap + j < lookups.k)
-      pair = {place.image, place.centre, source_of(lookups, taps[tap + j], place), tap + j};
+    if (place.image >= 0 && tap + j < lookups.k) {
+      const int source = source_of(lookups, taps[tap + j], place);
+      if (source >= 0 || !excludes) pair = {place.image, place.centre, source, tap + j};
+    }
     pairs[column] = pair;
   }
 }

@@ -63,11 +63,8 @@ struct Inputs {
   Widths widths;
   Plan plan;
 
-  // Whether the pair takes part in the softmax.
-  __device__ bool counts(const Column& pair) const { return pair.image >= 0 && (!excludes || pair.source >= 0); }
-
   // Write inputs of the first layer from `first` on, 0 where there is no pair.
-  __device__ void rows(const Column* pairs, int first, int count, bool rectify, Real<T>* to) const {
+  __device__ void rows(const Column* pairs, int first, int count, bool rectified, Real<T>* to) const {
     const int columns = plan.columns();
     each_column(columns, [&](int column, int part, int parts) {
       const Column pair = pairs[column];
@@ -81,7 +78,7 @@ struct Inputs {
           if (pair.source >= 0) z = map[position + i * parts * area];
           if (factor) z *= Real<T>(factor[here]);
           z += Real<T>(offset[here]);
-          if (rectify) z = max(z, Real<T>(0));
+          if (rectified) z = rectify(z);
         }
         to[row * columns + column] = z;
       }
@@ -107,45 +104,38 @@ __global__ void __launch_bounds__(THREADS, 4)
   const int tile = inputs.plan.positions, taps = inputs.plan.taps, columns = inputs.plan.columns();
   const int64_t begin = int64_t(blockIdx.x) * tile;
   const Chunk<R> chunk = inputs.chunk(memory);
-  R *sums = memory.sums, *most = sums + inputs.v * tile, *total = most + inputs.g * tile,
-    *scale = total + inputs.g * tile;
-  R* logits = chunk.last();
+  R *sums = memory.sums, *logits = chunk.last();
+  const auto softmax = [&](int g, int i) {
+    R* most = sums + (inputs.v + g) * tile + i;
+    return Softmax<R>{most, most + inputs.g * tile, most + 2 * inputs.g * tile};
+  };
 
   for (int item = threadIdx.x; item < inputs.v * tile; item += blockDim.x) sums[item] = 0;
-  for (int item = threadIdx.x; item < inputs.g * tile; item += blockDim.x) most[item] = -INFINITY, total[item] = 0;
+  for (int item = threadIdx.x; item < inputs.g * tile; item += blockDim.x) softmax(0, item).begin();
   list_taps(lookups, memory.taps);
   list_places(lookups, begin, inputs.centres, tile, memory.places);
   for (int tap = 0; tap < lookups.k; tap += taps) {
     __syncthreads();
-    pair_centres(lookups, memory.taps, memory.places, tile, tap, columns, memory.pairs);
+    pair_centres(lookups, memory.taps, memory.places, tile, tap, columns, inputs.excludes, memory.pairs);
     chunk.forward(inputs.generator(memory.pairs));
     each_column(tile, [&](int i, int part, int parts) {
       const Column* pairs = memory.pairs + i;
       for (int g = part; g < inputs.g; g += parts) {
-        const int item = g * tile + i;
         R* mine = logits + g * columns + i;
-        R best = most[item], sum = 0;
-        for (int j = 0; j < taps; ++j)
-          if (inputs.counts(pairs[j * tile])) best = max(best, mine[j * tile]);
-        for (int j = 0; j < taps; ++j) {
-          const R alpha = inputs.counts(pairs[j * tile]) ? exp(mine[j * tile] - best) : R(0);
-          mine[j * tile] = alpha;
-          sum += alpha;
-        }
-        scale[item] = best > most[item] ? exp(most[item] - best) : R(1);
-        total[item] = total[item] * scale[item] + sum;
-        most[item] = best;
+        softmax(g, i).add(
+            taps, [&](int j) -> R& { return mine[j * tile]; }, [&](int j) { return pairs[j * tile].image >= 0; });
       }
     });
     __syncthreads();
     each_column(tile, [&](int i, int part, int parts) {
       const Column* pairs = memory.pairs + i;
-      if (pairs->image < 0) return;
-      const T* beta = inputs.beta + int64_t(pairs->image) * inputs.v * inputs.area;
+      const int image = memory.places[i].image;
+      if (image < 0) return;
+      const T* beta = inputs.beta + int64_t(image) * inputs.v * inputs.area;
       for (int c = part; c < inputs.v; c += parts) {
         const R* alpha = logits + c % inputs.g * columns + i;
         const T* map = beta + c * inputs.area;
-        R sum = sums[c * tile + i] * scale[c % inputs.g * tile + i];
+        R sum = sums[c * tile + i] * *softmax(c % inputs.g, i).scale;
 #pragma unroll 4
         for (int j = 0; j < taps; ++j) {
           const int source = pairs[j * tile].source;
@@ -161,13 +151,10 @@ __global__ void __launch_bounds__(THREADS, 4)
     if (place.image < 0) return;
     for (int c = part; c < inputs.v + inputs.g; c += parts) {
       const int g = c < inputs.v ? c % inputs.g : c - inputs.v;
-      const R sum = total[g * tile + i];
       if (c < inputs.v)
-        y[(int64_t(place.image) * inputs.v + c) * inputs.p + place.centre] =
-            T(sum > 0 ? sums[c * tile + i] / sum : R(0));
+        y[(int64_t(place.image) * inputs.v + c) * inputs.p + place.centre] = T(softmax(g, i).mean(sums[c * tile + i]));
       else
-        lse[(int64_t(place.image) * inputs.g + g) * inputs.p + place.centre] =
-            sum > 0 ? most[g * tile + i] + log(sum) : R(0);
+        lse[(int64_t(place.image) * inputs.g + g) * inputs.p + place.centre] = softmax(g, i).log_sum();
     }
   });
 }
@@ -191,7 +178,7 @@ __global__ void __launch_bounds__(THREADS, 4)
     list_places(lookups, begin, inputs.centres, tile, memory.places);
     for (int tap = 0; tap < lookups.k; tap += inputs.plan.taps) {
       __syncthreads();
-      pair_centres(lookups, memory.taps, memory.places, tile, tap, chunk.columns, memory.pairs);
+      pair_centres(lookups, memory.taps, memory.places, tile, tap, chunk.columns, false, memory.pairs);
       chunk.forward(inputs.generator(memory.pairs));
       gather_moments(chunk.last(), rows, chunk.columns, memory.pairs, moments);
     }
@@ -204,15 +191,16 @@ __global__ void __launch_bounds__(THREADS, 4)
 // gradient.
 template <typename T>
 struct SoftmaxUpstream {
+  static constexpr bool SOFTMAX = true;
   using R = Real<T>;
   const T* gradient;
   const R *lse, *dots;
 
   __device__ R value(const Inputs<T>& inputs, const Column& pair, int g, R logit) const {
-    return inputs.counts(pair) ? exp(logit - lse[(int64_t(pair.image) * inputs.g + g) * inputs.p + pair.centre]) : R(0);
+    return pair.image >= 0 ? exp(logit - lse[(int64_t(pair.image) * inputs.g + g) * inputs.p + pair.centre]) : R(0);
   }
   __device__ R flow(const Inputs<T>& inputs, const Column& pair, int g, R alpha) const {
-    if (!inputs.counts(pair)) return 0;
+    if (pair.image < 0) return 0;
     R sum = -dots[(int64_t(pair.image) * inputs.g + g) * inputs.p + pair.centre];
     if (pair.source >= 0) {
       const int64_t channel = int64_t(pair.image) * inputs.v + g;
@@ -229,6 +217,7 @@ struct SoftmaxUpstream {
 // The gradients of the last layer's outputs from those of their mean and variance.
 template <typename T>
 struct MomentsUpstream {
+  static constexpr bool SOFTMAX = false;
   using R = Real<T>;
   const R *mean_gradient, *variance_gradient, *mean;
   R inverse_count;  // 1 / pairs
@@ -249,6 +238,14 @@ __device__ void replace_last(const Chunk<R>& chunk, const Column* pairs, Write w
       place = write(pair, f, place);
     }
   });
+}
+
+// Replace the outputs of all layers but the last by 0 where there is no pair: they may be infinite.
+template <typename R>
+__device__ void clear_missing(const Chunk<R>& chunk, const Column* pairs) {
+  for (int column = threadIdx.x; column < chunk.columns; column += blockDim.x)
+    if (pairs[column].image < 0)
+      for (int row = 0; row < chunk.widths.last_row(); ++row) chunk.held[row * chunk.columns + column] = 0;
 }
 
 // The gradients of offset, factor and parameters, over all taps of the centres of a worker's tiles.
@@ -272,22 +269,26 @@ __global__ void __launch_bounds__(THREADS, 4)
     list_places(lookups, begin, inputs.centres, tile, memory.places);
     for (int tap = 0; tap < lookups.k; tap += taps) {
       __syncthreads();
-      pair_centres(lookups, memory.taps, memory.places, tile, tap, chunk.columns, memory.pairs);
+      pair_centres(lookups, memory.taps, memory.places, tile, tap, chunk.columns, Upstream::SOFTMAX && inputs.excludes,
+                   memory.pairs);
       const auto generate = inputs.generator(memory.pairs);
       chunk.forward(generate);
       replace_last(chunk, memory.pairs, [&](const Column& pair, int f, R output) {
         return upstream.flow(inputs, pair, f, upstream.value(inputs, pair, f, output));
       });
+      clear_missing(chunk, memory.pairs);
       __syncthreads();
       const auto add = [&](int first, int count, const R* rows) {
         each_column(tile, [&](int i, int part, int parts) {
           const Column* pairs = memory.pairs + i;
-          if (pairs->image < 0) return;
-          const T* map = inputs.map + (int64_t(pairs->image) * inputs.e + first) * inputs.area;
+          const int image = memory.places[i].image;
+          if (image < 0) return;
+          const T* map = inputs.map + (int64_t(image) * inputs.e + first) * inputs.area;
           for (int row = part; row < count; row += parts) {
             R alone = 0, times = 0;
 #pragma unroll 4
             for (int j = 0; j < taps; ++j) {
+              if (pairs[j * tile].image < 0) continue;
               const R flow = rows[row * chunk.columns + j * tile + i];
               alone += flow;
               const int source = pairs[j * tile].source;
@@ -342,7 +343,7 @@ __global__ void __launch_bounds__(THREADS, 4)
     replace_last(chunk, memory.pairs,
                  [&](const Column& pair, int f, R u) { return upstream.value(inputs, pair, f, u); });
     __syncthreads();
-    if constexpr (std::is_same_v<Upstream, SoftmaxUpstream<T>>) {
+    if constexpr (Upstream::SOFTMAX) {
       each_column(v ? tile : 1, [&](int i, int part, int parts) {
         const Column* pairs = memory.pairs + i;
         if (pairs->image < 0) return;

@@ -56,22 +56,25 @@ struct Inputs {
   // A row of the relation before scale and shift.
   __device__ R related(const Lookups& lookups, const Tap* taps, int row, const Place& place) const {
     const int there = source_of(lookups, taps[row % k], place);
-    if (there < 0) return 0;
-    const T* value = map + place.image * r * area + there;
-    if (kind == Kind::concatenation) return value[row / k * area];
-    const T* other = centres;
-    int64_t step = p;
-    if (kind == Kind::star_product) {
-      other += place.image * r * p + place.centre;
-    } else {
-      const int here = source_of(lookups, taps[row / k], place);
-      if (here < 0) return 0;
-      other += place.image * r * area + here;
-      step = area;
-    }
+    if (kind == Kind::concatenation) return read(map, area, place.image, row / k, there);
+    const bool star = kind == Kind::star_product;
+    const int here = star ? place.centre : source_of(lookups, taps[row / k], place);
+    return dot(centres, star ? p : area, here, map, area, there, place.image);
+  }
+
+  // The value of a map of `size` positions; 0 outside.
+  __device__ R read(const T* from, int64_t size, int image, int c, int at) const {
+    return at < 0 ? R(0) : R(from[(int64_t(image) * r + c) * size + at]);
+  }
+
+  // Σ_c left[c] at `here` · right[c] at `there`. A product with the 0 outside is NaN if the other factor is not finite.
+  __device__ R dot(const T* left, int64_t size_left, int here, const T* right, int64_t size_right, int there,
+                   int image) const {
+    left += int64_t(image) * r * size_left + max(here, 0), right += int64_t(image) * r * size_right + max(there, 0);
     R sum = 0;
 #pragma unroll 4
-    for (int c = 0; c < r; ++c) sum += R(other[c * step]) * R(value[c * area]);
+    for (int c = 0; c < r; ++c)
+      sum += (here < 0 ? R(0) : R(left[c * size_left])) * (there < 0 ? R(0) : R(right[c * size_right]));
     return sum;
   }
 
@@ -87,9 +90,9 @@ struct Inputs {
   }
   // The row of the concatenation for a channel and a tap.
   __device__ R concatenated(int c, int tap, int there, const Place& place) const {
-    const R found = there < 0 ? R(0) : R(map[(int64_t(place.image) * r + c) * area + there]);
+    const R found = read(map, area, place.image, c, there);
     const int row = c * k + tap;
-    return widths.layers ? max(scale[row] * found + shift[row], R(0)) : found;
+    return widths.layers ? rectify(scale[row] * found + shift[row]) : found;
   }
 
   // A row of a source.
@@ -100,12 +103,12 @@ struct Inputs {
     if (row < before()) return centres[(int64_t(place.image) * r + row) * p + place.centre];
     row -= before();
     const R found = related(lookups, taps, row, place);
-    return widths.layers ? max(scale[row] * found + shift[row], R(0)) : found;
+    return widths.layers ? rectify(scale[row] * found + shift[row]) : found;
   }
 
   // The gradient of a row of the relation, from that of the rectified row, or from those of the statistics.
   __device__ R flow(int row, R found, R rectified) const {
-    return scale[row] * found + shift[row] > 0 ? scale[row] * rectified : R(0);
+    return rectify_gradient(scale[row] * found + shift[row], scale[row] * rectified);
   }
   __device__ R moments_gradient(int row, R found) const {
     return inverse_count * (mean_gradient[row] + 2 * variance_gradient[row] * (found - mean[row]));
@@ -204,7 +207,7 @@ __device__ void compute(const Inputs<T>& inputs, const Product<Real<T>>& layer, 
 }
 
 // Where a layer's outputs are written: to `array`, or to `centres` if that has data. They may be rectified, set to 0
-// where `mask` is not positive, or replaced by their gradients from those of the statistics.
+// where `mask` is 0 or negative, or replaced by their gradients from those of the statistics.
 template <typename T>
 struct Sink {
   using R = Real<T>;
@@ -234,10 +237,10 @@ __global__ void __launch_bounds__(THREADS, 4)
     R value = layer.depth ? memory.outputs[item] : R(0);
     o += first;
     const int64_t at_column = o * inputs.columns + inputs.column_of(place);
-    if (sink.mask && !(sink.mask[at_column] > 0)) value = 0;
+    if (sink.mask) value = rectify_gradient(sink.mask[at_column], value);
     if (sink.mean)
       value = inputs.inverse_count * (sink.mean_gradient[o] + 2 * sink.variance_gradient[o] * (value - sink.mean[o]));
-    if (sink.rectified) value = max(value, R(0));
+    if (sink.rectified) value = rectify(value);
     if (sink.centres)
       sink.centres[(int64_t(place.image) * outputs + o) * inputs.p + place.centre] = T(value);
     else
@@ -276,10 +279,9 @@ __global__ void __launch_bounds__(THREADS, 4)
       R values[SIDES] = {};
       for (int j = 0; j < count; ++j) {
         const int there = source_of(lookups, memory.taps[tap + j], place);
-        if (there < 0) continue;
         const R alpha = memory.outputs[j * plan.columns + column];
 #pragma unroll
-        for (int s = 0; s < SIDES; ++s) values[s] += alpha * R(beta[s][there]);
+        for (int s = 0; s < SIDES; ++s) values[s] += alpha * (there < 0 ? R(0) : R(beta[s][there]));
       }
 #pragma unroll
       for (int s = 0; s < SIDES; ++s)
@@ -385,7 +387,7 @@ __global__ void __launch_bounds__(THREADS, 4)
       const Place place = memory.places[digit(row, plan.columns)];
       const R found = place.image < 0 ? R(0) : inputs.related(lookups, memory.taps, first + row, place);
       R& flow = memory.outputs[item];
-      if (place.image < 0 || !(inputs.scale[first + row] * found + inputs.shift[first + row] > 0)) flow = 0;
+      if (place.image < 0 || inputs.scale[first + row] * found + inputs.shift[first + row] <= 0) flow = 0;
       products[item] = flow * found;
     }
     __syncthreads();
@@ -504,30 +506,24 @@ __global__ void __launch_bounds__(THREADS, 4)
     if (!sides.to_centres)
       pair_readers(lookups, taps, readers, image, source, tile, columns, pairs);
     else
-      pair_centres(lookups, taps, places, tile, tap, columns, pairs);
+      pair_centres(lookups, taps, places, tile, tap, columns, false, pairs);
     __syncthreads();
     if (sides.to_centres ? tap >= lookups.k : !any_pair(pairs, tile)) break;
     for (int l = 0; l < others; ++l) {
       for (int column = threadIdx.x; column < columns; column += blockDim.x) {
         const Column pair = pairs[column];
-        there[column] = -1;
         if (pair.image < 0) continue;
         const Place place = place_of(lookups, pair.image, pair.centre);
-        const int64_t here = sides.to_centres ? pair.centre : pair.source;
+        const int here = sides.to_centres ? pair.centre : pair.source;
         const int found = sides.from_centres ? pair.centre
                           : sides.to_centres ? pair.source
                                              : source_of(lookups, taps[l], place);
-        if (found < 0) continue;
         const int row = pair.tap * (sides.to_centres ? sides.step_other : sides.step_mine) + l * sides.step_other;
-        const T* left = sides.mine + pair.image * inputs.r * size + here;
-        const T* right = sides.other + pair.image * inputs.r * other_size + found;
-        R dot = 0;
-#pragma unroll 4
-        for (int c = 0; c < inputs.r; ++c) dot += R(left[c * size]) * R(right[c * other_size]);
+        const R dot = inputs.dot(sides.mine, size, here, sides.other, other_size, found, pair.image);
         R flow = 0;
         if (!inputs.widths.layers) {
           flow = inputs.moments_gradient(row, dot);
-        } else if (inputs.scale[row] * dot + inputs.shift[row] > 0) {
+        } else if (!(inputs.scale[row] * dot + inputs.shift[row] <= 0)) {
           const R* weight = layer.weights + int64_t(row) * layer.step_o;
           for (int d = 0; d < layer.depth; ++d)
             flow += weight[int64_t(d) * layer.step_d] * inputs.value(layer.source, lookups, taps, d, place);
@@ -542,9 +538,8 @@ __global__ void __launch_bounds__(THREADS, 4)
         const int i = digit(c, tile);
         R sum = 0;
         for (int column = i; column < columns; column += tile)
-          if (there[column] >= 0)
-            sum += flows[column] *
-                   R(sides.other[(int64_t(pairs[column].image) * inputs.r + c) * other_size + there[column]]);
+          if (pairs[column].image >= 0)
+            sum += flows[column] * inputs.read(sides.other, other_size, pairs[column].image, c, there[column]);
         sums[item] += sum;
       }
       __syncthreads();

@@ -1,4 +1,4 @@
-// Part of the gradient of a softmax over taps that both attentions with a softmax need.
+// Part of the gradient of the softmax over taps.
 //
 //     traffic    gradient and y are read once; a value per group and centre is written.
 

@@ -213,9 +213,12 @@ struct Work {
               if (i >= piece.length) break;
               const auto values = memory.relative[pack * plan.slots + slot + i];
 #pragma unroll
-              for (int w = 0; w < W; ++w)
+              for (int v = 0; v < V; ++v) {
+                // a weight of 0 must not multiply the infinite embedding of a tap outside the map
+                if (alpha[i][v] == 0 && !counts(slot + i, y * plan.across + t * V + v)) continue;
 #pragma unroll
-                for (int v = 0; v < V; ++v) sums[w][v] += alpha[i][v] * values.at[w];
+                for (int w = 0; w < W; ++w) sums[w][v] += alpha[i][v] * values.at[w];
+              }
             }
         }
 #pragma unroll
@@ -318,7 +321,8 @@ __global__ void __launch_bounds__(THREADS, 4)
   const Band& band = work.band;
   if (band.rows <= 0) return;
   list_slots(lookups, memory.slots, memory.starts);
-  for (int i = threadIdx.x; i < plan.columns; i += blockDim.x) memory.most[i] = -INFINITY, memory.total[i] = 0;
+  const auto softmax = [&](int i) { return Softmax<T>{memory.most + i, memory.total + i, memory.scale + i}; };
+  for (int i = threadIdx.x; i < plan.columns; i += blockDim.x) softmax(i).begin();
   __syncthreads();
   y += inputs.head_of(band.image, head, inputs.share, inputs.p);
   while (work.next()) {
@@ -327,17 +331,9 @@ __global__ void __launch_bounds__(THREADS, 4)
     __syncthreads();
     for (int i = threadIdx.x; i < plan.columns; i += blockDim.x) {
       if (!work.exists(i)) continue;
-      const T before = memory.most[i];
-      T best = before, sum = 0;
-      for (int slot = 0; slot < slots; ++slot)
-        if (work.counts(slot, i)) best = max(best, memory.scores[slot * plan.columns + i]);
-      for (int slot = 0; slot < slots; ++slot) {
-        T& score = memory.scores[slot * plan.columns + i];
-        score = work.counts(slot, i) ? exp(score - best) : T(0);
-        sum += score;
-      }
-      const T scale = best > before ? exp(before - best) : T(1);
-      memory.most[i] = best, memory.scale[i] = scale, memory.total[i] = memory.total[i] * scale + sum;
+      softmax(i).add(
+          slots, [&](int slot) -> T& { return memory.scores[slot * plan.columns + i]; },
+          [&](int slot) { return work.counts(slot, i); });
     }
     work.aggregate(memory.scores, inputs.beta, nullptr, inputs.share, [&](int c, int row, int x, const T(&sums)[V]) {
       const int column = row * plan.across + x;
@@ -348,7 +344,7 @@ __global__ void __launch_bounds__(THREADS, 4)
       for (int v = 0; v < V; ++v) {
         T& value = values.at[v];
         value = work.begin ? value * memory.scale[column + v] + sums[v] : sums[v];
-        if (work.end == lookups.m) value = memory.total[column + v] > 0 ? value / memory.total[column + v] : T(0);
+        if (work.end == lookups.m) value = softmax(column + v).mean(value);
       }
       store(to, values);
     });
@@ -356,10 +352,7 @@ __global__ void __launch_bounds__(THREADS, 4)
   }
   lse += inputs.head_of(band.image, head, 1, inputs.p);
   for (int i = threadIdx.x; i < plan.columns; i += blockDim.x)
-    if (work.exists(i)) {
-      const T sum = memory.total[i];
-      lse[work.position(i)] = sum > 0 ? memory.most[i] + log(sum) : T(0);
-    }
+    if (work.exists(i)) lse[work.position(i)] = softmax(i).log_sum();
 }
 
 // The gradients of the query, and of the embeddings, over the bands of a worker.
@@ -420,7 +413,9 @@ __global__ void __launch_bounds__(THREADS, 4)
           for (int item = threadIdx.x; item < depth * plan.columns; item += blockDim.x) {
             const int d = item / plan.columns, column = item - d * plan.columns;
             const int64_t from = centres + int64_t(channel + d) * inputs.g * inputs.p;
-            queries[item] = work.exists(column) ? inputs.query[from + work.position(column)] : T(0);
+            // not finite: 0 at taps outside the map; the flows of all others are NaN
+            const T query = work.exists(column) ? inputs.query[from + work.position(column)] : T(0);
+            queries[item] = isfinite(query) ? query : T(0);
           }
           __syncthreads();
           work.embed(queries, depth, partial + int64_t(channel) * inputs.g * lookups.k);
@@ -489,7 +484,7 @@ __global__ void __launch_bounds__(THREADS, 4)
 #pragma unroll
       for (int i = 0; i < BLOCK; ++i) {
         alpha[i] = who >> i & 1 ? exp(alpha[i] - lse[last - i]) : T(0);
-        flow[i] = alpha[i] * (flow[i] - value(dots, i));
+        flow[i] = who >> i & 1 ? alpha[i] * (flow[i] - dots[last - i]) : T(0);
       }
 #pragma unroll 1
       for (int c = first; c < end; ++c) {

@@ -77,13 +77,13 @@ def row_sums(a, at_a, step_a, rows, columns, to, at_to):
     for o in range(rows):
         sums = zeros(a)
         for x in range(0, columns, lanes(a)):
-            sums = add(sums, load(a, at_a + o * step_a + x))
+            sums = add(sums, keep_first(load(a, at_a + o * step_a + x), columns - x))
         to[at_to + o] += total(sums)
 
 
 @part
 def rectify_gradient(gradient, at, step, z, at_z, step_z, rows, columns):
-    """Set the gradient to 0 where z, before or after the ReLU, is not positive."""
+    """Set the gradient to 0 where z, before or after the ReLU, is 0 or negative."""
     for row in range(rows):
         for x in range(0, columns, lanes(z)):
             here = at + row * step + x

@@ -63,10 +63,19 @@ from kernels_numba.cpu.simd import (
     maximum,
     mul,
     store,
+    total,
     where_positive,
     zeros,
 )
-from kernels_numba.cpu.softmax import average, drop_outside, log_sum, lowest_of, softmax, softmax_gradient
+from kernels_numba.cpu.softmax import (
+    average,
+    clear_unreached,
+    drop_outside,
+    log_sum,
+    lowest_of,
+    softmax,
+    softmax_gradient,
+)
 
 COLUMNS = 256
 """The most pairs that the layers take at a time; one row of centres may have more."""
@@ -88,7 +97,7 @@ class Inputs(NamedTuple):
     floor: float
     """The least value of a row: 0 if ρ is a ReLU, else −∞."""
     lowest: float
-    """The logit of a tap outside the map."""
+    """The lowest number of the dtype."""
 
 
 class Upstream(NamedTuple):
@@ -223,25 +232,26 @@ def _pad(array, at, count):
 
 
 @part
-def _drop(thread, tiles, e, taps, height, logits, at, step, g, lowest):
-    """Replace the logits of taps outside the map by the lowest number."""
-    planes, out, width = tiles.planes[thread], broadcast(logits, lowest), tiles.width
+def _drop(thread, tiles, e, taps, height, values, at, step, rows, out):
+    """Replace the values of taps outside the map by `out`, in some rows of pairs."""
+    planes, width, by = tiles.planes[thread], tiles.width, broadcast(values, out)
     across = tiles.columns.shape[0]
     for j in range(taps.shape[0]):
         tap = e * tiles.rows.shape[1] * across + taps[j]
         for y in range(height):
-            for x in range(0, width, lanes(logits)):
+            for x in range(0, width, lanes(values)):
                 inside = load(planes, tap + y * across + x)
-                for group in range(g):
-                    here = at + group * step + (j * height + y) * width + x
-                    drop_outside(logits, here, inside, out, width - x)
+                if width - x < lanes(values) or total(inside) < lanes(values):
+                    for row in range(rows):
+                        here = at + row * step + (j * height + y) * width + x
+                        drop_outside(values, here, inside, by, width - x)
 
 
 @part
-def _softmax(logits, at, k, count, sums, peaks):
+def _softmax(logits, at, k, count, sums, peaks, lowest):
     """The softmax of `count` centres without its division; the sums and the largest logits go to `sums` and `peaks`."""
     for x in range(0, count, lanes(logits)):
-        weights, peak = softmax(logits, at + x, k, count, count - x)
+        weights, peak = softmax(logits, at + x, k, count, count - x, lowest)
         store(sums, x, weights)
         store(peaks, x, peak)
 
@@ -282,13 +292,13 @@ def _attention(inputs, y, lse, tiles, scratch):
                 _relate(thread, tiles, e, most * factor.shape[0] // n, now, count // width, floor)
                 layers(parameters, 0, widths, tiles.z[thread], tiles.step, logits[thread], at, step, pairs)
                 if tiles.ones.shape[0] > 0:
-                    _drop(thread, tiles, e, now, count // width, logits[thread], at, step, g, lowest)
+                    _drop(thread, tiles, e, now, count // width, logits[thread], at, step, g, -np.inf)
             for group in range(g):
-                _softmax(logits[thread], group * step, k, count, sums[thread], peaks[thread])
+                _softmax(logits[thread], group * step, k, count, sums[thread], peaks[thread], lowest)
                 if lse.shape[0] > 0:
                     for i in range(count):
                         to = (image * g + group) * p + tile * most + i
-                        lse.reshape(-1)[to] = log_sum(peaks[thread, i], sums[thread, i], lowest)
+                        lse.reshape(-1)[to] = log_sum(peaks[thread, i], sums[thread, i])
                 for c in range(group, v, g * BLOCK):
                     channels = min(BLOCK, (v - c + g - 1) // g)
                     for s in range(channels):
@@ -400,7 +410,7 @@ def _deliver(own, most, count, to, at, apart):
 @compiled
 def _attention_backward(upstream, inputs, transposed, gradients, tiles, own, scratch):
     gradient, _, lse = upstream
-    offset, factor, _, beta, parameters, widths, floor, lowest = inputs
+    offset, factor, _, beta, parameters, widths, floor, _ = inputs
     offset_gradient, factor_gradient, map_frames, beta_frames, parameters_gradient = gradients
     n, e, p = offset.shape
     v, h, w = beta.shape[1:]
@@ -434,14 +444,15 @@ def _attention_backward(upstream, inputs, transposed, gradients, tiles, own, scr
                 pairs = now.shape[0] * count
                 _relate(thread, tiles, e, step_factor, now, high, floor)
                 layers(parameters, 0, widths, z, tiles.step, z, last, tiles.step, pairs)
-                if tiles.ones.shape[0] > 0:
-                    _drop(thread, tiles, e, now, high, z, last, tiles.step, g, lowest)
                 for group in range(g):
                     row = last + group * tiles.step
                     _logit_gradient(
                         z, z_gradient, row, now.shape[0], count, normals[thread], means[thread], group * most,
                         alpha, group * step + first * count,
                     )  # fmt: skip
+                if tiles.ones.shape[0] > 0:
+                    _drop(thread, tiles, e, now, high, z, 0, tiles.step, widths.sum() - g, 0.0)
+                    _drop(thread, tiles, e, now, high, z_gradient, last, tiles.step, g, 0.0)
                 _chunk_gradient(
                     thread, tiles, e, step_factor, now, high, inputs, transposed, own, map_frames[item],
                     parameters_gradient,
@@ -522,6 +533,7 @@ def pairwise_attention(offset, factor, map_, beta, parameters, y, lse, widths, r
     most = tiles.height * tiles.width
     sums, peaks = (work.empty(work.threads, most + SLACK) for _ in range(2))
     _attention(inputs, y, or_empty(lse, 3, work), tiles, Softmax(_logits(tiles, widths, work), sums, peaks))
+    clear_unreached(y, lse, work)
 
 
 def pairwise_attention_backward(

@@ -103,10 +103,7 @@ def load_first(typing, array, index, count):
     def codegen(context, builder, signature, arguments):
         kind = context.get_value_type(vector)
         address = _address(context, builder, signature, arguments, kind)
-        mask = _first_lanes(builder, arguments[2], vector.lanes)
-        align = ir.Constant(I32, array.dtype.bitwidth // 8)
-        name = f"llvm.masked.load.{_suffix(vector)}.p0{_suffix(vector)}"
-        return _call(builder, name, kind, address, align, mask, ir.Constant(kind, None))
+        return _masked_load(builder, vector, address, _first_lanes(builder, arguments[2], vector.lanes))
 
     return vector(array, types.intp, types.intp), codegen
 
@@ -167,10 +164,10 @@ def maximum(typing, a, b):
 
 @intrinsic
 def where_positive(typing, by, a, b):
-    """a where `by` is positive, else b."""
+    """a where `by` is positive or NaN, else b. The gradient of torch's ReLU passes NaN in the same way."""
 
     def codegen(context, builder, signature, arguments):
-        positive = builder.fcmp_ordered(">", arguments[0], ir.Constant(arguments[0].type, None))
+        positive = builder.fcmp_unordered(">", arguments[0], ir.Constant(arguments[0].type, None))
         return builder.select(positive, arguments[1], arguments[2])
 
     return a(by, a, b), codegen
@@ -178,10 +175,11 @@ def where_positive(typing, by, a, b):
 
 @intrinsic
 def exp(typing, x):
-    """eˣ to a few ulp, clamped to the smallest normal number and the largest power of 2.
+    """eˣ to a few ulp; 0 below the smallest normal number, and at most the largest power of 2.
 
     eˣ = 2ⁿ · eʳ, where n is the integer nearest to x / ln 2, and eʳ is computed by its Taylor series. If a mantissa has
-    m bits, adding 3 · 2ᵐ⁻¹ to x / ln 2 rounds it to n and leaves n in the lowest bits.
+    m bits, adding 3 · 2ᵐ⁻¹ + d to x / ln 2 rounds it to n and leaves n + d in the lowest bits. With the bias of the
+    exponent as d, these bits are the exponent of 2ⁿ.
     """
     bits, mantissa, degree = {32: (32, 23, 7), 64: (64, 52, 13)}[x.dtype.bitwidth]
     largest = 2 ** (bits - mantissa - 2) - 1
@@ -192,16 +190,18 @@ def exp(typing, x):
         def every(value):
             return ir.Constant(kind, [value] * x.lanes)
 
-        clamped = _first_if(builder, ">", every((1 - largest) * log(2)), arguments[0])
+        least, shift = every((1 - largest) * log(2)), every(3.0 * 2 ** (mantissa - 1) + largest)
+        clamped = _first_if(builder, ">", least, arguments[0])
         clamped = _first_if(builder, "<", every(largest * log(2)), clamped)
-        shifted = _fma(builder, clamped, every(1 / log(2)), every(3.0 * 2 ** (mantissa - 1)))
-        n = builder.fsub(shifted, every(3.0 * 2 ** (mantissa - 1)))
+        shifted = _fma(builder, clamped, every(1 / log(2)), shift)
+        n = builder.fsub(shifted, shift)
         r = _fma(builder, n, every(-log(2)), clamped)
         series = every(1 / factorial(degree))
         for power in reversed(range(degree)):
             series = _fma(builder, series, r, every(1 / factorial(power)))
-        exponent = builder.shl(builder.bitcast(shifted, integer), ir.Constant(integer, [mantissa] * x.lanes))
-        return builder.bitcast(builder.add(builder.bitcast(series, integer), exponent), kind)
+        power = builder.shl(builder.bitcast(shifted, integer), ir.Constant(integer, [mantissa] * x.lanes))
+        scaled = builder.fmul(series, builder.bitcast(power, kind))
+        return builder.select(builder.fcmp_ordered(">", least, arguments[0]), every(0.0), scaled)
 
     return x(x), codegen
 
@@ -260,10 +260,8 @@ product_1, product_2, product_3 = (_product_block(vectors) for vectors in (1, 2,
 
 @intrinsic
 def outer_block(typing, a, at_a, step_a, rows_a, b, at_b, step_b, rows_b, columns, to, at_to, step_to):
-    """to[o, d] += Σ over columns of a[o] · b[d], for at most 4 rows of a and 3 rows of b.
-
-    If the last vector has fewer columns than lanes, the rest must be 0 in a row of a or of b.
-    """
+    """to[o, d] += Σ over columns of a[o] · b[d], for at most 4 rows of a and 3 rows of b. What lies behind the last
+    column is not read."""
     vector = Vector(a.dtype)
 
     def codegen(context, builder, signature, arguments):
@@ -275,16 +273,20 @@ def outer_block(typing, a, at_a, step_a, rows_a, b, at_b, step_b, rows_b, column
         right = [builder.gep(data_b, [builder.add(at_b, builder.mul(d, step_b))]) for d in row_b]
         sums = [[cgutils.alloca_once_value(builder, ir.Constant(kind, None)) for _ in right] for _ in left]
         step = context.get_constant(types.intp, vector.lanes)
-        with cgutils.for_range_slice(builder, step.type(0), columns, step) as (column, _):
+        rest = builder.srem(columns, step)
 
-            def at_column(address):
-                return builder.load(builder.bitcast(builder.gep(address, [column]), kind.as_pointer()), align=align)
-
-            factors = [at_column(address) for address in right]
+        def accumulate(read):
+            factors = [read(address) for address in right]
             for address, totals in zip(left, sums, strict=True):
-                value = at_column(address)
+                value = read(address)
                 for factor, total in zip(factors, totals, strict=True):
                     builder.store(_fma(builder, value, factor, builder.load(total)), total)
+
+        with cgutils.for_range_slice(builder, step.type(0), builder.sub(columns, rest), step) as (column, _):
+            accumulate(lambda row: builder.load(_vectors(builder, row, column, kind, 1)[0], align=align))
+        with builder.if_then(builder.icmp_signed(">", rest, rest.type(0))):
+            mask, whole = _first_lanes(builder, rest, vector.lanes), builder.sub(columns, rest)
+            accumulate(lambda row: _masked_load(builder, vector, _vectors(builder, row, whole, kind, 1)[0], mask))
         targets = [
             builder.gep(data_to, [builder.add(builder.add(at_to, builder.mul(o, step_to)), d)])
             for o in row_a
@@ -357,6 +359,13 @@ def _vectors(builder, data, at, kind, count):
     """The addresses of `count` vectors in a row."""
     first = builder.bitcast(builder.gep(data, [at]), kind.as_pointer())
     return [builder.gep(first, [I32(number)]) for number in range(count)]
+
+
+def _masked_load(builder, vector, address, mask):
+    """The vector at the address; lanes that are not in the mask are 0, and their memory is not read."""
+    kind, align = address.type.pointee, ir.Constant(I32, vector.dtype.bitwidth // 8)
+    name = f"llvm.masked.load.{_suffix(vector)}.p0{_suffix(vector)}"
+    return _call(builder, name, kind, address, align, mask, ir.Constant(kind, None))
 
 
 def _flat(rows: Iterable[Iterable[Any]]) -> list[Any]:

@@ -12,21 +12,24 @@ import numpy as np
 
 from kernels_numba.compiled import part
 from kernels_numba.cpu.frames import BLOCK, aggregate_block, aggregate_channel, rewrite, write
-from kernels_numba.cpu.simd import add, exp, lanes, load, maximum, mul, sub, where_positive, zeros
+from kernels_numba.cpu.simd import add, broadcast, exp, lanes, load, maximum, mul, sub, where_positive, zeros
 
 
 @part
-def drop_outside(logits, at, inside, lowest, room):
-    """Replace the logits of a tap by the lowest number where `inside` is 0: the tap is outside the map."""
-    logit = load(logits, at)
-    rewrite(logits, at, where_positive(inside, logit, lowest), logit, room)
+def drop_outside(values, at, inside, out, room):
+    """Replace the values of a tap by `out` where `inside` is 0: the tap is outside the map."""
+    value = load(values, at)
+    rewrite(values, at, where_positive(inside, value, out), value, room)
 
 
 @part
-def softmax(logits, at, k, step, room):
-    """Replace the logits by exp(logit − peak); return the sums of these weights, and the peaks, the largest logits."""
-    peak, sums = load(logits, at), zeros(logits)
-    for j in range(1, k):
+def softmax(logits, at, k, step, room, lowest):
+    """Replace the logits by exp(logit − peak); return the sums of these weights, and the peaks, the largest logits.
+
+    A peak is at least the lowest number, so that a logit of −∞ has a weight of 0. If all logits are −∞, the sum is 0,
+    and the division by it gives NaN, as torch's softmax does. The sum is NaN if a logit is NaN or ∞."""
+    peak, sums = broadcast(logits, lowest), zeros(logits)
+    for j in range(k):
         peak = maximum(peak, load(logits, at + j * step))
     for j in range(k):
         here = at + j * step
@@ -38,9 +41,9 @@ def softmax(logits, at, k, step, room):
 
 
 @part
-def log_sum(peak, weights, lowest):
-    """The logarithm of Σ_j exp(logit_j) of one centre, from the sum of its weights; 0 if all taps are outside."""
-    return 0 if peak == lowest else peak + np.log(weights)
+def log_sum(peak, weights):
+    """The logarithm of Σ_j exp(logit_j) of one centre, from the sum of its weights."""
+    return peak + np.log(weights)
 
 
 @part
@@ -75,5 +78,12 @@ def average(weights, at, step, scale, planes, u, size, taps, channels, y, to, st
 
 
 def lowest_of(like):
-    """The lowest number of the array's dtype: the logit of a tap outside the map."""
+    """The lowest number of the array's dtype."""
     return float(np.finfo(like.dtype).min)
+
+
+def clear_unreached(y, lse, work):
+    """Set y and lse to 0 at the centres whose taps are all outside the map, if the softmax skips these taps."""
+    if work.excludes and not (reached := work.footprint.inside(*work.map_size).any(0).numpy()).all():
+        y[:, :, ~reached] = 0
+        lse[:, :, ~reached] = 0

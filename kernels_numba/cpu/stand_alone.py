@@ -51,8 +51,29 @@ from kernels_numba.cpu.frames import (
     write,
 )
 from kernels_numba.cpu.mapping import outer_product, product
-from kernels_numba.cpu.simd import BYTES, broadcast, div, fma, keep_first, lanes, load, store, zeros
-from kernels_numba.cpu.softmax import average, drop_outside, log_sum, lowest_of, softmax, softmax_gradient
+from kernels_numba.cpu.simd import (
+    BYTES,
+    add,
+    broadcast,
+    div,
+    fma,
+    keep_first,
+    lanes,
+    load,
+    mul,
+    store,
+    where_positive,
+    zeros,
+)
+from kernels_numba.cpu.softmax import (
+    average,
+    clear_unreached,
+    drop_outside,
+    log_sum,
+    lowest_of,
+    softmax,
+    softmax_gradient,
+)
 
 PAIRS = 1 << 12
 """The most logits in a chunk; a chunk of one row of centres may have more."""
@@ -73,7 +94,7 @@ class Inputs(NamedTuple):
     beta: np.ndarray
     heads: int
     lowest: float
-    """The logit of a tap outside the map."""
+    """The lowest number of the dtype."""
 
 
 class Upstream(NamedTuple):
@@ -227,8 +248,8 @@ def _correlate(own, channels, planes, first, to, at, tiles):
 @part
 def _relate(own, planes, logits, inputs, at, tiles):
     """Copy the chunk's queries to `own`, and compute its logits."""
-    query, key, relative, beta, heads, lowest = inputs
-    k, d, share = tiles.taps.shape[0], query.shape[1] // heads, beta.shape[1] // heads
+    query, key, relative, _, heads, _ = inputs
+    k, d = tiles.taps.shape[0], query.shape[1] // heads
     _take(own, query, heads, at, tiles)
     if key.shape[0] > 0:
         _correlate(own, d, planes, 0, logits, at, tiles)
@@ -239,20 +260,18 @@ def _relate(own, planes, logits, inputs, at, tiles):
             relative.reshape(-1), at.head * k * d, d, 0, k, d, own, 0, tiles.step, logits, 0, tiles.step,
             at.high * tiles.wide, True, -np.inf,
         )  # fmt: skip
-    if tiles.ones.shape[0] > 0:
-        _drop(planes, d + share, logits, lowest, at, tiles)
 
 
 @part
-def _drop(planes, first, logits, lowest, at, tiles):
-    """Replace the logits of taps outside the map by the lowest number."""
-    across, out = tiles.columns.shape[0], broadcast(logits, lowest)
+def _drop(planes, first, values, out, at, tiles):
+    """Replace the values of taps outside the map by `out`; the frame `first` holds ones."""
+    across, by = tiles.columns.shape[0], broadcast(values, out)
     frame = first * tiles.rows.shape[1] * across
     for j in range(tiles.taps.shape[0]):
         for row in range(at.high):
-            for x in range(0, tiles.width, lanes(logits)):
+            for x in range(0, tiles.width, lanes(values)):
                 inside = load(planes, frame + tiles.taps[j] + (at.row + row) * across + x)
-                drop_outside(logits, j * tiles.step + row * tiles.wide + x, inside, out, lanes(logits))
+                drop_outside(values, j * tiles.step + row * tiles.wide + x, inside, by, lanes(values))
 
 
 @part
@@ -262,12 +281,12 @@ def _softmax(logits, k, sums, lse, lowest, heads, at, tiles):
     for row in range(at.high):
         for x in range(0, width, lanes(logits)):
             i = row * tiles.wide + x
-            weights, peak = softmax(logits, i, k, tiles.step, lanes(logits))
+            weights, peak = softmax(logits, i, k, tiles.step, lanes(logits), lowest)
             store(sums, i, weights)
             write(flat, start + row * width + x, peak, width - x)
         for x in range(width):
             to = start + row * width + x
-            flat[to] = log_sum(flat[to], sums[row * tiles.wide + x], lowest)
+            flat[to] = log_sum(flat[to], sums[row * tiles.wide + x])
 
 
 @part
@@ -292,7 +311,7 @@ def _average(weights, sums, planes, first, y, heads, at, tiles):
 def _attention(inputs, y, lse, tiles):
     query, heads, lowest = inputs.query, inputs.heads, inputs.lowest
     n, e, p = query.shape
-    k, d, threads = tiles.taps.shape[0], e // heads, tiles.logits.shape[0]
+    k, d, threads, share = tiles.taps.shape[0], e // heads, tiles.logits.shape[0], inputs.beta.shape[1] // heads
     for thread in prange(threads):
         planes, logits, sums = tiles.planes[thread], tiles.logits[thread], tiles.sums[thread]
         mine = portion(n * heads * tiles.rows.shape[0], thread, threads)
@@ -302,6 +321,8 @@ def _attention(inputs, y, lse, tiles):
             for row in range(0, tile.high, tiles.at_once):
                 at = _chunk(tile, row, tiles)
                 _relate(tiles.query[thread], planes, logits, inputs, at, tiles)
+                if tiles.ones.shape[0] > 0:
+                    _drop(planes, d + share, logits, -np.inf, at, tiles)
                 _softmax(logits, k, sums, lse, lowest, heads, at, tiles)
                 _average(logits, sums, planes, d, y, heads, at, tiles)
 
@@ -378,7 +399,7 @@ def _aggregate(gradient, planes, channels, to, at, tiles):
 
 
 @part
-def _query_gradient(flow, planes, own, inputs, weight, to, at, tiles):
+def _query_gradient(flow, planes, own, inputs, weight, infinite, to, at, tiles):
     """The gradient of the chunk's queries, from the gradient of its logits; `weight` is `relative` as (e, k)."""
     key, heads = inputs.key, inputs.heads
     k, d = tiles.taps.shape[0], inputs.query.shape[1] // heads
@@ -391,11 +412,35 @@ def _query_gradient(flow, planes, own, inputs, weight, to, at, tiles):
             weight.reshape(-1), at.head * k, heads * k, 0, d, k, flow, 0, tiles.step, own, 0, tiles.step,
             at.high * tiles.wide, True, -np.inf,
         )  # fmt: skip
+    for j in infinite:
+        _add_inside(flow, planes, own, inputs, j, at, tiles)
     _give(own, to, heads, at, tiles)
 
 
+@part
+def _add_inside(flow, planes, own, inputs, j, at, tiles):
+    """Add what tap j of `relative` contributes to the gradient of the queries, where the tap is inside the map."""
+    across, d, share = tiles.columns.shape[0], inputs.relative.shape[2], inputs.beta.shape[1] // inputs.heads
+    frame = (d + share) * tiles.rows.shape[1] * across + tiles.taps[j]
+    for row in range(at.high):
+        for x in range(0, tiles.width, lanes(own)):
+            i, inside = row * tiles.wide + x, load(planes, frame + (at.row + row) * across + x)
+            for c in range(d):
+                term = mul(load(flow, i + j * tiles.step), broadcast(own, inputs.relative[at.head, j, c]))
+                here = i + c * tiles.step
+                store(own, here, add(load(own, here), where_positive(inside, term, zeros(own))))
+
+
+@part
+def _clear_infinite(own, count):
+    """Replace what is not finite among `count` elements by 0."""
+    for at in range(0, count, lanes(own)):
+        value, zero = load(own, at), zeros(own)
+        store(own, at, where_positive(mul(value, zero), zero, value))
+
+
 @compiled
-def _attention_backward(upstream, inputs, weight, gradients, tiles, own):
+def _attention_backward(upstream, inputs, weight, infinite, gradients, tiles, own):
     query, _, _, beta, heads, _ = inputs
     query_gradient, key_frames, beta_frames, relative_gradient = gradients
     n, e, p = query.shape
@@ -418,17 +463,22 @@ def _attention_backward(upstream, inputs, weight, gradients, tiles, own):
                 _take(y_gradient, upstream.gradient, heads, at, tiles)
                 _correlate(y_gradient, share, planes, d, flow, at, tiles)
                 _softmax_gradient(alpha, flow, k, y_gradient, upstream, heads, at, tiles)
+                if tiles.ones.shape[0] > 0:
+                    _drop(planes, d + share, flow, 0.0, at, tiles)
                 if beta_frames.shape[0] > 0:
                     _distribute(alpha, y_gradient, share, beta_frames[frames], heads, at, tiles)
                 if key_frames.shape[0] > 0:
                     _distribute(flow, queries, d, key_frames[frames], heads, at, tiles)
                 if relative_gradient.shape[0] > 0:
+                    if tiles.ones.shape[0] > 0:
+                        # 0 · ∞ at a tap outside the map; at all others, flow is NaN
+                        _clear_infinite(queries, d * tiles.step)
                     outer_product(
                         flow, 0, tiles.step, k, queries, 0, tiles.step, d, at.high * tiles.wide,
                         relative_gradient[thread], at.head * k * d, d,
                     )  # fmt: skip
                 if query_gradient.shape[0] > 0:
-                    _query_gradient(flow, planes, own_gradient, inputs, weight, query_gradient, at, tiles)
+                    _query_gradient(flow, planes, own_gradient, inputs, weight, infinite, query_gradient, at, tiles)
 
 
 # The entry points: arrays, then `widths` (the channels of a head, the heads), and the work (facts, lookups, memory). A
@@ -439,6 +489,7 @@ def stand_alone_attention(query, key, relative, beta, y, lse, widths, work):
     inputs = _inputs(query, key, relative, beta, widths, work)
     d, heads = widths
     _attention(inputs, y, lse, tiles_of_a_head(d, beta.shape[1] // heads, 1, work))
+    clear_unreached(y, lse, work)
 
 
 def stand_alone_attention_backward(
@@ -459,7 +510,11 @@ def stand_alone_attention_backward(
         work.empty(*tiles.logits.shape),
         work.empty(work.threads, d * tiles.step + SLACK),
     )
-    _attention_backward(Upstream(gradient, y, lse), inputs, or_empty(relative, 2, work), gradients, tiles, own)
+    weight, infinite = or_empty(relative, 2, work), np.zeros(0, np.int64)
+    if work.excludes:  # taps whose embedding must not be multiplied by a gradient of 0 outside the map
+        infinite = np.flatnonzero(~np.isfinite(weight).all(0))
+        weight = np.where(np.isin(np.arange(weight.shape[1]), infinite), weight.dtype.type(0), weight)
+    _attention_backward(Upstream(gradient, y, lse), inputs, weight, infinite, gradients, tiles, own)
     for to, of_tiles in zip(maps, frames, strict=True):
         if to is not None:
             fold_tiles(of_tiles, to, tiles)

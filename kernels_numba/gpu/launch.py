@@ -86,6 +86,11 @@ def zero_of(x: Any) -> Any:
     return np.dtype(x.dtype).type(0)
 
 
+def lowest_of(x: Any) -> Any:
+    """The lowest number of the array's dtype."""
+    return np.finfo(x.dtype).min
+
+
 def flat(x: Any) -> Any:
     """(n, -, h, w) as (n, -, h·w)."""
     return x if len(x.shape) == 3 else x.reshape(*x.shape[:2], x.shape[2] * x.shape[3])

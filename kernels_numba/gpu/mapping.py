@@ -103,7 +103,7 @@ class Target(NamedTuple):
 
 class Finish(NamedTuple):
     """What happens to a product: it is added to the element in its place, and then rectified; or it is set to 0 where
-    that element is not positive."""
+    that element is 0 or negative. A ReLU, and its gradient, pass NaN: `max` would replace it by 0."""
 
     added: bool
     rectified: bool
@@ -160,9 +160,7 @@ def _write(shared, place, step, sums, begin, finish, zero):
         result = begin + sums[w]
         if finish.added:
             result += before
-        if finish.rectified:
-            result = max(result, zero)
-        if finish.masked and not before > zero:
+        if finish.rectified and result < zero or finish.masked and before <= zero:
             result = zero
         shared[place + w * step] = result
 

@@ -48,8 +48,9 @@ def source_of(tables, tap, row, column):
 
 
 @device
-def pair_centres(tables, centres, tap, columns, block):
-    """The pairs of the centres with the taps from `tap` on. The pairs of one tap follow each other."""
+def pair_centres(tables, centres, tap, columns, excludes, block):
+    """The pairs of the centres with the taps from `tap` on. The pairs of one tap follow each other. There is no pair of
+    a tap outside the map if it `excludes` them."""
     pairs, k, ow = block.pairs, tables.rows.shape[0], tables.columns.shape[1]
     for column in range(block.thread, columns, block.threads):
         j = column // centres.count
@@ -58,9 +59,11 @@ def pair_centres(tables, centres, tap, columns, block):
         image = index // centres.per_image
         centre = index - image * centres.per_image
         oy = centre // ow
+        source = source_of(tables, tap + j, oy, centre - oy * ow) if exists else -1
+        exists = exists and (source >= 0 or not excludes)
         pairs[column] = image if exists else -1
         pairs[columns + column] = centre if exists else 0
-        pairs[2 * columns + column] = source_of(tables, tap + j, oy, centre - oy * ow) if exists else -1
+        pairs[2 * columns + column] = source
         pairs[3 * columns + column] = tap + j if exists else 0
 
 

@@ -32,6 +32,7 @@ from kernels_numba.gpu.launch import (
     first_real,
     flat,
     kernel,
+    lowest_of,
     start,
     workers_of,
     zero_of,
@@ -51,7 +52,7 @@ from kernels_numba.gpu.mapping import (
     write_moments,
 )
 from kernels_numba.gpu.pairs import Centres, Tables, any_image, first_reader, pair_centres, pair_readers, tables_of
-from kernels_numba.gpu.softmax import counts, gradient_dot_output, softmax
+from kernels_numba.gpu.softmax import gradient_dot_output, log_sum, softmax, weighted_mean
 
 
 class Inputs(NamedTuple):
@@ -65,6 +66,8 @@ class Inputs(NamedTuple):
     widths: Widths
     zero: Any
     """0 of the arrays' dtype."""
+    lowest: Any
+    """The lowest number of the arrays' dtype."""
     factored: bool
     """Whether there is a factor."""
     rectified: bool
@@ -136,8 +139,8 @@ def _rows(inputs, plan, block, first, count, rectify, to):
             if inputs.factored:
                 z *= inputs.factor[image, row, centre]
             z += inputs.offset[image, row, centre]
-            if rectify:
-                z = max(z, inputs.zero)
+            if rectify and z < inputs.zero:
+                z = inputs.zero
         block.shared[to + item] = z
 
 
@@ -238,7 +241,7 @@ def _attention(inputs, y, lse, plan, tables):
         shared[total + item] = zero
     for tap in range(0, k, plan.taps):
         cuda.syncthreads()
-        pair_centres(tables, Centres(begin, centres, p, tile), tap, columns, block)
+        pair_centres(tables, Centres(begin, centres, p, tile), tap, columns, inputs.excludes, block)
         _forward(inputs, plan, block)
         softmax(inputs, plan, block, logits, most, g)
         cuda.syncthreads()
@@ -260,13 +263,11 @@ def _attention(inputs, y, lse, plan, tables):
             image = (begin + i) // p
             centre = begin + i - image * p
             group = c % g if c < v else c - v
-            weights = shared[total + group * tile + i]
+            weights, best = shared[total + group * tile + i], shared[most + group * tile + i]
             if c < v:
-                y[image, c, centre] = shared[sums + item] / weights if weights > zero else zero
-            elif weights > zero:
-                lse[image, group, centre] = shared[most + group * tile + i] + type(zero)(math.log(weights))
+                y[image, c, centre] = weighted_mean(shared[sums + item], weights, best, zero)
             else:
-                lse[image, group, centre] = zero
+                lse[image, group, centre] = log_sum(weights, best, zero)
 
 
 @kernel
@@ -283,7 +284,7 @@ def _statistics(inputs, partial, plan, tables):
     for begin in range(cuda.blockIdx.x * tile, centres, cuda.gridDim.x * tile):
         for tap in range(0, tables.rows.shape[0], plan.taps):
             cuda.syncthreads()
-            pair_centres(tables, Centres(begin, centres, p, tile), tap, columns, block)
+            pair_centres(tables, Centres(begin, centres, p, tile), tap, columns, False, block)
             _forward(inputs, plan, block)
             gather_moments(Rows(_last(inputs, plan), rows, columns), plan.sums, block)
     cuda.syncthreads()
@@ -300,7 +301,7 @@ def _weights(inputs, upstream, plan, block):
             group = item // columns
             column = item - group * columns
             alpha, place = inputs.zero, _last(inputs, plan) + item
-            if counts(inputs, plan, pairs, column):
+            if pairs[column] >= 0:
                 lse = upstream.lse[pairs[column], group, pairs[columns + column]]
                 alpha = type(inputs.zero)(math.exp(shared[place] - lse))
             shared[place] = alpha
@@ -317,7 +318,7 @@ def _last_gradient(inputs, upstream, plan, block):
         place = _last(inputs, plan) + item
         flow = inputs.zero
         if upstream.softmax:
-            if counts(inputs, plan, pairs, column):
+            if image >= 0:
                 flow -= upstream.dots[image, f, centre]
                 if source >= 0:
                     for c in range(f, inputs.beta.shape[1], upstream.lse.shape[1]):
@@ -330,6 +331,15 @@ def _last_gradient(inputs, upstream, plan, block):
 
 
 @device
+def _clear_missing(inputs, plan, block):
+    """Replace the outputs of all layers but the last by 0 where there is no pair: they may be infinite."""
+    for column in range(block.thread, plan.columns, block.threads):
+        if block.pairs[column] < 0:
+            for row in range(inputs.widths.rows[max(inputs.widths.layers - 1, 0)]):
+                block.shared[plan.held + row * plan.columns + column] = inputs.zero
+
+
+@device
 def _add_to_centres(inputs, plan, block, rows, first, count, factor_needed):
     """Add the gradients of a panel of rows to the sums of offset and factor."""
     pairs, shared, tile, columns = block.pairs, block.shared, plan.positions, plan.columns
@@ -339,11 +349,12 @@ def _add_to_centres(inputs, plan, block, rows, first, count, factor_needed):
         row = item // tile
         alone, times = inputs.zero, inputs.zero
         for column in range(item - row * tile, columns, tile):
-            flow = shared[rows + row * columns + column]
-            alone += flow
             image, source = pairs[column], pairs[2 * columns + column]
-            if factor_needed and image >= 0 and source >= 0:
-                times += flow * inputs.map[image, first + row, source]
+            if image >= 0:
+                flow = shared[rows + row * columns + column]
+                alone += flow
+                if factor_needed and source >= 0:
+                    times += flow * inputs.map[image, first + row, source]
         shared[offset_sums + item] += alone
         shared[factor_sums + item] += times
 
@@ -369,10 +380,12 @@ def _centres_backward(inputs, upstream, offset_gradient, factor_gradient, partia
             shared[plan.sums + item] = inputs.zero
         for tap in range(0, tables.rows.shape[0], plan.taps):
             cuda.syncthreads()
-            pair_centres(tables, Centres(begin, centres, p, tile), tap, plan.columns, block)
+            excludes = inputs.excludes and upstream.softmax
+            pair_centres(tables, Centres(begin, centres, p, tile), tap, plan.columns, excludes, block)
             _forward(inputs, plan, block)
             _weights(inputs, upstream, plan, block)
             _last_gradient(inputs, upstream, plan, block)
+            _clear_missing(inputs, plan, block)
             cuda.syncthreads()
             _outputs_gradient(inputs, plan, sums, block)
             for first in range(0, e, plan.depth):
@@ -521,6 +534,7 @@ def _inputs_of(offset: Any, factor: Any, map_: Any, beta: Any, parameters: Any, 
         parameters,
         widths_of(widths),
         zero_of(map_),
+        lowest_of(map_),
         factor is not None,
         bool(rectified),
         bool(work.excludes),

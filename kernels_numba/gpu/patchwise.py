@@ -128,8 +128,8 @@ class LayerProduct(NamedTuple):
 
 class Sink(NamedTuple):
     """Where a layer's outputs are written: to an array (rows × columns), or to one of images × outputs × centres; both
-    in one axis. They may be rectified, set to 0 where `mask` is not positive, or replaced by their gradients from those
-    of the statistics."""
+    in one axis. They may be rectified, set to 0 where `mask` is 0 or negative, or replaced by their gradients from
+    those of the statistics."""
 
     to: Any
     to_centres: bool
@@ -195,23 +195,33 @@ def _place_of(places, columns, i):
 
 
 @device
+def _read(map_, image, channel, position, zero):
+    """The value of the map; 0 outside."""
+    return map_[image, channel, position] if position >= 0 else zero
+
+
+@device
+def _dot(left, here, right, there, image, zero):
+    """Σ_c left[c] at `here` · right[c] at `there`. A product with the 0 outside is NaN if the other factor is not
+    finite."""
+    total = zero
+    for c in range(right.shape[1]):
+        total += _read(left, image, c, here, zero) * _read(right, image, c, there, zero)
+    return total
+
+
+@device
 def _related(inputs, tables, row, place):
     """A row of the relation before scale and shift."""
     k = tables.rows.shape[0]
     first = row // k
     there = source_of(tables, row - first * k, place.row, place.column)
-    found = inputs.zero
-    if there >= 0:
-        if inputs.kind == CONCATENATION:
-            found = inputs.map[place.image, first, there]
-        else:
-            here = place.centre
-            if inputs.kind == CLIQUE_PRODUCT:
-                here = source_of(tables, first, place.row, place.column)
-            if here >= 0:
-                for c in range(inputs.map.shape[1]):
-                    found += inputs.centres[place.image, c, here] * inputs.map[place.image, c, there]
-    return found
+    if inputs.kind == CONCATENATION:
+        return _read(inputs.map, place.image, first, there, inputs.zero)
+    here = place.centre
+    if inputs.kind == CLIQUE_PRODUCT:
+        here = source_of(tables, first, place.row, place.column)
+    return _dot(inputs.centres, here, inputs.map, there, place.image, inputs.zero)
 
 
 @device
@@ -233,14 +243,18 @@ def _value(inputs, tables, source, row, place):
         row -= inputs.before
         found = _related(inputs, tables, row, place)
         if inputs.layered:
-            found = max(inputs.scale[row] * found + inputs.shift[row], inputs.zero)
+            found = inputs.scale[row] * found + inputs.shift[row]
+            if found < inputs.zero:
+                found = inputs.zero
     return found
 
 
 @device
 def _row_gradient(inputs, row, found, rectified):
     """The gradient of a row of the relation, from that of the rectified row."""
-    return inputs.scale[row] * rectified if inputs.scale[row] * found + inputs.shift[row] > inputs.zero else inputs.zero
+    return (
+        inputs.zero if inputs.scale[row] * found + inputs.shift[row] <= inputs.zero else inputs.scale[row] * rectified
+    )
 
 
 @device
@@ -301,12 +315,12 @@ def _layer(inputs, layer, sink, outputs, plan, tables):
         image, centre = places[i], places[columns + i]
         if image >= 0:
             value = shared[plan.held + item] if layer.depth > 0 else inputs.zero
-            if sink.masked and not sink.mask[o, image * inputs.p + centre] > inputs.zero:
+            if sink.masked and sink.mask[o, image * inputs.p + centre] <= inputs.zero:
                 value = inputs.zero
             if sink.from_moments:
                 value = _moments_gradient(inputs, o, value)
-            if sink.rectified:
-                value = max(value, inputs.zero)
+            if sink.rectified and value < inputs.zero:
+                value = inputs.zero
             if sink.to_centres:
                 sink.to[(image * outputs + o) * inputs.p + centre] = value
             else:
@@ -342,14 +356,13 @@ def _attention(inputs, layer, y, plan, tables):
                 sums = (inputs.zero, inputs.zero, inputs.zero, inputs.zero)
                 for j in range(count):
                     there = source_of(tables, tap + j, oy, ox)
-                    if there >= 0:
-                        values = (
-                            inputs.beta[image, c0, there],
-                            inputs.beta[image, c1, there],
-                            inputs.beta[image, c2, there],
-                            inputs.beta[image, c3, there],
-                        )
-                        sums = fused(sums, shared[plan.held + j * columns + i], values)
+                    values = (
+                        _read(inputs.beta, image, c0, there, inputs.zero),
+                        _read(inputs.beta, image, c1, there, inputs.zero),
+                        _read(inputs.beta, image, c2, there, inputs.zero),
+                        _read(inputs.beta, image, c3, there, inputs.zero),
+                    )
+                    sums = fused(sums, shared[plan.held + j * columns + i], values)
                 for s in range(SIDES):
                     if first + s < share:
                         shared[plan.others + (first + s) * columns + i] += sums[s]
@@ -455,7 +468,7 @@ def _affine_gradient(inputs, layer, rows, workers, scale_partial, shift_partial,
             found, flow = inputs.zero, inputs.zero
             if places[i] >= 0:
                 found = _related(inputs, tables, row, _place_of(places, columns, i))
-                if inputs.scale[row] * found + inputs.shift[row] > inputs.zero:
+                if not inputs.scale[row] * found + inputs.shift[row] <= inputs.zero:
                     flow = shared[plan.held + item]
             shared[plan.held + item] = flow
             shared[products + item] = flow * found
@@ -585,12 +598,9 @@ def _dot_gradients(inputs, sides, layer, l, plan, tables, block):  # noqa: E741
                 found = source + 0
             else:
                 found = source_of(tables, l, place.row, place.column)
-            if found >= 0:
-                row = pairs[3 * columns + column] * step + l * sides.step_other
-                dot = inputs.zero
-                for c in range(inputs.map.shape[1]):
-                    dot += sides.mine[owner, c, here] * sides.other[owner, c, found]
-                block.shared[plan.flows + column] = _dot_gradient(inputs, layer, row, dot, tables, place)
+            row = pairs[3 * columns + column] * step + l * sides.step_other
+            dot = _dot(sides.mine, here, sides.other, found, owner, inputs.zero)
+            block.shared[plan.flows + column] = _dot_gradient(inputs, layer, row, dot, tables, place)
         pairs[4 * columns + column] = found
 
 
@@ -600,7 +610,7 @@ def _dot_gradient(inputs, layer, row, dot, tables, place):
     flow = inputs.zero
     if not inputs.layered:
         flow = _moments_gradient(inputs, row, dot)
-    elif inputs.scale[row] * dot + inputs.shift[row] > inputs.zero:
+    elif not inputs.scale[row] * dot + inputs.shift[row] <= inputs.zero:
         begin = layer.begin + row * layer.step_o
         for d in range(layer.depth):
             flow += inputs.parameters[begin + d * layer.step_d] * _value(inputs, tables, layer.source, d, place)
@@ -617,8 +627,9 @@ def _add_other(sides, channels, plan, block):
         gathered = block.zero
         for column in range(item - c * tile, columns, tile):
             there = pairs[4 * columns + column]
-            if there >= 0:
-                gathered += shared[plan.flows + column] * sides.other[pairs[column], c, there]
+            if pairs[column] >= 0:
+                value = _read(sides.other, pairs[column], c, there, block.zero)
+                gathered += shared[plan.flows + column] * value
         shared[plan.sums + item] += gathered
 
 
@@ -645,7 +656,7 @@ def _product_gradient(inputs, sides, layer, gradient, plan, tables):
     while True:
         cuda.syncthreads()
         if sides.to_centres:
-            pair_centres(tables, Centres(begin, total, inputs.p, tile), tap, columns, block)
+            pair_centres(tables, Centres(begin, total, inputs.p, tile), tap, columns, False, block)
         else:
             reader = pair_readers(tables, reader, image, source, tile, columns, block)
         cuda.syncthreads()

@@ -12,17 +12,12 @@ from kernels_numba.gpu.launch import THREADS, ceil_div, device, kernel, start, z
 
 
 @device
-def counts(inputs, plan, pairs, column):
-    """Whether the pair takes part in the softmax."""
-    return pairs[column] >= 0 and (not inputs.excludes or pairs[2 * plan.columns + column] >= 0)
-
-
-@device
 def softmax(inputs, plan, block, logits, most, groups):
     """Replace the logits of a chunk by exp(logit − the maximum so far).
 
     Shared memory holds from `most` on, for each group and position: the maximum so far, the sum so far, and the factor
-    that scales earlier sums.
+    that scales earlier sums. The maximum is −∞ until there is a pair, and then at least the lowest number, so that a
+    logit of −∞ has a weight of 0. The sum is NaN if a logit is NaN or ∞.
     """
     pairs, shared, zero, tile, columns = block.pairs, block.shared, block.zero, plan.positions, plan.columns
     total = most + groups * tile
@@ -34,11 +29,11 @@ def softmax(inputs, plan, block, logits, most, groups):
         before = shared[most + item]
         best, weights = before, zero
         for column in range(i, columns, tile):
-            if counts(inputs, plan, pairs, column):
-                best = max(best, shared[own + column])
+            if pairs[column] >= 0:
+                best = max(best, max(inputs.lowest, shared[own + column]))  # drops NaN
         for column in range(i, columns, tile):
             alpha = zero
-            if counts(inputs, plan, pairs, column):
+            if pairs[column] >= 0:
                 alpha = type(zero)(math.exp(shared[own + column] - best))
             shared[own + column] = alpha
             weights += alpha
@@ -46,6 +41,20 @@ def softmax(inputs, plan, block, logits, most, groups):
         shared[scale + item] = factor
         shared[total + item] = shared[total + item] * factor + weights
         shared[most + item] = best
+
+
+@device
+def weighted_mean(values, total, most, zero):
+    """The sum of weighted values, divided by the sum of the weights; 0 without a pair."""
+    return zero if most == -math.inf else values / total
+
+
+@device
+def log_sum(total, most, zero):
+    """The logarithm of the softmax's denominator; 0 without a pair."""
+    if most == -math.inf:
+        return zero
+    return most + type(zero)(-math.inf if total == zero else math.log(total))  # Numba's simulator has no log of 0
 
 
 def gradient_dot_output(gradient: Any, y: Any, to: Any, work: Any) -> None:

@@ -32,13 +32,14 @@ from kernels_numba.gpu.launch import (
     flat,
     kernel,
     line,
+    lowest_of,
     start,
     workers_of,
     zero_of,
 )
 from kernels_numba.gpu.mapping import add_up
 from kernels_numba.gpu.pairs import Centres, any_image, first_reader, pair_centres, pair_readers, tables_of
-from kernels_numba.gpu.softmax import counts, gradient_dot_output, softmax
+from kernels_numba.gpu.softmax import gradient_dot_output, log_sum, softmax, weighted_mean
 
 
 class Inputs(NamedTuple):
@@ -52,6 +53,8 @@ class Inputs(NamedTuple):
     heads: int
     zero: Any
     """0 of the arrays' dtype."""
+    lowest: Any
+    """The lowest number of the arrays' dtype."""
     keyed: bool
     """Whether there is a key."""
     embedded: bool
@@ -116,7 +119,7 @@ def _logits_gradient(inputs, upstream, head, plan, block):
     pairs, columns = block.pairs, plan.columns
     for column in range(block.thread, columns, block.threads):
         alpha, flow = inputs.zero, inputs.zero
-        if counts(inputs, plan, pairs, column):
+        if pairs[column] >= 0:
             image, centre, source = pairs[column], pairs[columns + column], pairs[2 * columns + column]
             logit = _logit(inputs, head, image, centre, source, pairs[3 * columns + column])
             alpha = type(inputs.zero)(math.exp(logit - upstream.lse[image, head, centre]))
@@ -153,7 +156,7 @@ def _attention(inputs, y, lse, plan, tables):
         shared[total + item] = zero
     for tap in range(0, k, plan.taps):
         cuda.syncthreads()
-        pair_centres(tables, Centres(begin, centres, p, tile), tap, columns, block)
+        pair_centres(tables, Centres(begin, centres, p, tile), tap, columns, inputs.excludes, block)
         cuda.syncthreads()
         _scores(inputs, head, plan, block)
         cuda.syncthreads()
@@ -175,14 +178,11 @@ def _attention(inputs, y, lse, plan, tables):
         if begin + i < centres:
             image = (begin + i) // p
             centre = begin + i - image * p
-            weights = shared[total + i]
+            weights, best = shared[total + i], shared[most + i]
             if s < share:
-                value = shared[sums + item] / weights if weights > zero else zero
-                y[image, head + s * heads, centre] = value
-            elif weights > zero:
-                lse[image, head, centre] = shared[most + i] + type(zero)(math.log(weights))
+                y[image, head + s * heads, centre] = weighted_mean(shared[sums + item], weights, best, zero)
             else:
-                lse[image, head, centre] = zero
+                lse[image, head, centre] = log_sum(weights, best, zero)
 
 
 @device
@@ -227,7 +227,7 @@ def _centres_backward(inputs, upstream, query_gradient, partial, needs, plan, ta
             shared[plan.sums + item] = zero
         for tap in range(0, k, plan.taps):
             cuda.syncthreads()
-            pair_centres(tables, Centres(begin, centres, p, tile), tap, columns, block)
+            pair_centres(tables, Centres(begin, centres, p, tile), tap, columns, inputs.excludes, block)
             cuda.syncthreads()
             _logits_gradient(inputs, upstream, head, plan, block)
             cuda.syncthreads()
@@ -343,6 +343,7 @@ def _inputs_of(query, key, relative, beta, widths, work):
         flat(beta),
         int(widths[1]),
         zero_of(query),
+        lowest_of(query),
         key is not None,
         relative is not None,
         bool(work.excludes),

@@ -85,6 +85,8 @@ def _stand_alone(cores: Any, inputs: Mapping[str, Tensor], footprint: Footprint)
 
 def _pairwise(cores: Any, relation: str, inputs: Roles, footprint: Footprint) -> Any:
     rows = _rows(relation, inputs, footprint)
+    if footprint.stride > 1 or (0, 0) not in footprint.offsets:
+        rows = _read(rows, footprint, softmax=inputs.beta is not None)
     layers = _layers(inputs)
     rectified = relation != "dot_product"
     if not rectified:
@@ -115,6 +117,24 @@ def _rows(relation: str, inputs: Roles, footprint: Footprint) -> Rows:
     offset = _centres(centre[0], footprint) if centre else phi.new_zeros(phi.shape[0], 2, phi.shape[2])
     factor = rows.factor if rows.factor is None else torch.cat([rows.factor, torch.ones_like(offset)], 1)
     return Rows(torch.cat([rows.offset, offset], 1), factor, torch.cat([rows.map, -taps if centre else taps], 1))
+
+
+def _read(rows: Rows, footprint: Footprint, *, softmax: bool) -> Rows:
+    """The rows with 0 at the positions that no centre reads, and at the centres without a tap in the softmax.
+
+    Their gradients are 0, and 0 · NaN would reach the gradient of the scale.
+    """
+    size = h, w = rows.map.shape[-2:]
+    device = rows.map.device
+    tables = zip((footprint.rows(h), footprint.columns(w)), size, strict=True)
+    by_row, by_column = ((table[..., None] == torch.arange(side)).any(1).float() for table, side in tables)
+    offset, factor, map_ = rows
+    map_ = map_.masked_fill((by_row.T @ by_column == 0).to(device), 0)
+    if softmax and footprint.boundary == "exclude":
+        unreached = ~footprint.inside(h, w).any(0).to(device)
+        offset = offset.masked_fill(unreached, 0)
+        factor = None if factor is None else factor.masked_fill(unreached, 0)
+    return Rows(offset, factor, map_)
 
 
 def _normed(rows: Rows, norm: Step) -> Rows:

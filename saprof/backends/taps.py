@@ -30,9 +30,10 @@ def gather(x: Float[Tensor, "n c h w"], footprint: Footprint) -> Float[Tensor, "
 def softmax(logits, footprint, size):  # no shapes: layers call it, and torch.compile cannot trace checks of shapes
     """Softmax of logits (n, g, k, p) over the taps; with the boundary `exclude`, over the taps inside the map."""
     if footprint.boundary == "exclude":
-        outside = ~footprint.inside(*size).to(logits.device)
-        # the lowest number, not −∞: a centre without a tap inside has uniform weights, not NaN; its values are all 0
-        logits = logits.masked_fill(outside, torch.finfo(logits.dtype).min)
+        inside = footprint.inside(*size).to(logits.device)
+        # a centre without a tap inside has uniform weights, not NaN; its values are all 0
+        dropped = torch.where(inside.any(0), -torch.inf, 0.0).to(logits.dtype)
+        logits = logits.where(inside, dropped)
     return logits.softmax(dim=2)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torch.utils.flop_counter
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saprof.backends.taps import centre, gather, softmax
@@ -114,10 +114,11 @@ def aggregation(alpha, beta, footprint):
 
 def attention(operator: Attention, inputs: Roles, footprint: Footprint) -> Tensor:
     """A fused attention, computed part by part."""
-    alpha = _gamma(operator, inputs, footprint)
     if operator.family == "patchwise":
-        return aggregation(alpha.squeeze(2).unflatten(1, (-1, footprint.taps)), inputs.beta, footprint)
-    return _average(alpha, inputs.beta, footprint)
+        alpha = _gamma(operator, inputs, footprint).squeeze(2)
+        return aggregation(alpha.unflatten(1, (-1, footprint.taps)), inputs.beta, footprint)
+    outside = _excluded(inputs.phi, footprint) if footprint.boundary == "exclude" else None
+    return _average(_gamma(operator, inputs, footprint, outside), inputs.beta, footprint)
 
 
 def stand_alone_attention(query, key, relative, value, footprint):
@@ -140,24 +141,35 @@ def _content(query, key, footprint) -> Float[Tensor, "n g k p"]:
 
 def _position(query, relative, footprint) -> Float[Tensor, "n g k p"]:
     queries = query[..., :: footprint.stride, :: footprint.stride].flatten(3)  # n d g p
-    return relative.to(query.dtype).permute(1, 2, 0) @ queries.transpose(1, 2)
+    relative = relative.to(query.dtype)
+    if footprint.boundary == "exclude":
+        relative = relative[..., None].masked_fill(_excluded(query, footprint), 0)
+        return sum_of_products(queries.unsqueeze(3), relative, 1)
+    return relative.permute(1, 2, 0) @ queries.transpose(1, 2)
+
+
+def _excluded(map_, footprint) -> Bool[Tensor, "k p"]:
+    """The taps outside the map. Where they are 0, a gradient of 0 is not multiplied by a NaN that no centre reads."""
+    return ~footprint.inside(*map_.shape[-2:]).to(map_.device)
 
 
 def _average(logits, value, footprint):
     return aggregation(softmax(logits, footprint, value.shape[-2:]), value, footprint)
 
 
-def _gamma(operator: Attention, inputs: Roles, footprint: Footprint) -> Float[Tensor, "n _ _ p"]:
-    """γ([δ, position])."""
+def _gamma(operator: Attention, inputs: Roles, footprint: Footprint, outside=None) -> Float[Tensor, "n _ _ p"]:
+    """γ([δ, position]). The inputs of its linear layers are 0 at the taps `outside`."""
+    kept = (lambda x: x) if outside is None else (lambda x: x.masked_fill(outside, 0))
     x = globals()[operator.delta.name](inputs.phi, inputs.psi, footprint)
     if inputs.positions:
         *centres, at_taps = inputs.positions
         position = gather(at_taps, footprint)
         position = centre(centres[0], footprint) - position if centres else position
         x = torch.cat([x, position.to(x.dtype)], dim=1)
+    x = kept(x)
     for step in inputs.steps:
         scale, shift, weight = (parameter.to(x.dtype) for parameter in step)
-        x = torch.addcmul(shift[:, None, None], x, scale[:, None, None]).relu()
+        x = kept(torch.addcmul(shift[:, None, None], x, scale[:, None, None]).relu())
         bias = inputs.bias if step is inputs.steps[-1] else None
         bias = bias if bias is None else bias.flatten().to(x.dtype)
         x = F.conv2d(x, weight.flatten(0, -2)[:, :, None, None], bias)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from saprof.operators.axes import Expression, parse
 from saprof.operators.declaration import NONE, OPERATORS, RELATIONS, Operator, declare, describe
-from saprof.operators.relations import aggregation
+from saprof.operators.relations import aggregation, softmax
 
 MAPPINGS = ("l", "lrl", "lrlrl")
 """The linear layers (l) and ReLUs (r) of γ (SAN Table 5)."""
@@ -96,10 +96,10 @@ def _name(family: str, *variant: str) -> str:
 def _body(delta: Operator, positions: int) -> Callable[..., Any]:
     """The attention at one position; `inside` is true for the taps in the softmax."""
 
-    def gamma(x: Any, parameters: Sequence[Any]) -> Any:
+    def gamma(inside: Any, x: Any, parameters: Sequence[Any]) -> Any:
         *steps, bias = parameters
         for scale, shift, weight in zip(steps[::3], steps[1::3], steps[2::3], strict=True):
-            x = weight.flatten(0, -2) @ (scale[:, None] * x + shift[:, None]).relu()
+            x = weight.flatten(0, -2) @ (scale[:, None] * x + shift[:, None]).relu().where(inside, 0)
         return x + bias.reshape(-1, 1)
 
     def pairwise_body(inside: Any, phi: Any, psi: Any, beta: Any, *others: Any) -> Any:
@@ -110,15 +110,16 @@ def _body(delta: Operator, positions: int) -> Callable[..., Any]:
         if positions:
             *centre, taps = others[:positions]
             rows = torch.cat([rows, (centre[0] - taps if centre else taps).T])
-        logits = gamma(rows, others[positions:])
-        logits = logits.where(inside, torch.finfo(logits.dtype).min)
-        return aggregation.body(logits.softmax(1), beta)
+        logits = gamma(inside, rows.where(inside, 0), others[positions:])
+        return aggregation.body(softmax(inside, logits), beta)
 
     def patchwise_body(inside: Any, phi: Any, psi: Any, beta: Any, *parameters: Any) -> Any:
         import torch
 
         row = torch.cat([part.flatten() for part in _parts(delta.body(phi, psi))])
-        return aggregation.body(gamma(row[:, None], parameters).reshape(parameters[-1].shape), beta)
+        return aggregation.body(
+            gamma(inside.any() | True, row[:, None], parameters).reshape(parameters[-1].shape), beta
+        )
 
     return pairwise_body if delta.family == "pairwise" else patchwise_body
 

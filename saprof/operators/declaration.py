@@ -7,7 +7,7 @@ inputs and where they are read: `phi_i` at the centre, `psi_j` at one tap, `psi_
 without such an ending, such as `relative`, is read as a whole. `inside` comes first if the operator has a softmax over
 the taps that the boundary keeps. The body is the literal reference, and the docstring is the equation. The decorator
 adds the named axes and the cost. Input checks, dispatch, cost, conformance tests, benchmarks and the columns of the
-sweep are derived from the declaration.
+sweep are derived from the declaration. docs/fused_attention.md says what NaN and infinities reach.
 
 Axes: n image, r channels of φ and ψ, v channels of β, g weight groups or heads, d channels of a head, h w map, oh ow
 centres, p = oh·ow, k taps.

@@ -74,3 +74,11 @@ def aggregation(alpha_i, beta_R):
     """y_i[c] = Σ_j α_ij[c mod g] β_j[c]"""
     share = beta_R.shape[1] // alpha_i.shape[0]
     return (alpha_i.tile(share, 1) * beta_R.T).sum(1)
+
+
+def softmax(inside, logits):
+    """The softmax of logits g k over the taps inside the map. If there is none, all weights are equal: the values are
+    0."""
+    import torch
+
+    return logits.where(inside, torch.where(inside.any(), -torch.inf, 0.0)).softmax(1)

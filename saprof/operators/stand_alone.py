@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from saprof.operators.declaration import DECLARED, Operator, operator
-from saprof.operators.relations import aggregation
+from saprof.operators.relations import aggregation, softmax
 
 LOGITS = ("both", "content", "position")
 """The terms of the logits."""
@@ -33,7 +33,7 @@ _facts: Any = {
 )
 def stand_alone_attention(inside, query_i, key_R, relative, value_R):
     """y_i = Σ_j softmax_j(q_iᵀ k_j + q_iᵀ r_{j−i}) v_j"""
-    return _average(inside, _content(query_i, key_R) + _position(query_i, relative), value_R)
+    return _average(inside, _content(query_i, key_R) + _position(inside, query_i, relative), value_R)
 
 
 @operator(
@@ -57,22 +57,19 @@ def stand_alone_attention_content(inside, query_i, key_R, value_R):
 )
 def stand_alone_attention_position(inside, query_i, relative, value_R):
     """y_i = Σ_j softmax_j(q_iᵀ r_{j−i}) v_j"""
-    return _average(inside, _position(query_i, relative), value_R)
+    return _average(inside, _position(inside, query_i, relative), value_R)
 
 
 def _content(query, key_R):
     return (query * key_R).sum(1).T  # g k
 
 
-def _position(query, relative):
-    return (query[..., None] * relative).sum(0)
+def _position(inside, query, relative):
+    return (query[..., None] * relative.where(inside, 0)).sum(0)
 
 
 def _average(inside, logits, value_R):
-    import torch
-
-    logits = logits.where(inside, torch.finfo(logits.dtype).min)
-    return aggregation.body(logits.softmax(1), value_R)
+    return aggregation.body(softmax(inside, logits), value_R)
 
 
 ATTENTIONS: dict[str, Operator] = {

@@ -29,6 +29,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -45,8 +46,22 @@
 #define __host__
 #define __launch_bounds__(...)
 
-using std::max;
-using std::min;
+// A GPU's max and min return the other number if one is NaN.
+template <typename T>
+T max(T a, T b) {
+  if constexpr (std::is_floating_point_v<T>)
+    return std::fmax(a, b);
+  else
+    return std::max(a, b);
+}
+
+template <typename T>
+T min(T a, T b) {
+  if constexpr (std::is_floating_point_v<T>)
+    return std::fmin(a, b);
+  else
+    return std::min(a, b);
+}
 
 struct dim3 {
   unsigned x, y, z;

@@ -70,6 +70,10 @@ __global__ void coordinates(int* to) {
   at[0] = threadIdx.x, at[1] = blockIdx.x, at[2] = blockDim.x, at[3] = gridDim.x;
 }
 
+__global__ void largest(const float* from, float* to) {
+  to[0] = max(from[0], 0.0f), to[1] = max(0.0f, from[0]), to[2] = min(from[0], 0.0f), to[3] = min(0.0f, from[0]);
+}
+
 __global__ void nothing() {}
 """
 
@@ -98,6 +102,7 @@ void launch(const std::string& name, const std::vector<Array>& arrays, const std
   if (name == "misaligned") return run(misaligned, to);
   if (name == "divergent") return run(divergent, number);
   if (name == "coordinates") return run(coordinates, reinterpret_cast<int*>(to));
+  if (name == "largest") return run(largest, from, to);
   if (name == "nothing") return run(nothing);
   throw std::invalid_argument("there is no " + name);
 }
@@ -230,6 +235,16 @@ def test_a_launch_that_cuda_refuses(limits, error, hosts):
 
 def test_the_largest_launch(hosts):
     assert torch.equal(call(hosts(), "reverse", 2, 1024, 49152)[:2048], reversed_blocks(2, 1024))
+
+
+@any_build
+@pytest.mark.parametrize("value", [torch.nan, 1.0, -1.0])
+def test_max_and_min_drop_nan(sanitizer, value, hosts):
+    """As on a GPU: a ReLU that is written as a maximum must not pass here."""
+    to = torch.ones(4)
+    hosts(sanitizer).run("largest", [torch.tensor([value]), to], [], [1, 1, 0, 0])
+    most, least = (0.0, 0.0) if value != value else (max(value, 0.0), min(value, 0.0))
+    assert to.tolist() == [most, most, least, least]
 
 
 def test_an_unknown_name(hosts):
