@@ -160,7 +160,7 @@ def _write(shared, place, step, sums, begin, finish, zero):
         result = begin + sums[w]
         if finish.added:
             result += before
-        if finish.rectified and result < zero or finish.masked and before <= zero:
+        if (finish.rectified and result < zero) or (finish.masked and before <= zero):
             result = zero
         shared[place + w * step] = result
 

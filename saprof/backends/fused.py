@@ -127,9 +127,9 @@ def _read(rows: Rows, footprint: Footprint, *, softmax: bool) -> Rows:
     size = h, w = rows.map.shape[-2:]
     device = rows.map.device
     tables = zip((footprint.rows(h), footprint.columns(w)), size, strict=True)
-    by_row, by_column = ((table[..., None] == torch.arange(side)).any(1).float() for table, side in tables)
+    by_row, by_column = ((table[..., None] == torch.arange(side)).any(1) for table, side in tables)  # k h and k w
     offset, factor, map_ = rows
-    map_ = map_.masked_fill((by_row.T @ by_column == 0).to(device), 0)
+    map_ = map_.masked_fill(~(by_row[:, :, None] & by_column[:, None]).any(0).to(device), 0)
     if softmax and footprint.boundary == "exclude":
         unreached = ~footprint.inside(h, w).any(0).to(device)
         offset = offset.masked_fill(unreached, 0)

@@ -96,10 +96,11 @@ def _name(family: str, *variant: str) -> str:
 def _body(delta: Operator, positions: int) -> Callable[..., Any]:
     """The attention at one position; `inside` is true for the taps in the softmax."""
 
-    def gamma(inside: Any, x: Any, parameters: Sequence[Any]) -> Any:
+    def gamma(x: Any, parameters: Sequence[Any], inside: Any = None) -> Any:
         *steps, bias = parameters
         for scale, shift, weight in zip(steps[::3], steps[1::3], steps[2::3], strict=True):
-            x = weight.flatten(0, -2) @ (scale[:, None] * x + shift[:, None]).relu().where(inside, 0)
+            x = (scale[:, None] * x + shift[:, None]).relu()
+            x = weight.flatten(0, -2) @ (x if inside is None else x.where(inside, 0))
         return x + bias.reshape(-1, 1)
 
     def pairwise_body(inside: Any, phi: Any, psi: Any, beta: Any, *others: Any) -> Any:
@@ -110,16 +111,14 @@ def _body(delta: Operator, positions: int) -> Callable[..., Any]:
         if positions:
             *centre, taps = others[:positions]
             rows = torch.cat([rows, (centre[0] - taps if centre else taps).T])
-        logits = gamma(inside, rows.where(inside, 0), others[positions:])
+        logits = gamma(rows.where(inside, 0), others[positions:], inside)
         return aggregation.body(softmax(inside, logits), beta)
 
     def patchwise_body(inside: Any, phi: Any, psi: Any, beta: Any, *parameters: Any) -> Any:
         import torch
 
         row = torch.cat([part.flatten() for part in _parts(delta.body(phi, psi))])
-        return aggregation.body(
-            gamma(inside.any() | True, row[:, None], parameters).reshape(parameters[-1].shape), beta
-        )
+        return aggregation.body(gamma(row[:, None], parameters).reshape(parameters[-1].shape), beta)
 
     return pairwise_body if delta.family == "pairwise" else patchwise_body
 
