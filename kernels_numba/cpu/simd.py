@@ -175,7 +175,7 @@ def where_positive(typing, by, a, b):
 
 @intrinsic
 def exp(typing, x):
-    """eˣ to a few ulp; 0 below the smallest normal number, and at most the largest power of 2.
+    """eˣ to a few ulp; 0 below the smallest normal number, and wrong above the largest power of 2.
 
     eˣ = 2ⁿ · eʳ, where n is the integer nearest to x / ln 2, and eʳ is computed by its Taylor series. If a mantissa has
     m bits, adding 3 · 2ᵐ⁻¹ + d to x / ln 2 rounds it to n and leaves n + d in the lowest bits. With the bias of the
@@ -191,11 +191,9 @@ def exp(typing, x):
             return ir.Constant(kind, [value] * x.lanes)
 
         least, shift = every((1 - largest) * log(2)), every(3.0 * 2 ** (mantissa - 1) + largest)
-        clamped = _first_if(builder, ">", least, arguments[0])
-        clamped = _first_if(builder, "<", every(largest * log(2)), clamped)
-        shifted = _fma(builder, clamped, every(1 / log(2)), shift)
+        shifted = _fma(builder, arguments[0], every(1 / log(2)), shift)
         n = builder.fsub(shifted, shift)
-        r = _fma(builder, n, every(-log(2)), clamped)
+        r = _fma(builder, n, every(-log(2)), arguments[0])
         series = every(1 / factorial(degree))
         for power in reversed(range(degree)):
             series = _fma(builder, series, r, every(1 / factorial(power)))

@@ -124,11 +124,10 @@ def _read(rows: Rows, footprint: Footprint, *, softmax: bool) -> Rows:
 
     Their gradients are 0, and 0 · NaN would reach the gradient of the scale.
     """
-    size = h, w = rows.map.shape[-2:]
-    device = rows.map.device
-    tables = zip((footprint.rows(h), footprint.columns(w)), size, strict=True)
-    by_row, by_column = ((table[..., None] == torch.arange(side)).any(1) for table, side in tables)  # k h and k w
     offset, factor, map_ = rows
+    (h, w), device = map_.shape[-2:], map_.device
+    by_row = (footprint.rows(h)[:, :, None] == torch.arange(h)).any(1)  # k h: whether a tap reads the row
+    by_column = (footprint.columns(w)[:, :, None] == torch.arange(w)).any(1)
     map_ = map_.masked_fill(~(by_row[:, :, None] & by_column[:, None]).any(0).to(device), 0)
     if softmax and footprint.boundary == "exclude":
         unreached = ~footprint.inside(h, w).any(0).to(device)

@@ -492,3 +492,18 @@ def test_operators_and_cores_are_told_apart():
     assert not {"pairwise_attention", "patchwise_statistics"} & kernels_cuda.operators()
     assert len(kernels_cuda.operators()) == 9
     assert kernels_cuda.cores()["patchwise_statistics_backward"] == 8
+
+
+def test_arrays_of_several_dtypes_are_refused(host):
+    """Kernels take the dtype of one array for that of all."""
+    alpha, beta, y = torch.ones(1, 1, 9, 30), torch.ones(1, 1, 5, 6), torch.empty(1, 1, 30)
+    tables, numbers = backend.lookups_of(Footprint.square(3), 5, 6, torch.device("cpu"))
+    for wrong, index in (([alpha, beta.double(), y], 1), ([alpha, beta, y.half()], 2)):
+        message = f"aggregation: array {index} has another dtype than array 0; expected the same"
+        with pytest.raises(RuntimeError, match=message):
+            host.run("aggregation", wrong, tables, [*numbers, backend.SHARED_BYTES])
+    given = [x.double() for x in (y, beta, beta)]
+    with pytest.raises(RuntimeError, match="array 2 has another dtype than array 1; expected the same"):
+        host.run(
+            "stand_alone_attention", [given[0], given[1], beta.half(), y], tables, [*numbers, 49152, 0, 0, 1, 1, 1]
+        )
