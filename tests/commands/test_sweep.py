@@ -13,6 +13,7 @@ import torch
 
 import saprof
 from saprof import backends, sweep
+from saprof.atomic import WriteError
 from saprof.backends import unfold
 from saprof.measure import cell as cells
 from saprof.measure import execute
@@ -522,11 +523,12 @@ def test_help_and_list():
     ]
 
 
-def test_an_interrupted_sweep_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), WriteError(28, "No space left on device", "rows.jsonl")])
+def test_an_interrupted_sweep_says_how_to_go_on(tmp_path, monkeypatch, capsys, error):
     def stops(*_):
-        raise KeyboardInterrupt
+        raise error
 
     monkeypatch.setattr(execute, "measure_group", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(error)):
         run(tmp_path / "run", "--operator", "aggregation")
     assert f"continue with --resume --output {tmp_path / 'run'}" in capsys.readouterr().err
