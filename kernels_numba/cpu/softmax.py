@@ -84,6 +84,7 @@ def lowest_of(like):
 
 def clear_unreached(y, lse, work):
     """Set y and lse to 0 at the centres whose taps are all outside the map, if the softmax skips these taps."""
-    if work.excludes and not (reached := work.footprint.inside(*work.map_size).any(0).numpy()).all():
-        y[:, :, ~reached] = 0
-        lse[:, :, ~reached] = 0
+    if work.excludes and (0, 0) not in work.footprint.offsets:
+        unreached = ~work.footprint.inside(*work.map_size).any(0).numpy()
+        y[:, :, unreached] = 0
+        lse[:, :, unreached] = 0
