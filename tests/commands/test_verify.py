@@ -152,6 +152,12 @@ class TestJudge:
         assert verdict.message.startswith(f"{workload} on unfold: value is off by ")
 
     @DTYPES
+    def test_condemns_an_error_of_a_hundred_roundings(self, monkeypatch, dtype):
+        right, eps = unfold.pairwise_subtraction, torch.finfo(getattr(torch, dtype)).eps
+        monkeypatch.setattr(unfold, "pairwise_subtraction", lambda *inputs: right(*inputs) * (1 + 100 * eps))
+        assert not check(of(pairwise_subtraction, dtype=dtype), "unfold").ok
+
+    @DTYPES
     @pytest.mark.parametrize(
         "operator", [pairwise_subtraction, patchwise_star_product, aggregation], ids=lambda op: op.name
     )
