@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
@@ -147,7 +147,7 @@ def why_not(operator: Operator) -> str | None:
 
 def _needs_more_than_gradients() -> bool:
     """Whether derivatives are computed in forward mode, or second ones by torch.func."""
-    levels = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+    levels = [level.key() for level in get_interpreter_stack() or ()]
     twice = levels.count(TransformType.Grad) > 1
     return twice or TransformType.Jvp in levels or forward_ad._current_level >= 0
 

@@ -33,7 +33,9 @@ def changed(module: object, kind: type[nn.Module]) -> str | None:
     return None
 
 
-_ATTRIBUTES = {kind: frozenset(dir(kind)) for kind in (nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.Sequential)}
+_ATTRIBUTES: dict[type[nn.Module], frozenset[str]] = {
+    kind: frozenset(dir(kind)) for kind in (nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.Sequential)
+}
 """The attributes of the classes. One of the same name in a module replaces it, such as `forward`."""
 _PLAIN = (nn.Parameter, Tensor, type(None))
 

@@ -136,7 +136,7 @@ class PairwiseAttention(VectorAttention):
 
     def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
         super().__init__(channels, footprint, config)
-        self.position_encoding = config.position
+        self.position_encoding = str(config.position)
         self.position = linear(2, 2) if config.position != "none" else None
         width = self.relation_channels() + (2 if self.position is not None else 0)
         hidden = [self.hidden] * (len(config.mapping) // 2)

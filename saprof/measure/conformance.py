@@ -95,8 +95,8 @@ def _judge(
         yield _refuse("the output requires no gradient, though the inputs do")
         return
     gots = torch.autograd.grad(got, inputs, cotangent(workload, got.shape).to(device), allow_unused=True)
-    for (name, _), *of_input in zip(operator.inputs, gots, inputs, of_inputs, strict=True):
-        yield _compare(f"gradient of {name}", *of_input)
+    for (name, _), got, x, want in zip(operator.inputs, gots, inputs, of_inputs, strict=True):
+        yield _compare(f"gradient of {name}", got, x, want)
 
 
 def _compare(what: str, got: Tensor | None, like: Tensor, want: Result) -> Verdict:

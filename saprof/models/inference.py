@@ -118,4 +118,5 @@ def _fold_behind(block: SelfAttentionBlock, attention: VectorAttention) -> None:
     if is_mean and attention.beta is not None and not hooked(attention):
         pair = nn.Sequential(attention.beta, block.norm_out)
         _fold_first(pair)
-        attention.beta, block.norm_out = pair
+        attention.add_module("beta", pair[0])
+        block.norm_out = pair[1]

@@ -93,7 +93,8 @@ def tf32(device: str) -> dict[str, bool] | None:
         return None
     import torch
 
-    settings = {"convolutions": torch.backends.cudnn.conv, "products": torch.backends.cuda.matmul}
+    backends: Any = torch.backends
+    settings = {"convolutions": backends.cudnn.conv, "products": backends.cuda.matmul}
     return {name: setting.fp32_precision == "tf32" for name, setting in settings.items()}
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from studies.config import Config
-from studies.data import Dataset, pictures, torchvision
+from studies.data import Dataset, Images, pictures, torchvision
 from studies.data.listing import LAYOUT, Listing, listing
 from studies.data.survey import Survey
 
@@ -81,7 +81,7 @@ class Training:
         self.root = root
 
     @cached_property
-    def _images(self) -> Folder:
+    def _images(self) -> Images:
         return survey(self.root).checked().train
 
     @property
@@ -89,7 +89,7 @@ class Training:
         return self._images.labels
 
     @property
-    def names(self) -> Names:
+    def names(self) -> Sequence[str]:
         return self._images.names
 
     def read(self, index: int) -> Image.Image:
@@ -111,7 +111,7 @@ def load(config: Config) -> Dataset:
     return Dataset(
         name="folder",
         classes=found.classes,
-        train=Training(found.test.root.parent),
+        train=Training(config.root or Path()),
         test=found.test,
         size=(3, side, side),
         mean=MEAN,
