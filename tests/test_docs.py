@@ -133,7 +133,7 @@ def test_examples_use_options_that_exist(name, hooks):
 
 
 @pytest.mark.deep
-def test_the_documentation_builds_without_a_warning(tmp_path):
+def test_the_documentation_builds_without_a_warning(tmp_path, hooks):
     build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -142,6 +142,9 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
         assert f">{title}<" in page
     for name in COMMANDS:
         assert f'<h3 id="{name}">' in page
+    page = (tmp_path / "site" / "mutants.html").read_text()
+    for mutant in hooks.MUTANTS:
+        assert f"<td>{mutant.name}</td>" in page
     outside = [
         link
         for file in (tmp_path / "site").rglob("*.html")
