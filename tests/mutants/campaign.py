@@ -71,10 +71,13 @@ MUTANTS = [
 
 
 def results(mutants: Sequence[Mutant]) -> Iterator[Result]:
-    """The result of each mutant, as soon as it is known. RuntimeError if a test fails without any mistake."""
+    """The result of each mutant, as soon as it is known. RuntimeError if a test fails without any mistake, ValueError
+    if a mutant cannot be planted."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Path(folder).resolve() / "sources"
         _copy_sources(copy)
+        for mutant in mutants:
+            mutant.planted_in((copy / mutant.file).read_text(encoding="utf-8"))
         if _run_tests(copy, [test for mutant in mutants for test in mutant.tests], None):
             printed = (copy / ".printed").read_text(errors="replace")
             raise RuntimeError(f"{printed}\nThese tests must pass without any mistake.")
@@ -147,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found.append(result)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     fell = sum(result.outcome == FELL for result in found)
