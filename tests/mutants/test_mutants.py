@@ -91,7 +91,7 @@ def test_what_does_not_fall_is_told():
     comment = replace(mutant, new=f"{mutant.old}  # a comment")
     no_python = replace(mutant, new="(")
     outcomes = [result.outcome for result in campaign.results([comment, no_python])]
-    assert outcomes == ["SURVIVED", "NO TEST RAN (pytest exit code 2)"]
+    assert outcomes == ["SURVIVED", "NO TEST"]
 
 
 @pytest.mark.deep
