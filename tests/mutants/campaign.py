@@ -7,6 +7,7 @@ mutant falls if a test fails, and not if the tests cannot be collected. Only a t
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -23,7 +25,8 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 FELL = "fell"
-OUTCOMES = {0: "SURVIVED", 1: FELL, None: "TOOK TOO LONG"}
+FAILED = 10
+OUTCOMES = {0: "SURVIVED", FAILED: FELL, None: "TOOK TOO LONG"}
 """The outcome of a mutant, by the exit code of its tests. With any other code, no test has failed and not all ran."""
 LIMIT_S = 600
 """The longest time that the tests of a mutant may take."""
@@ -79,8 +82,9 @@ def results(mutants: Sequence[Mutant]) -> Iterator[Result]:
         for mutant in mutants:
             mutant.planted_in((copy / mutant.file).read_text(encoding="utf-8"))
         if _run_tests(copy, [test for mutant in mutants for test in mutant.tests], None):
-            printed = (copy / ".printed").read_text(errors="replace")
-            raise RuntimeError(f"{printed}\nThese tests must pass without any mistake.")
+            printed = copy / ".printed"
+            text = printed.read_text(errors="replace") if printed.exists() else "The process of the tests was killed."
+            raise RuntimeError(f"{text}\nThese tests must pass without any mistake.")
         for mutant in mutants:
             start = time.perf_counter()
             path = copy / mutant.file
@@ -112,12 +116,12 @@ def _run_tests(copy: Path, tests: Sequence[str], limit_s: float | None) -> int |
 
 
 def _test(copy: Path, tests: list[str]) -> None:
-    """Run the tests in the copy, in this process. It exits with 0 if all pass and 1 if one fails."""
+    """Run the tests in the copy, in this process. It exits with 0 if all pass, and with FAILED if one fails."""
     import pytest
 
-    printed = os.open(copy / ".printed", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    (copy / ".printed").unlink(missing_ok=True)
     for stream in (1, 2):
-        os.dup2(printed, stream)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     os.chdir(copy)
     os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_CACHE_DIR": str(copy / ".numba")}
     sys.path.insert(0, str(copy))
@@ -125,10 +129,13 @@ def _test(copy: Path, tests: list[str]) -> None:
     sys.dont_write_bytecode = True
     for package in PACKAGES:
         if (found := find_spec(package)) is None or not Path(str(found.origin)).is_relative_to(copy):
-            sys.exit(f"the tests would import {package} from {found and found.origin}; expected it in {copy}")
-    verdict = _Verdict()
-    code = pytest.main(["-q", "-x", "--assert=plain", *tests], plugins=[verdict])  # else it compiles every plugin
-    sys.exit(1 if verdict.failed else 2 * bool(code))
+            (copy / ".printed").write_text(f"{package} would be {found and found.origin}; expected it in {copy}")
+            sys.exit(2)
+    verdict, printed = _Verdict(), io.StringIO()  # in memory: a test limits the size of files
+    with redirect_stdout(printed):
+        code = pytest.main(["-q", "-x", "--assert=plain", *tests], plugins=[verdict])  # else it compiles every plugin
+    (copy / ".printed").write_text(printed.getvalue(), errors="replace")
+    sys.exit(FAILED if verdict.failed else 2 * bool(code))
 
 
 class _Verdict:
