@@ -59,7 +59,7 @@ class Rounding(TorchDispatchMode):
             return result
         if not isinstance(result, Tensor) or not result.is_floating_point():
             return result
-        size = self._size(func, args, kwargs or {}, result)
+        size = self._size(func, args, kwargs or {}, result).where(result.isfinite(), 0)
         signs = torch.randint(0, 2, result.shape, generator=self._random, dtype=result.dtype).mul_(2).sub_(1)
         return result.addcmul(size, signs.to(result.device))
 
