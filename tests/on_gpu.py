@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from saprof import command, sweep, text
+from saprof.measure.request import read_request
 
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
@@ -86,13 +87,16 @@ def steps(output: Path, fingerprint: str) -> list[Step]:
 
     def sweeps(name: str, beside: float, *variants: str) -> Step:
         """A cell takes its measuring time, plus `beside` seconds for making, compiling and checking it."""
-        seconds, folder = 0.0, str(output / f"{name}-{fingerprint}")
+        seconds, folder = 0.0, output / f"{name}-{fingerprint}"
         commands = []
+        resume = ("--resume",) if (folder / "run.json").exists() else ()
         for variant in variants:
             asked = ("--device", "cuda", "--batch", "32", *variant.split())
-            seconds += 18 + (sweep.parser().parse_args(asked).seconds + beside) * _count_cells(asked)
-            rest = ("--resume", "--output", folder, "--time-budget", BUDGET)
+            request = read_request(sweep.parser().parse_args(asked))
+            seconds += 18 + (request.how.seconds + beside) * _count_cells(asked)
+            rest = (*resume, "--output", str(folder), "--time-budget", BUDGET)
             commands.append((PYTHON, "-m", "saprof.sweep", *asked, *rest))
+            resume = ("--resume",)
         return Step(name, seconds, tuple(commands))
 
     def sanitizer(tool: str, seconds: float) -> Step:

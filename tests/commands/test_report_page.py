@@ -37,7 +37,7 @@ ROOFS = made_up.roofs(
     time="2026-11-22T00:00:00+00:00",
     torch="2.13.0",
     streams={"copy": {2**20: 2e10, 2**28: 1e10}},
-    fma={"float32": 7e10},
+    fma={"float32": 1.2e11},
     gemm={"float32": 1e11},
     anchors=(made_up.anchor(blocks_s={"copy": (1.0, 1.05)}, ratios={"copy": (0.99, 1.02)}),),
 )

@@ -437,7 +437,8 @@ class TestCommand:
             (["--operator", "convolution"], f"unknown operator 'convolution'; expected {', '.join(OPERATORS)}"),
             (["--backend", "triton"], f"unknown backend 'triton'; expected {', '.join(BACKENDS)}"),
             (["--dtype", "int8"], f"unknown dtype 'int8'; expected {', '.join(ITEMSIZE)}"),
-            (["--device", "tpu"], "device is 'tpu'; expected one that torch sees here: cpu"),
+            (["--device", "tpu"], "device is 'tpu'; expected cpu, cuda, or one of several GPUs such as cuda:1"),
+            (["--device", "cuda:99"], "device is 'cuda:99'; expected one that torch sees here: cpu"),
         ],
     )
     def test_unknown_names_list_the_valid_ones(self, arguments, message):
