@@ -38,7 +38,7 @@ test-deep: $(VENV)/.dev ## the tests that make test leaves out
 
 test-all: test test-deep ## every test, a quarter of an hour
 
-mutants: $(VENV)/.dev ## plant mistakes one by one in a copy, and check that a test fails with each
+mutants: $(VENV)/.dev ## plant mistakes one by one in a copy, and check that a test finds each
 	$(BIN)/python tests/mutants/campaign.py
 
 slurm: $(VENV)/.dev ## the studies' jobs on a real Slurm of this machine alone; needs root, slurm-wlm and munge

@@ -66,4 +66,4 @@ def _line(mutant: Mutant) -> str:
 
 
 SECTIONS = {"<!-- every command -->": commands, "<!-- every mutant -->": mutants}
-"""Comments in the pages, and what they become."""
+"""Comments in the pages, and the functions whose text replaces them."""

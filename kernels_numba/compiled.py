@@ -1,6 +1,6 @@
 """Compilation for the CPU. Compiled kernels are kept on disk, and a second process loads them.
 
-A kernel that cannot be read or written there is compiled all the same: a process warns once, and goes on.
+If a kernel cannot be read or written there, the process compiles it for itself, and warns once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def kept_on_disk(dispatcher: Any) -> Any:
-    """The dispatcher, which from now on keeps on disk what it compiles."""
+    """The same dispatcher. From now on it stores compiled kernels on disk, if a folder can be written to."""
     try:
         dispatcher.enable_caching()
     except RuntimeError as error:
@@ -71,8 +71,8 @@ def or_empty(array: Any, axes: int, work: Any) -> Any:
 class _Sealed:
     """A cache of Numba in which each entry has a checksum of its code and of what it was compiled from and for.
 
-    Numba writes the index of a cache before the code. So the index may refer to code of another signature, processor or
-    version, after a full disk or if two processes write at once.
+    Numba writes the index of a cache before the code. If the disk is full, or two processes write at the same time, the
+    index may refer to code of another signature, processor or version.
     """
 
     def __init__(self, entries: Any) -> None:
@@ -84,7 +84,7 @@ class _Sealed:
             return None
         checksum, code = found
         if checksum != _checksum(key, code):
-            raise ValueError("its checksum is another")
+            raise ValueError("its checksum is wrong")
         return pickle.loads(code)
 
     def save(self, key: Any, data: Any) -> None:
@@ -106,9 +106,9 @@ def _load_or_warn(cache: Any) -> Callable[..., Any]:
     def load_overload(*arguments: Any) -> Any:
         try:
             return load(*arguments)
-        except Exception as error:  # damaged bytes make pickle raise anything
+        except Exception as error:  # pickle can raise any exception for damaged bytes
             where = f"a compiled kernel in {cache.cache_path}"
-            _warn_once("load", f"{where} is damaged or cannot be read ({error}), and compiled again")
+            _warn_once("load", f"{where} is damaged or cannot be read ({error}); it is compiled again")
             with suppress(OSError):
                 cache.flush()  # a damaged index takes no further entry
             return None
@@ -117,7 +117,7 @@ def _load_or_warn(cache: Any) -> Callable[..., Any]:
 
 
 def _save_or_warn(cache: Any) -> Callable[..., None]:
-    """The cache's `save_overload`; it warns of a file that it cannot write, such as on a full disk."""
+    """The cache's `save_overload`; it warns if it cannot write a file, for example because the disk is full."""
     save = cache.save_overload
 
     def save_overload(*arguments: Any) -> None:
@@ -137,7 +137,7 @@ _warned: set[str] = set()
 
 
 def _warn_once(what: str, message: str) -> None:
-    """Warn, unless this process has warned of the same: each kernel has the same problem."""
+    """Warn, unless this process has already warned about `what`: one problem affects every kernel."""
     if what not in _warned:
         _warned.add(what)
         warnings.warn(message, RuntimeWarning, stacklevel=4)

@@ -19,15 +19,15 @@ class WriteError(OSError, ValueError):
 
     @classmethod
     def of(cls, path: str | Path, error: OSError, remedy: str = "") -> WriteError:
-        """The error `error` as one about `path`."""
+        """The same error with the name `path`, and a remedy at its end."""
         return cls(error.errno, f"{error.strerror}{remedy}", str(path))
 
 
 def write(path: str | Path, content: bytes) -> None:
     """Replace the file at `path`. A reader finds the old file or the new one, during the write and after a crash too.
 
-    The new file has the permissions of the old one. A link stays, and its target is replaced. What is not a file, such
-    as /dev/stdout, is written to. WriteError if it cannot be written.
+    The new file has the permissions of the old one. If the path is a link, its target is replaced. If it is a device or
+    a pipe, such as /dev/stdout, the content is written to it. WriteError if that fails.
     """
     try:
         if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - these do not raise

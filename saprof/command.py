@@ -21,14 +21,14 @@ OK, FAILED, USAGE, REGRESSION, FULL = 0, 1, 2, 3, 6
 INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + 13
 """Exit codes that a shell gives: after Ctrl-C; after SIGPIPE, if the process that reads the output has ended."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""No space, a quota, the largest size of a file, a failing disk."""
+"""The disk or a quota is full, a file is too large, or the disk fails."""
 
 WHOLE = "[0-9]{1,9}"
-"""A whole number, in digits that every program reads: neither ² nor 1_000."""
+"""A whole number in ASCII digits. Python's int also reads ٣ and 1_000."""
 NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 LARGEST = 10**9 - 1
 LONGEST = 10_000
-"""The most numbers of a range."""
+"""The largest number of entries of a range."""
 LONGEST_S = 10**6
 """The longest time in seconds, eleven days. A timeout of the system cannot be much longer."""
 
@@ -66,8 +66,8 @@ def _sentence(error: Exception) -> str:
 
 
 def _open_streams() -> None:
-    """Open the streams that the caller has closed, which otherwise would be the next files that are opened; and let a
-    terminal without ✓ show a ?."""
+    """Open the streams that the caller has closed. Otherwise the next file that is opened would receive what is
+    printed. A terminal without ✓ shows a ?."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - open until the end
@@ -77,7 +77,7 @@ def _open_streams() -> None:
 
 
 def _discard_unwritable() -> None:
-    """Discard what cannot be written. Python would try once more when it exits, and print a traceback."""
+    """Discard output that cannot be written. Otherwise Python tries again when it exits, and prints a traceback."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -139,7 +139,7 @@ def seconds(what: str, text: str, least: float = 1e-6) -> float:
 
 
 def device(text: str) -> str:
-    """Read the name of a device, which torch need not see here."""
+    """Read the name of a device. It need not exist on this machine."""
     if not re.fullmatch("cpu|cuda(:(0|[1-9][0-9]?))?", text):
         raise ValueError(f"device is {text!r}; expected cpu, cuda, or one of several GPUs such as cuda:1")
     return text

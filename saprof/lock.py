@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 FILE = ".lock"
-"""The file in the folder that is locked. It stays."""
+"""The file in the folder that is locked. It is not deleted."""
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Lock a folder; the lock also ends with the process. ValueError if another process holds it, OSError if the folder
-    cannot be written or its file system has no locks."""
+    """Lock a folder inside the `with` block; the lock also ends with the process. ValueError if another process holds
+    it, OSError if the folder cannot be written or its file system has no locks."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / FILE)

@@ -22,13 +22,13 @@ PERIODS = ("epoch", "step")
 REMAINDERS = ("drop", "keep")
 DEVICES = ("auto", "cpu", "cuda")
 MOST_THREADS = 1024
-"""With a hundred thousand threads torch ends the process without a word."""
+"""With a hundred thousand threads, torch ends the process without an error message."""
 
 SETTING = {"setting": True}
 """Metadata of fields that change how a run is carried out, but not its result; they are not part of the fingerprint."""
 LATER = {"later": True}
-"""Metadata of fields that earlier versions did not have. At its default such a field is not part of the fingerprint, so
-that the runs of earlier versions keep theirs."""
+"""Metadata of fields that earlier versions did not have. A field with its default is not part of the fingerprint, so
+that the fingerprints of earlier runs stay the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Config:
     """Pieces into which each process divides the images of a step; gradients are accumulated over them."""
     remainder: str = field(default="drop", metadata=LATER)
     """What happens to the images that are left after the full steps of an epoch: drop leaves them out of this epoch;
-    keep makes a smaller last step of them, for which images are repeated until all processes and pieces have equally
+    keep makes a smaller last step of them, in which images are repeated until all processes and pieces have equally
     many."""
     lr: float = 0.1
     warmup_epochs: float = 0.0
@@ -90,8 +90,8 @@ class Config:
     """Whether the network is compiled by torch.compile."""
 
     batch_per_process: int | None = field(default=None, metadata=SETTING)
-    """Images that a batch norm saw at a time where the recipe was published; a run in which it sees another number
-    gives a warning."""
+    """Images that a batch norm sees at a time in the published recipe. A run in which it sees another number prints a
+    warning."""
     output: Path | None = field(default=None, metadata=SETTING)
     """Folder of the run; by default runs/<model>-<data>-<seed>."""
     root: Path | None = field(default=None, metadata=SETTING)
@@ -189,7 +189,7 @@ _RANGES = {
 
 
 def before_later_fields() -> dict[str, Any]:
-    """The facts of runs of earlier versions that are in no file of theirs."""
+    """The fields that earlier versions did not have, with the values that the runs of these versions used."""
     return {f.name: f.default for f in fields(Config) if f.metadata.get("later")}
 
 

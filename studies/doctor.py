@@ -3,7 +3,8 @@
     python -m studies.doctor --root /data/imagenet --all
     python -m studies.doctor --recipe san_imagenet --model package.module:function --root /data/imagenet
 
-With options of studies.train, the second form also checks all that this run requires before its first step.
+With options of studies.train, as in the second line, it also checks everything that this run requires before its first
+step.
 Exit codes: 0 no problem, 2 wrong usage, 3 problems, which are listed.
 """
 
@@ -79,7 +80,7 @@ def _survey(config: Config) -> Survey:
 
 
 def _unmet(config: Config, found: Survey) -> list[str]:
-    """What the data, or the run of the options that were given, lacks."""
+    """The problem of the data, or of the run that the options describe; an empty list if there is none."""
     import torch
 
     from studies.data import load
@@ -134,7 +135,7 @@ def _sample(count: int, every: bool) -> Iterable[int]:
 
 
 Note = tuple[str, str]
-"""What to know about a file, and its path."""
+"""A remark about a file that is not a problem, and its path."""
 
 
 def _opened(chosen: Sequence[tuple[Images, int]]) -> Iterator[tuple[str, list[Note]]]:
@@ -160,7 +161,7 @@ _heard = _Heard()
 
 @contextmanager
 def _named_warnings() -> Iterator[None]:
-    """Collect warnings, which do not name the file, in the thread that reads it."""
+    """Collect the warnings of each thread. They do not name the file, but the thread that reads it knows its path."""
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_, **__: _heard.sentences.append(" ".join(str(message).split()))
@@ -196,7 +197,7 @@ def _noted(notes: Sequence[Note]) -> str:
 
 
 def _readable(text: str) -> str:
-    """The text with escapes for the bytes of file names that are no UTF-8."""
+    """The text with escapes for bytes of file names that are not UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 

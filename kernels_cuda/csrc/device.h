@@ -25,7 +25,7 @@ __device__ R rectify(R x) {
   return x < 0 ? R(0) : x;
 }
 
-// The gradient of ReLU, from x before or after it. It passes where x is NaN, as torch's does.
+// The gradient of ReLU, from x before or after it. It is passed on where x is NaN, as in torch.
 template <typename R>
 __device__ R rectify_gradient(R x, R gradient) {
   return x <= 0 ? R(0) : gradient;

@@ -60,8 +60,8 @@ Core core_of(const std::string& name, const Entry& entry, const Arrays& arrays, 
           static_cast<int>(numbers[2])};
 }
 
-// Kernels take the dtype of one array for that of all. Only parameters and sums, which a core has, may have the dtype
-// of sums.
+// A kernel reads all arrays in the dtype of one of them. Only the parameters and sums of a core may have another dtype,
+// that of sums.
 void check_types(const std::string& name, const Arrays& arrays, const Arrays& tables, bool core) {
   const auto is_map = [&](const Array& array) { return array.data && (!core || array.sizes.size() == 4); };
   const auto map = std::find_if(arrays.begin(), arrays.end(), is_map);

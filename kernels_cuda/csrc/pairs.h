@@ -72,8 +72,8 @@ __device__ void each_column(int count, Use use) {
   }
 }
 
-// The pairs of the centres in `places` with the taps from `tap` on. The pairs of one tap follow each other. There is no
-// pair of a tap outside the map if `excludes`.
+// The pairs of the centres in `places` with the taps from `tap` on. The pairs of one tap follow each other. If
+// `excludes`, a tap outside the map has no pair.
 __device__ inline void pair_centres(const Lookups& lookups, const Tap* taps, const Place* places, int positions,
                                     int tap, int columns, bool excludes, Column* pairs) {
   for (int column = threadIdx.x; column < columns; column += blockDim.x) {

@@ -413,7 +413,7 @@ __global__ void __launch_bounds__(THREADS, 4)
           for (int item = threadIdx.x; item < depth * plan.columns; item += blockDim.x) {
             const int d = item / plan.columns, column = item - d * plan.columns;
             const int64_t from = centres + int64_t(channel + d) * inputs.g * inputs.p;
-            // not finite: 0 at taps outside the map; the flows of all others are NaN
+            // a flow of 0 at a tap outside the map must not be multiplied by ∞; all other flows are NaN
             const T query = work.exists(column) ? inputs.query[from + work.position(column)] : T(0);
             queries[item] = isfinite(query) ? query : T(0);
           }

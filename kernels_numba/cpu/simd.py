@@ -175,7 +175,8 @@ def where_positive(typing, by, a, b):
 
 @intrinsic
 def exp(typing, x):
-    """eˣ to a few ulp; 0 below the smallest normal number, and wrong above the largest power of 2.
+    """eˣ to a few ulp. It is 0 where eˣ is less than the smallest normal number, and wrong where eˣ is more than the
+    largest power of 2.
 
     eˣ = 2ⁿ · eʳ, where n is the integer nearest to x / ln 2, and eʳ is computed by its Taylor series. If a mantissa has
     m bits, adding 3 · 2ᵐ⁻¹ + d to x / ln 2 rounds it to n and leaves n + d in the lowest bits. With the bias of the
@@ -258,7 +259,7 @@ product_1, product_2, product_3 = (_product_block(vectors) for vectors in (1, 2,
 
 @intrinsic
 def outer_block(typing, a, at_a, step_a, rows_a, b, at_b, step_b, rows_b, columns, to, at_to, step_to):
-    """to[o, d] += Σ over columns of a[o] · b[d], for at most 4 rows of a and 3 rows of b. What lies behind the last
+    """to[o, d] += Σ over columns of a[o] · b[d], for at most 4 rows of a and 3 rows of b. Memory after the last
     column is not read."""
     vector = Vector(a.dtype)
 

@@ -27,7 +27,8 @@ def softmax(logits, at, k, step, room, lowest):
     """Replace the logits by exp(logit − peak); return the sums of these weights, and the peaks, the largest logits.
 
     A peak is at least the lowest number, so that a logit of −∞ has a weight of 0. If all logits are −∞, the sum is 0,
-    and the division by it gives NaN, as torch's softmax does. The sum is NaN if a logit is NaN or ∞."""
+    and the division by it gives NaN, as torch's softmax does. The sum is NaN if a logit is NaN or ∞.
+    """
     peak, sums = broadcast(logits, lowest), zeros(logits)
     for j in range(k):
         peak = maximum(peak, load(logits, at + j * step))

@@ -471,7 +471,7 @@ def _attention_backward(upstream, inputs, weight, infinite, gradients, tiles, ow
                     _distribute(flow, queries, d, key_frames[frames], heads, at, tiles)
                 if relative_gradient.shape[0] > 0:
                     if tiles.ones.shape[0] > 0:
-                        # 0 · ∞ at a tap outside the map; at all others, flow is NaN
+                        # a flow of 0 at a tap outside the map must not be multiplied by ∞; all other flows are NaN
                         _clear_infinite(queries, d * tiles.step)
                     outer_product(
                         flow, 0, tiles.step, k, queries, 0, tiles.step, d, at.high * tiles.wide,
@@ -511,7 +511,7 @@ def stand_alone_attention_backward(
         work.empty(work.threads, d * tiles.step + SLACK),
     )
     weight, infinite = or_empty(relative, 2, work), np.zeros(0, np.int64)
-    if work.excludes:  # taps whose embedding must not be multiplied by a gradient of 0 outside the map
+    if work.excludes:  # outside the map, a gradient of 0 must not be multiplied by an infinite embedding
         infinite = np.flatnonzero(~np.isfinite(weight).all(0))
         weight = np.where(np.isin(np.arange(weight.shape[1]), infinite), weight.dtype.type(0), weight)
     _attention_backward(Upstream(gradient, y, lse), inputs, weight, infinite, gradients, tiles, own)

@@ -49,8 +49,8 @@ def source_of(tables, tap, row, column):
 
 @device
 def pair_centres(tables, centres, tap, columns, excludes, block):
-    """The pairs of the centres with the taps from `tap` on. The pairs of one tap follow each other. There is no pair of
-    a tap outside the map if it `excludes` them."""
+    """The pairs of the centres with the taps from `tap` on. The pairs of one tap follow each other. If `excludes`, a
+    tap outside the map has no pair."""
     pairs, k, ow = block.pairs, tables.rows.shape[0], tables.columns.shape[1]
     for column in range(block.thread, columns, block.threads):
         j = column // centres.count

@@ -92,8 +92,8 @@ def choose(operator: Operator, dtype: torch.dtype, device: str, footprint: Footp
 
 
 def computed_in(backend: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the products and sums of `backend`: in kernels float32 at least, in `unfold` the dtype itself. The
-    gradient of F.unfold sums half types in half precision."""
+    """The dtype of the products and sums of `backend`: at least float32 in kernels, and `dtype` itself in
+    `unfold`, where the gradient of F.unfold adds up in half precision."""
     return dtype if backend == "unfold" else torch.promote_types(dtype, torch.float32)
 
 
@@ -122,7 +122,7 @@ def _check(operator: Operator, named: Sequence[tuple[str, Tensor]], footprint: F
 
 def _dispatch(name: str, inputs: Sequence[Any], footprint: str, backend: str) -> Any:
     """Call a dispatcher entry. Autocast is disabled inside, so that no part of a backend is cast separately."""
-    # a program that torch.export makes has the operators that compute the entry, so that unfold needs no saprof
+    # an exported program then has the operators inside the entry: with unfold, it runs without saprof
     exports = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
     entry = _entries[name] if exports else getattr(torch.ops.saprof, name)
     first = inputs[0][0] if isinstance(inputs[0], list) else inputs[0]

@@ -146,7 +146,7 @@ def why_not(operator: Operator) -> str | None:
 
 
 def _needs_more_than_gradients() -> bool:
-    """Whether derivatives are computed in forward mode, or second ones by torch.func."""
+    """Whether forward-mode AD is active, or torch.func computes second derivatives."""
     levels = [level.key() for level in get_interpreter_stack() or ()]
     twice = levels.count(TransformType.Grad) > 1
     return twice or TransformType.Jvp in levels or forward_ad._current_level >= 0
@@ -288,7 +288,7 @@ def _differentiate(library: torch.library.Library, opaque: Opaque) -> None:
 def _use(library: torch.library.Library, name: str, derivatives: Derivatives) -> None:
     """Let autograd, forward-mode AD and torch.func use these derivatives of the operator `name`.
 
-    torch.library.register_autograd knows no forward mode, and gives tangents of 0 without a word.
+    torch.library.register_autograd does not support forward mode: its tangents are 0, without an error.
     """
     entry = getattr(getattr(torch.ops, library.ns), name)
 

@@ -149,7 +149,7 @@ def _position(query, relative, footprint) -> Float[Tensor, "n g k p"]:
 
 
 def _excluded(map_, footprint) -> Bool[Tensor, "k p"]:
-    """The taps outside the map. Where they are 0, a gradient of 0 is not multiplied by a NaN that no centre reads."""
+    """The taps outside the map. Values are set to 0 there, so that a gradient of 0 is not multiplied by NaN."""
     return ~footprint.inside(*map_.shape[-2:]).to(map_.device)
 
 

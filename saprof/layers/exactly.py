@@ -1,7 +1,7 @@
 """What a fast path assumes of the modules whose calls it skips.
 
-A fast path reads the weights of modules and computes what torch's classes compute from them. Each function here returns
-the reason why that could be wrong, or None. Types are compared by identity, since a subclass, a parametrized or a lazy
+A fast path reads the weights of modules and computes what torch's classes compute from them. The functions below return
+the reason why that could be wrong, or None. They compare types by identity, since a subclass, a parametrized or a lazy
 module may compute anything.
 """
 
@@ -36,7 +36,8 @@ def changed(module: object, kind: type[nn.Module]) -> str | None:
 _ATTRIBUTES: dict[type[nn.Module], frozenset[str]] = {
     kind: frozenset(dir(kind)) for kind in (nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.Sequential)
 }
-"""The attributes of the classes. One of the same name in a module replaces it, such as `forward`."""
+"""The attributes of the classes. A module's own attribute of the same name, such as `forward`, replaces that of its
+class."""
 _PLAIN = (nn.Parameter, Tensor, type(None))
 
 
@@ -52,7 +53,7 @@ def hooked(module: nn.Module) -> bool:
 
 
 def _all_modules_hooked() -> bool:
-    """Whether there are hooks for all modules, other than those by which FlopCounterMode learns their names."""
+    """Whether there are global hooks, except those of FlopCounterMode, which only read the names of modules."""
     hooks = chain(
         torch_module._global_forward_hooks.values(),
         torch_module._global_forward_pre_hooks.values(),
@@ -63,7 +64,7 @@ def _all_modules_hooked() -> bool:
 
 
 def not_norm(module: object, channels: int) -> str | None:
-    """The reason why `module` may not be a batch norm of so many channels."""
+    """The reason why `module` may not be a batch norm of `channels` channels."""
     if reason := changed(module, nn.BatchNorm2d):
         return reason
     assert isinstance(module, nn.BatchNorm2d)
@@ -75,7 +76,7 @@ def not_norm(module: object, channels: int) -> str | None:
 
 
 def not_linear(module: object, inputs: int, outputs: int, *, bias: bool | None = None) -> str | None:
-    """The reason why `module` may not be a linear layer at every position; without `bias` it may have one or not."""
+    """The reason why `module` may not be a 1 × 1 convolution. If `bias` is None, it may have a bias or not."""
     if reason := changed(module, nn.Conv2d):
         return reason
     assert isinstance(module, nn.Conv2d)

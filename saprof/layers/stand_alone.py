@@ -112,8 +112,8 @@ class StandAloneAttention(LocalAttention):
 
 
 def _of_taps(embedding: Float[Tensor, "heads d m"], offsets: Sequence[int]) -> Float[Tensor, "heads d k"]:
-    """The embedding of every tap, from its offset along one axis. The index is not a buffer, since a buffer outside the
-    state dict is lost when weights are loaded into a module of the meta device."""
+    """The embedding of every tap, from its offset along one axis. The index is not a buffer: a buffer that is not in
+    the state dict has no values after weights are loaded into a module of the meta device."""
     places = sorted(set(offsets))
     return embedding.index_select(-1, torch.tensor([places.index(o) for o in offsets], device=embedding.device))
 

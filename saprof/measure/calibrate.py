@@ -43,7 +43,7 @@ UNDISTURBED = 10
 """The percentile of the times that gives a roof."""
 FMA_DTYPES = ("float32", "float64")
 TRIES = 3
-"""Roofs that cannot be are measured again, up to so many times in all."""
+"""The largest number of measurements. Impossible roofs are measured again."""
 
 
 def calibrate(device: str, dtypes: Sequence[str], seconds_each: float = 0.2) -> Calibration:
@@ -52,9 +52,9 @@ def calibrate(device: str, dtypes: Sequence[str], seconds_each: float = 0.2) -> 
     `seconds_each`; then the first anchor.
 
     A roof is the rate of an undisturbed device, so it follows from the 10th percentile of the times. The median of a
-    row is compared with it, so every disturbance of a row lowers its share of the roof. Roofs that cannot be are
-    measured again, and the highest rates count. ValueError if less memory is free than four times the smallest working
-    set.
+    row is compared with it, so every disturbance of a row lowers its share of the roof. Impossible roofs
+    are measured again, and the highest rates count. ValueError if less memory is free than four times the smallest
+    working set.
     """
     kind = torch.device(device).type
     name, threads = device_name(device), torch.get_num_threads()
@@ -109,7 +109,7 @@ def _highest(one: Mapping[Any, float], other: Mapping[Any, float]) -> dict[Any, 
 
 
 def _beside(first: Anchor, others_cpu: float) -> Anchor:
-    """The anchor, contended too if other processes used so many cores while the roofs were measured."""
+    """The anchor; it is contended too if other processes used many cores while the roofs were measured."""
     return replace(
         first, others_cpu=max(first.others_cpu, others_cpu), contended=first.contended or others_cpu > CONTENDED
     )

@@ -1,7 +1,7 @@
 """What the reference expects of an operator, and the rounding errors that a right kernel may have.
 
-The size of a result does not tell these errors: large terms may cancel, as in the gradient of a softmax. So the
-reference is computed again with random errors in every step, and tolerances follow from the largest effect on a result.
+The reference is computed again with random errors in every step (see rounding). Tolerances follow from the largest
+effect of these errors on a result.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ TOGETHER = 100_000
 
 
 class Question(NamedTuple):
-    """A workload, and what of it is to be computed."""
+    """A workload, and which results of it are to be computed."""
 
     workload: Workload
     seed: int
-    """The seed of the workload, which takes no part in its comparison."""
+    """The seed of the workload. Two workloads are equal if only their seeds differ, so the seed is here too."""
     gradients: bool
     positions: tuple[int, ...] | None
     computed_in: torch.dtype
@@ -69,7 +69,7 @@ def expect(question: Question) -> list[Result]:
 
 
 def cotangent(workload: Workload, shape: Sequence[int]) -> Tensor:
-    """Numbers of one sign, so that sums grow, and with them the errors of sums in half precision."""
+    """The gradient of the output. It has no negative numbers, so that sums grow, and their errors in half precision."""
     generator = torch.Generator().manual_seed(workload.seed + 1)
     return torch.randn(shape, generator=generator).abs().to(getattr(torch, workload.dtype))
 

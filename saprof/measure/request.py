@@ -26,7 +26,7 @@ DEFAULT_STAGE = 2
 DEFAULT_FOOTPRINT = "7"
 DEFAULT_IMAGE_SIDE = 224
 MOST_GROUPS = 20_000
-"""The most groups of a request: years of measurements, and seconds of planning."""
+"""The largest number of groups of a request. More of them would take days to measure, and long to plan."""
 MOST_THREADS = 1024
 
 
@@ -218,7 +218,7 @@ def _given(option: str | None, default: str) -> str:
 
 
 def _footprints(arguments: Namespace, strides: int) -> list[Footprint]:
-    """Every footprint, with every dilation and boundary. Each of them will be needed with `strides` strides."""
+    """Every footprint, with every dilation and boundary. Each will be combined with `strides` strides."""
     boundaries = command.choices("boundary", arguments.boundary, BOUNDARIES)
     written = _given(arguments.footprint, DEFAULT_FOOTPRINT)
     found = read_footprints(written, arguments.dilation, len(boundaries) * strides)

@@ -1,4 +1,4 @@
-"""The rounding errors that a computation may have, estimated by computing it again with random errors.
+"""The rounding errors of a computation, estimated by computing it again with random errors.
 
 An estimate from the size of the result alone is wrong where large terms cancel, as in the gradient of a softmax.
 """

@@ -46,10 +46,10 @@ _OFFICIAL_KEYS = [
 def save(model: Model, path: str | Path) -> None:
     """Write the model's config and weights to `path`. If writing fails, `path` does not change.
 
-    What is written is first read as `load` reads it. ValueError if that gives another network: `load` builds the
-    network of the config, so it cannot restore layers, settings, hooks or parametrizations that were changed since. It
-    restores neither the mode (training or evaluation) nor `requires_grad`. ValueError also if the model is not one of
-    saprof's, or has no weights; OSError if the file cannot be written.
+    The content is first loaded again, and ValueError raised if that gives another network. `load` builds the network of
+    the config, so it cannot restore layers, settings, hooks or parametrizations that were changed later. The mode
+    (training or evaluation) and `requires_grad` are not saved. ValueError also if the model is not one of saprof's, or
+    has no weights; OSError if the file cannot be written.
     """
     architecture = type(model).__name__
     if ARCHITECTURES.get(architecture, (None, None))[1] is not type(model):
@@ -111,7 +111,7 @@ def load_official(model: SAN, checkpoint: str | Path | Mapping[str, Any]) -> SAN
 def _check_released(model: SAN, where: str) -> None:
     """ValueError if the model computes something else than the released code with the same weights."""
     if type(model) is not SAN:
-        return  # no weight has the name of one of a SAN
+        return  # the names of its weights do not fit, which is reported later
     relation, position, _ = DEFAULTS.get(model.config.family, (None, None, None))
     for name, released in (("relation", relation), ("position", position)):
         if released is not None and getattr(model.config, name) != released:

@@ -1,5 +1,4 @@
-"""How two networks differ, other than in the values that training changes: what makes a network not the one that its
-config builds."""
+"""The differences between a network and the one that its config builds."""
 
 from __future__ import annotations
 
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from saprof.operators import Operator
 
 _STATE = frozenset(vars(nn.Module())) | {"_compiled_call_impl", "ran", "why_composed"}
-"""The attributes that torch keeps in every module, and those in which a forward of ours notes how it ran."""
+"""The attributes that torch keeps in every module, and those in which saprof's modules store how they ran."""
 SHOWN = 8
+"""The largest number of reasons in a message."""
 
 
 def listed(reasons: list[str]) -> str:
@@ -25,8 +25,8 @@ def listed(reasons: list[str]) -> str:
 def differences(model: nn.Module, expected: nn.Module, *, values: bool = True) -> list[str]:
     """Why `model` may compute something else than `expected`, a sentence for each reason.
 
-    Modules, their types, settings and tensors must be equal, and nothing else may run with a forward. Without `values`,
-    the content of tensors may differ, and their dtype, and what computes the attention.
+    Modules, their types, settings and tensors must be equal, and no hook may run with a forward. Without `values`, the
+    contents and dtypes of tensors may differ, and so may `backend` and `attention`.
     """
     theirs = dict(expected.named_modules(remove_duplicate=False))
     ours = dict(model.named_modules(remove_duplicate=False))

@@ -53,7 +53,7 @@ def optimize_for_inference(model: Model) -> Model:
 
 
 def _runs_as_written(module: nn.Module) -> bool:
-    """Whether the module is of a class of saprof, none of whose methods was replaced in the module."""
+    """Whether the class of the module is exactly one of saprof's, and no method was replaced in the module."""
     return type(module) in _WRITTEN and not any(map(callable, vars(module).values()))
 
 
@@ -96,7 +96,7 @@ def _joined(layers: list[nn.Conv2d]) -> nn.Conv2d:
 
 
 def _fold(module: nn.Module, convolution: str, norm: str) -> None:
-    """Fold a batch norm into the convolution before it, if they are what their classes say."""
+    """Fold a batch norm into the convolution before it, if both are as torch built them."""
     before, after = getattr(module, convolution), getattr(module, norm)
     if changed(before, nn.Conv2d) or not_norm(after, len(before.weight)) or after.training:
         return

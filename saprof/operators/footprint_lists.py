@@ -10,14 +10,14 @@ from saprof import command
 from saprof.operators.footprint import LARGEST, Footprint
 
 MOST_TAPS = 2 * LARGEST**2
-"""The most taps of a list: two of the largest squares."""
+"""The largest number of taps of a list: those of two of the largest squares."""
 _PAIR = r"-?\d+,-?\d+"
 
 
 def read_footprints(written: str, dilation: str = "1", copies: int = 1) -> list[Footprint]:
     """Read a comma list of sizes and ranges, each with every dilation, and of texts that `Footprint.parse` reads.
 
-    ValueError if `copies` of each of them have more taps than memory is spent on.
+    ValueError if `copies` of each of them have more than MOST_TAPS taps in all.
     """
     found: list[Footprint] = []
     taps = 0

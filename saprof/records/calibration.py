@@ -23,7 +23,7 @@ WIDER = {"float16": "float32", "bfloat16": "float32"}
 """For each dtype, the dtype in which kernels may compute it, if that is faster."""
 
 NOISE = 0.05
-"""A rate may be this much lower than another one that cannot be higher, as a share of that one."""
+"""The share by which noise may make a rate lower than one that it must at least reach."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +97,9 @@ class Calibration:
         return self.anchors[0].contended
 
     def impossible(self, dtypes: Iterable[str] | None = None) -> list[str]:
-        """What cannot be, so that a rate is too low: an FMA loop that computes less than the matrix product on the same
-        units, and caches that are slower than the memory; only for `dtypes`, if they are given.
+        """A sentence for each rate that is too low: that of an FMA loop below that of the matrix product on the same
+        units, and that of the caches below that of the memory. If `dtypes` are given, only their FMA loops are
+        compared.
 
         On a GPU, products in other dtypes than float32 run on tensor cores, and small copies are limited by the time to
         start them.
@@ -122,8 +123,8 @@ class Calibration:
         ]
 
     def why_too_low(self, dtypes: Iterable[str] | None = None) -> str | None:
-        """The reasons why the roofs of `dtypes`, or all, are too low, and so shares of them too high; None if they can
-        be trusted."""
+        """The reasons why the roofs of `dtypes`, or all roofs, are too low; None if there is no reason. Shares of such
+        roofs are too high."""
         reasons = [*(["other processes ran meanwhile"] if self.contended else []), *self.impossible(dtypes)]
         return "; ".join(reasons) or None
 

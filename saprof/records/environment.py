@@ -33,7 +33,7 @@ FLAGS = (
 ROOT = Path(__file__).resolve().parents[2]
 """The folder of the packages."""
 CODE = ("saprof", "kernels_numba", "kernels_cuda", "studies/*.py")
-"""The sources in ROOT, as git selects them; results in studies/recorded are none."""
+"""The sources in ROOT, as patterns of git. Recorded results in studies are not code."""
 MEASURED_CODE = ("operators", "backends", "layers", "models", "measure")
 """The packages of saprof whose code affects a row; the kernels are beside saprof."""
 
@@ -134,7 +134,7 @@ def _driver(device: str) -> str | None:
 
 def commit(root: Path = ROOT) -> tuple[str | None, bool]:
     """The commit of the sources in `root`, and whether they have changed since. (None, False) unless `root` is a
-    checkout of saprof: an installed copy may be inside a repository of the user, whose commit does not describe it."""
+    checkout of saprof: an installed copy may be inside a repository of the user, whose commit is not that of saprof."""
     is_checkout = (
         _git(root, "rev-parse", "--show-prefix") == ""
         and _git(root, "ls-files", "--error-unmatch", "--", "saprof/__init__.py") is not None

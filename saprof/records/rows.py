@@ -92,8 +92,8 @@ class Row:
     ratio_high: float | None = None
     verdict: str | None = None
     peak_bytes: int | None = None
-    """Of all that the allocator of torch gives out, with the scratch memory of oneDNN's convolutions on a CPU, which
-    differs between machines; `predicted_peak_bytes` does not have it."""
+    """The peak of the memory that torch's allocator gives out. On a CPU it includes the scratch memory of oneDNN's
+    convolutions, which differs between machines. `predicted_peak_bytes` does not include it."""
     predicted_peak_bytes: int | None = None
     saved_bytes: int | None = None
     output_bytes: int | None = None
@@ -126,7 +126,7 @@ _FIELDS = {field.name: [_KINDS[kind] for kind in str(field.type).split(" | ")] f
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Append rows; they are on disk when this returns. WriteError if they cannot be written; then none is."""
+    """Append rows; they are on disk when this returns. WriteError if this fails; then the file does not change."""
     atomic.append(path, "".join(row.line() + "\n" for row in rows).encode())
 
 

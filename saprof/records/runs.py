@@ -223,7 +223,7 @@ class Run:
         self.rows_path.touch()
 
     def _remove_empty(self) -> None:
-        """Delete the folder if it has no other file than the one that was locked."""
+        """Delete the folder if it contains at most the lock file."""
         with suppress(OSError):
             (self.folder / lock.FILE).unlink(missing_ok=True)
             self.folder.rmdir()

@@ -44,8 +44,8 @@ class Images(Protocol):
         ...
 
     def digest(self) -> str | None:
-        """A hash that changes when images are added, removed or changed; None if there are none, and none are needed
-        yet."""
+        """A hash that changes when images are added, removed or changed; None if they are absent and
+        not needed."""
         ...
 
 

@@ -1,7 +1,7 @@
 """A folder of images with one folder per class, the layout of ImageNet and of torchvision's ImageFolder.
 
-Files and pixels are those of torchvision's loader, except hidden files, which are ignored, and images of 16 bits: see
-studies.data.pictures. The EXIF orientation is not applied.
+Files and pixels are those of torchvision's loader, with two exceptions: hidden files are ignored, and images of 16 bits
+are read as studies.data.pictures describes. The EXIF orientation is not applied.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Folder:
 
 class Training:
     """The training images below a root. They are listed when they are first needed, since a network can be judged
-    without them; BadData is then raised if there is a problem."""
+    without them. BadData is raised at that time if there is a problem."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -132,8 +132,8 @@ def drawn(transform: Callable[[Image.Image], Tensor], image: Image.Image, genera
 
 
 def survey(root: Path | None, parts: Sequence[str] = PARTS) -> Survey:
-    """The images below a root, by class and name, and the problems of the layout, in one pass over each folder. Of a
-    part that is not in `parts` there are no images."""
+    """The images below a root, by class and name, and the problems of the layout, in one pass over each folder. A
+    part that is not in `parts` has no images."""
     problems: list[str] = []
     if root is None:
         problems.append(f"the data set folder has no root; give --root ROOT: {LAYOUT}")

@@ -23,7 +23,7 @@ class Listing:
     """The classes, and the path and the size of their images."""
     problems: list[str] = field(default_factory=list)
     notes: list[tuple[str, str]] = field(default_factory=list)
-    """What to know about a file or folder, and its path."""
+    """A remark about a file or folder that is not a problem, and its path."""
 
     def files(self, folder: str, prefix: str, above: frozenset[Place]) -> Iterator[tuple[str, int]]:
         """The images in a folder and its subfolders, also through links, without hidden ones."""

@@ -1,6 +1,6 @@
-"""An image file as 8-bit RGB, and remarks about files that are read otherwise than they look.
+"""An image file as 8-bit RGB, and remarks about files that other programs may show differently.
 
-Pixels equal those of torchvision's loader, except those of more than 8 bits, which that loader makes white.
+Pixels equal those of torchvision's loader, except those of 16 bits, which that loader makes white.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _has_16_bits(image: Image.Image) -> bool:
 
 
 def remarks(path: Path) -> list[str]:
-    """What to know about an image that can be read."""
+    """How the pixels of an image that can be read may differ from what other programs show."""
     try:
         with Image.open(path) as image:
             return list(_remarks(image))

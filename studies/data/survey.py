@@ -18,7 +18,7 @@ class Survey:
     test: Images
     problems: tuple[str, ...]
     notes: tuple[tuple[str, str], ...] = ()
-    """What to know about files that are no problem, and the path of each."""
+    """Remarks about files or folders that are not problems, each with a path."""
 
     def checked(self) -> Survey:
         """This survey. Raises BadData if there is a problem."""

@@ -20,7 +20,7 @@ from studies.training.run import Run
 SCHEMA = 1
 FILE = "results.json"
 KEPT = ("top1", "top5", "loss", "n", "params", "steps", "train_seconds", "weights_sha256")
-"""Fields that are copied from a run's result; the best top-1 of its epochs too, if all of them were judged."""
+"""Fields that are copied from a run's result. `best_top1` is copied as well if every epoch was judged."""
 PASSING = ("argv", "memory_bytes", "time", "step", "flags")
 """Fields of a session that do not describe where a run was made."""
 NUMBER, NONE = (int, float), type(None)

@@ -52,7 +52,7 @@ class Study:
         epochs = start.epochs if self.epochs is None else self.epochs
         settings: dict[str, Any] = {"data": self.data, "root": self.root, "device": self.device}
         if not self.full:
-            settings["evaluate_every"] = epochs  # a miniature trains for seconds, and an evaluation takes one of them
+            settings["evaluate_every"] = epochs  # a miniature trains for seconds, and each evaluation takes a second
         if self.workers is not None:
             settings["workers"] = self.workers
         return replace(start, **{"epochs": epochs} | settings | dict(self.facts))

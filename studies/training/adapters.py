@@ -1,4 +1,4 @@
-"""Networks of other packages, named `package.module:function`. Whatever they do, a mistake is one sentence."""
+"""Networks of other packages, named `package.module:function`. Any error in them is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def adapted(name: str, options: Mapping[str, Any]) -> nn.Module:
     module, _, function = name.partition(":")
     try:
         build = getattr(import_module(module), function)
-    except (Exception, SystemExit) as error:  # the module is not ours
+    except (Exception, SystemExit) as error:  # a module of a user can raise anything
         raise ValueError(f"model {name!r} cannot be imported: {sentence(error)}; {EXPECTED}") from None
     if not callable(build):
         raise ValueError(f"model {name!r} is of type {type(build).__name__}; {EXPECTED}")
     try:
         model = build(**options)
-    except (Exception, SystemExit) as error:  # the function is not ours
+    except (Exception, SystemExit) as error:  # a function of a user can raise anything
         raise ValueError(f"model {name!r} with options {dict(options)} fails: {sentence(error)}") from None
     if not isinstance(model, nn.Module):
         raise ValueError(f"model {name!r} returns an object of type {type(model).__name__}; {EXPECTED}")
@@ -30,7 +30,7 @@ def adapted(name: str, options: Mapping[str, Any]) -> nn.Module:
 
 
 def sentence(error: BaseException) -> str:
-    """An exception on one line, with its type unless it is the usual one of a message."""
+    """An exception on one line. The type is added where the message alone may be unclear."""
     text = " ".join(str(error).split())
     if isinstance(error, ValueError | ImportError | AttributeError) and text:
         return text

@@ -71,14 +71,14 @@ def network(config: Config, dataset: Dataset) -> Classifier:
 
 
 def _logits(classifier: Classifier, dataset: Dataset) -> int:
-    """The number of logits for an image. Raises ValueError if the network is no classifier that can be trained."""
+    """The number of logits for an image. Raises ValueError if the network is not a classifier that can be trained."""
     training, name = classifier.training, type(classifier.model).__name__
     if not any(parameter.requires_grad for parameter in classifier.parameters()):
         raise ValueError(f"{name} has no parameters to train; expected a network with some")
     try:
         with torch.no_grad():
             logits = classifier.eval()(torch.zeros(1, *dataset.size))
-    except Exception as error:  # the network may be anybody's
+    except Exception as error:  # a network of a user can raise anything
         raise ValueError(f"{name} cannot classify an image of {dataset.size}: {sentence(error)}") from None
     classifier.train(training)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else f"an object of type {type(logits).__name__}"
@@ -287,7 +287,7 @@ def _unsynchronised(forward: Any, more_pieces: bool) -> Any:
 def set_precision(config: Config) -> None:
     """Set whether convolutions and products of this process in fp32 are computed in TF32 on a GPU."""
     with warnings.catch_warnings():
-        # torch 2.9 warns of these settings; its newer ones cannot be mixed with code that reads these
+        # torch 2.9 warns about these settings; code that reads them fails if its newer settings are used
         warnings.filterwarnings("ignore", message=".*new API settings to control TF32")
         torch.backends.cudnn.allow_tf32 = config.tf32
         torch.backends.cuda.matmul.allow_tf32 = config.tf32

@@ -56,7 +56,7 @@ def check_classes(config: Config, classes: Sequence[str], train: Images, judged:
     others = config.smoothing_over == "others"
     limit = (len(classes) - 1) / len(classes) if others else 1.0
     if config.label_smoothing >= limit:
-        where = f"; with {len(classes)} classes no more is left for the label than for another class" if others else ""
+        where = f"; with {len(classes)} classes the label would get no more weight than another class" if others else ""
         raise ValueError(f"label_smoothing is {config.label_smoothing:g}; expected below {limit:g}{where}")
 
 

@@ -131,8 +131,8 @@ class Run:
         self._write(self.metrics_path.name, text)
 
     def finish(self, result: Mapping[str, Any], model: nn.Module) -> None:
-        """Write the evaluated network, and then the result. A network that an adapter has changed is not written, and
-        the result says why."""
+        """Write the evaluated network, and then the result. If an adapter has changed the network so that it cannot be
+        saved, only the result is written, and it says why."""
         import saprof
 
         if isinstance(model, saprof.SAN | saprof.ResNet):

@@ -1,1 +1,1 @@
-"""Mutants: planted mistakes, and the tests that must fail with each of them. `run.py` plants them one by one."""
+"""Mutants: planted mistakes, and the tests that must fail with each of them. `campaign.py` plants them one by one."""

@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 FELL = "fell"
 FAILED = 10
-OUTCOMES = {0: "SURVIVED", FAILED: FELL, None: "TOOK TOO LONG"}
+OUTCOMES = {0: "SURVIVED", FAILED: FELL, None: "TOO LONG"}
 """The outcome of a mutant, by the exit code of its tests. With any other code, no test has failed and not all ran."""
 LIMIT_S = 600
 """The longest time that the tests of a mutant may take."""

@@ -1,8 +1,8 @@
 """Numba's threads: the OpenMP threads of torch, so that both libraries share one pool.
 
-fork        A child has one thread, but GNU OpenMP there waits for all threads of the pool. So the pool is released
-            before a fork, and parent and child start their own threads when they need some. Locks that another
-            thread holds would stay locked in the child, so a fork waits for them.
+A forked child has one thread, but GNU OpenMP in the child waits for all threads of the parent's pool. So the pool is
+released before a fork, and parent and child start their own threads when they need some. A lock that another thread
+holds would stay locked in the child, so a fork waits until the lock is free.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import torch
 from saprof.backends.numba.installed import starting, why_not_imported
 
 _one_by_one = threading.RLock()
-"""Held by a kernel of a layer in which only one Python thread may run kernels."""
+"""Held while a kernel runs, if Numba's threading layer allows only one Python thread to run kernels."""
 
 
 @contextmanager
 def threads_set_to(count: int) -> Iterator[None]:
     """Let Numba's kernels use `count` threads inside the `with` block.
 
-    Raises RuntimeError in a process that was forked without a release of OpenMP's threads.
+    Raises RuntimeError in a process that was forked before OpenMP's threads could be released.
     """
     with _exclusion():
         before = _set_threads(count)
@@ -113,7 +113,7 @@ def _start_threads() -> str:
 
 @cache
 def _openmp() -> ctypes.CDLL:
-    """The OpenMP library of torch, whose names become global."""
+    """Make the names of torch's OpenMP library global, and return all global names."""
     for library in Path(torch.__file__).parent.glob("lib/lib*"):
         if library.name.startswith(("libgomp", "libiomp", "libomp")):
             ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
@@ -121,9 +121,9 @@ def _openmp() -> ctypes.CDLL:
 
 
 _pool_of = os.getpid()
-"""The process in which OpenMP can start threads."""
+"""The number of the process in which OpenMP can start threads."""
 _released = False
-"""Whether OpenMP's threads were released before the fork that is going on."""
+"""Whether OpenMP's threads were released before the current fork."""
 _held = ExitStack()
 """The locks that are held during a fork."""
 
@@ -150,7 +150,8 @@ def _after_in_child() -> None:
     _held.pop_all().close()
     if _released:
         _pool_of = os.getpid()
-        if omp := sys.modules.get("numba.np.ufunc.omppool"):  # 0 threads: it only notes the process
+        if omp := sys.modules.get("numba.np.ufunc.omppool"):
+            # a call with 0 threads only stores the number of this process in the layer
             ctypes.CFUNCTYPE(None, ctypes.c_int)(omp.launch_threads)(0)
     _released = False
 
