@@ -93,7 +93,7 @@ GROUPS = {
             "Compare the accuracy of footprints of equally many taps.",
             "--footprint square:5,cross:13 --dry-run",
         ),
-        Command("studies.doctor", "Check the images of a data set.", "--data digits"),
+        Command("studies.doctor", "Check the images of a data set, and what a run requires.", "--data digits"),
     ),
 }
 COMMANDS = {command.name: command for commands in GROUPS.values() for command in commands}

@@ -7,7 +7,8 @@ All of them take
   default, takes the first of these that can run.
 
 Inputs are float64, float32, float16 or bfloat16, on any device. The output has their dtype and device. Gradients,
-`torch.func`, `torch.compile`, `torch.export` and autocast work as for torch's own functions.
+`torch.func`, `torch.compile`, `torch.export` and autocast work as for torch's own functions. Fused attentions of `cuda`
+and `numba` have first gradients only, and no forward-mode AD.
 
 Axes: n images, r channels of φ and ψ, v channels of β, g weight groups or heads, d channels of a head, h × w map,
 k taps of the footprint, p = oh · ow centres.

@@ -141,7 +141,7 @@ def why_not(operator: Operator) -> str | None:
     if torch.onnx.is_in_onnx_export():
         return "ONNX has no operators for compiled kernels; only backend='unfold' exports to it"
     if operator.masked and _needs_more_than_gradients():
-        return "fused attentions have first gradients alone, no second ones and none in forward mode"
+        return "fused attentions have first gradients alone: no second gradients, and no forward-mode AD"
     return None
 
 
