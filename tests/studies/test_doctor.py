@@ -118,7 +118,7 @@ def test_one_class_is_nothing_to_tell_apart(root, capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--label_smoothing=0.9"], "label_smoothing is 0.9; expected below 0.9; with 10 classes no more is left"),
+        (["--label_smoothing=0.9"], "label_smoothing is 0.9; expected below 0.9; with 10 classes the label would get"),
         (["--batch=900"], "batch is 900; expected at most the 797 images to train on"),
         (["--held_out=200"], "held_out takes 200 of them"),
         (["--model=builtins:dict"], "model 'builtins:dict' returns an object of type dict; expected package.module"),
