@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     for limited in LIMITED:
         parser.add_argument(f"--max-{limited.name}", metavar=limited.example, help=f"in {limited.names}")
     parser.add_argument(
-        "--run", type=Path, nargs="+", metavar="DIR", help="run folders (default: those in studies/recorded)"
+        "--run", type=command.path, nargs="+", metavar="DIR", help="run folders (default: those in studies/recorded)"
     )
     parser.add_argument(
         "--mode", default="forward", choices=MODES, metavar="MODE", help=f"{', '.join(MODES)}; default %(default)s"

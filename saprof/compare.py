@@ -12,7 +12,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from saprof import command, text
@@ -55,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Compare two runs cell by cell, A before and B after, or two backends of one run.",
     )
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="run folders: A and B, or one with --backends"
+        "runs", nargs="+", type=command.path, metavar="RUN", help="run folders: A and B, or one with --backends"
     )
     parser.add_argument("--backends", metavar="A,B", help="two backends of one run, such as numba,unfold")
     parser.add_argument(

@@ -68,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m saprof.from_pytest",
         description=f"Turn the results that pytest-benchmark saved for {SOURCE} into a run folder.",
     )
-    parser.add_argument("file", type=Path, help="file of --benchmark-json, --benchmark-autosave or --benchmark-save")
+    parser.add_argument(
+        "file", type=command.path, help="file of --benchmark-json, --benchmark-autosave or --benchmark-save"
+    )
     parser.add_argument("--output", type=command.path, required=True, help="run folder")
     return parser
 

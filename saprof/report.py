@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a page about recorded runs: figures as SVG and PNG, and "
         "an index.html that needs no other file.",
     )
-    parser.add_argument("run", nargs="+", type=Path, help="run folder of saprof.sweep")
+    parser.add_argument("run", nargs="+", type=command.path, help="run folder of saprof.sweep")
     parser.add_argument(
         "--output", type=command.path, help="folder of the report (default: report, in the run's folder)"
     )

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m saprof.roofline",
         description="Compare the rows of a run with the roofs of its machine: % of roof, and a figure.",
     )
-    parser.add_argument("run", nargs="?", type=Path, help="run folder of saprof.sweep")
+    parser.add_argument("run", nargs="?", type=command.path, help="run folder of saprof.sweep")
     parser.add_argument("--calibrate", action="store_true", help="measure the roofs now, on this machine")
     parser.add_argument("--format", default="table", choices=text.FORMATS)
     parser.add_argument("--output", type=command.path, help="folder of roofline.png and .svg (default: the run's)")

@@ -6,8 +6,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,9 @@ class Config:
         for field_ in fields(self):
             if isinstance(getattr(self, field_.name), float) and not math.isfinite(getattr(self, field_.name)):
                 raise ValueError(f"{field_.name} is {getattr(self, field_.name)}; expected a finite number")
+        for name in ("ema", "momentum"):
+            if getattr(self, name) == 1:
+                raise ValueError(f"{name} is 1, with which nothing is learned; expected a number below 1")
         if self.clip_norm == 0:
             raise ValueError("clip_norm is 0, with which nothing is learned; expected a number above 0")
         if self.nesterov and not self.momentum:
@@ -170,7 +175,7 @@ _RANGES = {
     "held_out": (1, math.inf),
     "image_size": (1, math.inf),
     "resize": (1, math.inf),
-    "epochs": (1, math.inf),
+    "epochs": (1, 10**5),
     "batch": (1, math.inf),
     "accumulate": (1, math.inf),
     "batch_per_process": (1, math.inf),
@@ -203,7 +208,17 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> Config:
 
     Raises ValueError, naming it, for an unknown key, a value of a wrong type or an unknown recipe.
     """
-    return config_of(parser(prog, description).parse_args(None if argv is None else list(argv)))
+    given = sys.argv[1:] if argv is None else list(argv)
+    refuse_empty_paths(given)
+    return config_of(parser(prog, description).parse_args(given))
+
+
+def refuse_empty_paths(argv: Sequence[str]) -> None:
+    """ValueError for a path without a name, which would be the current folder."""
+    for option, value in pairwise([*argv, "."]):
+        name, equals, attached = option.partition("=")
+        if name in ("--output", "--root") and not (attached if equals else value).strip():
+            raise ValueError(f"{name.removeprefix('--')} is empty; expected a path")
 
 
 def config_of(read: Any) -> Config:

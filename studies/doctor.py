@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from saprof import command, text
-from studies.config import Config, config_of
+from studies.config import Config, config_of, refuse_empty_paths
 from studies.config import parser as config_parser
 from studies.failures import BadData
 
@@ -35,7 +35,9 @@ FEW = 20
 
 def main(argv: list[str] | None = None) -> int:
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    refuse_empty_paths(given)
+    arguments = parser.parse_args(given)
     config = config_of(arguments)
     found = _survey(config)
     parts = {"train": found.train, "validation": found.test}

@@ -13,10 +13,9 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saprof import text
+from saprof import command, text
 from saprof.command import OK, choices
 from studies.config import DEVICES, MOST_THREADS, Config
 from studies.judging.checkpoints import Checkpoint, judge_checkpoint
@@ -41,13 +40,15 @@ def _attacks(arguments: argparse.Namespace) -> tuple[Attack, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m studies.evaluate", description=str(__doc__).partition("\n")[0])
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folder of a finished run")
+    parser.add_argument("runs", nargs="*", type=command.path, metavar="RUN", help="folder of a finished run")
     single = parser.add_argument_group("a checkpoint instead of runs")
-    single.add_argument("--checkpoint", type=Path, metavar="FILE", help="a file of saprof.save; see also --official")
+    single.add_argument(
+        "--checkpoint", type=command.path, metavar="FILE", help="a file of saprof.save; see also --official"
+    )
     single.add_argument("--official", action="store_true", help="the file is a checkpoint of the SAN authors' code")
     single.add_argument("--model", help="the checkpoint's model, such as san10_pairwise; selects the paper's figures")
     single.add_argument("--data", default="folder", help="data set whose validation set is judged; default %(default)s")
-    single.add_argument("--root", type=Path, help="folder of the data set; digits and digits16 need none")
+    single.add_argument("--root", type=command.path, help="folder of the data set; digits and digits16 need none")
     judged = parser.add_argument_group("conditions and images")
     judged.add_argument("--only", default="all", help=f"comma list of {', '.join(PARTS)}; clean is always judged")
     judged.add_argument("--limit", type=int, metavar="N", help="judge a sample of N images, spread evenly")

@@ -72,12 +72,12 @@ def options() -> argparse.ArgumentParser:
     runs.add_argument("--footprint", default=FOOTPRINTS, help="as for python -m saprof.sweep; default %(default)s")
     runs.add_argument("--family", default="all", help=f"{', '.join(FAMILIES)} or all (default)")
     runs.add_argument("--data", default="digits", help=f"{', '.join(SIDES)}; default %(default)s")
-    runs.add_argument("--root", type=Path, help="folder of the data set; digits and digits16 need none")
+    runs.add_argument("--root", type=command.path, help="folder of the data set; digits and digits16 need none")
     runs.add_argument("--seeds", type=int, default=6, help="runs per network, seeds 0, 1, …; default %(default)s")
     runs.add_argument("--epochs", type=int, help="default: the recipe's")
     runs.add_argument(
         "--rates",
-        type=Path,
+        type=command.path,
         metavar="FOLDER",
         help="a reproduction whose learning rates are used; default studies/recorded/digits for digits, else the "
         "recipe's rate",
@@ -87,9 +87,9 @@ def options() -> argparse.ArgumentParser:
     execution.add_argument("--device", default="auto", help="auto, cpu or cuda; default %(default)s")
     execution.add_argument("--dry-run", action="store_true", help="print runs, hours and memory, and stop")
     output = parser.add_argument_group("output")
-    output.add_argument("--output", type=Path, help="folder; default runs/footprints-<data>")
+    output.add_argument("--output", type=command.path, help="folder; default runs/footprints-<data>")
     output.add_argument(
-        "--from", dest="from_", type=Path, metavar="FOLDER", help="write the pages again from its results.json"
+        "--from", dest="from_", type=command.path, metavar="FOLDER", help="write the pages again from its results.json"
     )
     return parser
 

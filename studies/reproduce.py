@@ -19,6 +19,7 @@ import math
 import sys
 from pathlib import Path
 
+from saprof import command
 from saprof.command import OK, alone
 from saprof.operators.footprint import positive
 from saprof.text import unknown
@@ -68,7 +69,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("tables", nargs="?", default="all", help=f"comma list of {names}; or all (default)")
     runs = parser.add_argument_group("runs")
     runs.add_argument("--data", default="digits", help=f"{', '.join(DATA)}; default %(default)s")
-    runs.add_argument("--root", type=Path, help="folder of the data set; digits and digits16 need none")
+    runs.add_argument("--root", type=command.path, help="folder of the data set; digits and digits16 need none")
     runs.add_argument("--seeds", type=int, default=6, help="runs per row, seeds 0, 1, …; default %(default)s")
     runs.add_argument("--epochs", type=int, help="default: the recipe's")
     candidates = ",".join(map(str, rates.CANDIDATES))
@@ -98,9 +99,9 @@ def options() -> argparse.ArgumentParser:
     cluster.add_argument("--gpus", type=int, default=0, help="GPUs per run; default %(default)s")
     cluster.add_argument("--mem", type=int, default=8, help="GB per job; default %(default)s")
     output = parser.add_argument_group("output")
-    output.add_argument("--output", type=Path, help="folder; default runs/reproduce-<data>")
+    output.add_argument("--output", type=command.path, help="folder; default runs/reproduce-<data>")
     output.add_argument(
-        "--from", dest="from_", type=Path, metavar="FOLDER", help="write the pages again from its results.json"
+        "--from", dest="from_", type=command.path, metavar="FOLDER", help="write the pages again from its results.json"
     )
     return parser
 

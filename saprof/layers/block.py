@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.layers.config import AttentionConfig
-from saprof.layers.exactly import rectified
+from saprof.layers.exactly import as_written, rectified
 from saprof.layers.local import LocalAttention
 from saprof.layers.parts import linear
 from saprof.layers.stand_alone import StandAloneAttention
@@ -22,6 +22,7 @@ ATTENTION: dict[str, type[PairwiseAttention | PatchwiseAttention | StandAloneAtt
 }
 
 
+@as_written
 class SelfAttentionBlock(nn.Module):
     """x + linear(ReLU(BN(attention(ReLU(BN(x)))))), pre-activation (SAN Fig. 1)."""
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import peek_interpreter_stack
 from torch.nn.modules import module as torch_module
 
 
@@ -23,7 +25,11 @@ def changed(module: object, kind: type[nn.Module]) -> str | None:
     assert isinstance(module, nn.Module)
     if hooked(module):
         return "has hooks, which would not be called"
+    if name := patched(kind):
+        return f"runs a {name} that replaced that of {kind.__name__}"
     own = vars(module)
+    if kind in _WEIGHTED and not own["_parameters"].keys() >= {"weight", "bias"}:
+        return "has a weight or bias that is no parameter"
     if not _ATTRIBUTES[kind].isdisjoint(own):
         return f"has its own {next(name for name in own if name in _ATTRIBUTES[kind])}; expected that of its class"
     for x in (*own["_parameters"].values(), *own["_buffers"].values()):
@@ -38,7 +44,36 @@ _ATTRIBUTES: dict[type[nn.Module], frozenset[str]] = {
 }
 """The attributes of the classes. A module's own attribute of the same name, such as `forward`, replaces that of its
 class."""
+_WEIGHTED = (nn.BatchNorm2d, nn.Conv2d)
 _PLAIN = (nn.Parameter, Tensor, type(None))
+
+
+_METHODS = {"__call__", "_call_impl", "_conv_forward", "forward"}
+_METHODS |= {"alpha", "compose", "define", "fuse", "logits", "position_relation", "transform"}
+"""The methods that a fast path skips or replaces."""
+_written: dict[type[nn.Module], dict[str, object]] = {}
+
+
+Kind = TypeVar("Kind", bound=type[nn.Module])
+
+
+def as_written(kind: Kind) -> Kind:
+    """Remember the methods of a class, so that `patched` notices when one of them is replaced."""
+    _written[kind] = {name: method for name, method in vars(kind).items() if name in _METHODS}
+    return kind
+
+
+for _kind in (nn.Module, *_ATTRIBUTES, nn.modules.batchnorm._BatchNorm):
+    as_written(_kind)
+
+
+def patched(kind: type[nn.Module]) -> str | None:
+    """A method of the class, or of one that it inherits from, that was replaced after the import of saprof."""
+    for written in kind.__mro__:
+        for name, method in _written.get(written, {}).items():
+            if vars(written).get(name) is not method:
+                return name
+    return None
 
 
 def hooked(module: nn.Module) -> bool:
@@ -116,7 +151,9 @@ def not_mapping(gamma: object, steps: int, outputs: int) -> str | None:
 
 def overridden(module: nn.Module, fast: str, general: Sequence[str]) -> str | None:
     """The reason why the method `fast` may not compute what the methods `general` do: one of these is overridden, in a
-    subclass or in the module, and `fast` is not."""
+    subclass or in the module, and `fast` is not; or a method of the class was replaced."""
+    if name := patched(type(module)):
+        return f"{name} of {type(module).__name__} was replaced"
     for names in (vars(module), *map(vars, type(module).__mro__)):
         if fast in names:
             return None
@@ -128,7 +165,8 @@ def overridden(module: nn.Module, fast: str, general: Sequence[str]) -> str | No
 
 def rectified(norm: nn.Module, x: Tensor) -> Tensor:
     """ReLU(norm(x)), in place if nothing else can hold norm(x)."""
-    in_place = not torch.compiler.is_compiling() and changed(norm, nn.BatchNorm2d) is None
+    traced = torch.compiler.is_compiling() or peek_interpreter_stack() is not None  # by torch.func
+    in_place = not traced and changed(norm, nn.BatchNorm2d) is None
     return F.relu(norm(x), inplace=in_place)
 
 

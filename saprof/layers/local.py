@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from saprof.backends import Unsupported, choose, run
 from saprof.layers.config import AttentionConfig
-from saprof.layers.exactly import overridden
+from saprof.layers.exactly import as_written, overridden
 from saprof.operators import Operator, aggregation
 from saprof.operators.footprint import Footprint
 
 
+@as_written
 class LocalAttention(nn.Module):
     """Computes maps of `value_channels` channels from maps. Each family defines its weights, and the maps from which
     they are computed."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from saprof.backends import run
 from saprof.backends.taps import softmax
 from saprof.layers.config import AttentionConfig
+from saprof.layers.exactly import as_written
 from saprof.layers.local import LocalAttention
 from saprof.layers.parts import divide
 from saprof.operators import Operator, aggregation, pairwise_dot_product
@@ -19,6 +20,7 @@ from saprof.operators.footprint import Footprint
 from saprof.operators.stand_alone import ATTENTIONS
 
 
+@as_written
 class StandAloneAttention(LocalAttention):
     """y_i = Σ_j softmax_j(q_iᵀ k_j + q_iᵀ r_{j−i}) v_j in every head (SASA Eq. 2 and 3).
 
@@ -118,6 +120,7 @@ def _of_taps(embedding: Float[Tensor, "heads d m"], offsets: Sequence[int]) -> F
     return embedding.index_select(-1, torch.tensor([places.index(o) for o in offsets], device=embedding.device))
 
 
+@as_written
 class Projection(nn.Conv2d):
     """The layer of queries, keys or values. With one matrix per group of channels, the outputs are interleaved like the
     heads."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.layers.exactly import not_linear, overridden
+from saprof.layers.exactly import as_written, not_linear, overridden
 from saprof.layers.parts import divide, linear
 
 STEMS = ("convolution", "attention", "spatial_attention", "convolution_values")
@@ -20,6 +20,7 @@ MIXTURE = 4
 """The number of value matrices in the mixture."""
 
 
+@as_written
 class AttentionStem(nn.Module):
     """Attention of every pixel to the 4 × 4 block that it is in, batch norm, 4 × 4 max pool.
 
@@ -93,6 +94,7 @@ class AttentionStem(nn.Module):
         return torch.cat([rows, columns], 1).flatten(4).flatten(2, 3).transpose(1, 2)
 
 
+@as_written
 class SpatialValues(nn.Module):
     """v_ab = Σ_m p(a, b, m) W_m x_ab, with p(a, b, m) = softmax_m((row_a + column_b)ᵀ ν_m) at row a and column b of a
     block (SASA Sec. 3.2).
@@ -131,6 +133,7 @@ class SpatialValues(nn.Module):
         return ((self.row[:, None] + self.column) @ self.mixture.T).softmax(-1).flatten(0, 1)
 
 
+@as_written
 class ConvolutionValues(nn.Conv2d):
     """Values of `size` × `size` pixels, with one more row and column after the centre than before it."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from saprof.backends import run, run_statistics
 from saprof.backends.taps import softmax
 from saprof.layers.config import AttentionConfig
-from saprof.layers.exactly import not_linear, not_mapping, overridden, watch
+from saprof.layers.exactly import as_written, not_linear, not_mapping, overridden, watch
 from saprof.layers.local import LocalAttention
 from saprof.layers.parts import coordinates, divide, linear, no_autocast
 from saprof.operators import OPERATORS, Operator, aggregation, pairwise_concatenation, pairwise_subtraction
@@ -32,6 +32,7 @@ def mapping(widths: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+@as_written
 class VectorAttention(LocalAttention):
     """What pairwise and patchwise attention have in common: φ, ψ, β and γ (SAN Fig. 1)."""
 
@@ -89,8 +90,9 @@ class VectorAttention(LocalAttention):
             parameters += [F.pad(x, (unread, 0)) if unread else x for x in (scale, shift, weight)]
             unread = 0
         weight = parameters.pop()
-        bias = self.gamma[-1].get_parameter("bias").view(self.outputs)
-        return run(fused, phi, psi, beta, *positions, *parameters, weight.view(*self.outputs, -1), bias, **how)
+        last: Any = self.gamma[-1]
+        weight, bias = weight.view(*self.outputs, -1), last.bias.view(self.outputs)
+        return run(fused, phi, psi, beta, *positions, *parameters, weight, bias, **how)
 
     def steps(self) -> Iterator[tuple[nn.BatchNorm2d, Tensor]]:
         """The batch norms of γ, each with the weight of the linear layer after it."""
@@ -131,6 +133,7 @@ class VectorAttention(LocalAttention):
         return f"{self.relation.name}, {super().extra_repr()}"
 
 
+@as_written
 class PairwiseAttention(VectorAttention):
     """y_i = Σ_j softmax_j γ([δ(x_i, x_j), p_i − p_j]) ⊙ β(x_j) (SAN Eq. 2 and 3)."""
 
@@ -185,6 +188,7 @@ class PairwiseAttention(VectorAttention):
         return super().samples(phi) * self.footprint.taps
 
 
+@as_written
 class PatchwiseAttention(VectorAttention):
     """y_i = Σ_j γ(δ(x_R(i)))_j ⊙ β(x_j) (SAN Eq. 4 and 5)."""
 

@@ -22,6 +22,8 @@ DEFAULT_OPERATORS = ("pairwise_attention", "patchwise_attention", "aggregation")
 DEFAULT_MODELS = ("resnet26", "san10_pairwise", "san10_patchwise")
 LARGEST_CONVOLUTION = 49
 """The largest number of taps of a convolution in the paper (SAN Table 7) and in the default sweep."""
+FARTHEST = 1 << 16
+"""The largest distance of a tap. The reference walks there step by step."""
 DEFAULT_STAGE = 2
 DEFAULT_FOOTPRINT = "7"
 DEFAULT_IMAGE_SIDE = 224
@@ -222,4 +224,10 @@ def _footprints(arguments: Namespace, strides: int) -> list[Footprint]:
     boundaries = command.choices("boundary", arguments.boundary, BOUNDARIES)
     written = _given(arguments.footprint, DEFAULT_FOOTPRINT)
     found = read_footprints(written, arguments.dilation, len(boundaries) * strides)
+    for footprint in found:
+        reach = max(max(map(abs, span)) for span in footprint.reach)
+        if reach > FARTHEST:
+            raise ValueError(
+                f"a tap of footprint {footprint} is {reach} rows or columns away; expected at most {FARTHEST}"
+            )
     return [footprint.with_(boundary=boundary) for footprint, boundary in product(found, boundaries)]

@@ -20,6 +20,7 @@ from saprof.models.build import ARCHITECTURES, EXPECTED, Model, blueprint
 from saprof.models.differences import differences, listed
 from saprof.models.san import SAN
 from saprof.operators.attention import DEFAULTS
+from saprof.operators.footprint import Footprint
 
 FORMAT = 1
 
@@ -54,7 +55,11 @@ def save(model: Model, path: str | Path) -> None:
     architecture = type(model).__name__
     if ARCHITECTURES.get(architecture, (None, None))[1] is not type(model):
         raise ValueError(f"cannot save a {architecture}; expected a {EXPECTED}, not wrapped in anything")
+    if not isinstance(model.__dict__.get("config"), ARCHITECTURES[architecture][0]):
+        raise ValueError(f"cannot save a {architecture} without its config")
     weights = model.state_dict()
+    if others := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
+        raise ValueError(f"cannot save a {architecture} whose state has {others[0]}; expected tensors alone")
     if any(value.is_meta for value in weights.values()):
         raise ValueError(f"cannot save a {architecture} on the meta device; expected one with weights")
     config = {name: _plain(value) for name, value in vars(model.config).items()}
@@ -93,8 +98,9 @@ def _load(file: str | Path | io.BytesIO, where: str) -> Model:
 def load_official(model: SAN, checkpoint: str | Path | Mapping[str, Any]) -> SAN:
     """Load a checkpoint of the SAN authors' released code (hszhao/SAN) into a pairwise or patchwise `model`.
 
-    `checkpoint` is a path, the loaded file, or its state dict. ValueError lists the missing weights and those of a
-    wrong shape; the model is then unchanged.
+    `checkpoint` is a path, the loaded file, or its state dict. It does not tell the sizes of pairwise footprints, nor
+    the stride of the stem: these must be those of the released network. ValueError lists the missing weights and those
+    of a wrong shape; the model is then unchanged.
     """
     where = "the checkpoint" if isinstance(checkpoint, Mapping) else str(checkpoint)
     content = checkpoint if isinstance(checkpoint, Mapping) else _read(checkpoint, where)
@@ -117,6 +123,10 @@ def _check_released(model: SAN, where: str) -> None:
         if released is not None and getattr(model.config, name) != released:
             got = getattr(model.config, name)
             raise ValueError(f"{name} is {got!r}; expected {released!r}, as in the network of {where}")
+    for footprint in model.config.stage_footprints:
+        size = footprint.lattice[0][0] if footprint.lattice else 1
+        if footprint != Footprint.square(size):
+            raise ValueError(f"footprint is {footprint}; expected a square that reflects, as in the network of {where}")
     if reasons := differences(model, blueprint("SAN", vars(model.config)), values=False):
         raise ValueError(f"{where} is for the network of the config, but {listed(reasons)}")
 
@@ -130,8 +140,10 @@ def official_to_ours(key: str) -> str:
 
 def _plain(value: Any) -> Any:
     """The value in types that `torch.load(weights_only=True)` reads; a footprint becomes text."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return tuple(_plain(item) for item in value)
+    if isinstance(value, np.generic):
+        return value.item()
     return value if value is None or isinstance(value, int | float | bool) else str(value)
 
 

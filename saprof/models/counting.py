@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from saprof.models.shapes import output_shape
 from saprof.operators import DECLARED, Operator
@@ -53,6 +54,7 @@ def count(model: nn.Module | str, input_size: Sequence[int] = (3, 224, 224)) -> 
             stack.callback(setattr, module, "training", True)
             module.training = False
         stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(recorder)
         # tie_weights would leave weights on the meta device in a module that has two names (torch 2.13)
         torch.func.functional_call(model, meta, (image,), tie_weights=False) if meta else model(image)
@@ -121,7 +123,8 @@ class _Recorder(TorchFunctionMode):
         if shape is None:
             output = func(*args, **kwargs)
         else:
-            dtype = tensors[0].dtype if tensors else kwargs.get("dtype")
+            first = next((x for x in tree_leaves(args) if isinstance(x, Tensor)), None)
+            dtype = kwargs.get("dtype") if first is None else first.dtype
             output = torch.empty(shape, dtype=dtype, device="meta")
         if name in _RULES:
             counts: dict[str, Any] = _RULES[name](output, *args, **kwargs)

@@ -37,8 +37,7 @@ def differences(model: nn.Module, expected: nn.Module, *, values: bool = True) -
             found.append(f"{where} is unexpected")
         else:
             found += (f"{where} {reason}" for reason in _of_module(module, theirs[name], values))
-    shared = sorted(_shared(model) - _shared(expected))
-    return found + [f"{names} are one tensor; expected one each" for names in shared]
+    return found + [f"{names} are one tensor; expected one each" for names in sorted(_shared(model))]
 
 
 def _of_module(module: nn.Module, expected: nn.Module, values: bool) -> Iterator[str]:
@@ -84,10 +83,11 @@ def _of_tensor(ours: Tensor | None, theirs: Tensor | None) -> str | None:
 
 
 def _shared(model: nn.Module) -> set[str]:
-    """The names of every tensor that has several."""
+    """The names of every tensor, or of its memory, that has several."""
     names: defaultdict[int, list[str]] = defaultdict(list)
     for name, x in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
-        names[id(x)].append(name)
+        in_memory = x.layout is torch.strided and not x.is_meta and x.numel()
+        names[x.data_ptr() if in_memory else id(x)].append(name)
     return {" and ".join(several) for several in names.values() if len(several) > 1}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import torch
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from saprof.layers import PairwiseAttention, PatchwiseAttention, SelfAttentionBlock, VectorAttention
-from saprof.layers.exactly import changed, hooked, not_linear, not_norm
+from saprof.layers.exactly import changed, hooked, not_linear, not_norm, patched
 from saprof.models.build import EXPECTED, Model
 from saprof.models.resnet import Bottleneck, ResNet
 from saprof.models.san import SAN
@@ -33,6 +34,7 @@ def optimize_for_inference(model: Model) -> Model:
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"cannot copy this {type(model).__name__}: {str(error).partition(chr(10))[0]}") from None
     model.eval().requires_grad_(False)  # batch norms can be folded in evaluation mode only
+    owners = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     for module in filter(_runs_as_written, [*model.modules()]):
         match module:
             case SAN(stem=nn.Sequential() as stem):
@@ -47,14 +49,16 @@ def optimize_for_inference(model: Model) -> Model:
             case SelfAttentionBlock(attention=VectorAttention(transformations=None) as attention):
                 if not _runs_as_written(attention):
                     continue
-                _fold_behind(module, attention)
+                if owners[attention] == 1:
+                    _fold_behind(module, attention)
                 _join(attention)
     return model.eval()  # also the modules that replaced others
 
 
 def _runs_as_written(module: nn.Module) -> bool:
     """Whether the class of the module is exactly one of saprof's, and no method was replaced in the module."""
-    return type(module) in _WRITTEN and not any(map(callable, vars(module).values()))
+    own_methods = any(map(callable, vars(module).values()))
+    return type(module) in _WRITTEN and not own_methods and patched(type(module)) is None
 
 
 _WRITTEN = (SAN, ResNet, SASA, Bottleneck, SelfAttentionBlock, PairwiseAttention, PatchwiseAttention)
@@ -90,7 +94,7 @@ def _joined(layers: list[nn.Conv2d]) -> nn.Conv2d:
     """One layer with the outputs of all layers, concatenated."""
     joined = copy.deepcopy(layers[0])
     joined.weight = nn.Parameter(torch.cat([layer.weight for layer in layers]), requires_grad=False)
-    joined.bias = nn.Parameter(torch.cat([layer.get_parameter("bias") for layer in layers]), requires_grad=False)
+    joined.bias = nn.Parameter(torch.cat([layer.bias for layer in layers if layer.bias is not None]), False)
     joined.out_channels = len(joined.weight)
     return joined
 
@@ -107,7 +111,7 @@ def _fold(module: nn.Module, convolution: str, norm: str) -> None:
 
 def _fold_first(layers: nn.Sequential) -> None:
     """Fold the second of these layers into the first."""
-    if len(layers) > 1 and type(layers) is nn.Sequential:
+    if len(layers) > 1 and changed(layers, nn.Sequential) is None:
         _fold(layers, *list(layers._modules)[:2])
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saprof.layers.exactly import as_written
 from saprof.models.stages import check_stages, check_stem_stride
 from saprof.operators.footprint import set_positive
 
@@ -48,6 +49,7 @@ class ResNetConfig(StagesConfig):
             raise ValueError(f"footprint is {self.footprint}; expected an odd size, as a padded convolution needs")
 
 
+@as_written
 class Bottleneck(nn.Module):
     """1 × 1, k × k and 1 × 1 convolutions beside a shortcut (He et al. 2016). `spatial` is the k × k convolution, or
     the attention that replaces it; it has the stride of the block."""
@@ -72,6 +74,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(y)) + shortcut)
 
 
+@as_written
 class ResNet(nn.Module):
     """Images to logits: stem, stages of bottlenecks, global average pool, linear."""
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, expect, linear, rectified
+from saprof.layers.exactly import as_written
 from saprof.models.stages import block_footprint, check_stages, check_stem_stride
 from saprof.operators.footprint import BOUNDARIES, Footprint, set_positive
 from saprof.operators.workload import STAGES
@@ -56,6 +57,7 @@ class Stage(nn.Module):
         return rectified(self.norm, self.blocks(self.transition(x)))
 
 
+@as_written
 class SAN(nn.Module):
     """Images to logits: stem, stages, global average pool, linear."""
 

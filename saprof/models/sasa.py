@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.layers import STEMS, AttentionConfig, AttentionStem, StandAloneAttention, expect
+from saprof.layers.exactly import as_written
 from saprof.models.resnet import ResNet, StagesConfig, convolution
 from saprof.models.stages import block_footprint
 from saprof.operators.footprint import BOUNDARIES, Footprint
@@ -60,6 +61,7 @@ class SASAConfig(AttentionConfig, StagesConfig):
         return bool(self.attention_stages)
 
 
+@as_written
 class SASA(ResNet):
     """Images to logits. A block with stride 2 attends at the resolution of its input, then averages over 2 × 2."""
 

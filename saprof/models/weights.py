@@ -23,15 +23,16 @@ def attention_weights(model: nn.Module, images: Float[Tensor, "n c h w"]) -> dic
         raise ValueError("the network is in training mode; expected model.eval()")
     found: dict[str, Tensor] = {}
 
-    def keep(name: str, module: Any, inputs: tuple[Tensor, ...]) -> None:
-        found[name] = module.weights(*inputs)
+    def keep(name: str, module: Any, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        found[name] = module.weights(*inputs, **named)
 
     modules = [(n, m) for n, m in model.named_modules() if isinstance(m, LocalAttention)]
     if not modules:
         raise ValueError(f"{type(model).__name__} has no attention; expected a SAN or SASA")
-    hooks = [module.register_forward_pre_hook(partial(keep, name)) for name, module in modules]
+    hooks = [module.register_forward_pre_hook(partial(keep, name), with_kwargs=True) for name, module in modules]
     try:
-        model(images)
+        with torch.compiler.set_stance("force_eager"):  # compiled code would not call the hooks
+            model(images)
     finally:
         for hook in hooks:
             hook.remove()

@@ -463,6 +463,7 @@ def test_backends_of_a_group(arguments, names):
         (["--footprint", "７"], "cannot read footprint '７'"),
         (["--footprint", "3,,5"], "cannot read footprint ''"),
         (["--footprint", "3:7:0"], "footprint is '3:7:0'; expected positive integers"),
+        (["--dilation", "999999999"], "a tap of footprint dilated:7x999999999 is 2999999997 rows or columns away"),
         (["--footprint", f"offsets:{10**19},0"], "a tap of the footprint is more than 1e.18 rows or columns away"),
         (["--size", "²"], "size is '²'; expected positive integers"),
         (["--batch", "9999999999"], "batch is '9999999999'; expected positive integers"),

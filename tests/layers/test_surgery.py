@@ -3,6 +3,7 @@ the modules do."""
 
 import copy
 import re
+from types import MethodType
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from saprof.backends import Unsupported
 from saprof.layers import (
     AttentionConfig,
     AttentionStem,
+    LocalAttention,
     PairwiseAttention,
     PatchwiseAttention,
     SelfAttentionBlock,
@@ -133,6 +135,12 @@ def _biased(module):
     module.gamma[2].bias = nn.Parameter(image(module.gamma[2].out_channels))
 
 
+def _bias_in_a_buffer(module):
+    linear = module.gamma[2]
+    del linear.bias
+    linear.register_buffer("bias", torch.ones(linear.out_channels))
+
+
 def _without_bias(module):
     module.gamma[5].bias = None
 
@@ -207,6 +215,7 @@ CHANGES = {
         r"γ\[2\] is a ParametrizedConv2d",
     ),
     "pruned": (lambda module: prune.random_unstructured(module.gamma[5], "weight", 0.5), r"γ\[5\] has hooks"),
+    "bias in a buffer": (_bias_in_a_buffer, r"γ\[2\] has a weight or bias that is no parameter"),
     "tensor subclass": (_other_weight, r"γ\[5\] holds a Marked; expected plain tensors"),
     "forward of a module": (_patched(1, "forward"), r"γ\[1\] has its own forward; expected that of its class"),
     "forward of γ": (_patched(None, "forward"), r"γ has its own forward"),
@@ -364,6 +373,32 @@ def test_a_subclass_with_other_weights_is_composed(family, kind, reason):
     close(got, by_parts(module)(x))
     assert (got - layer(family)(x)).abs().max() > 1e-3
     assert layer("pairwise", Own).plan(torch.float32, "cpu")[0] == "fused"
+
+
+PATCHES = [
+    (PairwiseAttention, "alpha", "alpha of PairwiseAttention was replaced"),
+    (LocalAttention, "compose", "compose of PairwiseAttention was replaced"),
+    (nn.ReLU, "forward", "γ[1] runs a forward that replaced that of ReLU"),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "reason"), PATCHES, ids=[name for _, name, _ in PATCHES])
+def test_a_method_replaced_in_a_class_is_called(owner, name, reason, monkeypatch):
+    module, x = layer("pairwise"), image(1, 32, 5, 4)
+    monkeypatch.setattr(owner, name, _twice(getattr(owner, name)))
+    close(module(x), by_parts(module)(x))
+    assert module.why_composed == reason
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_detached_parameters_are_used(family):
+    module, x = layer(family), image(1, 32, 5, 4)
+    parameters = {name: 2 * parameter.detach() for name, parameter in module.named_parameters()}
+    expected = torch.func.functional_call(by_parts(module), parameters, (x,))
+    close(torch.func.functional_call(module, parameters, (x,)), expected)
+    assert module.ran == "fused on numba"
+    gradient = torch.func.grad(lambda p: torch.func.functional_call(module, p, (x,)).square().sum())(parameters)
+    assert gradient.keys() == parameters.keys()
 
 
 @pytest.mark.parametrize("family", KINDS)
@@ -549,6 +584,22 @@ def _put(path, make):
 
 
 BLOCK = "stages.0.blocks.0"
+
+
+def _plus_one(layers, x):
+    for layer in layers:
+        x = layer(x) + 1
+    return x
+
+
+def _share(net):
+    """Two blocks with one attention, and norms of their own."""
+    first, blocks = net.get_submodule(BLOCK), net.stages[0].blocks
+    blocks.append(copy.deepcopy(first))
+    blocks[1].attention = first.attention
+    at_random(blocks[1].norm_out, seed=1)
+
+
 NETWORKS = {
     "as built": lambda net: None,
     "GELU": _gelu,
@@ -572,6 +623,8 @@ NETWORKS = {
     "norm_out without weight": _put(f"{BLOCK}.norm_out", lambda n: nn.BatchNorm2d(n.num_features, affine=False)),
     "other weights": _at(f"{BLOCK}.attention", lambda m: _swap(m, "alpha", _twice(m.alpha))),
     "head": _put("head", lambda h: nn.Sequential(h, nn.Tanh())),
+    "forward of the stem": _at("stem", lambda m: _swap(m, "forward", MethodType(_plus_one, m))),
+    "a shared attention": _share,
     "a norm that stays in training": _at("stem.1", lambda m: _swap(m, "train", lambda mode=True: m)),
 }
 

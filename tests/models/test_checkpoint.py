@@ -457,6 +457,14 @@ CHANGED = {
         ),
         "attention.phi.bias and stages.0.blocks.0.attention.psi.bias are one tensor; expected one each",
     ),
+    "tied memory": (
+        lambda m: setattr(
+            m.get_submodule(f"{BLOCK}.attention.psi").weight,
+            "data",
+            m.get_submodule(f"{BLOCK}.attention.phi").weight.data,
+        ),
+        "attention.phi.weight and stages.0.blocks.0.attention.psi.weight are one tensor; expected one each",
+    ),
     "footprint": (
         _set(f"{BLOCK}.attention", "footprint", saprof.Footprint.cross(3)),
         "attention has footprint=cross:3; expected square:3",
@@ -540,6 +548,7 @@ def test_what_changes_no_logits_is_saved(change, tmp_path):
     [
         ({"relation": "summation"}, "relation is 'summation'; expected 'subtraction'"),
         ({"relation": "hadamard_product"}, "relation is 'hadamard_product'; expected 'subtraction'"),
+        ({"boundary": "zero"}, "footprint is square:3 boundary=zero; expected a square that reflects"),
         ({"position": "absolute"}, "position is 'absolute'; expected 'relative'"),
     ],
     ids=lambda value: "",
@@ -562,3 +571,29 @@ def test_released_weights_are_for_the_network_as_built(change):
     other = tiny()
     other.stages[0].blocks[0].attention.backend = "unfold"  # computes the same
     saprof.load_official(other.double(), tiny_weights())
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda m: setattr(m, "config", None), "cannot save a SAN without its config"),
+        (lambda m: setattr(m, "head", Counting(64, 5)), "cannot save a SAN whose state has head._extra_state"),
+    ],
+    ids=["config", "state"],
+)
+def test_a_network_that_cannot_be_described_is_not_saved(act, words, tmp_path):
+    model = tiny()
+    act(model)
+    refusal(lambda: saprof.save(model, tmp_path / "model.pt"), words)
+    assert not list(tmp_path.iterdir())
+
+
+class Counting(nn.Linear):
+    def get_extra_state(self):
+        return {"calls": 1}
+
+
+def test_numbers_of_numpy_in_a_config_are_saved(tmp_path):
+    path = tmp_path / "model.pt"
+    saprof.save(tiny(stem_stride=np.int64(1)), path)
+    assert saprof.load(path).config.stem_stride == 1
