@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mode", default="forward", choices=MODES, metavar="MODE", help=f"{', '.join(MODES)}; default %(default)s"
     )
-    parser.add_argument("--batch", type=int, default=1, help="images; default %(default)s")
+    parser.add_argument("--batch", type=command.whole, default=1, help="images; default %(default)s")
     parser.add_argument("--dtype", default="float32", choices=tuple(ITEMSIZE))
     parser.add_argument(
         "--backend", default="all", help=f"{', '.join(BACKENDS)}, torch (ResNets only) or all (default)"

@@ -29,6 +29,8 @@ NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 LARGEST = 10**9 - 1
 LONGEST = 10_000
 """The largest number of entries of a range."""
+MOST_THREADS = 1024
+"""With a hundred thousand threads, torch ends the process without an error message."""
 LONGEST_S = 10**6
 """The longest time in seconds, eleven days. A timeout of the system cannot be much longer."""
 
@@ -143,6 +145,13 @@ def device(text: str) -> str:
     if not re.fullmatch("cpu|cuda(:(0|[1-9][0-9]?))?", text):
         raise ValueError(f"device is {text!r}; expected cpu, cuda, or one of several GPUs such as cuda:1")
     return text
+
+
+def whole(text: str) -> int:
+    """Read a whole number in ASCII digits; argparse prints the error."""
+    if not re.fullmatch("[-+]?[0-9]{1,18}", text):
+        raise ArgumentTypeError(f"expected a whole number; got {text!r}")
+    return int(text)
 
 
 def path(text: str) -> Path:

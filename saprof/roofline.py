@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.run is None:
         if not arguments.calibrate:
             raise ValueError("expected a run folder, or --calibrate for the roofs of this machine alone")
+        if arguments.output is not None:
+            raise ValueError("--output has no effect without a run folder; omit it")
         print(_roofs_here(arguments.format))
         return command.OK
     run = read_run(arguments.run)

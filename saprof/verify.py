@@ -22,12 +22,14 @@ HEADER = ("operator", "backend", "dtype", "passed", "worst error / tolerance", "
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
     operators = command.choices("operator", arguments.operator, tuple(OPERATORS))
     backends = command.choices("backend", arguments.backend, BACKENDS)
     dtypes = command.choices("dtype", arguments.dtype, tuple(ITEMSIZE))
     device = command.device(arguments.device)
     if arguments.list:
+        command.alone(parser, arguments, "list", ())
         for what, names in (("operator", OPERATORS), ("backend", BACKENDS), ("dtype", ITEMSIZE)):
             print("\n".join(f"{what} {name}" for name in names))
         return command.OK

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from saprof import command
 from saprof.text import unknown
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -23,8 +24,6 @@ SMOOTHING = ("others", "all")
 PERIODS = ("epoch", "step")
 REMAINDERS = ("drop", "keep")
 DEVICES = ("auto", "cpu", "cuda")
-MOST_THREADS = 1024
-"""With a hundred thousand threads, torch ends the process without an error message."""
 
 SETTING = {"setting": True}
 """Metadata of fields that change how a run is carried out, but not its result; they are not part of the fingerprint."""
@@ -186,7 +185,7 @@ _RANGES = {
     "label_smoothing": (0, 1),
     "clip_norm": (0, math.inf),
     "ema": (0, 1),
-    "threads": (1, MOST_THREADS),
+    "threads": (1, command.MOST_THREADS),
     "workers": (0, math.inf),
     "evaluate_every": (1, math.inf),
     "checkpoint_every": (1, math.inf),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from saprof import command, text
 from saprof.command import OK, choices
-from studies.config import DEVICES, MOST_THREADS, Config
+from studies.config import DEVICES, Config
 from studies.judging.checkpoints import Checkpoint, judge_checkpoint
 from studies.judging.robustness import PARTS, Conditions, Execution, judge
 from studies.judging.table import render, rows
@@ -51,20 +51,27 @@ def _parser() -> argparse.ArgumentParser:
     single.add_argument("--root", type=command.path, help="folder of the data set; digits and digits16 need none")
     judged = parser.add_argument_group("conditions and images")
     judged.add_argument("--only", default="all", help=f"comma list of {', '.join(PARTS)}; clean is always judged")
-    judged.add_argument("--limit", type=int, metavar="N", help="judge a sample of N images, spread evenly")
+    judged.add_argument("--limit", type=command.whole, metavar="N", help="judge a sample of N images, spread evenly")
     judged.add_argument("--again", action="store_true", help="judge runs again that have been judged")
     judged.add_argument("--attack-epsilon", type=float, metavar="ε", help="your own attack: radius of the L∞ ball")
     judged.add_argument("--attack-step", type=float, metavar="ρ", help="its step; both are on pixels from 0 to 255")
-    judged.add_argument("--attack-steps", type=int, metavar="n", help="its number of steps")
+    judged.add_argument("--attack-steps", type=command.whole, metavar="n", help="its number of steps")
     judged.add_argument("--attack-target", default="random", help="random, least_likely or next; default %(default)s")
     judged.add_argument("--attack-start", default="clean", help="clean or random; default %(default)s")
-    judged.add_argument("--attack-seed", type=int, default=0, help="seed of targets and starts; default %(default)s")
-    execution = parser.add_argument_group("execution and output")
-    execution.add_argument("--batch", type=int, default=Execution.batch, help="images per batch; default %(default)s")
-    execution.add_argument(
-        "--workers", type=int, default=Execution.workers, help="processes that load images; default %(default)s"
+    judged.add_argument(
+        "--attack-seed", type=command.whole, default=0, help="seed of targets and starts; default %(default)s"
     )
-    execution.add_argument("--threads", type=int, default=1, help="threads on a CPU; default %(default)s")
+    execution = parser.add_argument_group("execution and output")
+    execution.add_argument(
+        "--batch", type=command.whole, default=Execution.batch, help="images per batch; default %(default)s"
+    )
+    execution.add_argument(
+        "--workers",
+        type=command.whole,
+        default=Execution.workers,
+        help="processes that load images; default %(default)s",
+    )
+    execution.add_argument("--threads", type=command.whole, default=1, help="threads on a CPU; default %(default)s")
     execution.add_argument("--device", default=Execution.device, help=f"{', '.join(DEVICES)}; default %(default)s")
     execution.add_argument("--format", default="table", help=f"{', '.join(text.FORMATS)}; default %(default)s")
     return parser
@@ -108,8 +115,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, least in (("batch", 1), ("threads", 1), ("workers", 0), ("limit", 1)):
         if getattr(arguments, name) is not None and getattr(arguments, name) < least:
             raise ValueError(f"--{name} is {getattr(arguments, name)}; expected at least {least}")
-    if arguments.threads > MOST_THREADS:
-        raise ValueError(f"--threads is {arguments.threads}; expected at most {MOST_THREADS}")
+    if arguments.threads > command.MOST_THREADS:
+        raise ValueError(f"--threads is {arguments.threads}; expected at most {command.MOST_THREADS}")
 
 
 def _got(arguments: argparse.Namespace) -> str:

@@ -73,8 +73,10 @@ def options() -> argparse.ArgumentParser:
     runs.add_argument("--family", default="all", help=f"{', '.join(FAMILIES)} or all (default)")
     runs.add_argument("--data", default="digits", help=f"{', '.join(SIDES)}; default %(default)s")
     runs.add_argument("--root", type=command.path, help="folder of the data set; digits and digits16 need none")
-    runs.add_argument("--seeds", type=int, default=6, help="runs per network, seeds 0, 1, …; default %(default)s")
-    runs.add_argument("--epochs", type=int, help="default: the recipe's")
+    runs.add_argument(
+        "--seeds", type=command.whole, default=6, help="runs per network, seeds 0, 1, …; default %(default)s"
+    )
+    runs.add_argument("--epochs", type=command.whole, help="default: the recipe's")
     runs.add_argument(
         "--rates",
         type=command.path,
@@ -83,7 +85,7 @@ def options() -> argparse.ArgumentParser:
         "recipe's rate",
     )
     execution = parser.add_argument_group("execution")
-    execution.add_argument("--jobs", type=int, help="runs at a time; default: one per core")
+    execution.add_argument("--jobs", type=command.whole, help="runs at a time; default: one per core")
     execution.add_argument("--device", default="auto", help="auto, cpu or cuda; default %(default)s")
     execution.add_argument("--dry-run", action="store_true", help="print runs, hours and memory, and stop")
     output = parser.add_argument_group("output")

@@ -70,8 +70,8 @@ def options() -> argparse.ArgumentParser:
     runs = parser.add_argument_group("runs")
     runs.add_argument("--data", default="digits", help=f"{', '.join(DATA)}; default %(default)s")
     runs.add_argument("--root", type=command.path, help="folder of the data set; digits and digits16 need none")
-    runs.add_argument("--seeds", type=int, default=6, help="runs per row, seeds 0, 1, …; default %(default)s")
-    runs.add_argument("--epochs", type=int, help="default: the recipe's")
+    runs.add_argument("--seeds", type=command.whole, default=6, help="runs per row, seeds 0, 1, …; default %(default)s")
+    runs.add_argument("--epochs", type=command.whole, help="default: the recipe's")
     candidates = ",".join(map(str, rates.CANDIDATES))
     runs.add_argument("--candidates", help=f"learning rates to try for each family; default {candidates}")
     runs.add_argument("--tune", action="store_true", help="tune the learning rates at full scale too")
@@ -83,11 +83,11 @@ def options() -> argparse.ArgumentParser:
     execution = parser.add_argument_group("execution")
     execution.add_argument("--executor", default="local", help=f"{' or '.join(EXECUTORS)}; default %(default)s")
     execution.add_argument(
-        "--jobs", type=int, help="runs at a time; default: one per core, 1 at full scale, 64 on Slurm"
+        "--jobs", type=command.whole, help="runs at a time; default: one per core, 1 at full scale, 64 on Slurm"
     )
     execution.add_argument("--device", default="auto", help="auto, cpu or cuda; default %(default)s")
     execution.add_argument(
-        "--workers", type=int, help="processes that load images, per training process; default: the recipe's"
+        "--workers", type=command.whole, help="processes that load images, per training process; default: the recipe's"
     )
     execution.add_argument("--dry-run", action="store_true", help="print runs, hours and memory, and stop")
     execution.add_argument(
@@ -95,9 +95,9 @@ def options() -> argparse.ArgumentParser:
     )
     cluster = parser.add_argument_group("Slurm")
     cluster.add_argument("--partition")
-    cluster.add_argument("--time", type=int, default=1440, help="minutes per job; default %(default)s")
-    cluster.add_argument("--gpus", type=int, default=0, help="GPUs per run; default %(default)s")
-    cluster.add_argument("--mem", type=int, default=8, help="GB per job; default %(default)s")
+    cluster.add_argument("--time", type=command.whole, default=1440, help="minutes per job; default %(default)s")
+    cluster.add_argument("--gpus", type=command.whole, default=0, help="GPUs per run; default %(default)s")
+    cluster.add_argument("--mem", type=command.whole, default=8, help="GB per job; default %(default)s")
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=command.path, help="folder; default runs/reproduce-<data>")
     output.add_argument(

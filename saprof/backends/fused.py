@@ -126,8 +126,8 @@ def _read(rows: Rows, footprint: Footprint, *, softmax: bool) -> Rows:
     """
     offset, factor, map_ = rows
     (h, w), device = map_.shape[-2:], map_.device
-    by_row = (footprint.rows(h)[:, :, None] == torch.arange(h)).any(1)  # k h: whether a tap reads the row
-    by_column = (footprint.columns(w)[:, :, None] == torch.arange(w)).any(1)
+    by_row = (footprint.rows(h)[:, :, None] == torch.arange(h, device="cpu")).any(1)  # k h: whether a tap reads the row
+    by_column = (footprint.columns(w)[:, :, None] == torch.arange(w, device="cpu")).any(1)
     map_ = map_.masked_fill(~(by_row[:, :, None] & by_column[:, None]).any(0).to(device), 0)
     if softmax and footprint.boundary == "exclude":
         unreached = ~footprint.inside(h, w).any(0).to(device)

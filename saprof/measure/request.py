@@ -29,7 +29,6 @@ DEFAULT_FOOTPRINT = "7"
 DEFAULT_IMAGE_SIDE = 224
 MOST_GROUPS = 20_000
 """The largest number of groups of a request. More of them would take days to measure, and long to plan."""
-MOST_THREADS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +135,7 @@ def _how(arguments: Namespace) -> How:
         modes=tuple(command.choices("mode", arguments.mode, MODES)),
         compiled={"no": (False,), "yes": (True,), "both": (False, True)}[arguments.compile],
         device=command.device(arguments.device),
-        threads=None if threads is None else command.integer("threads", threads, MOST_THREADS),
+        threads=None if threads is None else command.integer("threads", threads, command.MOST_THREADS),
         seconds=command.seconds("seconds", arguments.seconds),
         roofs=arguments.roofs == "measure",
         time_budget=None if budget is None else command.seconds("time-budget", budget, least=0),
