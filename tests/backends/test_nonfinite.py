@@ -13,11 +13,10 @@ import torch
 from derivatives import gradients
 
 from saprof.backends import numba, run, run_statistics
-from saprof.operators import OPERATORS, Operator
-from saprof.operators.attention import ATTENTIONS, Attention, pairwise_attention, patchwise_attention
+from saprof.operators import OPERATORS
+from saprof.operators.attention import Attention, pairwise_attention, patchwise_attention
 from saprof.operators.footprint import Footprint
 from saprof.operators.reference import reference
-from saprof.operators.stand_alone import ATTENTIONS as STAND_ALONE
 from saprof.operators.stand_alone import stand_alone_attention
 from saprof.operators.workload import Workload
 
@@ -32,13 +31,6 @@ FOOTPRINTS = [Footprint.square(3, boundary=b) for b in ("reflect", "zero", "repl
 FOOTPRINTS += [EXCLUDE, SPARSE, STRIDED]
 
 DEFAULTS = (pairwise_attention, patchwise_attention, stand_alone_attention)
-FUSED = {op.name: op for op in (*ATTENTIONS.values(), *STAND_ALONE.values())}
-
-
-def structured(op: Operator) -> bool:
-    """Whether the first layer of the fused kernels has weights of 0, which multiply infinities: a dot product with
-    positions (docs/fused_attention.md)."""
-    return isinstance(op, Attention) and op.delta.relation == "dot_product" and op.position != "none"
 
 
 def same(what, got, expected, tolerance, only_finite=False):
@@ -114,10 +106,8 @@ def test_of_logits(backend):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("op", [*OPERATORS.values(), *FUSED.values()], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", OPERATORS.values(), ids=OPERATORS)
 def test_everywhere(op, backend):
-    if backend != "unfold" and structured(op):
-        pytest.skip("weights of 0 multiply infinities")
     for footprint in FOOTPRINTS:
         for where in wheres(op, footprint):
             for value in VALUES:
@@ -126,10 +116,8 @@ def test_everywhere(op, backend):
 
 @pytest.mark.deep
 @pytest.mark.parametrize("backend", ["numba", "cuda"])
-@pytest.mark.parametrize("op", ATTENTIONS.values(), ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [op for op in DEFAULTS if isinstance(op, Attention)], ids=lambda op: op.name)
 def test_statistics(op, backend):
-    if structured(op):
-        pytest.skip("weights of 0 multiply infinities")
     for footprint in (FOOTPRINTS[1], STRIDED):
         for index, place in wheres(op, footprint):
             inputs = Workload(op, footprint, dtype="float64", **SIZES).tensors()
