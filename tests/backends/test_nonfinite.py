@@ -52,7 +52,8 @@ def check(op, footprint, backend, where, value, dtype="float32", sizes=SIZES):
     given = [x.requires_grad_() for x in inputs]
     got, expected = run(op, *given, footprint=footprint, backend=backend), reference(op, exact, footprint)
     tolerance = 1e-3 if dtype == "float32" else 1e-8
-    name, cotangent = op.inputs[index][0], torch.randn_like(expected)
+    name = op.inputs[index][0]
+    cotangent = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0), dtype=expected.dtype)
     fused = backend != "unfold" and isinstance(op, Attention) and math.isinf(value)
     if fused and name.startswith("scale"):
         # Inf − Inf is NaN where the norm is folded into two sums
@@ -161,8 +162,7 @@ class TestSimulated:
         check(op, TWO, "numba", (1, -1), math.nan, sizes=SMALL)
 
     @pytest.mark.deep
-    @pytest.mark.parametrize("value", VALUES)
-    def test_everywhere(self, op, value):
+    def test_everywhere(self, op):
         for footprint in (TWO, SPARSE, FOOTPRINTS[1]):
             for where in wheres(op, footprint, SMALL):
-                check(op, footprint, "numba", where, value, dtype="float64", sizes=SMALL)
+                check(op, footprint, "numba", where, math.nan, dtype="float64", sizes=SMALL)
