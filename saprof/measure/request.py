@@ -22,7 +22,7 @@ DEFAULT_OPERATORS = ("pairwise_attention", "patchwise_attention", "aggregation")
 DEFAULT_MODELS = ("resnet26", "san10_pairwise", "san10_patchwise")
 LARGEST_CONVOLUTION = 49
 """The largest number of taps of a convolution in the paper (SAN Table 7) and in the default sweep."""
-FARTHEST = 1 << 16
+FARTHEST_MEASURED = 1 << 16
 """The largest distance of a tap. The reference walks there step by step."""
 DEFAULT_STAGE = 2
 DEFAULT_FOOTPRINT = "7"
@@ -225,8 +225,8 @@ def _footprints(arguments: Namespace, strides: int) -> list[Footprint]:
     found = read_footprints(written, arguments.dilation, len(boundaries) * strides)
     for footprint in found:
         reach = max(max(map(abs, span)) for span in footprint.reach)
-        if reach > FARTHEST:
+        if reach > FARTHEST_MEASURED:
             raise ValueError(
-                f"a tap of footprint {footprint} is {reach} rows or columns away; expected at most {FARTHEST}"
+                f"a tap of footprint {footprint} is {reach} rows or columns away; expected at most {FARTHEST_MEASURED}"
             )
     return [footprint.with_(boundary=boundary) for footprint, boundary in product(found, boundaries)]

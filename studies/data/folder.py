@@ -21,7 +21,7 @@ from torch import Tensor
 
 from studies.config import Config
 from studies.data import Dataset, Images, pictures, torchvision
-from studies.data.listing import LAYOUT, Listing, listing
+from studies.data.listing import LAYOUT, Listing, listing, numbers_in_order_of_text
 from studies.data.survey import Survey
 
 PARTS = ("train", "val")
@@ -152,7 +152,7 @@ def survey(root: Path | None, parts: Sequence[str] = PARTS) -> Survey:
     classes = tuple(sorted({name for each in listings for name in each.classes}))
     images = {part: _folder(each or Listing(here / part), classes) for part, each in found.items()}
     notes = [note for each in listings for note in each.notes]
-    if all(map(str.isdecimal, classes)) and list(classes) != sorted(classes, key=int):
+    if numbers_in_order_of_text(classes):
         notes.append(("classes are numbers in the order of their text", ", ".join(classes[:3]) + ", …"))
     return Survey(
         classes=classes, train=images["train"], test=images["val"], problems=tuple(problems), notes=tuple(notes)

@@ -105,3 +105,8 @@ def _alike(paths: Sequence[str], part: Path) -> Iterator[tuple[str, str]]:
     for path in paths:
         if counts[path.lower()] > 1:
             yield "another name differs only in upper and lower case", str(part / path)
+
+
+def numbers_in_order_of_text(classes: Sequence[str]) -> bool:
+    """Whether the names are numbers whose order as text, such as 10 before 2, is not that of the numbers."""
+    return all(map(str.isdecimal, classes)) and list(classes) != sorted(classes, key=int)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studies.config import Config
+from studies.data.listing import numbers_in_order_of_text
 from studies.judging.robustness import Conditions, Execution, robustness, sample
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Checkpoint:
 
 def _check_order(classes: Sequence[str]) -> None:
     """Raise ValueError for names whose order cannot be that of the checkpoint's classes."""
-    if all(map(str.isdecimal, classes)) and list(classes) != sorted(classes, key=int):
+    if numbers_in_order_of_text(classes):
         raise ValueError(
             f"the classes are numbers in the order of their text ({', '.join(classes[:3])}, …), which is not the order "
             "of the checkpoint's classes; give all folders names of equal length, such as 0002 or n01440764"
