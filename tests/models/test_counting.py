@@ -1,5 +1,6 @@
 """The cost of whole models: exact integers, their parts, and the state that counting must not change."""
 
+import copy
 import json
 import math
 from dataclasses import fields
@@ -424,3 +425,9 @@ def test_shared_layers_of_a_network_are_counted_once():
 
 def test_a_group_of_a_convolution_multiplies_its_own_channels():
     assert count(nn.Conv2d(6, 4, 3, groups=2), (6, 5, 5)).macs == (4 * 3 * 3) * (3 * 3 * 3)
+
+
+def test_a_network_in_half_precision_has_the_same_counts():
+    model = create_model("san_mini_pairwise")
+    expected, found = (count(net, (3, 32, 32)) for net in (model, copy.deepcopy(model).half()))
+    assert (found.params, found.macs, found.elementwise) == (expected.params, expected.macs, expected.elementwise)
