@@ -8,6 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 
@@ -34,3 +35,17 @@ def lazy(spec: ModuleSpec) -> tuple[Callable[[str], Any], Callable[[], list[str]
         return import_module(module)
 
     return get, lambda: sorted({*homes, *vars(sys.modules[spec.name])}), sorted(homes)
+
+
+def callable_as(module: str, name: str, home: str) -> None:
+    """Let a call of `module` call the function `name` of the module `home`, which is imported then.
+
+    This is for a module with the name of a public function of its package: Python binds that name to the module as soon
+    as anything imports it.
+    """
+
+    class Callable_(ModuleType):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return getattr(import_module(home), name)(*args, **kwargs)
+
+    sys.modules[module].__class__ = Callable_

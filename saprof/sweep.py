@@ -102,9 +102,9 @@ def _run(groups: list[Group], request: Request) -> int:
 
     how, output = request.how, request.output
     where = environment.provenance(how.device, set_up_torch(how))
-    print(_understood(groups, where), file=sys.stderr)
     folder = output.folder or Path("runs") / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     with Run(folder, where, resume=output.resume) as run:
+        print(_understood(groups, where), file=sys.stderr)
         rows = execute(groups, run, how)
         print(summarise(rows, output.form, calibration.read(folder)))
         left = sum(map(len, groups)) - len(rows)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.nn.modules import module as torch_module
 
+from saprof.layers.running import Running
+
 
 def changed(module: object, kind: type[nn.Module]) -> str | None:
     """The reason why a call of `module` may not compute what torch's class `kind` does."""
@@ -88,14 +90,18 @@ def hooked(module: nn.Module) -> bool:
 
 
 def _all_modules_hooked() -> bool:
-    """Whether there are global hooks, except those of FlopCounterMode, which only read the names of modules."""
+    """Whether there are global hooks, except those that only read the names of modules."""
     hooks = chain(
         torch_module._global_forward_hooks.values(),
         torch_module._global_forward_pre_hooks.values(),
         torch_module._global_backward_hooks.values(),
         torch_module._global_backward_pre_hooks.values(),
     )
-    return any(getattr(hook, "__module__", None) != "torch.utils.module_tracker" for hook in hooks)
+    return any(getattr(hook, "__module__", None) not in _READ_ONLY for hook in hooks)
+
+
+_READ_ONLY = ("torch.utils.module_tracker", Running.__module__)
+"""The modules of hooks that only read: those of FlopCounterMode, and our own."""
 
 
 def not_norm(module: object, channels: int) -> str | None:
