@@ -50,6 +50,12 @@ class NamedModel:
         """Whether the model is for images of 8 to 32 pixels."""
         return self.depth is None
 
+    @property
+    def image_side(self) -> int:
+        """The side of the images that the model is for, in pixels: 32 (CIFAR) for a small model, else 224
+        (ImageNet)."""
+        return 32 if self.small else 224
+
 
 def named_model(name: str) -> NamedModel:
     """The facts about a named model; ValueError for an unknown name."""

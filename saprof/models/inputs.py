@@ -1,0 +1,65 @@
+"""The inputs of a network: one tensor, a tuple of positional arguments, or a dict of keyword arguments.
+
+The arguments themselves may be nested: tuples, lists and dicts of tensors and other values.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+EXPECTED = "a tensor, a tuple of positional arguments, or a dict of keyword arguments"
+
+
+class Sizes(NamedTuple):
+    """The batch and the map of some inputs."""
+
+    n: int | None
+    """The first side of every tensor; None if they differ."""
+    h: int | None
+    w: int | None
+    """Rows and columns of the first tensor with four axes; None if there is none."""
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword arguments of a call. Raises ValueError if `inputs` is none of the three kinds."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if isinstance(inputs, tuple):
+        return tuple(inputs), {}
+    if isinstance(inputs, dict) and all(isinstance(name, str) for name in inputs):
+        return (), dict(inputs)
+    got = "names that are not strings" if isinstance(inputs, dict) else f"type {type(inputs).__name__}"
+    raise ValueError(f"got inputs of {got}; expected {EXPECTED}")
+
+
+def tensors(values: Any) -> list[Tensor]:
+    """The tensors in some inputs, or in the output of a network, in order."""
+    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+
+
+def sizes(inputs: Any) -> Sizes:
+    """The batch and the map of some inputs."""
+    found = tensors(inputs)
+    batches = {x.shape[0] if x.dim() else None for x in found}
+    maps = [x.shape[2:] for x in found if x.dim() == 4]
+    return Sizes(batches.pop() if len(batches) == 1 else None, *(maps[0] if maps else (None, None)))
+
+
+def moved(inputs: Any, device: str, dtype: torch.dtype) -> Any:
+    """The same inputs on a device; the tensors of real numbers have the dtype."""
+
+    def move(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x.detach().to(device, dtype if x.is_floating_point() else x.dtype)
+
+    return tree_map(move, inputs)
+
+
+def images(batch: int, side: int) -> Tensor:
+    """Random normal images, shape (batch, 3, side, side), the same every time."""
+    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
