@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         patchwise_star_product,
         stand_alone_attention,
     )
+    from saprof.measure.profiling import profile
     from saprof.models import (
         SAN,
         SASA,

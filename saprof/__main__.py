@@ -38,6 +38,11 @@ GROUPS = {
             "Measure operators and networks over footprints, sizes and backends.",
             "--footprint 3,5,7,9,11",
         ),
+        Command(
+            "saprof.profile",
+            "Measure where the time, memory and operations of any network go, layer by layer.",
+            "san10_pairwise --compare resnet26",
+        ),
         Command("saprof.verify", "Compare every operator with the float64 reference.", "--backend numba"),
         Command("saprof.info", "Print versions, processor, GPU, backends, caches and roofs of this machine.", ""),
         Command("kernels_cuda.build", "Compile the CUDA kernels ahead of their first use.", "--arch 8.0,9.0"),

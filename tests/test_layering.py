@@ -32,6 +32,7 @@ ORDER = [
         "saprof.__main__",
         "saprof.from_pytest",
         "saprof.info",
+        "saprof.profile",
         "saprof.report",
         "saprof.roofline",
         "saprof.sweep",

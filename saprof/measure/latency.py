@@ -22,6 +22,17 @@ from saprof.records.ratios import Ratio, median_interval, within_rounds
 
 Call = Callable[[], object]
 
+
+@dataclass(frozen=True)
+class Timed:
+    """A candidate that times itself: `seconds(calls)` is the mean time of that many calls. `call` warms it up."""
+
+    call: Call
+    seconds: Callable[[int], float]
+
+
+Candidate = Call | Timed
+
 MIN_ROUNDS = 7
 MAX_ROUNDS = 200
 NARROW = 0.02
@@ -75,12 +86,13 @@ class Latency:
 
 
 def interleave(
-    candidates: Mapping[str, Call], device: str = "cpu", max_seconds: float = 2.0, seed: int = 0
+    candidates: Mapping[str, Candidate], device: str = "cpu", max_seconds: float = 2.0, seed: int = 0
 ) -> dict[str, Latency]:
     """Measure all candidates for up to `max_seconds` in total, but at least `MIN_ROUNDS` rounds, after a warm-up of
     each."""
     clock = _CudaClock(device) if torch.device(device).type == "cuda" else _CpuClock()
-    plans = {name: _warm_up(call, clock) for name, call in candidates.items()}
+    calls = {name: one.call if isinstance(one, Timed) else one for name, one in candidates.items()}
+    plans = {name: _warm_up(call, clock) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     order = list(candidates)
     rng = random.Random(seed)
@@ -90,7 +102,7 @@ def interleave(
     for done in range(1, MAX_ROUNDS + 1):
         rng.shuffle(order)
         for name in order:
-            samples[name].append(clock.time(candidates[name], plans[name]))
+            samples[name].append(_sample(candidates[name], plans[name], clock))
         if done < MIN_ROUNDS:
             continue
         if all(_narrow(values) for values in samples.values()):
@@ -102,7 +114,7 @@ def interleave(
     switches, cpu_per_wall, others = usage.since()
     return {
         name: Latency(
-            tuple(values), plans[name].timed, stopped, switches, cpu_per_wall, others, clock.host(candidates[name])
+            tuple(values), plans[name].timed, stopped, switches, cpu_per_wall, others, clock.host(calls[name])
         )
         for name, values in samples.items()
     }
@@ -123,6 +135,14 @@ class _Sample(NamedTuple):
 
     untimed: int
     timed: int
+
+
+def _sample(candidate: Candidate, plan: _Sample, clock: _CpuClock | _CudaClock) -> float:
+    if not isinstance(candidate, Timed):
+        return clock.time(candidate, plan)
+    for _ in range(plan.untimed):
+        candidate.call()
+    return candidate.seconds(plan.timed)
 
 
 def _warm_up(call: Call, clock: _CpuClock | _CudaClock) -> _Sample:

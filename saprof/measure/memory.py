@@ -28,20 +28,28 @@ def peak_bytes(call: Callable[[], object], device: str = "cpu") -> int:
 
 def saved_bytes(function: Function, inputs: Sequence[Tensor], own: Sequence[Tensor] = ()) -> int:
     """The bytes that `function(*inputs)` saves for its backward pass, without its inputs and its `own` parameters."""
-    known = {x.untyped_storage().data_ptr() for x in (*inputs, *own)}
-    kept: dict[int, int] = {}
+    return sum(saved_by(lambda: function(*inputs), [*inputs, *own], lambda: "").values())
+
+
+def saved_by(call: Callable[[], object], known: Sequence[Tensor], where: Callable[[], str]) -> dict[str, int]:
+    """The bytes that a call saves for its backward pass, without those of `known` tensors, by `where()` at the time
+    when they are saved first."""
+    storages = {x.untyped_storage().data_ptr() for x in known}
+    kept: dict[int, tuple[str, int]] = {}
 
     def pack(x: Tensor) -> Tensor:
         storage = x.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in storages:
+            kept.setdefault(storage.data_ptr(), (where(), storage.nbytes()))
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        output = function(*inputs)  # kept until all is counted: a freed address may be used again
-    total = sum(kept.values())
+        output = call()  # kept until all is counted: a freed address may be used again
+    found: dict[str, int] = {}
+    for place, size in kept.values():
+        found[place] = found.get(place, 0) + size
     del output
-    return total
+    return found
 
 
 def predicted_peak_bytes(function: Function, inputs: Sequence[Tensor]) -> int:

@@ -39,17 +39,15 @@ class Row:
     fingerprint: str | None = None
 
     name: str
-    """The operator or the network."""
+    """The operator or the model."""
     kind: str
-    """`operator` or `model`; `function` for any other of `saprof.measure`."""
+    """`operator`, `model`, or `layer` for a part of a network that was profiled."""
     footprint: str
     """Text that `Footprint.parse` reads; `default` is the own footprint of a model."""
     taps: int | None = None
     n: int
-    """The images of a batch; 1 for inputs that have no batch in common."""
     h: int
     w: int
-    """The map or the image; 0 × 0 for inputs that are none."""
     r: int | None = None
     v: int | None = None
     g: int | None = None
@@ -62,11 +60,25 @@ class Row:
     """How the attention of a network ran, `fused` or `composed`; if it did not run, what was requested."""
     compiled: bool = False
 
+    layer: str | None = None
+    """The path of a module of the network; "" is the network itself. The fields of a layer include what is in it."""
+    operation: str | None = None
+    """The operator that the module calls; None in the row of the module itself."""
+    apart: bool | None = None
+    """Whether the network ran with composed attention to time this part, which a fused operator does not run."""
+    module: str | None = None
+    """The class of the module."""
+    calls: int | None = None
+
     params: int | None = None
     macs: int | None = None
     flops_paper: int | None = None
     flops_hardware: int | None = None
     compulsory_bytes: int | None = None
+    backward_macs: int | None = None
+    """Layers in a training step: the counts of the backward pass; those without this prefix are of the forward."""
+    backward_flops_hardware: int | None = None
+    backward_bytes: int | None = None
     pairs: int | None = None
     """The k · p pairs (i, j) per image, with those that the boundary drops."""
     pairs_inside: int | None = None
@@ -88,8 +100,6 @@ class Row:
     cpu_per_wall: float | None = None
     others_cpu: float | None = None
     involuntary_switches: int | None = None
-    images_per_s: float | None = None
-    """For networks whose inputs are images: n over the latency, in the mode of the row."""
     ratio: float | None = None
     """The latency over that of the first cell of the group, within rounds."""
     ratio_low: float | None = None
@@ -102,6 +112,23 @@ class Row:
     saved_bytes: int | None = None
     output_bytes: int | None = None
 
+    self_s: float | None = None
+    """Layers: the time outside of the modules inside. `latency_s` is the whole time, forward and backward."""
+    self_low_s: float | None = None
+    self_high_s: float | None = None
+    forward_s: float | None = None
+    forward_low_s: float | None = None
+    forward_high_s: float | None = None
+    backward_s: float | None = None
+    backward_low_s: float | None = None
+    backward_high_s: float | None = None
+    held_bytes: int | None = None
+    """Layers: the bytes that they have allocated and not freed when the network reaches its peak."""
+    least_s: float | None = None
+    """Layers: the least time that the roofs allow their operators, one after the other."""
+    bound_by: str | None = None
+    """`memory` or `compute`: the roof that gives most of `least_s`."""
+
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"row {self.key}: {text.unknown('status', self.status, STATUSES)}")
@@ -112,8 +139,6 @@ class Row:
             )
         if self.status not in MEASURED and not self.reason:
             raise ValueError(f"row {self.key}: status {self.status} without a reason")
-        if self.latency_s and self.images_per_s is None and self.kind == "model" and self.h:
-            object.__setattr__(self, "images_per_s", self.n / self.latency_s)  # rows before this field have none
 
     @property
     def ran_on(self) -> str:

@@ -22,7 +22,7 @@ HEADER = "run.json"
 """The file of a run folder with the provenance of its rows."""
 IDENTITY = (
     "kind", "name", "footprint", "n", "h", "w", "r", "v", "g",
-    "dtype", "device", "mode", "backend", "attention", "compiled",
+    "dtype", "device", "mode", "backend", "attention", "compiled", "layer", "operation", "apart",
 )  # fmt: skip
 """The fields of a row that identify its cell; the device counts only by its kind."""
 RECORDED = Path(__file__).resolve().parents[2] / "studies" / "recorded"

@@ -1,0 +1,187 @@
+"""Profiles of networks: where the time, the memory and the operations go, layer by layer.
+
+The network itself and the network under a profiler are called in the same interleaved rounds, so that the difference is
+the profiler's overhead. What fused attention does inside one operator is timed apart: in more rounds the network runs
+with composed attention, and the parts of its attentions are taken from there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+from tqdm import tqdm
+
+from saprof import text
+from saprof.layers import LocalAttention
+from saprof.measure.inspection import counted, saved
+from saprof.measure.latency import Candidate, Latency, Timed, interleave, ratio
+from saprof.measure.layer_rows import Found, Rows, paths
+from saprof.measure.subject import Subject, composed
+from saprof.measure.trace import Trace, trace
+from saprof.records import environment
+from saprof.records.calibration import Calibration
+from saprof.records.profiles import Profile
+
+SECONDS = 4.0
+"""The longest time of the rounds of one network, after the first rounds."""
+APART_SECONDS = 1.0
+"""The same of the rounds in which the parts of fused attention are timed."""
+
+
+def profile(
+    module: nn.Module | Mapping[str, Any],
+    inputs: Any = None,
+    *,
+    mode: str = "forward",
+    name: str | None = None,
+    seconds: float = SECONDS,
+    apart: bool = True,
+    roofs: Calibration | None = None,
+    progress: bool = True,
+) -> Profile | dict[str, Profile]:
+    """Measure where the time, the memory and the operations of a network go, layer by layer.
+
+    `inputs` are a tensor, a tuple of positional arguments or a dict of keyword arguments. `mode` is `forward`, in
+    evaluation mode without gradients, or `train_step`: a forward and a backward in training mode. The network keeps its
+    weights, buffers and training flags. A dict of networks, or of pairs of a network and its inputs, is measured in the
+    same interleaved rounds; the result is a dict of profiles.
+
+    `seconds` is the longest time of the rounds of each network, after the first ones. With `apart`, what a fused
+    attention does inside one operator is timed apart. `roofs` are what `saprof.measure.calibrate.calibrate` returns;
+    without them no share of a roof is known.
+    Raises ValueError for inputs that do not fit; what the network raises is passed on.
+    """
+    if isinstance(module, nn.Module):
+        one = Subject(name or type(module).__name__, module, _own(inputs), mode)
+        return profile_all([one], seconds, apart=apart, roofs=roofs, progress=progress)[0]
+    if not isinstance(module, Mapping) or not module:
+        raise ValueError(f"module is of type {type(module).__name__}; expected an nn.Module, or a dict of them by name")
+    pairs = {key: one if isinstance(one, tuple) else (one, inputs) for key, one in module.items()}
+    subjects = [Subject(str(key), network, _own(given), mode) for key, (network, given) in pairs.items()]
+    found = profile_all(subjects, seconds, apart=apart, roofs=roofs, progress=progress)
+    return dict(zip(map(str, module), found, strict=True))
+
+
+def _own(inputs: Any) -> Any:
+    """Copies of the inputs, since a network may change its inputs in place."""
+
+    def copied(x: Any) -> Any:
+        return x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x
+
+    return tree_map(copied, inputs)
+
+
+def profile_all(
+    subjects: Sequence[Subject],
+    seconds: float = SECONDS,
+    *,
+    apart: bool = True,
+    roofs: Calibration | None = None,
+    progress: bool = False,
+) -> list[Profile]:
+    """The profiles of several networks, measured in the same interleaved rounds."""
+    bar = tqdm(file=sys.stderr, unit="round", disable=not progress, dynamic_ncols=True, leave=False)
+    say: Callable[[str], object] = bar.set_description
+    device = subjects[0].device
+    with ExitStack() as stack:
+        stack.enter_context(bar)
+        for subject in subjects:
+            stack.enter_context(subject.unchanged())
+        for subject in subjects:
+            say(f"{subject.name}: first call")
+            subject.call()
+        measured = [_Measured(subject, bar.update) for subject in subjects]
+        for one in measured:
+            say(f"{one.subject.name}: counting, and memory")
+            one.inspect()
+        say(f"timing {' and '.join(subject.name for subject in subjects)} in interleaved rounds")
+        candidates = {
+            name: one for number, of in enumerate(measured) for name, one in of.candidates(f"{number}").items()
+        }
+        latencies = interleave(candidates, device, seconds * len(subjects))
+        for number, one in enumerate(measured):
+            one.latencies = {what: latencies[f"{number} {what}"] for what in ("plain", "traced")}
+            if apart and one.fused:
+                say(f"{one.subject.name}: timing the parts of {text.counted(len(one.fused), 'fused attention')} apart")
+                one.time_apart(APART_SECONDS)
+    return [one.profile(roofs) for one in measured]
+
+
+class _Measured:
+    """What is measured of one network, step by step."""
+
+    def __init__(self, subject: Subject, after_round: Callable[[], object]) -> None:
+        self.subject = subject
+        self._after_round = after_round
+        self.rounds: list[Trace] = []
+        self.apart_rounds: list[Trace] = []
+        self.latencies: dict[str, Latency] = {}
+
+    def inspect(self) -> None:
+        """Costs, allocations and saved tensors, each from one call."""
+        subject = self.subject
+        self.counted = counted(subject)
+        self.weighed, _ = trace(subject.module, subject.call, subject.device, memory=True)
+        self.saved = saved(subject) if subject.mode == "train_step" else {}
+        self.ran = {
+            path: layer.ran or "" for path, layer in subject.module.named_modules() if isinstance(layer, LocalAttention)
+        }
+
+    @property
+    def fused(self) -> list[str]:
+        """The paths of the attentions that ran as one operator."""
+        return [path for path, ran in self.ran.items() if ran.startswith("fused")]
+
+    def candidates(self, key: str) -> dict[str, Candidate]:
+        """The network, and the network under the profiler."""
+        return {f"{key} plain": self.subject.call, f"{key} traced": self._traced(self.rounds)}
+
+    def _traced(self, rounds: list[Trace]) -> Timed:
+        subject = self.subject
+
+        def seconds(calls: int) -> float:
+            found, _ = trace(subject.module, subject.call, subject.device, repeats=calls)
+            rounds.append(found)
+            self._after_round()
+            return sum(found.seconds.values())
+
+        return Timed(subject.call, seconds)
+
+    def time_apart(self, seconds: float) -> None:
+        """Time the network with composed attention, in rounds of its own."""
+        with composed(self.subject.module):
+            self.counted_apart = counted(self.subject)
+            candidate = self._traced(self.apart_rounds)
+            self.latencies["apart"] = interleave({"apart": candidate}, self.subject.device, seconds)["apart"]
+
+    def profile(self, roofs: Calibration | None) -> Profile:
+        """The rows, those of the modules first in the order of their calls."""
+        plain, traced = self.latencies["plain"], self.latencies["traced"]
+        found = Found(self.rounds, self.counted, _status(traced), self.weighed, self.saved)
+        where = environment.provenance(self.subject.device, torch.get_num_threads())
+        build = Rows(self.subject, self.ran, roofs, environment.fingerprint(where))
+        rows = [build.network(found, plain), *build.layers(found, ratio(traced, plain))]
+        if self.apart_rounds:
+            apart = Found(self.apart_rounds, self.counted_apart, _status(self.latencies["apart"]))
+            rows += build.apart(apart, found, self.fused)
+        return Profile(tuple(rows), tuple(self._notes(found)), where, roofs)
+
+    def _notes(self, found: Found) -> Iterator[str]:
+        """What a reader of the tree must know beside it."""
+        ran = set(paths(found))
+        for path, module in self.subject.module.named_modules():
+            own = sum(x.numel() for x in module.parameters(recurse=False))
+            if own and path not in ran and not any(path.startswith(f"{attention}.") for attention in self.fused):
+                yield f"{path} did not run; its {own:,} parameters count"
+        for (operator, path), times in self.counted.uncounted.items():
+            yield f"no cost is known for {operator}, {times} times in {path or 'the network itself'}"
+
+
+def _status(latency: Latency) -> str:
+    return "contended" if latency.status == "contended" else "ok"

@@ -1,0 +1,120 @@
+"""A module with inputs, as it is profiled: the calls of a forward or of a training step, which leave it unchanged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saprof.layers import LocalAttention
+from saprof.measure.trace import backward_range
+from saprof.models.inputs import arguments, tensors
+from saprof.text import unknown
+
+MODES = ("forward", "train_step")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A module in one mode. A training step is a forward and a backward, without a loss function and an optimizer: the
+    gradients of the sum of all outputs."""
+
+    name: str
+    module: nn.Module
+    inputs: Any
+    mode: str = "forward"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.module, nn.Module):
+            got = type(self.module).__name__
+            raise ValueError(
+                f"{self.name} is an object of type {got}; expected an nn.Module, whose layers are profiled"
+            )
+        if self.mode not in MODES:
+            raise ValueError(unknown("mode", self.mode, MODES))
+        arguments(self.inputs)
+        devices = {x.device for x in [*self.module.parameters(), *self.module.buffers(), *tensors(self.inputs)]}
+        if len(devices) > 1 or torch.device("meta") in devices:
+            found = ", ".join(sorted(map(str, devices)))
+            raise ValueError(f"{self.name} and its inputs are on {found}; expected all of them on one device with data")
+        if self.mode == "train_step" and not self.leaves:
+            raise ValueError(
+                f"no parameter or input of {self.name} requires a gradient; expected one, or mode='forward'"
+            )
+
+    @property
+    def device(self) -> str:
+        known = [*tensors(self.inputs), *self.module.parameters(), *self.module.buffers()]
+        return str(known[0].device) if known else "cpu"
+
+    @property
+    def dtype(self) -> str:
+        """That of the first floating-point tensor of the module, or of its inputs."""
+        found = (x.dtype for x in [*self.module.parameters(), *tensors(self.inputs)] if x.is_floating_point())
+        return str(next(found, torch.float32)).removeprefix("torch.")
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [x for x in [*self.module.parameters(), *tensors(self.inputs)] if x.requires_grad]
+
+    def call(self) -> object:
+        """One forward without gradients, or one training step."""
+        positional, named = arguments(self.inputs)
+        if self.mode == "forward":
+            with torch.no_grad():
+                return self.module(*positional, **named)
+        with torch.enable_grad():
+            outputs = [x for x in tensors(self.module(*positional, **named)) if x.requires_grad]
+            if not outputs:
+                raise ValueError(f"no output of {self.name} depends on a parameter; expected one, or mode='forward'")
+            with backward_range():
+                ones = [torch.ones_like(x) for x in outputs]
+                return torch.autograd.grad(outputs, self.leaves, ones, allow_unused=True)
+
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Put the module into the state of the mode. Afterwards restore its training flags, its buffers, such as
+        running statistics, and torch's random numbers.
+
+        A forward runs in evaluation mode. A training step runs in training mode; if the module itself is in training
+        mode already, the flags of the modules inside stay, so that a frozen batch norm stays frozen.
+        """
+        flags = {module: module.training for module in self.module.modules()}
+        buffers = [
+            (module, name, x, x.detach().clone())
+            for module in self.module.modules()
+            for name, x in module._buffers.items()
+            if x is not None
+        ]
+        cuda = [torch.device(self.device)] if self.device.startswith("cuda") else []
+        try:
+            with torch.random.fork_rng(cuda):
+                if self.mode == "forward":
+                    self.module.eval()
+                elif not self.module.training:
+                    self.module.train()
+                yield
+        finally:
+            for module, training in flags.items():
+                module.training = training
+            with torch.no_grad():
+                for module, name, x, before in buffers:
+                    x.copy_(before)
+                    module._buffers[name] = x
+
+
+@contextmanager
+def composed(module: nn.Module) -> Iterator[None]:
+    """In this context the attention layers of a network run by their parts."""
+    before = [(layer, layer.attention) for layer in module.modules() if isinstance(layer, LocalAttention)]
+    try:
+        for layer, _ in before:
+            layer.attention = "composed"
+        yield
+    finally:
+        for layer, chosen in before:
+            layer.attention = chosen

@@ -1,0 +1,190 @@
+"""`python -m saprof.profile NETWORK`: where the time, the memory and the operations of a network go, layer by layer.
+
+`--compare` measures a second network in the same rounds. The rows are kept in a run folder, beside a page with figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saprof import atomic, command, text
+from saprof.lazy import callable_as
+from saprof.models.named import OTHERS, NamedNetwork, read_network
+from saprof.operators import BACKENDS
+from saprof.operators.attention import CHOICES
+from saprof.operators.workload import ITEMSIZE
+from saprof.records import calibration
+from saprof.records.profiles import COLUMNS, Profile, headline, profiles
+from saprof.records.runs import Run, check_folder, read_run
+
+if TYPE_CHECKING:
+    from saprof.measure.subject import Subject
+    from saprof.records.calibration import Calibration
+
+MODES = ("forward", "train_step")
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser()
+    arguments = options.parse_args(argv)
+    for name in [*(arguments.columns or "").split(","), arguments.sort]:
+        if name and name not in COLUMNS:
+            raise ValueError(text.unknown("column", name, tuple(COLUMNS)))
+    depth = None if arguments.depth == "all" else command.integer("depth", arguments.depth)
+    if arguments.from_ is not None:
+        command.alone(options, arguments, "from_", ("depth", "sort", "columns", "format"))
+        found = profiles(read_run(arguments.from_).rows)
+        if not found:
+            raise ValueError(f"{arguments.from_} has no profile; expected a run folder of saprof.profile")
+    else:
+        found = _measure(arguments, depth)
+    _print(found, arguments, depth)
+    return command.OK
+
+
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(
+        prog="python -m saprof.profile",
+        description="Measure where the time, the memory and the operations of a network go, layer by layer.",
+    )
+    what = options.add_argument_group("what")
+    what.add_argument(
+        "network",
+        nargs="?",
+        help=f"the network: a name of saprof.list_models(), {', '.join(OTHERS[:2])} or {OTHERS[2]}",
+    )
+    what.add_argument("--model", help="the same, as an option")
+    what.add_argument("--compare", metavar="NETWORK", help="a second network, measured in the same rounds")
+    what.add_argument("--mode", default="forward", choices=MODES, help="a forward, or a forward and a backward")
+    what.add_argument("--batch", default="1", help="images (default 1)")
+    what.add_argument("--size", help="side of the images (default: the network's own)")
+    what.add_argument("--dtype", default="float32", choices=tuple(ITEMSIZE))
+    how = options.add_argument_group("how")
+    how.add_argument("--backend", default="auto", choices=(*BACKENDS, "auto"), help="for networks of saprof")
+    how.add_argument("--attention", default="auto", choices=CHOICES, help="for networks of saprof")
+    how.add_argument("--compile", default="no", choices=("no", "yes"), help="whether to use torch.compile")
+    how.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
+    how.add_argument("--threads", help="CPU threads (default: as many as torch uses)")
+    how.add_argument("--seconds", default="4", help="longest time of the rounds of a network, after the first ones")
+    how.add_argument(
+        "--roofs", default="measure", choices=("measure", "skip"), help="whether to measure the roofs of the machine"
+    )
+    output = options.add_argument_group("output")
+    output.add_argument(
+        "--depth", default="2", help="levels of the tree, or all (default 2); parts of fused attention are timed apart "
+        "if it reaches them"
+    )  # fmt: skip
+    output.add_argument("--sort", help="a column by which the layers of each module are sorted, largest first")
+    output.add_argument(
+        "--columns", help=f"a comma list of {', '.join(COLUMNS)} (default: those that fit into the terminal)"
+    )
+    output.add_argument("--format", default="table", choices=text.FORMATS)
+    output.add_argument("--output", type=command.path, help="run folder (default runs/<time>)")
+    output.add_argument("--trace", type=command.path, metavar="FILE", help="also write a Chrome trace of one call")
+    output.add_argument(
+        "--from", dest="from_", type=command.path, metavar="RUN", help="print the profiles of a run folder, and stop"
+    )
+    return options
+
+
+def _measure(arguments: argparse.Namespace, depth: int | None) -> list[Profile]:
+    """Profile the networks, and write their rows."""
+    if (arguments.network is None) == (arguments.model is None):
+        raise ValueError("expected one network, such as python -m saprof.profile san10_pairwise --compare resnet26")
+    names = [arguments.network or arguments.model, *([arguments.compare] if arguments.compare else [])]
+    networks = [read_network(name) for name in names]
+    seconds = command.seconds("seconds", arguments.seconds)
+    device = command.device(arguments.device)
+    folder = arguments.output or Path("runs") / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    check_folder(folder)
+    subjects = _subjects(networks, arguments, device)
+    from saprof.measure.profiling import profile_all
+    from saprof.measure.trace import chrome_trace
+
+    roofs = _roofs(device, arguments)
+    found = profile_all(subjects, seconds, apart=_reaches(subjects, depth), roofs=roofs, progress=True)
+    with Run(folder, dict(found[0].provenance)) as run:
+        run.append([row for one in found for row in one.rows])
+        if roofs:
+            calibration.write(folder, roofs)
+    print(f"rows in {folder}", file=sys.stderr)
+    if arguments.trace:
+        first = subjects[0]
+        with first.unchanged():
+            atomic.write(arguments.trace, chrome_trace(first.module, first.name, first.call, device))
+        print(f"a trace of one call in {arguments.trace}; open it in ui.perfetto.dev", file=sys.stderr)
+    return found
+
+
+def _subjects(networks: list[NamedNetwork], arguments: argparse.Namespace, device: str) -> list[Subject]:
+    """The networks with their inputs, on the device."""
+    import torch
+
+    from saprof.backends import check_device
+    from saprof.measure.subject import Subject
+    from saprof.models.inputs import moved
+
+    check_device(device)
+    if arguments.threads is not None:
+        torch.set_num_threads(command.integer("threads", arguments.threads, command.MOST_THREADS))
+    batch = command.integer("batch", arguments.batch)
+    side = None if arguments.size is None else command.integer("size", arguments.size)
+    dtype = getattr(torch, arguments.dtype)
+    chosen = {name: getattr(arguments, name) for name in ("backend", "attention") if getattr(arguments, name) != "auto"}
+    subjects = []
+    for network in networks:
+        torch.manual_seed(0)
+        built = network.build(**(chosen if network.has_choices else {}))
+        if built.inputs is not None and (side is not None or batch != 1):
+            raise ValueError(f"{network.name} has inputs of its own; expected it without --size and --batch")
+        inputs = moved(network.example(built, batch, side), device, dtype)
+        module: Any = built.module.to(device, dtype)
+        if arguments.compile == "yes":
+            module = torch.compile(module)
+        subjects.append(Subject(network.name, module, inputs, arguments.mode))
+    return subjects
+
+
+def _roofs(device: str, arguments: argparse.Namespace) -> Calibration | None:
+    if arguments.roofs == "skip":
+        return None
+    from saprof.measure.calibrate import calibrate
+
+    return calibrate(device, [arguments.dtype])
+
+
+def _reaches(subjects: list[Subject], depth: int | None) -> bool:
+    """Whether a tree of this depth has the parts of an attention."""
+    from saprof.layers import LocalAttention
+
+    levels = [
+        path.count(".") + 2
+        for subject in subjects
+        for path, module in subject.module.named_modules()
+        if isinstance(module, LocalAttention)
+    ]
+    return depth is None or any(level <= depth for level in levels)
+
+
+def _print(found: list[Profile], arguments: argparse.Namespace, depth: int | None) -> None:
+    if arguments.format in ("csv", "json"):
+        print(text.records([asdict(row) for one in found for row in one.rows], arguments.format))
+        return
+    columns = arguments.columns.split(",") if arguments.columns else None
+    width = shutil.get_terminal_size((80, 24)).columns
+    for one in found:
+        print("\n".join(headline(one)), end="\n\n")
+        print(one.table(depth, sort=arguments.sort, columns=columns, form=arguments.format, width=width))
+        print("".join(f"\n{note}" for note in one.notes))
+
+
+callable_as(__name__, "profile", "saprof.measure.profiling")
+
+if __name__ == "__main__":
+    command.run(main)
