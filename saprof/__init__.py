@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         patchwise_star_product,
         stand_alone_attention,
     )
+    from saprof.layers import LocalAttention2d
     from saprof.measure.profiling import profile
     from saprof.models import (
         SAN,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         load,
         load_official,
         optimize_for_inference,
+        replace_convolutions,
         save,
     )
     from saprof.models.counting import count, teach_fvcore

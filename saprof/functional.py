@@ -2,7 +2,8 @@
 
 All of them take
 
-- `footprint`: the taps around each centre, with stride and boundary, such as `Footprint.square(7)`;
+- `footprint`: the taps around each centre, with stride and boundary: a Footprint, a size such as 7, or text such as
+  `"disk:9"` (`Footprint.parse` lists the forms);
 - `backend`: `"cuda"`, `"numba"` or `"unfold"`, which runs or raises Unsupported with the reasons; `"auto"`, the
   default, takes the first of these that can run.
 
@@ -25,7 +26,11 @@ from saprof.operators.footprint import Footprint
 
 
 def pairwise_summation(
-    phi: Float[Tensor, "n r h w"], psi: Float[Tensor, "n r h w"], *, footprint: Footprint, backend: str = "auto"
+    phi: Float[Tensor, "n r h w"],
+    psi: Float[Tensor, "n r h w"],
+    *,
+    footprint: Footprint | int | str,
+    backend: str = "auto",
 ) -> Float[Tensor, "n r k p"]:
     """δ_ij = φ_i + ψ_j (SAN Sec. 3.1, summation).
 
@@ -38,7 +43,11 @@ def pairwise_summation(
 
 
 def pairwise_subtraction(
-    phi: Float[Tensor, "n r h w"], psi: Float[Tensor, "n r h w"], *, footprint: Footprint, backend: str = "auto"
+    phi: Float[Tensor, "n r h w"],
+    psi: Float[Tensor, "n r h w"],
+    *,
+    footprint: Footprint | int | str,
+    backend: str = "auto",
 ) -> Float[Tensor, "n r k p"]:
     """δ_ij = φ_i − ψ_j (SAN Sec. 3.1, subtraction).
 
@@ -51,7 +60,11 @@ def pairwise_subtraction(
 
 
 def pairwise_hadamard_product(
-    phi: Float[Tensor, "n r h w"], psi: Float[Tensor, "n r h w"], *, footprint: Footprint, backend: str = "auto"
+    phi: Float[Tensor, "n r h w"],
+    psi: Float[Tensor, "n r h w"],
+    *,
+    footprint: Footprint | int | str,
+    backend: str = "auto",
 ) -> Float[Tensor, "n r k p"]:
     """δ_ij = φ_i ⊙ ψ_j (SAN Sec. 3.1, Hadamard product).
 
@@ -64,7 +77,11 @@ def pairwise_hadamard_product(
 
 
 def pairwise_concatenation(
-    phi: Float[Tensor, "n r h w"], psi: Float[Tensor, "n r h w"], *, footprint: Footprint, backend: str = "auto"
+    phi: Float[Tensor, "n r h w"],
+    psi: Float[Tensor, "n r h w"],
+    *,
+    footprint: Footprint | int | str,
+    backend: str = "auto",
 ) -> Float[Tensor, "n 2*r k p"]:
     """δ_ij = [φ_i, ψ_j] (SAN Sec. 3.1, concatenation).
 
@@ -77,7 +94,11 @@ def pairwise_concatenation(
 
 
 def pairwise_dot_product(
-    phi: Float[Tensor, "n r h w"], psi: Float[Tensor, "n r h w"], *, footprint: Footprint, backend: str = "auto"
+    phi: Float[Tensor, "n r h w"],
+    psi: Float[Tensor, "n r h w"],
+    *,
+    footprint: Footprint | int | str,
+    backend: str = "auto",
 ) -> Float[Tensor, "n 1 k p"]:
     """δ_ij = φ_iᵀ ψ_j (SAN Sec. 3.1, dot product).
 
@@ -90,7 +111,11 @@ def pairwise_dot_product(
 
 
 def patchwise_star_product(
-    phi: Float[Tensor, "n r h w"], psi: Float[Tensor, "n r h w"], *, footprint: Footprint, backend: str = "auto"
+    phi: Float[Tensor, "n r h w"],
+    psi: Float[Tensor, "n r h w"],
+    *,
+    footprint: Footprint | int | str,
+    backend: str = "auto",
 ) -> Float[Tensor, "n k 1 p"]:
     """δ_i = [φ_iᵀ ψ_j] for all taps j in R(i) (SAN Sec. 3.2, star-product).
 
@@ -103,7 +128,11 @@ def patchwise_star_product(
 
 
 def patchwise_clique_product(
-    phi: Float[Tensor, "n r h w"], psi: Float[Tensor, "n r h w"], *, footprint: Footprint, backend: str = "auto"
+    phi: Float[Tensor, "n r h w"],
+    psi: Float[Tensor, "n r h w"],
+    *,
+    footprint: Footprint | int | str,
+    backend: str = "auto",
 ) -> Float[Tensor, "n k*k 1 p"]:
     """δ_i = [φ_jᵀ ψ_l] for all taps j, l in R(i) (SAN Sec. 3.2, clique-product).
 
@@ -118,7 +147,11 @@ def patchwise_clique_product(
 
 
 def patchwise_concatenation(
-    phi: Float[Tensor, "n r h w"], psi: Float[Tensor, "n r h w"], *, footprint: Footprint, backend: str = "auto"
+    phi: Float[Tensor, "n r h w"],
+    psi: Float[Tensor, "n r h w"],
+    *,
+    footprint: Footprint | int | str,
+    backend: str = "auto",
 ) -> Float[Tensor, "n r*(k+1) 1 p"]:
     """δ_i = [φ_i, [ψ_j] for all taps j in R(i)] (SAN Sec. 3.2, concatenation).
 
@@ -133,7 +166,11 @@ def patchwise_concatenation(
 
 
 def aggregation(
-    alpha: Float[Tensor, "n g k p"], beta: Float[Tensor, "n v h w"], *, footprint: Footprint, backend: str = "auto"
+    alpha: Float[Tensor, "n g k p"],
+    beta: Float[Tensor, "n v h w"],
+    *,
+    footprint: Footprint | int | str,
+    backend: str = "auto",
 ) -> Float[Tensor, "n v oh ow"]:
     """y_i[c] = Σ_j α_ij[c mod g] β_j[c] (SAN Eq. 2 and 4).
 
@@ -158,7 +195,7 @@ def pairwise_attention(
     weight_2: Float[Tensor, "g e"],
     bias: Float[Tensor, " g"],
     *,
-    footprint: Footprint,
+    footprint: Footprint | int | str,
     backend: str = "auto",
 ) -> Float[Tensor, "n v oh ow"]:
     """y_i = Σ_j softmax_j γ([φ_i − ψ_j, p_i − p_j]) ⊙ β_j in one operator (SAN Eq. 2 and 3).
@@ -192,7 +229,7 @@ def patchwise_attention(
     weight_2: Float[Tensor, "g k e"],
     bias: Float[Tensor, "g k"],
     *,
-    footprint: Footprint,
+    footprint: Footprint | int | str,
     backend: str = "auto",
 ) -> Float[Tensor, "n v oh ow"]:
     """y_i = Σ_j γ([φ_i, ψ_R(i)])_j ⊙ β_j in one operator (SAN Eq. 4 and 5).
@@ -218,7 +255,7 @@ def stand_alone_attention(
     relative: Float[Tensor, "d g k"],
     value: Float[Tensor, "n v h w"],
     *,
-    footprint: Footprint,
+    footprint: Footprint | int | str,
     backend: str = "auto",
 ) -> Float[Tensor, "n v oh ow"]:
     """y_i = Σ_j softmax_j(q_iᵀ k_j + q_iᵀ r_{j−i}) v_j in every head (SASA Eq. 2 and 3).

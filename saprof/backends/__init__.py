@@ -33,9 +33,9 @@ class Unsupported(ValueError):
     """The backend cannot compute this operator on these inputs."""
 
 
-def run(operator: Operator, *inputs: Tensor, footprint: Footprint, backend: str = "auto") -> Tensor:
-    """Compute `operator` on `inputs`, given in the order of its declaration. `backend="auto"` uses the first that can
-    compute it.
+def run(operator: Operator, *inputs: Tensor, footprint: Footprint | int | str, backend: str = "auto") -> Tensor:
+    """Compute `operator` on `inputs`, given in the order of its declaration. The footprint may also be a size such as 7
+    or text such as "disk:9". `backend="auto"` uses the first that can compute it.
 
     Raises ValueError if the inputs do not fit the declaration or each other (number, axes, dtype, device), or if the
     backend is unknown; Unsupported, with the backends' reasons, if none can run it.
@@ -44,12 +44,12 @@ def run(operator: Operator, *inputs: Tensor, footprint: Footprint, backend: str 
         raise ValueError(f"operator is {operator!r}; expected a declaration, such as saprof.operators.aggregation")
     operator.check_count(inputs)
     named = [(name, x) for (name, _), x in zip(operator.inputs, inputs, strict=True)]
-    checked = _check(operator, named, footprint, backend)
-    return _dispatch(operator.name, checked, str(footprint), backend)
+    checked = _check(operator, named, backend)
+    return _dispatch(operator.name, checked, _text(operator, footprint), backend)
 
 
 def run_statistics(
-    operator: Attention, *inputs: Tensor, footprint: Footprint, backend: str = "auto"
+    operator: Attention, *inputs: Tensor, footprint: Footprint | int | str, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of the input of a batch norm of γ, over images, centres and, if pairwise, taps.
 
@@ -64,8 +64,8 @@ def run_statistics(
             f"{operator.name}: got {len(inputs)} inputs of its statistics; expected "
             f"{', '.join(name for name, _ in expected[:maps])}, then the steps before the norm, of three each"
         )
-    checked = _check(operator, named, footprint, backend)
-    return _dispatch(f"{operator.name}_statistics", [checked], str(footprint), backend)
+    checked = _check(operator, named, backend)
+    return _dispatch(f"{operator.name}_statistics", [checked], _text(operator, footprint), backend)
 
 
 def why_not(backend: str, operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
@@ -105,12 +105,24 @@ def check_device(device: str) -> None:
         raise ValueError(f"device is {device!r}; expected one that torch sees here: {', '.join(here)}")
 
 
-def _check(operator: Operator, named: Sequence[tuple[str, Tensor]], footprint: Footprint, backend: str) -> list[Tensor]:
+def _text(operator: Operator, footprint: Footprint | int | str) -> str:
+    """The footprint as `Footprint.parse` reads it."""
+    if isinstance(footprint, Footprint):
+        return str(footprint)
+    try:
+        return _read(footprint)
+    except ValueError as error:
+        raise ValueError(f"{operator.name}: {error}") from None
+
+
+@torch.compiler.assume_constant_result
+def _read(footprint: int | str) -> str:
+    """The text of a footprint that is given as a size or as text. torch.compile calls this and does not trace it."""
+    return str(Footprint.of(footprint))
+
+
+def _check(operator: Operator, named: Sequence[tuple[str, Tensor]], backend: str) -> list[Tensor]:
     """The inputs (given with their names), checked against each other; under autocast, cast to its dtype."""
-    if not isinstance(footprint, Footprint):
-        raise ValueError(
-            f"{operator.name}: footprint is {footprint!r}; expected a Footprint, such as Footprint.square(7)"
-        )
     if backend != "auto" and backend not in BACKENDS:
         raise ValueError(unknown("backend", backend, [*BACKENDS, "auto"]))
     _check_tensors(operator, named)

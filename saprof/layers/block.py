@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.layers.config import AttentionConfig
+from saprof.layers.config import AttentionConfig, check_config
 from saprof.layers.exactly import as_written, rectified
 from saprof.layers.local import LocalAttention
-from saprof.layers.parts import linear
+from saprof.layers.parts import block_footprint, linear
 from saprof.layers.stand_alone import StandAloneAttention
 from saprof.layers.vector import PairwiseAttention, PatchwiseAttention
 from saprof.operators.footprint import Footprint
@@ -20,14 +20,17 @@ ATTENTION: dict[str, type[PairwiseAttention | PatchwiseAttention | StandAloneAtt
     "patchwise": PatchwiseAttention,
     "stand_alone": StandAloneAttention,
 }
+"""The attention of each family."""
 
 
 @as_written
 class SelfAttentionBlock(nn.Module):
     """x + linear(ReLU(BN(attention(ReLU(BN(x)))))), pre-activation (SAN Fig. 1)."""
 
-    def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
+    def __init__(self, channels: int, footprint: Footprint | int | str, config: AttentionConfig) -> None:
         super().__init__()
+        check_config(config, None)
+        footprint = block_footprint(footprint, "reflect")
         self.norm_in = nn.BatchNorm2d(channels)
         self.attention: LocalAttention = ATTENTION[config.family](channels, footprint, config)
         self.norm_out: nn.Module = nn.BatchNorm2d(self.attention.value_channels)

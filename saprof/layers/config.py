@@ -105,3 +105,11 @@ class AttentionConfig:
     def _default(self, name: str, value: object) -> None:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
+
+
+def check_config(config: object, family: str | None) -> None:
+    """ValueError unless `config` is an AttentionConfig of this family; None stands for any family."""
+    if not isinstance(config, AttentionConfig):
+        raise ValueError(f"config is {config!r}; expected an AttentionConfig")
+    if family not in (None, config.family):
+        raise ValueError(f"family of the config is {config.family!r}; expected {family!r}")

@@ -10,21 +10,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.backends import Unsupported, choose, run
-from saprof.layers.config import AttentionConfig
+from saprof.layers.config import AttentionConfig, check_config
 from saprof.layers.exactly import as_written, overridden
 from saprof.operators import Operator, aggregation
-from saprof.operators.footprint import Footprint
+from saprof.operators.footprint import Footprint, positive
 
 
 @as_written
 class LocalAttention(nn.Module):
     """Computes maps of `value_channels` channels from maps. Each family defines its weights, and the maps from which
-    they are computed."""
+    they are computed. The footprint may be a Footprint, a size, or text that `Footprint.parse` reads."""
 
-    def __init__(self, footprint: Footprint, config: AttentionConfig) -> None:
+    family: str | None = None
+    """The family of the configs that the class takes; None for any."""
+
+    def __init__(self, channels: int, footprint: Footprint | int | str, config: AttentionConfig) -> None:
         super().__init__()
+        check_config(config, self.family)
+        positive("channels", channels)
         self.value_channels: int
-        self.footprint = footprint
+        self.footprint = Footprint.of(footprint)
         self.backend = config.backend
         self.attention = config.attention
         self.ran: str | None = None

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saprof.operators.footprint import Footprint
 from saprof.text import unknown
 
 
@@ -33,6 +34,14 @@ def _from_minus_one_to_one(side: int, like: Tensor) -> Float[Tensor, " side"]:
     # linspace would make a dynamic side a constant of the traced graph
     steps = torch.arange(side, device=like.device, dtype=torch.float64)
     return (2 * steps / torch.sym_max(side - 1, 1) - 1).to(like.dtype)
+
+
+def block_footprint(footprint: Footprint | int | str, boundary: str) -> Footprint:
+    """The footprint of a residual block; `boundary` applies to a size. ValueError if the footprint has a stride."""
+    footprint = Footprint.of(footprint, boundary)
+    if footprint.stride != 1:
+        raise ValueError(f"footprint {footprint} has stride {footprint.stride}; expected 1 inside a residual block")
+    return footprint
 
 
 def expect(what: str, got: str | None, valid: Sequence[str]) -> None:

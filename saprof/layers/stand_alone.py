@@ -16,7 +16,7 @@ from saprof.layers.exactly import as_written
 from saprof.layers.local import LocalAttention
 from saprof.layers.parts import divide
 from saprof.operators import Operator, aggregation, pairwise_dot_product
-from saprof.operators.footprint import Footprint
+from saprof.operators.footprint import Footprint, positive
 from saprof.operators.stand_alone import ATTENTIONS
 
 
@@ -25,13 +25,17 @@ class StandAloneAttention(LocalAttention):
     """y_i = Σ_j softmax_j(q_iᵀ k_j + q_iᵀ r_{j−i}) v_j in every head (SASA Eq. 2 and 3).
 
     `logits="content"` omits the second term, `"position"` the first. With absolute positions a sinusoidal encoding of
-    rows and columns is added to x.
+    rows and columns is added to x. `value_reduction` divides `width`, which is `channels` in the paper's networks.
     """
 
-    def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
-        assert config.logits is not None
-        super().__init__(footprint, config)
-        width = divide("channels", channels, "value_reduction", config.value_reduction)
+    family = "stand_alone"
+
+    def __init__(
+        self, channels: int, footprint: Footprint | int | str, config: AttentionConfig, width: int | None = None
+    ) -> None:
+        super().__init__(channels, footprint, config)
+        width = channels if width is None else positive("width", width)
+        width = divide("channels", width, "value_reduction", config.value_reduction)
         divide("value channels", width, "heads", config.heads)
         groups = config.projection_groups
         divide("channels", channels, "projection_groups", groups)

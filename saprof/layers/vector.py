@@ -20,7 +20,7 @@ from saprof.layers.local import LocalAttention
 from saprof.layers.parts import coordinates, divide, linear, no_autocast
 from saprof.operators import OPERATORS, Operator, aggregation, pairwise_concatenation, pairwise_subtraction
 from saprof.operators.attention import ATTENTIONS, Attention
-from saprof.operators.footprint import Footprint
+from saprof.operators.footprint import Footprint, positive
 from saprof.operators.workload import REDUCTIONS
 
 
@@ -34,15 +34,21 @@ def mapping(widths: Sequence[int]) -> nn.Sequential:
 
 @as_written
 class VectorAttention(LocalAttention):
-    """What pairwise and patchwise attention have in common: φ, ψ, β and γ (SAN Fig. 1)."""
+    """What pairwise and patchwise attention have in common: φ, ψ, β and γ (SAN Fig. 1).
+
+    The reductions of the config divide `width`, which is `channels` in the papers' networks.
+    """
 
     first_channel = 0
     """The first channel of δ that γ reads."""
 
-    def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
-        super().__init__(footprint, config)
-        r = divide("channels", channels, "relation_reduction", config.relation_reduction)
-        v = divide("channels", channels, "value_reduction", config.value_reduction)
+    def __init__(
+        self, channels: int, footprint: Footprint | int | str, config: AttentionConfig, width: int | None = None
+    ) -> None:
+        super().__init__(channels, footprint, config)
+        width = channels if width is None else positive("width", width)
+        r = divide("channels", width, "relation_reduction", config.relation_reduction)
+        v = divide("channels", width, "value_reduction", config.value_reduction)
         self.groups = divide("value channels", v, "share", config.share)
         self.value_channels = v
         self.relation = OPERATORS[f"{config.family}_{config.relation}"]
@@ -54,7 +60,7 @@ class VectorAttention(LocalAttention):
         self.transformations: nn.Module | None = None
         """The layer that computes all three in one, or None."""
         # φ = ψ = β widens φ to C / 4; γ keeps the hidden width C / 16, as the parameter count of Table 6 demands
-        self.hidden = r if self.beta is not None else max(channels // REDUCTIONS["r"], 1)
+        self.hidden = r if self.beta is not None else max(width // REDUCTIONS["r"], 1)
 
     @property
     def parts(self) -> Sequence[Operator]:
@@ -137,8 +143,12 @@ class VectorAttention(LocalAttention):
 class PairwiseAttention(VectorAttention):
     """y_i = Σ_j softmax_j γ([δ(x_i, x_j), p_i − p_j]) ⊙ β(x_j) (SAN Eq. 2 and 3)."""
 
-    def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
-        super().__init__(channels, footprint, config)
+    family = "pairwise"
+
+    def __init__(
+        self, channels: int, footprint: Footprint | int | str, config: AttentionConfig, width: int | None = None
+    ) -> None:
+        super().__init__(channels, footprint, config, width)
         self.position_encoding = str(config.position)
         self.position = linear(2, 2) if config.position != "none" else None
         width = self.relation_channels() + (2 if self.position is not None else 0)
@@ -192,15 +202,19 @@ class PairwiseAttention(VectorAttention):
 class PatchwiseAttention(VectorAttention):
     """y_i = Σ_j γ(δ(x_R(i)))_j ⊙ β(x_j) (SAN Eq. 4 and 5)."""
 
-    def __init__(self, channels: int, footprint: Footprint, config: AttentionConfig) -> None:
-        super().__init__(channels, footprint, config)
+    family = "patchwise"
+
+    def __init__(
+        self, channels: int, footprint: Footprint | int | str, config: AttentionConfig, width: int | None = None
+    ) -> None:
+        super().__init__(channels, footprint, config, width)
         # if φ = ψ and the centre is one of the taps, δ contains the centre already; Table 6 counts it once
-        twice = self.psi is None and config.relation == "concatenation" and (0, 0) in footprint.offsets
+        twice = self.psi is None and config.relation == "concatenation" and (0, 0) in self.footprint.offsets
         self.first_channel = self.phi.out_channels if twice else 0
         hidden = {"l": [], "lrl": [self.groups], "lrlrl": [self.hidden, self.groups]}[config.mapping]
         width = self.relation_channels() - self.first_channel
-        self.gamma = mapping([width, *hidden, self.groups * footprint.taps])
-        self.taps = footprint.taps
+        self.gamma = mapping([width, *hidden, self.groups * self.footprint.taps])
+        self.taps = self.footprint.taps
 
     fuse = VectorAttention.fuse
     """It computes what this class's `alpha` does. It is not used in a subclass that only overrides `alpha`."""

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, expect, linear, rectified
 from saprof.layers.exactly import as_written
-from saprof.models.stages import block_footprint, check_stages, check_stem_stride
+from saprof.layers.parts import block_footprint
+from saprof.models.stages import check_stages, check_stem_stride
 from saprof.operators.footprint import BOUNDARIES, Footprint, set_positive
 from saprof.operators.workload import STAGES
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from saprof.layers import STEMS, AttentionConfig, AttentionStem, StandAloneAttention, expect
 from saprof.layers.exactly import as_written
+from saprof.layers.parts import block_footprint
 from saprof.models.resnet import ResNet, StagesConfig, convolution
-from saprof.models.stages import block_footprint
 from saprof.operators.footprint import BOUNDARIES, Footprint
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, SupportsIndex
+from typing import Any
 
-from saprof.operators.footprint import Footprint, positive
+from saprof.operators.footprint import positive
 
 
 def check_stages(config: Any, *others: str) -> None:
@@ -31,16 +31,3 @@ def check_stem_stride(stride: object, usual: int) -> None:
     """ValueError unless the stride is `usual`, as in the paper's networks, or 1."""
     if stride not in (usual, 1) or isinstance(stride, bool):
         raise ValueError(f"stem_stride is {stride!r}; expected {usual}, or 1 for images of a few pixels")
-
-
-def block_footprint(footprint: Footprint | int | str, boundary: str) -> Footprint:
-    """The footprint of a residual block; `boundary` applies to a size. ValueError if the footprint has a stride."""
-    if isinstance(footprint, SupportsIndex):
-        footprint = Footprint.square(footprint, boundary=boundary)
-    elif isinstance(footprint, str):
-        footprint = Footprint.parse(footprint)
-    elif not isinstance(footprint, Footprint):
-        raise ValueError(f"footprint is {footprint!r}; expected a Footprint, a size, or text such as 'disk:9'")
-    if footprint.stride != 1:
-        raise ValueError(f"footprint {footprint} has stride {footprint.stride}; expected 1 inside a residual block")
-    return footprint

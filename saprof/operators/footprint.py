@@ -145,6 +145,20 @@ class Footprint:
         `boundary=zero`: what `str(footprint)` writes."""
         return _parse(str(text))
 
+    @classmethod
+    def of(cls, footprint: Footprint | int | str, boundary: str = "reflect") -> Footprint:
+        """The footprint that a Footprint, a size or text stands for; `boundary` applies to a size. ValueError for
+        anything else."""
+        if isinstance(footprint, Footprint):
+            return footprint
+        if isinstance(footprint, str):
+            return cls.parse(footprint)
+        if isinstance(footprint, SupportsIndex):
+            return cls.square(footprint, boundary=boundary)
+        raise ValueError(
+            f"footprint is {footprint!r}; expected a Footprint, a size such as 7, or text such as 'disk:9'"
+        )
+
     def __str__(self) -> str:
         return self._text
 

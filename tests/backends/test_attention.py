@@ -356,8 +356,8 @@ class TestBadInput:
             wrong = [*given[:at], x, *given[at + 1 :]]
             with pytest.raises(ValueError, match=f"^{operator.name}: {re.escape(message)}"):
                 run_statistics(operator, *wrong, **how)
-        with pytest.raises(ValueError, match=f"^{operator.name}: footprint is 3; expected a Footprint, such as"):
-            run_statistics(operator, *given, footprint=3, backend=backend)
+        with pytest.raises(ValueError, match=f"^{operator.name}: footprint is 3.0; expected a Footprint, a size"):
+            run_statistics(operator, *given, footprint=3.0, backend=backend)
         with pytest.raises(ValueError, match=r"^unknown backend 'triton'; expected "):
             run_statistics(operator, *given, footprint=SQUARE, backend="triton")
 

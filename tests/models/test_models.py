@@ -298,7 +298,10 @@ BAD = {
     "footprints too many": ({"footprints": (3, 3, 3)}, "footprints has 3 entries; expected one per stage, 2"),
     "footprint of 0": ({"footprints": (3, 0)}, "footprint size is 0; expected a positive integer"),
     "footprint as bool": ({"footprints": (3, True)}, "footprint size is True; expected a positive integer"),
-    "footprint as float": ({"footprints": (3, 3.0)}, "footprint is 3.0; expected a Footprint, a size, or text"),
+    "footprint as float": (
+        {"footprints": (3, 3.0)},
+        "footprint is 3.0; expected a Footprint, a size such as 7, or text",
+    ),
     "footprint as noise": ({"footprints": (3, "round:3")}, "cannot read footprint 'round:3'; expected a size"),
     "footprint with stride": ({"footprints": (3, "square:3 stride=2")}, "has stride 2; expected 1"),
     "classes of 0": ({"num_classes": 0}, "num_classes is 0; expected a positive integer"),

@@ -480,12 +480,18 @@ class TestBadInput:
             bad("pairwise_subtraction: got 0 inputs; expected 2: phi, psi"),
             bad("aggregation: got 3 inputs; expected 2: alpha, beta", ALPHA, MAP, MAP, op=aggregation),
             bad(
-                "pairwise_subtraction: footprint is 3; expected a Footprint, such as Footprint.square(7)",
-                MAP, MAP, footprint=3,
+                "pairwise_subtraction: footprint is 3.0; expected a Footprint, a size such as 7, or text such as "
+                "'disk:9'",
+                MAP, MAP, footprint=3.0,
             ),
             bad(
-                "pairwise_subtraction: footprint is 'square:3'; expected a Footprint, such as Footprint.square(7)",
-                MAP, MAP, footprint="square:3",
+                "pairwise_subtraction: footprint is None; expected a Footprint, a size such as 7, or text such as "
+                "'disk:9'",
+                MAP, MAP, footprint=None,
+            ),
+            bad(
+                "pairwise_subtraction: footprint size is 0; expected a positive integer",
+                MAP, MAP, footprint=0,
             ),
         ],
     )  # fmt: skip
