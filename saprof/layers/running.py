@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+_ABOUT_HOOKS = r"Using `torch.compile\(module\)` when there are global hooks"
+"""The start of a warning of torch about compiled code that sees the hooks. Ours does not."""
 
 
 class Running:
@@ -17,27 +22,38 @@ class Running:
 
     The hooks are global, because hooks of one module turn off the fast paths of some modules, torch's own among them.
     They only read, so the fast paths of saprof ignore them. They are removed when the context is left, and an exception
-    inside a module does not confuse them.
+    inside a module does not confuse them. With `compiled_apart` they are removed while a compiled module runs, which
+    would be compiled again with them: what is inside it is not tracked.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, *, compiled_apart: bool = False) -> None:
         self._names: dict[nn.Module, list[str]] = {}
         for name, module in root.named_modules(remove_duplicate=False):
             self._names.setdefault(module, []).append(name)
+        self._compiled_apart = compiled_apart
         self._stack: list[str] = []
-        self._hooks = ExitStack()
+        self._handles: list[Any] = []
+        self._wrapped = ExitStack()
 
     @property
     def path(self) -> str:
         return self._stack[-1] if self._stack else ""
 
     def __enter__(self) -> Running:
-        self._hooks.callback(register_module_forward_pre_hook(self._enter).remove)
-        self._hooks.callback(register_module_forward_hook(self._leave, always_call=True).remove)
+        if self._compiled_apart:
+            self._wrapped.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", _ABOUT_HOOKS)
+        for module in self._names if self._compiled_apart else ():
+            if attribute := compiled_by(module):
+                compiled = getattr(module, attribute)
+                self._wrapped.callback(setattr, module, attribute, compiled)
+                setattr(module, attribute, self._apart(self._names[module][0], attribute, compiled))
+        self._register()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._hooks.close()
+        self._remove()
+        self._wrapped.close()
         self._stack.clear()
 
     def entered(self, path: str) -> None:
@@ -46,8 +62,42 @@ class Running:
     def left(self, path: str) -> None:
         """Called when a module ends, by an exception too."""
 
+    def _register(self) -> None:
+        self._handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+        ]
+
+    def _remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _apart(self, name: str, attribute: str, compiled: Callable[..., Any]) -> Callable[..., Any]:
+        """A compiled call that runs without the hooks. What replaces the call of a module, and not only its forward,
+        would run its hooks, so it is tracked here."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._paused(name if attribute != "forward" else None):
+                return compiled(*args, **kwargs)
+
+        return call
+
+    @contextmanager
+    def _paused(self, path: str | None):
+        if path is not None:
+            self._begin(path)
+        self._remove()
+        try:
+            yield
+        finally:
+            self._register()
+            if path is not None:
+                self._leave()
+
     def _enter(self, module: nn.Module, *_: Any) -> None:
-        path = self._called(module)
+        self._begin(self._called(module))
+
+    def _begin(self, path: str) -> None:
         self._stack.append(path)
         self.entered(path)
 
@@ -60,3 +110,13 @@ class Running:
             return caller
         inside = (name for name in names if name.startswith(f"{caller}.") or not caller)
         return next(inside, names[0])
+
+
+def compiled_by(module: nn.Module) -> str | None:
+    """The attribute of a compiled module that has its compiled call; None if it is not compiled.
+
+    `torch.compile(module)` returns a module with a compiled `forward`; `module.compile()` compiles the whole call.
+    """
+    if module._compiled_call_impl is not None:
+        return "_compiled_call_impl"
+    return "forward" if hasattr(module, "_orig_mod") else None

@@ -32,5 +32,5 @@ def counted(subject: Subject) -> Counted:
 def saved(subject: Subject) -> dict[str, int]:
     """The bytes that each module saves for the backward pass in one training step."""
     known = [*tensors(subject.inputs), *subject.module.parameters(), *subject.module.buffers()]
-    with Running(subject.module) as running:
+    with Running(subject.module, compiled_apart=True) as running:
         return saved_by(subject.call, known, lambda: running.path)

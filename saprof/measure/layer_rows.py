@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy import ndarray
-from torch import nn
 
+from saprof.layers.running import compiled_by
 from saprof.measure.inspection import Counted
 from saprof.measure.latency import UNSTABLE, Latency
 from saprof.measure.subject import Subject
@@ -20,7 +20,7 @@ from saprof.measure.trace import Place, Trace
 from saprof.models.inputs import sizes
 from saprof.operators.cost import Cost
 from saprof.records.calibration import Calibration
-from saprof.records.ratios import Ratio, median_interval
+from saprof.records.ratios import RESAMPLES, Ratio
 from saprof.records.rows import SCHEMA, Row
 
 
@@ -41,10 +41,30 @@ class Found:
         self.places = list(dict.fromkeys(place for one in self.rounds for place in one.seconds))
         found = [[one.seconds.get(place, 0.0) for place in self.places] for one in self.rounds]
         self._seconds = np.array(found).reshape(len(self.rounds), len(self.places))
+        self._whole = self._seconds.sum(axis=1)
+        drawn = np.random.default_rng(0).integers(len(self.rounds), size=(RESAMPLES, len(self.rounds)))
+        self._drawn = np.array([_middle_half(self._whole, some) for some in drawn])
 
     def seconds(self, chosen: Callable[[Place], bool]) -> ndarray:
         """The time at the chosen places, one number per round."""
         return self._seconds[:, [chosen(place) for place in self.places]].sum(axis=1)
+
+    def typical(self, seconds: ndarray) -> tuple[float, float, float]:
+        """A time over the rounds, and its 95 % bootstrap interval.
+
+        It is the mean over the middle half of the rounds by the time of the whole call. The rounds are the same for
+        all layers, so the times of the parts add up to that of the whole.
+        """
+        middle = float(seconds[_middle_half(self._whole, np.arange(len(seconds)))].mean())
+        low, high = np.percentile(seconds[self._drawn].mean(axis=1), (2.5, 97.5))
+        return middle, float(low), float(high)
+
+
+def _middle_half(whole: ndarray, rounds: ndarray) -> ndarray:
+    """Those of the rounds whose whole time is neither in the lowest nor in the highest quarter."""
+    ordered = rounds[np.argsort(whole[rounds], kind="stable")]
+    cut = len(rounds) // 4
+    return ordered[cut : len(rounds) - cut]
 
 
 def paths(found: Found) -> list[str]:
@@ -70,8 +90,8 @@ def measured(found: Found, chosen: Callable[[Place], bool], own: Callable[[Place
         times["backward"] = found.seconds(lambda place: chosen(place) and place.backward)
     fields: dict[str, Any] = {"samples_s": [float(x) for x in whole]}
     for name, samples in times.items():
-        low, high = median_interval(samples)
-        fields |= {f"{name}_s": float(np.median(samples)), f"{name}_low_s": low, f"{name}_high_s": high}
+        middle, low, high = found.typical(samples)
+        fields |= {f"{name}_s": middle, f"{name}_low_s": low, f"{name}_high_s": high}
     wide = fields["latency_high_s"] - fields["latency_low_s"] > 2 * UNSTABLE * fields["latency_s"]
     return fields | {"status": found.status if found.status != "ok" else "unstable" if wide else "ok"}
 
@@ -254,7 +274,7 @@ class Rows:
             facts |= {
                 "module": type(module).__name__,
                 "params": sum(x.numel() for x in module.parameters()),
-                "compiled": _is_compiled(module),
+                "compiled": compiled_by(module) is not None,
             }
         return facts
 
@@ -269,10 +289,6 @@ _IDENTITY = ("layer", "operation", "apart")
 
 def everywhere(_: Place) -> bool:
     return True
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
 
 
 def operations(found: Found, path: str) -> Iterable[Place]:

@@ -175,12 +175,20 @@ class _Measured:
     def _notes(self, found: Found) -> Iterator[str]:
         """What a reader of the tree must know beside it."""
         ran = set(paths(found))
-        for path, module in self.subject.module.named_modules():
-            own = sum(x.numel() for x in module.parameters(recurse=False))
-            if own and path not in ran and not any(path.startswith(f"{attention}.") for attention in self.fused):
-                yield f"{path} did not run; its {own:,} parameters count"
+        own = {
+            path: sum(x.numel() for x in m.parameters(recurse=False)) for path, m in self.subject.module.named_modules()
+        }
+        left = [path for path in own if own[path] and path not in ran and not self._is_fused(path)]
+        if left:
+            yield (
+                f"{text.counted(len(left), 'module')} with {sum(own[path] for path in left):,} parameters had no calls: "
+                f"{text.shortened(left)}; a compiled region, a fast path, or nothing computes them"
+            )
         for (operator, path), times in self.counted.uncounted.items():
             yield f"no cost is known for {operator}, {times} times in {path or 'the network itself'}"
+
+    def _is_fused(self, path: str) -> bool:
+        return any(path.startswith(f"{attention}.") for attention in self.fused)
 
 
 def _status(latency: Latency) -> str:

@@ -65,7 +65,7 @@ class Ranges(Running):
     """Marks the running modules in a trace, and notes the autograd nodes that each creates."""
 
     def __init__(self, root: nn.Module) -> None:
-        super().__init__(root)
+        super().__init__(root, compiled_apart=True)
         self.places: list[str] = []
         """The path of each range, by the number in its name."""
         self._numbers: dict[str, int] = {}
@@ -222,6 +222,8 @@ class _Reader:
 
 def operator_name(event: str) -> str:
     """`conv2d` for the event `aten::conv2d`; `saprof::aggregation` for ours, whatever backend has registered it."""
+    if event.startswith("## Call CompiledFxGraph"):  # a hash follows
+        return "compiled graph"
     namespace, _, name = event.rpartition("::")
     if namespace == "aten":
         return name
@@ -252,7 +254,7 @@ class _Labelled(Running):
     """Names the running modules in a trace for people, on a GPU with NVTX as well."""
 
     def __init__(self, root: nn.Module, name: str, on_gpu: bool) -> None:
-        super().__init__(root)
+        super().__init__(root, compiled_apart=True)
         self.name, self.on_gpu = name, on_gpu
         self._open: list[Any] = []
 

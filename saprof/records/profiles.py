@@ -36,14 +36,14 @@ class Layer:
         """The layer, then the layers inside and the operators, each with its level, down to `depth`.
 
         Operators that take less than `least_s` are left out. Those of a module without modules inside are, too, unless
-        `depth` is None.
+        `depth` is None or the module is compiled.
         """
         yield level, self
         if depth is not None and level >= depth:
             return
         for layer in self.layers:
             yield from layer.walk(depth, least_s, level + 1)
-        for row in self.operations if self.layers or depth is None else []:
+        for row in self.operations if self.layers or depth is None or self.row.compiled else []:
             if (row.latency_s or 0) >= least_s:
                 yield level + 1, row
 

@@ -113,7 +113,8 @@ class Row:
     output_bytes: int | None = None
 
     self_s: float | None = None
-    """Layers: the time outside of the modules inside. `latency_s` is the whole time, forward and backward."""
+    """Layers: the time outside of the modules inside. `latency_s` is the whole time, forward and backward. Times of
+    layers are means over the middle half of the rounds, so that parts add up to the whole."""
     self_low_s: float | None = None
     self_high_s: float | None = None
     forward_s: float | None = None
