@@ -181,8 +181,8 @@ class _Measured:
         left = [path for path in own if own[path] and path not in ran and not self._is_fused(path)]
         if left:
             yield (
-                f"{text.counted(len(left), 'module')} with {sum(own[path] for path in left):,} parameters had no calls: "
-                f"{text.shortened(left)}; a compiled region, a fast path, or nothing computes them"
+                f"{text.counted(len(left), 'module')} with {sum(own[path] for path in left):,} parameters had no "
+                f"calls: {text.shortened(left)}; a compiled region, a fast path, or nothing computes them"
             )
         for (operator, path), times in self.counted.uncounted.items():
             yield f"no cost is known for {operator}, {times} times in {path or 'the network itself'}"
