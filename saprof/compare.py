@@ -201,7 +201,8 @@ def _notes(matched: Matched, compared: Sequence[Compared]) -> list[str]:
 def label(row: Row, names: Sequence[str] = ("mode", "backend", "attention")) -> str:
     """A cell in words; the fields `names` are at the end."""
     widths = [f"{axis}{value}" for axis in "nrvg" if (value := getattr(row, axis)) is not None]
-    what = [row.name, *widths, f"{row.h}x{row.w}", row.footprint, row.dtype]
+    maps = [f"{row.h}x{row.w}"] if row.h else []
+    what = [row.name, *widths, *maps, row.footprint, row.dtype]
     ways = [str(value) for name in names if (value := getattr(row, name)) is not None]
     return " ".join(["-".join(what).replace(" ", ","), *ways]) + ("+compile" if row.compiled else "")
 

@@ -35,6 +35,7 @@ class Quantity:
 LATENCY = Quantity("latency_s", "latency", "ms", 1e-3, "latency, ms (band: 95 % interval)")
 MEMORY = Quantity("peak_bytes", "peak memory", "MB", 1e6, "peak memory, MB")
 SAVED = Quantity("saved_bytes", "memory kept for the backward pass", "MB", 1e6, "kept for the backward pass, MB")
+IMAGES = Quantity("images_per_s", "throughput", "images/s", 1.0, "images per second")
 PARAMS = Quantity("params", "parameters", "M", 1e6, "parameters, M")
 MACS = Quantity("macs", "multiply-adds", "M", 1e6, "multiply-adds, millions")
 PAPER_FLOPS = Quantity("flops_paper", "FLOPs", "G", 1e9, "GFLOPs per image (paper convention)")

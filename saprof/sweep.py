@@ -123,7 +123,7 @@ def _understood(groups: list[Group], where: dict[str, Any]) -> str:
     axes = {
         "": [cell["name"] for cell in cells],
         "footprint ": [cell["footprint"] for cell in cells],
-        "map or image ": [f"{cell['h']}×{cell['w']}" for cell in cells],
+        "map or image ": [f"{cell['h']}×{cell['w']}" for cell in cells if cell["h"]],
         "v = ": [str(cell["v"]) for cell in cells if "v" in cell],
         "n = ": [str(cell["n"]) for cell in cells],
         **{f"{axis} ": [cell[axis] for cell in cells] for axis in ("dtype", "mode", "backend")},

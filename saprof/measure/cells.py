@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any
 
 from saprof.models.catalogue import named_model
+from saprof.models.named import NamedNetwork, read_network
 from saprof.operators import BACKENDS, OPERATORS
 from saprof.operators.cost import operator_cost
 from saprof.operators.footprint import Footprint
@@ -23,21 +24,37 @@ MODES = ("forward", "train_forward", "backward", "train_step")
 
 @dataclass(frozen=True)
 class Network:
-    """A whole model at a batch of square images.
+    """A whole network at a batch of square images, or at inputs of its own.
 
-    A footprint replaces the model's own: in all stages of a SAN but the first, which keeps 3 × 3 (SAN Table 7); in
-    every k × k convolution of a ResNet; in every attention of a stand-alone network (SASA Table 4)."""
+    A footprint replaces the model's own: in all stages of a SAN but those with 3 × 3, which keep it (SAN Table 7: the
+    first stage); in every k × k convolution of a ResNet; in every attention of a stand-alone network (SASA Table 4)."""
 
     name: str
     footprint: Footprint | None = None
     batch: int = 1
-    size: int = 224
+    """1 for inputs of its own without a common batch."""
+    size: int = 0
+    """The side of the images; 0 stands for the network's own, or its own inputs."""
     dtype: str = "float32"
+    about: NamedNetwork = None  # type: ignore[assignment]
+    """What the name stands for; read from the name if it is not given."""
+
+    def __post_init__(self) -> None:
+        if self.about is None:
+            object.__setattr__(self, "about", read_network(self.name))
+        if not self.size:
+            object.__setattr__(self, "size", self.about.image_side or 0)
 
     @property
     def attends(self) -> bool:
         """Whether the network has attention, which one of our backends computes."""
-        return named_model(self.name).attends
+        return self.about.attends
+
+    @property
+    def map(self) -> tuple[int, int]:
+        """The rows and columns of its images; 0 × 0 for inputs that are none."""
+        own = self.about.sizes
+        return (self.size, self.size) if own is None else (own.h or 0, own.w or 0)
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -46,13 +63,17 @@ class Network:
             return {}
         if not self.attends:
             return {"footprint": self.footprint.lattice[0][0] if self.footprint.lattice else 0}
-        if named_model(self.name).architecture != "SAN":
+        model = named_model(self.name)
+        if model.architecture != "SAN":
             return {"footprint": self.footprint}
-        return {"footprints": (Footprint.square(3, boundary=self.footprint.boundary), *[self.footprint] * 4)}
+        kept = Footprint.square(3, boundary=self.footprint.boundary)
+        return {"footprints": tuple(kept if side == 3 else self.footprint for side in model.footprints)}
 
     def __str__(self) -> str:
         footprint = f"-{self.footprint}" if self.footprint else ""
-        return f"{self.name}{footprint}-n{self.batch}-{self.size}x{self.size}-{self.dtype}"
+        h, w = self.map
+        size = f"-{h}x{w}" if h else ""
+        return f"{self.name}{footprint}-n{self.batch}{size}-{self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -80,14 +101,15 @@ class Cell:
                 **{axis: getattr(subject, axis) for axis in "nrvghw"},
             }
         else:
+            h, w = subject.map
             facts = {
                 "name": subject.name,
                 "kind": "model",
                 "footprint": str(subject.footprint or "default"),
                 "taps": subject.footprint.taps if subject.footprint else None,
                 "n": subject.batch,
-                "h": subject.size,
-                "w": subject.size,
+                "h": h,
+                "w": w,
                 "attention": self.attention if subject.attends else None,
             }
         return facts | {
@@ -99,8 +121,10 @@ class Cell:
         }
 
     def key(self, fingerprint: str) -> str:
-        """The key of the cell in a run. It depends on the cell, its environment, and the schema of rows."""
-        text = json.dumps([self.what, fingerprint, SCHEMA], sort_keys=True)
+        """The key of the cell in a run. It depends on the cell, its environment, the schema of rows, and the sources of
+        a network that is not registered."""
+        sources = [] if isinstance(self.subject, Workload) else [*filter(None, [self.subject.about.digest])]
+        text = json.dumps([self.what, fingerprint, SCHEMA, *sources], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from saprof.atomic import WriteError
 from saprof.backends import check_device
+from saprof.measure.apart import measure_apart
 from saprof.measure.calibrate import anchor, calibrate
-from saprof.measure.cell import measure, measure_apart
+from saprof.measure.cell import measure
 from saprof.measure.plan import Group
 from saprof.measure.request import How
 from saprof.records import calibration

@@ -28,7 +28,7 @@ def plan(request: Request) -> list[Group]:
 def _group(subject: Network | Workload, mode: str, how: How) -> Iterator[Cell]:
     """One cell per backend, attention and compiler, as far as the subject allows a choice."""
     network = isinstance(subject, Network)
-    has_choice = not network or subject.attends
+    has_choice = not network or subject.about.has_choices
     backends = how.backends if has_choice else ("auto",)
     attentions = how.attentions if network and has_choice else ("auto",)
     for backend, attention, compiled in product(backends, attentions, how.compiled):
@@ -36,8 +36,9 @@ def _group(subject: Network | Workload, mode: str, how: How) -> Iterator[Cell]:
 
 
 def _networks(what: What, batch: int, dtype: str) -> Iterator[Network]:
-    for (name, footprint), side in product(what.networks, what.image_sides):
-        yield Network(name, footprint, batch, side, dtype)
+    for (about, footprint), side in product(what.networks, what.image_sides):
+        own = about.sizes
+        yield Network(about.name, footprint, batch if own is None else own.n or 1, side, dtype, about)
 
 
 def _workloads(what: What, batch: int, dtype: str) -> Iterator[Workload]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from saprof import command
 from saprof.measure.cells import MODES
-from saprof.models.catalogue import list_models, named_model
+from saprof.models.named import REGISTERED, NamedNetwork, read_networks
 from saprof.operators import BACKENDS, OPERATORS, RELATIONS, Operator
 from saprof.operators.attention import CHOICES
 from saprof.operators.footprint import BOUNDARIES, Footprint
@@ -26,7 +26,6 @@ FARTHEST_MEASURED = 1 << 16
 """The largest distance of a tap. The reference walks there step by step."""
 DEFAULT_STAGE = 2
 DEFAULT_FOOTPRINT = "7"
-DEFAULT_IMAGE_SIDE = 224
 MOST_GROUPS = 20_000
 """The largest number of groups of a request. More of them would take days to measure, and long to plan."""
 
@@ -35,9 +34,10 @@ MOST_GROUPS = 20_000
 class What:
     """The networks and operators to measure."""
 
-    networks: tuple[tuple[str, Footprint | None], ...]
-    """Names of models, each with a footprint; None is the model's own footprint."""
+    networks: tuple[tuple[NamedNetwork, Footprint | None], ...]
+    """Networks, each with a footprint; None is the network's own footprint."""
     image_sides: tuple[int, ...]
+    """0 is the network's own side."""
     operators: tuple[Operator, ...]
     shapes: tuple[tuple[int, int], ...]
     """C and the side of the map of the operators."""
@@ -118,7 +118,7 @@ def _what(arguments: Namespace) -> What:
         _refuse_what_networks_ignore(arguments)
     return What(
         networks=tuple(islice(_networks(arguments, footprints), MOST_GROUPS + 1)) if has_networks else (),
-        image_sides=tuple(_sides(arguments, DEFAULT_IMAGE_SIDE)),
+        image_sides=(0,) if arguments.size is None else tuple(command.integers("size", arguments.size)),
         operators=tuple(_operators(arguments)) if has_operators else (),
         shapes=tuple(islice(_shapes(arguments), MOST_GROUPS + 1)),
         footprints=tuple(footprint.with_(stride=stride) for footprint, stride in product(footprints, strides)),
@@ -153,23 +153,35 @@ def _output(arguments: Namespace) -> Output:
     return Output(folder=arguments.output, resume=arguments.resume, form=arguments.format)
 
 
-def _networks(arguments: Namespace, footprints: list[Footprint]) -> Iterator[tuple[str, Footprint | None]]:
-    """The names of models with their footprints. A footprint that a convolution cannot have is left out, unless the
-    user named the model."""
+def _networks(arguments: Namespace, footprints: list[Footprint]) -> Iterator[tuple[NamedNetwork, Footprint | None]]:
+    """The networks with their footprints. A footprint that a convolution cannot have is left out, unless the user named
+    the network."""
     named = arguments.model not in (None, "all")
-    names = (
-        DEFAULT_MODELS if arguments.model is None else command.choices("model", arguments.model, tuple(list_models()))
-    )
-    for name, footprint in product(names, footprints if arguments.footprint is not None else [None]):
-        if footprint is None or named_model(name).attends:
-            yield name, footprint
+    networks = read_networks(",".join(DEFAULT_MODELS) if arguments.model is None else arguments.model)
+    for network in networks:
+        _refuse_what_others_ignore(arguments, network)
+    for network, footprint in product(networks, footprints if arguments.footprint is not None else [None]):
+        if footprint is None or network.attends:
+            yield network, footprint
         elif _is_odd_square(footprint):
             if arguments.model or footprint.taps <= LARGEST_CONVOLUTION:
-                yield name, footprint
+                yield network, footprint
         elif named:
             raise ValueError(
-                f"footprint of {name} is {footprint}; expected an odd square, as its convolutions have one"
+                f"footprint of {network.name} is {footprint}; expected an odd square, as its convolutions have one"
             )
+
+
+def _refuse_what_others_ignore(arguments: Namespace, network: NamedNetwork) -> None:
+    """ValueError if a network that is not registered is requested with an option that has no effect on it."""
+    if network.kind != REGISTERED and arguments.footprint is not None:
+        raise ValueError(f"footprint is {arguments.footprint!r}, but {network.name} has its own; omit --footprint")
+    if network.sizes is None:
+        return
+    for name, default in (("size", None), ("batch", "1")):
+        if getattr(arguments, name) != default:
+            value = getattr(arguments, name)
+            raise ValueError(f"{name} is {value!r}, but {network.name} has inputs of its own; omit --{name}")
 
 
 def _refuse_what_networks_ignore(arguments: Namespace) -> None:

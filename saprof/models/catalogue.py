@@ -13,6 +13,9 @@ from saprof.operators import RELATIONS
 from saprof.operators.attention import DEFAULTS
 from saprof.text import unknown
 
+SAN_FOOTPRINTS = (3, 7, 7, 7, 7)
+"""The sides of the footprints of SAN's stages (SAN Table 1)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NamedModel:
@@ -49,6 +52,11 @@ class NamedModel:
     def small(self) -> bool:
         """Whether the model is for images of 8 to 32 pixels."""
         return self.depth is None
+
+    @property
+    def footprints(self) -> tuple[int, ...]:
+        """The sides of the square footprints of the stages of a SAN."""
+        return self.fields.get("footprints", SAN_FOOTPRINTS)
 
     @property
     def image_side(self) -> int:

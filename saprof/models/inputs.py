@@ -5,6 +5,8 @@ The arguments themselves may be nested: tuples, lists and dicts of tensors and o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -37,8 +39,14 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def tensors(values: Any) -> list[Tensor]:
-    """The tensors in some inputs, or in the output of a network, in order."""
-    return [x for x in tree_leaves(values) if isinstance(x, Tensor)]
+    """The tensors in some inputs, or in the output of a network, in order. Dataclasses are opened too."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(values):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors(list(vars(leaf).values()))
+    return found
 
 
 def sizes(inputs: Any) -> Sizes:
@@ -49,15 +57,33 @@ def sizes(inputs: Any) -> Sizes:
     return Sizes(batches.pop() if len(batches) == 1 else None, *(maps[0] if maps else (None, None)))
 
 
+def first(inputs: Any) -> Any:
+    """The same inputs with a batch of one: the first entry of every tensor."""
+    return _each(inputs, lambda x: x[:1])
+
+
+def copied(inputs: Any) -> Any:
+    """Copies of the tensors, which a call may change; they require gradients if the originals do."""
+    return _each(inputs, lambda x: x.detach().clone().requires_grad_(x.requires_grad))
+
+
+def replaced(inputs: Any, others: Iterable[Tensor]) -> Any:
+    """The same inputs with other tensors, in the order of `tensors`."""
+    rest = iter(others)
+    return _each(inputs, lambda _: next(rest))
+
+
 def moved(inputs: Any, device: str, dtype: torch.dtype) -> Any:
-    """The same inputs on a device; the tensors of real numbers have the dtype."""
+    """Copies of the inputs on a device; the tensors of real numbers have the dtype."""
 
-    def move(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        return x.detach().to(device, dtype if x.is_floating_point() else x.dtype)
+    def move(x: Tensor) -> Tensor:
+        return x.detach().to(device, dtype if x.is_floating_point() else x.dtype, copy=True)
 
-    return tree_map(move, inputs)
+    return _each(inputs, move)
+
+
+def _each(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, inputs)
 
 
 def images(batch: int, side: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, expect, linear, rectified
 from saprof.layers.exactly import as_written
 from saprof.layers.parts import block_footprint
+from saprof.models.catalogue import SAN_FOOTPRINTS
 from saprof.models.stages import check_stages, check_stem_stride
 from saprof.operators.footprint import BOUNDARIES, Footprint, set_positive
 from saprof.operators.workload import STAGES
@@ -24,7 +25,7 @@ class SANConfig(AttentionConfig):
 
     blocks: tuple[int, ...] = (2, 1, 2, 4, 1)
     channels: tuple[int, ...] = tuple(channels for channels, _ in STAGES)
-    footprints: tuple[Footprint | int | str, ...] = (3, 7, 7, 7, 7)
+    footprints: tuple[Footprint | int | str, ...] = SAN_FOOTPRINTS
     boundary: str = "reflect"
     stem_stride: int = 2
     """The side of the image divided by the side of the first stage's map: 2, or 1 for images of a few pixels."""

@@ -10,13 +10,13 @@ from decimal import Decimal
 from saprof import text
 from saprof.paper.evidence import printed
 from saprof.paper.printed import printed_flops, printed_params
-from saprof.quantities import LATENCY, LEAST_BYTES, MACS, MEMORY, digits
+from saprof.quantities import IMAGES, LATENCY, LEAST_BYTES, MACS, MEMORY, PAPER_FLOPS, PARAMS, Quantity, digits
 from saprof.records.calibration import Calibration, above_roof, share
 from saprof.records.rows import Row
 
 NETWORK_COLUMNS = (
     "network", "footprint", "params M", "paper", "FLOPs G (paper)", "paper", "top-1 in paper",
-    "mode", "ran on", "latency ms", "95 % interval", "% of roof", "peak MB", "note",
+    "mode", "ran on", "latency ms", "95 % interval", "images/s", "% of roof", "peak MB", "note",
 )  # fmt: skip
 OPERATOR_COLUMNS = (
     "operator", "footprint", "map", "MMACs", "least MB",
@@ -52,13 +52,16 @@ def tables(rows: Sequence[Row], roofs: Calibration | None = None) -> list[tuple[
 
 def _network_line(row: Row, roofs: Calibration | None) -> list[str]:
     about = next(iter(printed(row)), None)
+    measured = _measured(row, roofs)
     return [
         row.name,
         row.footprint,
-        *_counted(row.params, printed_params, about and about.row.params_M),
-        *_counted(row.flops_paper, printed_flops, about and about.row.flops_G),
+        *_counted(PARAMS, row.params, printed_params, about and about.row.params_M),
+        *_counted(PAPER_FLOPS, row.flops_paper, printed_flops, about and about.row.flops_G),
         f"{about.row.top1} {about.evaluation_set}" if about else "",
-        *_measured(row, roofs),
+        *measured[:4],
+        IMAGES.text(row.images_per_s),
+        *measured[4:],
     ]
 
 
@@ -67,13 +70,13 @@ def _operator_line(row: Row, roofs: Calibration | None) -> list[str]:
     return [row.name, row.footprint, f"{row.n}×{row.h}×{row.w}", macs, least, *_measured(row, roofs)]
 
 
-def _counted(count: int | None, rounded: Callable[[int], Decimal], printed: float | None) -> tuple[str, str]:
-    """A count, rounded as in the paper, and the printed one with a mark."""
-    if count is None:
-        return "", ""
+def _counted(
+    quantity: Quantity, count: int | None, rounded: Callable[[int], Decimal], printed: float | None
+) -> tuple[str, str]:
+    """A count; if the paper prints it, rounded as there, and the printed one with a mark."""
+    if count is None or printed is None:
+        return quantity.text(count), ""
     ours = rounded(count)
-    if printed is None:
-        return str(ours), ""
     return str(ours), f"{printed} {'✓' if ours == Decimal(str(printed)) else '✗'}"
 
 

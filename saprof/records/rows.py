@@ -39,15 +39,18 @@ class Row:
     fingerprint: str | None = None
 
     name: str
-    """The operator or the model."""
+    """The operator or the network."""
     kind: str
-    """`operator`, `model`, or `layer` for a part of a network that was profiled."""
+    """`operator`, `model`, `layer` for a part of a network that was profiled; `function` for any other of
+    `saprof.measure`."""
     footprint: str
     """Text that `Footprint.parse` reads; `default` is the own footprint of a model."""
     taps: int | None = None
     n: int
+    """The images of a batch; 1 for inputs that have no batch in common."""
     h: int
     w: int
+    """The map or the image; 0 × 0 for inputs that are none."""
     r: int | None = None
     v: int | None = None
     g: int | None = None
@@ -100,6 +103,8 @@ class Row:
     cpu_per_wall: float | None = None
     others_cpu: float | None = None
     involuntary_switches: int | None = None
+    images_per_s: float | None = None
+    """For networks whose inputs are images: n over the latency, in the mode of the row."""
     ratio: float | None = None
     """The latency over that of the first cell of the group, within rounds."""
     ratio_low: float | None = None
@@ -140,6 +145,8 @@ class Row:
             )
         if self.status not in MEASURED and not self.reason:
             raise ValueError(f"row {self.key}: status {self.status} without a reason")
+        if self.latency_s and self.images_per_s is None and self.kind == "model" and self.h:
+            object.__setattr__(self, "images_per_s", self.n / self.latency_s)  # rows before this field have none
 
     @property
     def ran_on(self) -> str:

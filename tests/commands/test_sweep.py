@@ -16,7 +16,7 @@ from saprof import backends, sweep
 from saprof.atomic import WriteError
 from saprof.backends import unfold
 from saprof.measure import cell as cells
-from saprof.measure import execute
+from saprof.measure import execute, prepared, rounds
 from saprof.measure.cells import Cell, Network
 from saprof.measure.plan import plan as plan_of
 from saprof.measure.request import read_request
@@ -197,7 +197,7 @@ def test_a_network_whose_logits_are_no_numbers_is_not_timed(monkeypatch):
     right = unfold.aggregation
     monkeypatch.setattr(unfold, "aggregation", lambda *x: right(*x) / 0)
     (row,) = cells.measure([Cell(Network("san10_pairwise", Footprint.square(3), size=32), backend="unfold")], "f")
-    assert (row.status, row.reason) == ("incorrect", "its logits are not all finite")
+    assert (row.status, row.reason) == ("incorrect", "its output is not all finite")
 
 
 def test_an_incorrect_kernel_is_not_timed(tmp_path, monkeypatch):
@@ -251,7 +251,7 @@ def test_what_cannot_run_is_counted_below_the_tables(tmp_path, capsys):
 @pytest.mark.parametrize(("side", "why"), [(90_000_000, "GB; "), (4000, "GB; "), (1000, "GB beside its inputs; ")])
 def test_what_cannot_fit_is_not_tried(monkeypatch, side, why):
     """Its inputs are not even created if the least possible memory does not fit."""
-    monkeypatch.setattr(cells.psutil, "virtual_memory", lambda: SimpleNamespace(available=1e9))
+    monkeypatch.setattr(prepared.psutil, "virtual_memory", lambda: SimpleNamespace(available=1e9))
     workload = Workload(OPERATORS["pairwise_dot_product"], Footprint.square(11), r=1, h=side, w=side)
     (row,) = cells.measure([Cell(workload, backend="unfold")], "f")
     assert row.status == "predicted_oom"
@@ -269,7 +269,7 @@ def test_what_cannot_fit_is_not_tried(monkeypatch, side, why):
 )
 def test_no_input_is_allocated_before_the_prediction(monkeypatch, subject):
     """The inputs would take 80 GB and 6 TB."""
-    monkeypatch.setattr(cells.psutil, "virtual_memory", lambda: SimpleNamespace(available=6.1e12))
+    monkeypatch.setattr(prepared.psutil, "virtual_memory", lambda: SimpleNamespace(available=6.1e12))
     (row,) = cells.measure([Cell(subject, backend="unfold")], "f")
     assert (row.status, "GB beside its inputs; " in row.reason) == ("predicted_oom", True)
 
@@ -278,13 +278,13 @@ def test_a_failure_while_timing_is_a_row(monkeypatch):
     def fails(*_):
         raise RuntimeError("the machine went away")
 
-    monkeypatch.setattr(cells, "interleave", fails)
+    monkeypatch.setattr(rounds, "interleave", fails)
     (row,) = cells.measure([Cell(Workload(OPERATORS["aggregation"], Footprint.square(3)))], "f")
     assert (row.status, row.reason) == ("error", "RuntimeError: the machine went away")
 
 
 def test_a_wrong_compiler_is_found_out(monkeypatch):
-    monkeypatch.setattr(cells.torch, "compile", lambda function, fullgraph: lambda *x: function(*x) * 1.01)
+    monkeypatch.setattr(prepared.torch, "compile", lambda function, fullgraph: lambda *x: function(*x) * 1.01)
     workload = Workload(OPERATORS["aggregation"], Footprint.square(3))
     for mode in ("forward", "backward"):
         (row,) = cells.measure([Cell(workload, mode, compiled=True)], "f")
@@ -305,7 +305,7 @@ def test_the_first_call_of_a_compiled_cell_contains_its_compilation(monkeypatch,
 
         return compiled
 
-    monkeypatch.setattr(cells.torch, "compile", compiles_at_the_first_call)
+    monkeypatch.setattr(prepared.torch, "compile", compiles_at_the_first_call)
     workload = Workload(OPERATORS["aggregation"], Footprint.square(3))
     eager, compiled = (Cell(workload, mode, backend="unfold", compiled=how) for how in (False, True))
     eager, compiled = cells.measure([eager, compiled], "f", max_seconds=0.02)
@@ -442,7 +442,7 @@ def test_backends_of_a_group(arguments, names):
         (["--stage", "6"], "stage is 6; expected 1 to 5"),
         (["--batch", "-1"], "batch is '-1'; expected positive integers"),
         (["--boundary", "mirror"], "unknown boundary 'mirror'; expected reflect"),
-        (["--model", "san11"], "unknown model 'san11'; expected san10_pairwise"),
+        (["--model", "san11"], "unknown model 'san11'"),
         (["--device", "cuda"], "device is 'cuda'; expected one that torch sees here: cpu"),
         (["--device", "gpu"], "device is 'gpu'; expected cpu, cuda, or one of several GPUs such as cuda:1"),
         (["--threads", "0"], "threads is 0; expected a positive integer"),

@@ -10,8 +10,8 @@ import torch
 
 import saprof
 from saprof.backends import run
-from saprof.measure import cell
 from saprof.measure import latency as timing
+from saprof.measure import rounds
 from saprof.measure.latency import MIN_ROUNDS, Latency, interleave, ratio
 from saprof.measure.memory import peak_bytes, predicted_peak_bytes, saved_bytes
 from saprof.operators import OPERATORS
@@ -159,7 +159,7 @@ def test_each_field_of_a_row_has_the_statistic_of_its_name():
     measured = replace(measured, calls_per_sample=3, stopped="time", involuntary_switches=4, host_s=0.25)
     low, high = measured.interval
     assert 1 < low < 6 < high < 100
-    assert cell._timed(measured) == {
+    assert rounds._timed(measured) == {
         "status": "unstable",
         "latency_s": 6,
         "latency_low_s": low,

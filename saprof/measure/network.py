@@ -1,0 +1,115 @@
+"""Networks of a sweep: built, moved to their device and dtype, and counted."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saprof.layers import LocalAttention
+from saprof.measure.cells import Cell, Network
+from saprof.models.counting import count
+from saprof.models.inputs import images, moved
+from saprof.models.named import REGISTERED, Built
+
+_uncounted: set[str] = set()
+"""The networks of which the user was told that they cannot be counted."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The function or module of a cell, before it is called."""
+
+    function: Callable[..., Any]
+    inputs: Callable[[], Any]
+    """Makes the inputs, the same every time."""
+    own: tuple[Tensor, ...] = ()
+    """Parameters and buffers."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """The fields of its row that are known before it runs."""
+    fullgraph: bool = True
+    """Whether it must compile without a break of the graph: everything of ours does."""
+    predictable: bool = True
+    """Whether it must run with tensors that have shapes and no data: everything of ours does."""
+
+    def stand_in(self) -> Callable[..., Any] | None:
+        """What predicts its memory: a copy of a network that is not ours, since such a network may keep what it has
+        computed; None if it cannot be copied."""
+        return self.function if self.predictable else _copy(self.function)
+
+
+def network(cell: Cell, subject: Network) -> Subject:
+    """The network of a cell."""
+    torch.manual_seed(0)
+    about, training, dtype = subject.about, cell.mode != "forward", getattr(torch, subject.dtype)
+    chosen = {"backend": cell.backend, "attention": cell.attention} if about.has_choices else {}
+    built = about.build(**subject.overrides, **chosen)
+    model = built.module.to(cell.device, dtype).train(training)
+    ours = about.kind == REGISTERED
+
+    def inputs() -> Any:
+        if built.inputs is None:
+            return images(subject.batch, subject.size).to(cell.device, dtype)
+        return moved(built.inputs, cell.device, dtype)
+
+    return Subject(
+        model,
+        inputs,
+        own=(*model.parameters(), *model.buffers()),
+        facts=_what_runs(model, cell) | (_counts(model, subject) if ours else _counts_of_others(model, built, subject)),
+        fullgraph=ours,
+        predictable=ours,
+    )
+
+
+def _what_runs(model: nn.Module, cell: Cell) -> dict[str, Any]:
+    """The attentions and backends of a model's attention layers, each joined by `+`; `torch` for a model without
+    any."""
+    dtype = getattr(torch, cell.subject.dtype)
+    layers = [layer for layer in model.modules() if isinstance(layer, LocalAttention)]
+    plans = [layer.plan(dtype, cell.device) for layer in layers]
+    if not plans:
+        return {"backend": "torch"}
+    attentions, backends = ("+".join(dict.fromkeys(parts)) for parts in zip(*plans, strict=True))
+    return {"backend": "+".join(dict.fromkeys(backends.split("+"))), "attention": attentions}
+
+
+def _counts(model: nn.Module, subject: Network) -> dict[str, Any]:
+    cost = count(model, (3, subject.size, subject.size))
+    return {
+        "params": cost.params,
+        "macs": cost.macs,
+        "flops_paper": cost.paper,
+        "flops_hardware": cost.flops("hardware"),
+        "compulsory_bytes": cost.bytes,
+    }
+
+
+def _counts_of_others(model: nn.Module, built: Built, subject: Network) -> dict[str, Any]:
+    """The counts of a network that is not registered, with its parameters alone if a rule for something is missing."""
+    params = {"params": sum(parameter.numel() for parameter in model.parameters())}
+    counted = _copy(model)  # which may keep what it has computed, and that has no data
+    try:
+        if built.inputs is not None:
+            raise ValueError("inputs other than one batch of images are not counted yet")
+        if counted is None:
+            raise ValueError("it cannot be copied")
+        return _counts(counted, subject) | params
+    except Exception as error:  # a network of a user can raise anything
+        if subject.name not in _uncounted:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            print(f"{subject.name} has no counts of operations: {reason}", file=sys.stderr)
+        _uncounted.add(subject.name)
+        return params
+
+
+def _copy(model: Any) -> Any:
+    try:
+        return copy.deepcopy(model)
+    except Exception:  # a network of a user can contain anything
+        return None
