@@ -13,13 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from saprof.backends import choose, run
 from saprof.measure.cells import Cell, Network
 from saprof.measure.conformance import check, sample_positions
-from saprof.measure.network import Subject, network
+from saprof.measure.network import Runnable, network
 from saprof.measure.prepared import (
     Prepared,
     Refused,
     check_finite,
     compiled,
     predicted_peak,
+    prepared_for,
     refuse_what_cannot_fit,
 )
 from saprof.measure.rounds import Ready, failure, time_and_weigh, warm
@@ -48,8 +49,8 @@ def measure(cells: Sequence[Cell], fingerprint: str, max_seconds: float = 2.0) -
 
 def prepare(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
     """The cell, ready to be called, and the fields of its row that are known so far."""
-    subject = _subject(cell)
-    return Prepared(subject.function, subject.inputs(), subject.own, cell.mode, cell.device), subject.facts
+    runnable = _runnable(cell)
+    return prepared_for(runnable.function, runnable.inputs(), cell.mode, cell.device), runnable.facts
 
 
 def row(cell: Cell, fingerprint: str, **found: Any) -> Row:
@@ -63,39 +64,39 @@ def _make_ready(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
     """Check a cell, or raise if it cannot run or does not fit into memory; also returns the fields of its row so
     far."""
     refuse_what_cannot_fit(cell.costs.get("compulsory_bytes", 0), "", cell.device)
-    subject = _subject(cell)
-    facts: dict[str, Any] = {**subject.facts, **_predicted(cell, subject)}
-    prepared = Prepared(subject.function, subject.inputs(), subject.own, cell.mode, cell.device)
+    runnable = _runnable(cell)
+    facts: dict[str, Any] = {**runnable.facts, **_predicted(cell, runnable)}
+    prepared = prepared_for(runnable.function, runnable.inputs(), cell.mode, cell.device)
     if isinstance(cell.subject, Workload):
         facts["error"] = _check_operator(cell.subject, cell, facts["backend"])
     else:
         check_finite(prepared)
     if cell.compiled:
-        prepared, facts["first_call_s"] = compiled(prepared, subject.fullgraph)
+        prepared, facts["first_call_s"] = compiled(prepared, runnable.fullgraph)
     return prepared, facts
 
 
-def _predicted(cell: Cell, subject: Subject) -> dict[str, int]:
+def _predicted(cell: Cell, runnable: Runnable) -> dict[str, int]:
     """The predicted peak of memory, if it can be predicted; raises Refused if it does not fit."""
     with FakeTensorMode(allow_non_fake_inputs=True):  # its tensors have no memory
-        inputs = subject.inputs()
+        inputs = runnable.inputs()
     held = sum(x.numel() * x.element_size() for x in tensors(inputs))
     refuse_what_cannot_fit(held, "", cell.device)
-    function = None if cell.mode == "backward" else subject.stand_in()  # the graph of a backward already exists
+    function = None if cell.mode == "backward" else runnable.stand_in()  # the graph of a backward already exists
     if function is None:
         return {}
-    imagined = Prepared(function, inputs, subject.own, cell.mode, cell.device)
+    imagined = prepared_for(function, inputs, cell.mode, cell.device)
     try:
         peak = predicted_peak(imagined)
     except Exception:
-        if subject.predictable:
+        if runnable.predictable:
             raise
         return {}
     refuse_what_cannot_fit(peak, " beside its inputs", cell.device, held)
     return {"predicted_peak_bytes": peak}
 
 
-def _subject(cell: Cell) -> Subject:
+def _runnable(cell: Cell) -> Runnable:
     if isinstance(cell.subject, Network):
         return network(cell, cell.subject)
     workload = cell.subject
@@ -108,7 +109,7 @@ def _subject(cell: Cell) -> Subject:
     def inputs() -> tuple[Tensor, ...]:
         return tuple(x.requires_grad_(cell.mode != "forward") for x in workload.tensors(cell.device))
 
-    return Subject(function, inputs, facts={"backend": backend})
+    return Runnable(function, inputs, facts={"backend": backend})
 
 
 def _check_operator(workload: Workload, cell: Cell, backend: str) -> float:

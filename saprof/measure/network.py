@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from saprof.layers import LocalAttention
 from saprof.measure.cells import Cell, Network
@@ -22,14 +22,12 @@ _uncounted: set[str] = set()
 
 
 @dataclass(frozen=True)
-class Subject:
+class Runnable:
     """The function or module of a cell, before it is called."""
 
     function: Callable[..., Any]
     inputs: Callable[[], Any]
     """Makes the inputs, the same every time."""
-    own: tuple[Tensor, ...] = ()
-    """Parameters and buffers."""
     facts: dict[str, Any] = field(default_factory=dict)
     """The fields of its row that are known before it runs."""
     fullgraph: bool = True
@@ -43,7 +41,7 @@ class Subject:
         return self.function if self.predictable else _copy(self.function)
 
 
-def network(cell: Cell, subject: Network) -> Subject:
+def network(cell: Cell, subject: Network) -> Runnable:
     """The network of a cell."""
     torch.manual_seed(0)
     about, training, dtype = subject.about, cell.mode != "forward", getattr(torch, subject.dtype)
@@ -57,10 +55,9 @@ def network(cell: Cell, subject: Network) -> Subject:
             return images(subject.batch, subject.size).to(cell.device, dtype)
         return moved(built.inputs, cell.device, dtype)
 
-    return Subject(
+    return Runnable(
         model,
         inputs,
-        own=(*model.parameters(), *model.buffers()),
         facts=_what_runs(model, cell) | (_counts(model, subject) if ours else _counts_of_others(model, built, subject)),
         fullgraph=ours,
         predictable=ours,

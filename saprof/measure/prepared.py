@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 from torch._inductor import config as inductor_config
 
@@ -87,6 +87,13 @@ class Prepared:
     def with_copies(self) -> Prepared:
         """The same with copies of the inputs, which a call may change in place."""
         return replace(self, inputs=copied(self.inputs))
+
+
+def prepared_for(function: Callable[..., Any], inputs: Any, mode: str, device: str) -> Prepared:
+    """A function, a module, or a method of a module, with the parameters and buffers of the module."""
+    module = getattr(function, "__self__", function)
+    own = (*module.parameters(), *module.buffers()) if isinstance(module, nn.Module) else ()
+    return Prepared(function, inputs, own, mode, device)
 
 
 def predicted_peak(prepared: Prepared) -> int:

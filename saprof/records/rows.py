@@ -41,8 +41,8 @@ class Row:
     name: str
     """The operator or the network."""
     kind: str
-    """`operator`, `model`, `layer` for a part of a network that was profiled; `function` for any other of
-    `saprof.measure`."""
+    """`operator`, `model`, `layer` for a part of a network that was profiled, or `function` for any other that
+    `saprof.measure` measured."""
     footprint: str
     """Text that `Footprint.parse` reads; `default` is the own footprint of a model."""
     taps: int | None = None
