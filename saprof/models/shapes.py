@@ -1,6 +1,6 @@
-"""The output shapes of the torch functions that our networks call.
+"""The outputs of the aten operators that our networks call, on the meta device.
 
-torch's meta kernels compute shapes too, but those written in Python take longer than the whole count, and their import
+torch's meta kernels compute them too, but those written in Python take longer than the whole count, and their import
 takes longer still.
 """
 
@@ -10,96 +10,140 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
-Shape = Sequence[int]
+aten = torch.ops.aten
 
 
-def output_shape(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Shape | None:
-    """The shape of the output of a torch function; None if it is not known here, and the function must run."""
-    if name not in _SHAPES:
+def output_of(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What the operator returns. On the meta device, these are empty tensors if their shapes are known here."""
+    if func is aten.linspace.default and str(kwargs.get("device")) == "meta" and kwargs.get("dtype") is not None:
+        return torch.empty(args[2], dtype=kwargs["dtype"], device="meta")
+    known = _KNOWN.get(func)
+    if known is not None and not kwargs:
+        first = args[0][0] if isinstance(args[0], list) else args[0]
+        if first.is_meta:
+            try:
+                output = known(*args)
+            except (TypeError, ValueError):  # a wrong call, for which torch raises its own error
+                output = None
+            if output is not None:
+                return output
+    return func(*args, **kwargs)
+
+
+def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=x.dtype, device="meta")
+
+
+def _same(x: Tensor, *_: Any) -> Tensor:
+    return _empty(x, x.shape)
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
+
+
+def _broadcast(x: Tensor, other: Any) -> Tensor | None:
+    if not isinstance(other, Tensor):
+        return _same(x) if x.is_floating_point() and isinstance(other, int | float) else None
+    if x.dtype != other.dtype or x.requires_grad or other.requires_grad:
         return None
-    try:
-        return _SHAPES[name](*args, **kwargs)
-    except (TypeError, ValueError):  # an unusual form of the call, or a wrong one, for which torch raises its own error
-        return None
+    return _empty(x, x.shape if x.shape == other.shape else np.broadcast_shapes(x.shape, other.shape))
 
 
-def _same(x: Tensor, *_: Any, dim: int = 0, inplace: bool = False, **batch_norm: Any) -> Shape:
-    return x.shape
-
-
-def _broadcast(x: Tensor, other: Tensor) -> Shape | None:
-    return np.broadcast_shapes(x.shape, other.shape) if x.dtype == other.dtype else None
-
-
-def _concatenated(parts: Sequence[Tensor], dim: int = 0) -> Shape | None:
+def _concatenated(parts: Sequence[Tensor], dim: int = 0) -> Tensor | None:
     shape = list(parts[0].shape)
-    if any(part.dim() != len(shape) or part.dtype != parts[0].dtype for part in parts):
-        return None
+    dim %= len(shape)
+    for part in parts:
+        if part.dtype != parts[0].dtype or len(part.shape) != len(shape):
+            return None
+        if any(axis != dim and n != shape[axis] for axis, n in enumerate(part.shape)):
+            return None
     shape[dim] = sum(part.shape[dim] for part in parts)
-    return shape
+    return _empty(parts[0], shape)
 
 
 def _convolved(
-    x: Tensor, weight: Tensor, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-) -> Shape | None:
-    if x.dim() != 4 or x.shape[1] != groups * weight.shape[1]:
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Tensor | None:
+    if transposed or x.dim() != weight.dim() or x.shape[1] != groups * weight.shape[1] or x.dtype != weight.dtype:
         return None
-    return (len(x), len(weight), *_windows(x, weight.shape[2:], stride, padding, dilation))
+    sides = _windows(x, weight.shape[2:], stride, padding, dilation)
+    return _empty(x, (len(x), len(weight), *sides)) if min(sides) > 0 else None
 
 
 def _pooled(
     x: Tensor,
-    kernel_size: Any,
-    stride: Any,
-    padding: Any = 0,
-    dilation: Any = 1,
+    size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Shape | None:
-    if x.dim() != 4 or ceil_mode or return_indices:
+) -> Any:
+    if x.dim() != 4 or ceil_mode:
         return None
-    return (*x.shape[:2], *_windows(x, kernel_size, stride, padding, dilation))
-
-
-def _averaged(x: Tensor, output_size: int) -> Shape | None:
-    return (*x.shape[:-2], output_size, output_size) if isinstance(output_size, int) else None
-
-
-def _mapped(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape | None:
-    return (*x.shape[:-1], len(weight)) if x.shape[-1] == weight.shape[1] else None
-
-
-def _multiplied(a: Tensor, b: Tensor) -> Shape | None:
-    if min(a.dim(), b.dim()) < 2 or a.shape[-1] != b.shape[-2]:
+    sides = _windows(x, size, stride or size, padding, dilation)
+    if min(sides) <= 0:
         return None
-    return (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+    y = _empty(x, (*x.shape[:2], *sides))
+    return y, torch.empty(y.shape, dtype=torch.int64, device="meta")
 
 
-def _linspace(start: float, end: float, steps: int, *, dtype: Any, device: Any) -> Shape:
-    return (steps,)
-
-
-def _windows(x: Tensor, size: Any, stride: Any, padding: Any, dilation: Any) -> list[int]:
+def _windows(
+    x: Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> list[int]:
     """The number of windows of a convolution or a pool along each axis of the map."""
-    settings = zip(*(v if isinstance(v, Sequence) else (v, v) for v in (size, stride, padding, dilation)), strict=True)
-    return [
-        (side + 2 * padding - dilation * (size - 1) - 1) // stride + 1
-        for side, (size, stride, padding, dilation) in zip(x.shape[2:], settings, strict=True)
-    ]
+    settings = zip(x.shape[2:], size, stride, padding, dilation, strict=True)
+    return [(n + 2 * pad - step * (k - 1) - 1) // by + 1 for n, k, by, pad, step in settings]
 
 
-_SHAPES: dict[str, Callable[..., Shape | None]] = {
-    "conv2d": _convolved,
-    "batch_norm": _same,
-    "relu": _same,
-    "softmax": _same,
-    "add": _broadcast,
-    "cat": _concatenated,
-    "max_pool2d": _pooled,
-    "adaptive_avg_pool2d": _averaged,
-    "linear": _mapped,
-    "matmul": _multiplied,
-    "linspace": _linspace,
+def _averaged(x: Tensor, axes: Sequence[int], keep: bool = False) -> Tensor | None:
+    if not keep or sorted(axes) != [-2, -1] or not x.is_floating_point():
+        return None
+    return _empty(x, (*x.shape[:-2], 1, 1))
+
+
+def _normed(x: Tensor, *others: Any) -> Any:
+    training = others[4]
+    return None if x.dim() < 2 or training else (_same(x), _empty(x, (0,)), _empty(x, (0,)))
+
+
+def _mapped(bias: Tensor, x: Tensor, weight: Tensor) -> Tensor | None:
+    if x.shape[1] != weight.shape[0] or x.dtype != weight.dtype:
+        return None
+    return _empty(x, (len(x), weight.shape[1]))
+
+
+def _multiplied(a: Tensor, b: Tensor) -> Tensor | None:
+    if a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2] or a.dtype != b.dtype:
+        return None
+    return _empty(a, (*a.shape[:-1], b.shape[-1]))
+
+
+_KNOWN: Mapping[OpOverload, Callable[..., Any]] = {
+    aten.convolution.default: _convolved,
+    aten.native_batch_norm.default: _normed,
+    aten.relu.default: _same,
+    aten.relu_.default: _itself,
+    aten._softmax.default: lambda x, dim, half: None if half else _same(x),
+    aten.add.Tensor: _broadcast,
+    aten.sub.Tensor: _broadcast,
+    aten.mul.Tensor: _broadcast,
+    aten.cat.default: _concatenated,
+    aten.max_pool2d_with_indices.default: _pooled,
+    aten.mean.dim: _averaged,
+    aten.addmm.default: _mapped,
+    aten.mm.default: _multiplied,
+    aten.bmm.default: _multiplied,
 }

@@ -13,8 +13,9 @@ Four conventions, always named:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from saprof.operators.axes import Sizes
 from saprof.operators.declaration import Operator
@@ -22,10 +23,20 @@ from saprof.operators.declaration import Operator
 CONVENTIONS = ("paper", "mac", "flop2", "hardware")
 
 
+class Uncounted(NamedTuple):
+    """An operator that was called, but whose cost is not known."""
+
+    operator: str
+    """Its full name, such as `mylib::op`."""
+    module: str
+    """The path of the module that called it; "" is the network itself."""
+    times: int
+
+
 @dataclass(frozen=True)
 class Cost:
     """Counts of one operation, or of a network and its parts. `reads` and `writes` are compulsory bytes: each input
-    read once, each output written once."""
+    read once, each output written once. `params` are all parameters, also those that are not trained."""
 
     macs: int = 0
     elementwise: int = 0
@@ -33,10 +44,12 @@ class Cost:
     reads: int = 0
     writes: int = 0
     params: int = 0
-    layers: Mapping[str, Cost] = field(default_factory=dict)
+    layers: Mapping[str, Cost] = field(default_factory=dict, repr=False)
     """The cost by module path, children included; empty for a single operation."""
-    operators: Mapping[str, Cost] = field(default_factory=dict)
+    operators: Mapping[str, Cost] = field(default_factory=dict, repr=False)
     """The cost by kind of operation, such as `conv2d` or `aggregation`."""
+    uncounted: Sequence[Uncounted] = ()
+    """What else ran, if `count` was asked to list it."""
 
     def flops(self, convention: str) -> int:
         """The FLOPs under one of `CONVENTIONS`."""
@@ -76,4 +89,22 @@ def operator_cost(operator: Operator, sizes: Sizes, itemsize: int = 4) -> Cost:
         paper=operator.count("paper", sizes),
         reads=itemsize * sum(map(math.prod, operator.input_shapes(sizes))),
         writes=itemsize * math.prod(operator.output_shape(sizes)),
+    )
+
+
+def backward_cost(operator: Operator, sizes: Sizes, needs: Sequence[bool], itemsize: int = 4) -> Cost:
+    """The cost of the backward of one operator, given which inputs need a gradient.
+
+    An attention computes both gradients of each of its products, and so costs twice its forward. Any other operator
+    costs as often its forward as there are gradients. The `paper` convention counts no backward. The operator reads its
+    inputs and the gradient of its output, and writes the gradients of its inputs.
+    """
+    forward = operator_cost(operator, sizes, itemsize)
+    times = 2 * any(needs) if operator.masked or len(needs) > 2 else sum(needs)
+    gradients = (math.prod(shape) for shape, need in zip(operator.input_shapes(sizes), needs, strict=True) if need)
+    return Cost(
+        macs=times * forward.macs,
+        elementwise=times * forward.elementwise,
+        reads=forward.reads + forward.writes,
+        writes=itemsize * sum(gradients),
     )

@@ -113,7 +113,7 @@ def test_parameters_of_a_pairwise_block_do_not_depend_on_its_footprint():
         assert 512 * params == 323 * channels**2 + 137 * 16 * channels + 5120
 
 
-NUMBERS = tuple(field.name for field in fields(Cost) if field.name not in ("layers", "operators"))
+NUMBERS = tuple(field.name for field in fields(Cost) if field.type == "int")
 
 
 @pytest.mark.parametrize("name", ["san10_pairwise", "san10_patchwise", "san10_stand_alone", "resnet26"])
@@ -166,11 +166,11 @@ def test_a_model_by_name_on_a_device_or_in_training_costs_the_same(cost_of):
     assert count("san10_patchwise") == count(model.train()) == count(model.eval()) == cost_of("san10_patchwise")
 
 
-def test_frozen_parameters_are_not_counted():
-    model = create_model("resnet26", num_classes=10)
-    params = count(model, SMALL).params
-    model.fc.requires_grad_(False)
-    assert count(model, SMALL).params == params - 10 * 2048 - 10
+def test_frozen_parameters_are_counted():
+    model = create_model("san_mini_pairwise")
+    cost = count(model)
+    assert count(model.requires_grad_(False)) == cost
+    assert cost.params == sum(p.numel() for p in model.parameters())
 
 
 def test_a_model_in_training_on_a_small_image():
@@ -275,21 +275,6 @@ class Applies(nn.Module):
 
     def forward(self, x):
         return self.function(x)
-
-
-@pytest.mark.parametrize(
-    ("function", "name"),
-    [
-        (nn.functional.gelu, "gelu"),
-        (lambda x: torch.einsum("nchw->nc", x), "einsum"),
-        (lambda x: nn.functional.layer_norm(x, x.shape[1:]), "layer_norm"),
-        (lambda x: x.exp(), "exp"),
-    ],
-    ids=["gelu", "einsum", "layer_norm", "exp"],
-)
-def test_arithmetic_without_a_known_cost_is_not_counted_as_none(function, name):
-    with pytest.raises(ValueError, match=f"cannot count Applies: no cost is known for {name}$"):
-        count(Applies(function), (3, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -411,8 +396,6 @@ def test_what_has_several_names_is_counted_once():
     }
     assert cost.macs == 3 * 9 * 20  # it runs as often as it is called
     assert (cost.layers["first"].macs, cost.layers["inside"].macs) == (2 * 9 * 20, 9 * 20)
-    model.first.weight.requires_grad_(False)
-    assert count(model, (3, 4, 5)).params == 6
 
 
 def test_shared_layers_of_a_network_are_counted_once():

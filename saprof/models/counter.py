@@ -1,0 +1,260 @@
+"""Counts where arithmetic cannot hide: at torch's dispatcher, which sees every operator that runs, whether a module, a
+function, a script or autograd called it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._autograd import _get_sequence_nr
+from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from saprof.models.formulas import Call, Work
+from saprof.models.rules import Rule, bound, rule_of
+from saprof.models.shapes import output_of
+from saprof.operators import DECLARED, Operator
+from saprof.operators.cost import Cost, backward_cost, operator_cost
+from saprof.operators.footprint import Footprint
+
+
+class Key(NamedTuple):
+    """Where the calls of one kind of operator were counted."""
+
+    path: str
+    """The path of the module."""
+    kind: str
+    """The kind of operator, such as `conv2d`, `linear` or `aggregation`. What a backward computes ends in
+    `_backward`."""
+
+
+class Counter(TorchDispatchMode):
+    """Counts what runs inside it, on real tensors or on those of the meta device, forward and backward.
+
+        with Running(model) as running, Counter(lambda: running.path) as counter:
+            model(image).sum().backward()
+
+    `where` returns the path of the running module. What a backward computes is counted at the module whose forward it
+    belongs to. A declared operator of saprof has the cost of its declaration, whatever computes it: fused or composed,
+    all backends count the same. The backward of an attention costs twice its forward, and that of any other declared
+    operator once for each input that needs a gradient. The `paper` convention counts no backward.
+
+    Code that torch.compile or CUDA graphs have captured is not seen.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes longer than the count
+
+    def __init__(self, where: Callable[[], str] = lambda: "") -> None:
+        super().__init__()
+        self.costs: defaultdict[Key, Cost] = defaultdict(Cost)
+        """The cost by module and kind. What is free is left out."""
+        self.calls: defaultdict[Key, int] = defaultdict(int)
+        """The number of calls of what is in `costs`."""
+        self.uncounted: defaultdict[Key, int] = defaultdict(int)
+        """The number of calls of operators that no rule counts, by module and full name, such as `mylib::op`."""
+        self._where = where
+        self._forward = _Forward()
+        self._entries = _Entries(self)
+        self._twins = _Twins()
+        self._open = self._inside = False
+        self._transposed: object = None
+
+    def __enter__(self) -> Counter:
+        super().__enter__()
+        self._entries.__enter__()
+        self._open = True
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._open = False
+        self._entries.__exit__(*error)
+        super().__exit__(*error)
+        self._twins.clear()
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        rule = rule_of(func)
+        if rule is None and func._can_decompose():  # in inference mode, what consists of other operators arrives whole
+            with self:
+                return func.decompose(*args, **kwargs or {})
+        with torch._C.DisableTorchFunction():
+            args, kwargs = self._twins.of(args, kwargs or {})
+            path, backward = self._place()
+            output = output_of(func, args, kwargs)
+            if path is not None:
+                self._count(func, rule, Call(bound(func, args, kwargs), output), path, backward)
+            return output
+
+    def _place(self) -> tuple[str | None, str]:
+        """The path of the module that an operator belongs to, None inside a declared operator; and in a backward, the
+        name of autograd's node."""
+        path, node = self._where(), None
+        if torch._C._current_graph_task_id() != -1:
+            node = torch._C._current_autograd_node()
+        if node is None or path:  # a module that runs in a backward is computed a second time
+            self._forward.goes_on(None if self._inside else path)
+        else:
+            path = self._forward.path_of(node._sequence_nr(), path)
+        return None if self._inside else path, "" if node is None else node.name()
+
+    def _count(self, func: OpOverload, rule: Rule | None, call: Call, path: str, backward: str) -> None:
+        reads = [x for name, x in call.arguments.items() if name not in _outputs(func)]
+        inputs, outputs = list(_tensors(reads)), list(_tensors([call.output]))
+        computes = any(x.is_floating_point() or x.is_complex() for x in (*inputs, *outputs))
+        if rule is None:
+            if inputs and computes and (func._schema.is_mutable or not _all_views(inputs, outputs)):
+                self.uncounted[Key(path, func._schema.name)] += 1
+            return
+        if rule.name == "t":
+            self._transposed = _view(call.output)
+        if rule.formula is None:
+            return
+        work, kind = rule.formula(call), rule.kind(call)
+        if rule.name == "mm" and not backward and _view(call["mat2"]) == self._transposed:
+            work, kind = work._replace(paper=work.macs), "linear"  # torch transposes the weight of a linear layer
+        if backward:
+            kind = "linear" if kind == "matmul" and backward.startswith("Addmm") else kind
+            work, kind = work._replace(paper=0), f"{kind.removesuffix('_backward')}_backward"
+        if all(x.dtype == torch.bool for x in outputs):  # a mask
+            work = Work(work.macs)
+        if any(work):
+            written = outputs[:1] if rule.saves else outputs
+            self.add(Key(path, kind), Cost(*work, reads=sum(map(_bytes, inputs)), writes=sum(map(_bytes, written))))
+
+    def add(self, key: Key, cost: Cost) -> None:
+        """Count one call."""
+        self.costs[key] += cost
+        self.calls[key] += 1
+
+    def run_declared(self, operator: Operator, entry: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+        """Run a declared operator, and count it as such."""
+        inputs, path = arguments[: len(operator.inputs)], self._where()
+        sizes = operator.bind([x.shape for x in inputs], Footprint.parse(arguments[len(inputs)]))
+        itemsize, needs = inputs[0].element_size(), [x.requires_grad for x in inputs]
+        self.add(Key(path, operator.name), operator_cost(operator, sizes, itemsize))
+        if inputs[0].is_meta:
+            return inputs[0].new_empty(operator.output_shape(sizes))
+        output = self.run_inside(entry, arguments)
+        if output.requires_grad:
+            key, cost = Key(path, f"{operator.name}_backward"), backward_cost(operator, sizes, needs, itemsize)
+            output.register_hook(lambda gradient: self.add(key, cost) if self._open else None)
+        return output
+
+    def run_inside(self, entry: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+        """Run without counting what computes it."""
+        outside, self._inside = self._inside, True
+        try:
+            return entry(*arguments)
+        finally:
+            self._inside = outside
+
+
+class _Entries(TorchFunctionMode):
+    """Sees the calls of saprof's dispatcher entries, which the dispatcher replaces by those of a backend."""
+
+    def __init__(self, counter: Counter) -> None:
+        super().__init__()
+        self._counter = counter
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        namespace, _, name = getattr(func, "_qualified_op_name", "").partition("::")
+        if namespace != "saprof" or kwargs:
+            return func(*args, **kwargs or {})
+        if name in DECLARED:
+            return self._counter.run_declared(DECLARED[name], func, args)
+        return self._counter.run_inside(func, args)  # statistics: the attention repeats the same products
+
+
+class _Forward:
+    """Which module each node of the graph belongs to. Autograd numbers the nodes in the order of the forward."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._paths: list[str | None] = []
+        self._next = _get_sequence_nr()
+
+    def goes_on(self, path: str | None) -> None:
+        """The nodes since the last call belong to `path`; None are those of a declared operator."""
+        number = _get_sequence_nr()
+        if number > self._next:
+            if not self._paths or self._paths[-1] != path:
+                self._starts.append(self._next)
+                self._paths.append(path)
+            self._next = number
+
+    def path_of(self, number: int, otherwise: str) -> str | None:
+        """The path of a node; `otherwise` for one that is not of this forward, such as one that adds up a gradient."""
+        at = bisect_right(self._starts, number) - 1
+        return self._paths[at] if at >= 0 and number < self._next else otherwise
+
+
+class _Twins:
+    """Copies on the meta device of tensors that meet others there: of a script's weights, or of constants that are
+    neither parameters nor buffers."""
+
+    def __init__(self) -> None:
+        self._twins: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def clear(self) -> None:
+        self._twins.clear()
+
+    def of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """The arguments, all on the meta device if one of them is."""
+        meta = [x.is_meta for x in _tensors((*args, *kwargs.values()))]
+        if not any(meta):
+            return args, kwargs
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": torch.device("meta")}
+        if all(meta):
+            return args, kwargs
+        return [self._twin(x) for x in args], {name: self._twin(x) for name, x in kwargs.items()}
+
+    def _twin(self, x: Any) -> Any:
+        if isinstance(x, list | tuple):
+            return [self._twin(each) for each in x]
+        if not isinstance(x, Tensor) or x.is_meta:
+            return x
+        return self._twins.setdefault(id(x), (x, x.to("meta")))[1]
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    """The tensors among values and in the lists among them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _outputs(func: OpOverload) -> frozenset[str]:
+    """The names of the arguments that an operator only writes."""
+    if "out" not in func._overloadname:
+        return frozenset()
+    return frozenset(x.name for x in func._schema.arguments if x.kwarg_only and x.alias_info is not None)
+
+
+def _bytes(x: Tensor) -> int:
+    """The bytes of a tensor; those of an expanded axis once."""
+    sizes = (size for size, stride in zip(x.shape, x.stride(), strict=True) if stride or not size)
+    number = x.element_size()
+    for size in sizes:
+        number *= size
+    return number
+
+
+def _view(x: Tensor) -> object:
+    return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride()
+
+
+def _all_views(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+    """Whether an operator returned only views of its inputs."""
+    storages = {x.untyped_storage()._cdata for x in inputs}
+    return bool(outputs) and all(x.untyped_storage()._cdata in storages for x in outputs)
