@@ -24,7 +24,7 @@ from saprof.records.profiles import COLUMNS, Profile, headline, profiles
 from saprof.records.runs import Run, check_folder, read_run
 
 if TYPE_CHECKING:
-    from saprof.measure.subject import Subject
+    from saprof.measure.profiled import Profiled
     from saprof.records.calibration import Calibration
 
 MODES = ("forward", "train_step")
@@ -122,12 +122,12 @@ def _measure(arguments: argparse.Namespace, depth: int | None) -> list[Profile]:
     return found
 
 
-def _subjects(networks: list[NamedNetwork], arguments: argparse.Namespace, device: str) -> list[Subject]:
+def _subjects(networks: list[NamedNetwork], arguments: argparse.Namespace, device: str) -> list[Profiled]:
     """The networks with their inputs, on the device."""
     import torch
 
     from saprof.backends import check_device
-    from saprof.measure.subject import Subject
+    from saprof.measure.profiled import Profiled
     from saprof.models.inputs import moved
 
     check_device(device)
@@ -147,7 +147,7 @@ def _subjects(networks: list[NamedNetwork], arguments: argparse.Namespace, devic
         module: Any = built.module.to(device, dtype)
         if arguments.compile == "yes":
             module = torch.compile(module)
-        subjects.append(Subject(network.name, module, inputs, arguments.mode))
+        subjects.append(Profiled(network.name, module, inputs, arguments.mode))
     return subjects
 
 
@@ -159,7 +159,7 @@ def _roofs(device: str, arguments: argparse.Namespace) -> Calibration | None:
     return calibrate(device, [arguments.dtype])
 
 
-def _reaches(subjects: list[Subject], depth: int | None) -> bool:
+def _reaches(subjects: list[Profiled], depth: int | None) -> bool:
     """Whether a tree of this depth has the parts of an attention."""
     from saprof.layers import LocalAttention
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from saprof.layers.running import Running
 from saprof.measure.memory import saved_by
-from saprof.measure.subject import Subject
+from saprof.measure.profiled import Profiled
 from saprof.measure.trace import Place
 from saprof.models.inputs import tensors
 from saprof.operators.cost import Cost
@@ -24,12 +24,12 @@ class Counted:
     """How often operators without a known cost ran, by operator and module."""
 
 
-def counted(subject: Subject) -> Counted:
+def counted(subject: Profiled) -> Counted:
     """Count one call."""
     return Counted()
 
 
-def saved(subject: Subject) -> dict[str, int]:
+def saved(subject: Profiled) -> dict[str, int]:
     """The bytes that each module saves for the backward pass in one training step."""
     known = [*tensors(subject.inputs), *subject.module.parameters(), *subject.module.buffers()]
     with Running(subject.module, compiled_apart=True) as running:

@@ -15,7 +15,8 @@ from numpy import ndarray
 from saprof.layers.running import compiled_by
 from saprof.measure.inspection import Counted
 from saprof.measure.latency import UNSTABLE, Latency
-from saprof.measure.subject import Subject
+from saprof.measure.profiled import Profiled
+from saprof.measure.rounds import timed
 from saprof.measure.trace import Place, Trace
 from saprof.models.inputs import sizes
 from saprof.operators.cost import Cost
@@ -151,7 +152,7 @@ def least(found: Found, chosen: Callable[[Place], bool], roofs: Calibration | No
 class Rows:
     """Builds the rows of one network."""
 
-    def __init__(self, subject: Subject, ran: Mapping[str, str], roofs: Calibration | None, fingerprint: str) -> None:
+    def __init__(self, subject: Profiled, ran: Mapping[str, str], roofs: Calibration | None, fingerprint: str) -> None:
         self.subject = subject
         self.ran = ran
         """How each attention ran, such as `fused on numba`, by its path."""
@@ -173,31 +174,17 @@ class Rows:
 
     def network(self, found: Found, latency: Latency) -> Row:
         """The row of the whole network, without the profiler."""
-        low, high = latency.interval
         memory = weighed(found, everywhere, "")
+        counts = counted(found, everywhere)
+        known = ("macs", "flops_paper", "flops_hardware", "compulsory_bytes")
         return self._row(
             "model",
-            status=latency.status,
-            latency_s=latency.median,
-            latency_low_s=low,
-            latency_high_s=high,
-            samples_s=list(latency.samples),
-            calls_per_sample=latency.calls_per_sample,
-            stopped=latency.stopped,
-            host_s=latency.host_s,
-            cpu_per_wall=latency.cpu_per_wall,
-            others_cpu=latency.others_cpu,
-            involuntary_switches=latency.involuntary_switches,
+            **timed(latency),
             peak_bytes=memory["peak_bytes"],
             saved_bytes=memory.get("saved_bytes"),
             **self._about(""),
-            **self._per_image(counted(found, everywhere)),
+            **{name: counts[name] // self.facts["n"] for name in known},  # of one image, as in other rows of networks
         )
-
-    def _per_image(self, counts: dict[str, Any]) -> dict[str, Any]:
-        """The counts of rows of networks are those of one image."""
-        known = ("macs", "flops_paper", "flops_hardware", "compulsory_bytes")
-        return {name: counts[name] // self.facts["n"] for name in known}
 
     def layers(self, found: Found, overhead: Ratio) -> Iterator[Row]:
         """One row per module that ran, and one per operator that it calls."""

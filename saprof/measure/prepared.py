@@ -14,6 +14,7 @@ from torch._functorch import config as functorch_config
 from torch._inductor import config as inductor_config
 
 from saprof.measure.memory import peak_bytes, predicted_peak_bytes, saved_bytes
+from saprof.measure.trace import backward_range
 from saprof.models.inputs import arguments, copied, replaced, tensors
 
 
@@ -68,7 +69,8 @@ class Prepared:
         """The gradients of the sum of an output; None for what it does not depend on."""
         outputs = self._outputs(output)
         ones = [torch.ones_like(x) for x in outputs]
-        return torch.autograd.grad(outputs, self._leaves(), ones, allow_unused=True)
+        with backward_range():
+            return torch.autograd.grad(outputs, self._leaves(), ones, allow_unused=True)
 
     def _outputs(self, output: object) -> list[Tensor]:
         found = [x for x in tensors(output) if x.requires_grad]

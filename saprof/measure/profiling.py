@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from saprof import text
@@ -22,8 +21,10 @@ from saprof.layers import LocalAttention
 from saprof.measure.inspection import counted, saved
 from saprof.measure.latency import Candidate, Latency, Timed, interleave, ratio
 from saprof.measure.layer_rows import Found, Rows, paths
-from saprof.measure.subject import Subject, composed
+from saprof.measure.prepared import Refused
+from saprof.measure.profiled import Profiled, composed
 from saprof.measure.trace import Trace, trace
+from saprof.models.inputs import copied
 from saprof.records import environment
 from saprof.records.calibration import Calibration
 from saprof.records.profiles import Profile
@@ -58,27 +59,18 @@ def profile(
     Raises ValueError for inputs that do not fit; what the network raises is passed on.
     """
     if isinstance(module, nn.Module):
-        one = Subject(name or type(module).__name__, module, _own(inputs), mode)
+        one = Profiled(name or type(module).__name__, module, copied(inputs), mode)
         return profile_all([one], seconds, apart=apart, roofs=roofs, progress=progress)[0]
     if not isinstance(module, Mapping) or not module:
         raise ValueError(f"module is of type {type(module).__name__}; expected an nn.Module, or a dict of them by name")
     pairs = {key: one if isinstance(one, tuple) else (one, inputs) for key, one in module.items()}
-    subjects = [Subject(str(key), network, _own(given), mode) for key, (network, given) in pairs.items()]
+    subjects = [Profiled(str(key), network, copied(given), mode) for key, (network, given) in pairs.items()]
     found = profile_all(subjects, seconds, apart=apart, roofs=roofs, progress=progress)
     return dict(zip(map(str, module), found, strict=True))
 
 
-def _own(inputs: Any) -> Any:
-    """Copies of the inputs, since a network may change its inputs in place."""
-
-    def copied(x: Any) -> Any:
-        return x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x
-
-    return tree_map(copied, inputs)
-
-
 def profile_all(
-    subjects: Sequence[Subject],
+    subjects: Sequence[Profiled],
     seconds: float = SECONDS,
     *,
     apart: bool = True,
@@ -95,7 +87,10 @@ def profile_all(
             stack.enter_context(subject.unchanged())
         for subject in subjects:
             say(f"{subject.name}: first call")
-            subject.call()
+            try:
+                subject.call()
+            except Refused as refused:
+                raise ValueError(f"{subject.name}: {refused}") from None
         measured = [_Measured(subject, bar.update) for subject in subjects]
         for one in measured:
             say(f"{one.subject.name}: counting, and memory")
@@ -116,7 +111,7 @@ def profile_all(
 class _Measured:
     """What is measured of one network, step by step."""
 
-    def __init__(self, subject: Subject, after_round: Callable[[], object]) -> None:
+    def __init__(self, subject: Profiled, after_round: Callable[[], object]) -> None:
         self.subject = subject
         self._after_round = after_round
         self.rounds: list[Trace] = []

@@ -31,13 +31,14 @@ def time_and_weigh(ready: Mapping[str, Ready], max_seconds: float) -> dict[str, 
     first = next(iter(latencies.values()), None)
     measured = {}
     for name, (prepared, call) in ready.items():
-        measured[name] = _timed(latencies[name]) | weigh(prepared, call)
+        measured[name] = timed(latencies[name]) | weigh(prepared, call)
         if first is not None and latencies[name] is not first:
             measured[name] |= _compared(latencies[name], first)
     return measured
 
 
-def _timed(latency: Latency) -> dict[str, Any]:
+def timed(latency: Latency) -> dict[str, Any]:
+    """The fields of a row about its latency."""
     low, high = latency.interval
     return {
         "status": latency.status,

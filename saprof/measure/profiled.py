@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from saprof.layers import LocalAttention
-from saprof.measure.trace import backward_range
+from saprof.measure.prepared import Prepared
 from saprof.models.inputs import arguments, tensors
 from saprof.text import unknown
 
@@ -19,7 +20,7 @@ MODES = ("forward", "train_step")
 
 
 @dataclass(frozen=True)
-class Subject:
+class Profiled:
     """A module in one mode. A training step is a forward and a backward, without a loss function and an optimizer: the
     gradients of the sum of all outputs."""
 
@@ -31,9 +32,7 @@ class Subject:
     def __post_init__(self) -> None:
         if not isinstance(self.module, nn.Module):
             got = type(self.module).__name__
-            raise ValueError(
-                f"{self.name} is an object of type {got}; expected an nn.Module, whose layers are profiled"
-            )
+            raise ValueError(f"{self.name} is of type {got}; expected an nn.Module, since its layers are profiled")
         if self.mode not in MODES:
             raise ValueError(unknown("mode", self.mode, MODES))
         arguments(self.inputs)
@@ -41,10 +40,6 @@ class Subject:
         if len(devices) > 1 or torch.device("meta") in devices:
             found = ", ".join(sorted(map(str, devices)))
             raise ValueError(f"{self.name} and its inputs are on {found}; expected all of them on one device with data")
-        if self.mode == "train_step" and not self.leaves:
-            raise ValueError(
-                f"no parameter or input of {self.name} requires a gradient; expected one, or mode='forward'"
-            )
 
     @property
     def device(self) -> str:
@@ -57,23 +52,10 @@ class Subject:
         found = (x.dtype for x in [*self.module.parameters(), *tensors(self.inputs)] if x.is_floating_point())
         return str(next(found, torch.float32)).removeprefix("torch.")
 
-    @property
-    def leaves(self) -> list[Tensor]:
-        return [x for x in [*self.module.parameters(), *tensors(self.inputs)] if x.requires_grad]
-
-    def call(self) -> object:
+    @cached_property
+    def call(self) -> Callable[[], object]:
         """One forward without gradients, or one training step."""
-        positional, named = arguments(self.inputs)
-        if self.mode == "forward":
-            with torch.no_grad():
-                return self.module(*positional, **named)
-        with torch.enable_grad():
-            outputs = [x for x in tensors(self.module(*positional, **named)) if x.requires_grad]
-            if not outputs:
-                raise ValueError(f"no output of {self.name} depends on a parameter; expected one, or mode='forward'")
-            with backward_range():
-                ones = [torch.ones_like(x) for x in outputs]
-                return torch.autograd.grad(outputs, self.leaves, ones, allow_unused=True)
+        return Prepared(self.module, self.inputs, tuple(self.module.parameters()), self.mode, self.device).call()
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
