@@ -130,9 +130,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _recorded() -> list[Recorded]:
-    """The runs in the source tree that are about networks."""
+    """The sweeps in the source tree that are about networks. A profile is about few of them, to see their layers."""
     runs = [read_run(path.parent) for path in sorted(RECORDED.glob("*/rows.jsonl"))]
-    found = [run for run in runs if any(row.kind == "model" for row in run.rows)]
+    found = [run for run in runs if not run.profiles and any(row.kind == "model" for row in run.rows)]
     if not found:
         raise ValueError(
             f"no recorded run about networks in {RECORDED}; measure some with saprof.sweep, and pass --run"

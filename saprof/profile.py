@@ -20,7 +20,8 @@ from saprof.operators import BACKENDS
 from saprof.operators.attention import CHOICES
 from saprof.operators.workload import ITEMSIZE
 from saprof.records import calibration
-from saprof.records.profiles import COLUMNS, Profile, headline, profiles
+from saprof.records.columns import COLUMNS
+from saprof.records.profiles import Profile, headline
 from saprof.records.runs import Run, check_folder, read_run
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     depth = None if arguments.depth == "all" else command.integer("depth", arguments.depth)
     if arguments.from_ is not None:
         command.alone(options, arguments, "from_", ("depth", "sort", "columns", "format"))
-        found = profiles(read_run(arguments.from_).rows)
+        found = list(read_run(arguments.from_).profiles)
         if not found:
             raise ValueError(f"{arguments.from_} has no profile; expected a run folder of saprof.profile")
     else:
@@ -98,6 +99,8 @@ def _measure(arguments: argparse.Namespace, depth: int | None) -> list[Profile]:
     if (arguments.network is None) == (arguments.model is None):
         raise ValueError("expected one network, such as python -m saprof.profile san10_pairwise --compare resnet26")
     names = [arguments.network or arguments.model, *([arguments.compare] if arguments.compare else [])]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--compare is {names[0]!r} itself; expected another network")
     networks = [read_network(name) for name in names]
     seconds = command.seconds("seconds", arguments.seconds)
     device = command.device(arguments.device)
@@ -114,6 +117,9 @@ def _measure(arguments: argparse.Namespace, depth: int | None) -> list[Profile]:
         if roofs:
             calibration.write(folder, roofs)
     print(f"rows in {folder}", file=sys.stderr)
+    from saprof.plots import profile_page
+
+    print(f"figures in {profile_page.write(found, folder / profile_page.FILE)}", file=sys.stderr)
     if arguments.trace:
         first = subjects[0]
         with first.unchanged():

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saprof import atomic, command
+from saprof.markup import Html, tag
 from saprof.paper import summary
-from saprof.plots import page
-from saprof.plots.page import Html, tag
+from saprof.plots import page, profile_page, provenance
 from saprof.records import calibration
 from saprof.records.rows import DOUBTFUL, MEASURED, Row
 from saprof.records.runs import Recorded, read_run
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a page about recorded runs: figures as SVG and PNG, and "
         "an index.html that needs no other file.",
     )
-    parser.add_argument("run", nargs="+", type=command.path, help="run folder of saprof.sweep")
+    parser.add_argument("run", nargs="+", type=command.path, help="run folder of saprof.sweep or saprof.profile")
     parser.add_argument(
         "--output", type=command.path, help="folder of the report (default: report, in the run's folder)"
     )
@@ -108,7 +108,7 @@ def render(runs: Sequence[Recorded], folder: Path) -> str:
     return page.document(
         f"saprof: {title}",
         GENERATOR,
-        Path(page.__file__).with_name("page.css").read_text(encoding="utf-8"),
+        profile_page.css(),
         tag("header", tag("p", "saprof", class_="overline"), tag("h1", title)),
         tag("nav", page.items(links)) if several else Html(""),
         tag("main", *sections),
@@ -122,7 +122,7 @@ def _draw(run: Recorded, folder: Path, prefix: str, first: int) -> tuple[list[Ht
 
     shown: list[Html] = []
     missing: dict[str, list[str]] = {}
-    for drawing in drawings(run.rows, run.calibration, run.caption):
+    for drawing in () if run.profiles else drawings(run.rows, run.calibration, run.caption):
         print(f"{run.name}: {drawing.title}", file=sys.stderr)
         try:
             figure = drawing.draw()
@@ -136,6 +136,20 @@ def _draw(run: Recorded, folder: Path, prefix: str, first: int) -> tuple[list[Ht
 
 def _parts(run: Recorded, shown: Sequence[Html], missing: dict[str, list[str]], guide: Html) -> list[Html]:
     """The parts of the page about one run."""
+    found = _profiled(run) if run.profiles else _swept(run, shown, missing, guide)
+    measured_by = profile_page.GENERATOR if run.profiles else "saprof.sweep"
+    return [
+        *found,
+        page.section("Noise and roofs", *_roofs(run), level=3),
+        page.section("Where this was measured", provenance.facts(run.provenance, measured_by), level=3),
+    ]
+
+
+def _profiled(run: Recorded) -> list[Html]:
+    return [tag("p", tag("b", profile_page.title(run.profiles))), *profile_page.parts(run.profiles, level=3)]
+
+
+def _swept(run: Recorded, shown: Sequence[Html], missing: dict[str, list[str]], guide: Html) -> list[Html]:
     from saprof.plots import frame
     from saprof.plots.gallery import extremes
 
@@ -148,8 +162,6 @@ def _parts(run: Recorded, shown: Sequence[Html], missing: dict[str, list[str]], 
         page.section("Figures", *shown, _not_drawn(missing), level=3),
         *_tables(run),
         _not_run(run.rows),
-        page.section("Noise and roofs", *_roofs(run), level=3),
-        page.section("Where this was measured", page.facts(_facts(run)), level=3),
     ]
 
 
@@ -239,38 +251,7 @@ def _roofs(run: Recorded) -> list[Html]:
     if roofs is None:
         calibrate = tag("code", f"python -m saprof.roofline {run.folder} --calibrate")
         return [tag("p", "Neither was measured with this run. On the same machine, ", calibrate, " adds its roofs.")]
-    noise = (
-        f"Identical calls differed by ± {roofs.noise_within:.1%} in the same interleaved rounds, and by "
-        f"{roofs.noise_between:.1%} from one time of the run to another: smaller differences mean nothing."
-    )
-    rates = {
-        f"{kind}, {dtype}": f"{rate / 1e9:.3g} GFLOP/s"
-        for kind, measured in (("FMAs", roofs.fma), ("matrix products", roofs.gemm))
-        for dtype, rate in measured.items()
-    }
-    streams = {
-        f"{name}, {max(sizes) / 1e6:.0f} MB": f"{sizes[max(sizes)] / 1e9:.3g} GB/s"
-        for name, sizes in roofs.streams.items()
-    }
-    return [tag("p", noise), page.facts([*streams.items(), *rates.items(), ("measured", roofs.time)])]
-
-
-def _facts(run: Recorded) -> list[tuple[str, str]]:
-    where = run.provenance
-    versions = where.get("versions") or {}
-    facts = {
-        "device": where.get("device"),
-        "processor": f"{where.get('cpu')}, {where.get('threads')} threads on {where.get('cores')} cores",
-        "memory": f"{where['memory_bytes'] / 1e9:.3g} GB" if where.get("memory_bytes") else None,
-        "driver": where.get("driver"),
-        "nvcc": where.get("nvcc"),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        "Python": f"{where.get('python')} on {where.get('platform')}",
-        "commit": f"{where.get('commit') or 'none'}{' with changes' if where.get('dirty') else ''}",
-        "environment": ", ".join(f"{name}={value}" for name, value in (where.get("flags") or {}).items()),
-        "command": tag("code", " ".join(["python -m saprof.sweep", *where.get("argv", [])])),
-    }
-    return [(name, value) for name, value in facts.items() if value]
+    return provenance.roofs(roofs)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,44 @@ def run_folder(
     return folder
 
 
+def layer(path: str, ms: float, operation: str | None = None, **fields: Any) -> Row:
+    """The row of a layer of `tiny`, a network of two convolutions and a fused attention, or of one of its operators."""
+    facts = {
+        "key": f"{fields.get('name', 'tiny')} {path} {operation}", "name": "tiny", "kind": "layer",
+        "footprint": "default", "taps": None, "h": 16, "w": 16, "backend": "torch", "layer": path,
+        "operation": operation, "calls": 1,
+        "latency_s": ms / 1e3, "latency_low_s": 0.95 * ms / 1e3, "latency_high_s": 1.05 * ms / 1e3, "self_s": ms / 1e3,
+        "samples_s": [(1 + 0.01 * (i % 3 - 1)) * ms / 1e3 for i in range(9)], "time": TIME,
+        "held_bytes": int(1e5 * ms), "flops_hardware": int(2e6 * ms),
+    }  # fmt: skip
+    if operation is None:
+        facts["module"] = "Sequential"
+    return row(**facts | fields)
+
+
+def profile_rows(attention_ms: float = 6.0, name: str = "tiny", **fields: Any) -> list[Row]:
+    """The rows of a profile of `tiny`: 3 ms in a convolution, and 1 ms beside `attention_ms` in a fused attention."""
+    whole = attention_ms + 4
+    common = {"name": name} | fields
+    ours = {"backend": "numba", "attention": "fused"}
+    plain = layer(
+        "", whole, **common | {"kind": "model", "layer": None, "calls": None, "params": 1000, "peak_bytes": 10**6}
+    )
+    parts = [
+        layer("", whole, ratio=1.02, ratio_low=1.0, ratio_high=1.04, params=1000, peak_bytes=10**6, **common),
+        layer("stem", 3, module="Conv2d", **common),
+        layer("body", attention_ms + 1, **common | ours),
+        layer("body.0", 1, module="Conv2d", **common),
+        layer("body.1", attention_ms, module="PairwiseAttention", **common | ours),
+        layer("stem", 3, "conv2d", **common),
+        layer("body.0", 1, "conv2d", **common),
+        layer("body.1", attention_ms, "saprof::pairwise_attention", **common | ours),
+        layer("body.1", 2, "saprof::pairwise_subtraction", apart=True, **common),
+        layer("body.1", 4, "saprof::aggregation", apart=True, **common),
+    ]
+    return [plain, *parts]
+
+
 # roofs on which a row's least time is easy to compute
 
 ANCHOR = anchor(

@@ -15,6 +15,7 @@ ORDER = [
         "saprof.command",
         "saprof.lazy",
         "saprof.lock",
+        "saprof.markup",
         "saprof.quantities",
         "saprof.text",
     ],  # import nothing of ours

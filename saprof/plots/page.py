@@ -1,4 +1,4 @@
-"""HTML: small functions for a page in one file. Text is escaped unless it is `Html`."""
+"""Small functions for a page in one file."""
 
 from __future__ import annotations
 
@@ -6,24 +6,7 @@ import base64
 import html
 from collections.abc import Sequence
 
-
-class Html(str):
-    """Text that already is HTML."""
-
-    __slots__ = ()
-
-
-def tag(name: str, *children: str, **attributes: str) -> Html:
-    """`<name attribute="…">children</name>`; `class_` is the attribute `class`."""
-    spelled = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(value)}"' for key, value in attributes.items()
-    )
-    return Html(f"<{name}{spelled}>{join(*children)}</{name}>")
-
-
-def join(*parts: str) -> Html:
-    """The parts, concatenated."""
-    return Html("".join(part if isinstance(part, Html) else html.escape(part) for part in parts))
+from saprof.markup import Html, join, tag
 
 
 def document(title: str, generator: str, css: str, *body: str) -> str:
@@ -43,15 +26,23 @@ def section(title: str, *parts: str, anchor: str = "", level: int = 2) -> Html:
     return tag("section", tag(f"h{level}", title), *parts, **attributes)
 
 
-def table(header: Sequence[str], body: Sequence[Sequence[str]], label: str) -> Html:
-    """A table with names to the left and figures to the right. It scrolls if it is long or wider than the page."""
+def table(header: Sequence[str], body: Sequence[Sequence[str]], label: str, looks: Sequence[str] = ()) -> Html:
+    """A table with names to the left and figures to the right. It scrolls if it is long or wider than the page. `looks`
+    are the classes of its lines."""
     columns = zip(*body, strict=True) if body else [()] * len(header)
-    numeric = [any(cell[:1].isdigit() for cell in column) for column in columns]
+    numeric = [any(cell.lstrip("−+")[:1].isdigit() for cell in column) for column in columns]
     kinds = [{"class_": "number"} if is_number else {} for is_number in numeric]
     head = tag("tr", *(tag("th", cell, scope="col", **kind) for cell, kind in zip(header, kinds, strict=True)))
-    lines = [tag("tr", *(tag("td", cell, **kind) for cell, kind in zip(line, kinds, strict=True))) for line in body]
+    lines = [
+        tag("tr", *(tag("td", cell, **kind) for cell, kind in zip(line, kinds, strict=True)), **_class(look))
+        for line, look in zip(body, looks or [""] * len(body), strict=True)
+    ]
     whole = tag("table", tag("thead", head), tag("tbody", *lines))
     return tag("div", whole, class_="table", role="region", tabindex="0", aria_label=label)
+
+
+def _class(look: str) -> dict[str, str]:
+    return {"class_": look} if look else {}
 
 
 def facts(pairs: Sequence[tuple[str, str]]) -> Html:

@@ -101,9 +101,12 @@ class Look:
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows as a DataFrame with one column per field, without samples. Without rows it has only the columns."""
+    """Rows as a DataFrame with one column per field, without samples. Without rows it has only the columns.
+
+    Rows of layers are left out: they are parts of networks, and `saprof.plots.profile_page` draws them.
+    """
     columns = [field.name for field in fields(Row) if field.name != "samples_s"]
-    return pd.DataFrame([asdict(row) for row in rows], columns=columns)
+    return pd.DataFrame([asdict(row) for row in rows if row.kind != "layer"], columns=columns)
 
 
 def column_of(rows: pd.DataFrame, quantity: Quantity) -> pd.Series:

@@ -197,6 +197,8 @@ def why_not(row: Row, calibration: Calibration) -> str | None:
 def _why_no_bound(row: Row, calibration: Calibration) -> str | None:
     if row.device.partition(":")[0] != calibration.kind:
         return f"ran on {row.device}; the roofs are those of {calibration.device}"
+    if row.kind == "layer":
+        return "a layer; saprof.profile shows its share of the roof"
     if row.mode not in FORWARD:
         return f"mode {row.mode}; declared costs are of one forward"
     if row.flops_hardware is None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saprof import text
+from saprof.markup import Html, tag
 from saprof.quantities import digits
 from saprof.records.calibration import Calibration
+from saprof.records.columns import COLUMNS, ORDER
 from saprof.records.rows import Row
 
 if TYPE_CHECKING:
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 LEAST_SHARE = 0.002
 """Operators that take a smaller share of the whole are left out of tables."""
+WIDTH = 80
+"""The characters of a line of `print(profile)`."""
 
 
 @dataclass
@@ -90,30 +95,46 @@ class Profile:
     ) -> str:  # fmt: skip
         """The tree as text. `columns` are names of `COLUMNS`, by default those that fit into `width` characters;
         `sort` is one of them, by which the layers of each module are sorted, the largest first."""
-        return table(self, depth, sort, columns, form, width)
+        found = lines(self, depth, sort=sort, columns=columns, width=width)
+        return text.align(found.header, found.body, form)
 
     def frame(self) -> DataFrame:
-        """One row per layer and operator, with SI units in the names of the columns."""
+        """One row per layer and operator, without samples; the names of the columns have SI units."""
         import pandas
 
-        return pandas.DataFrame([asdict(row) for row in self.rows]).dropna(axis="columns", how="all")
+        known = pandas.DataFrame([asdict(row) for row in self.rows]).drop(columns="samples_s")
+        return known.dropna(axis="columns", how="all")
 
     def __repr__(self) -> str:
         row = self.network
         return f"Profile({row.name}: {_plain_ms(row)}, {len(self.rows) - 1} rows of layers)"
 
     def __str__(self) -> str:
-        return self.table()
+        """The headline, and a table of two levels, at most 80 characters wide."""
+        above = "\n".join(textwrap.fill(line, WIDTH) for line in headline(self))
+        return f"{above}\n\n{self.table(width=WIDTH)}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the headline, and a table of two levels with bars for shares."""
+        return "".join([*(tag("p", line) for line in headline(self)), _barred(lines(self, 2, columns=_for_html(self)))])
 
 
-def profiles(rows: Iterable[Row]) -> list[Profile]:
-    """The profiles among the rows of a run, one per network, mode and shape."""
-    found: dict[tuple[Any, ...], list[Row]] = {}
+def profiles(
+    rows: Iterable[Row], provenance: Mapping[str, Any] | None = None, calibration: Calibration | None = None
+) -> list[Profile]:
+    """The profiles among the rows of a run. Each begins with the row of its network, and the rows of its layers follow.
+
+    Raises ValueError if a row of a layer has no row of its network before it.
+    """
+    found: list[list[Row]] = []
     for row in rows:
-        if row.kind in ("model", "layer"):
-            of = (row.name, row.n, row.h, row.w, row.dtype, row.device, row.mode, row.footprint, row.compiled)
-            found.setdefault(of, []).append(row)
-    return [Profile(tuple(some)) for some in found.values() if any(row.kind == "layer" for row in some)]
+        if row.kind == "model":
+            found.append([row])
+        elif row.kind == "layer":
+            if not found or found[-1][0].name != row.name:
+                raise ValueError(f"a layer of {row.name} has no row of {row.name} before it; expected a whole profile")
+            found[-1].append(row)
+    return [Profile(tuple(some), (), provenance or {}, calibration) for some in found if len(some) > 1]
 
 
 def tree(rows: Iterable[Row]) -> Layer:
@@ -144,94 +165,27 @@ def _parent(path: str, layers: dict[str, Layer]) -> str:
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column of the table."""
+class Lines:
+    """The lines of a table."""
 
-    title: str
-    cell: Callable[[Row, Row], str]
-    """The text for a row, and the row of the whole network as a layer."""
-    key: Callable[[Row], Any]
-    """By which rows are sorted."""
-
-
-def _number(name: str, per_unit: float) -> Callable[[Row, Row], str]:
-    def cell(row: Row, _: Row) -> str:
-        value = getattr(row, name)
-        return "" if value is None else digits(value / per_unit)
-
-    return cell
+    header: list[str]
+    body: list[list[str]]
+    rows: list[Row]
+    """The row of each line."""
+    whole: Row
+    """The row of the network as a layer."""
 
 
-def _interval(name: str) -> Callable[[Row, Row], str]:
-    """A time in milliseconds with half of its 95 % interval."""
-    start = name.removesuffix("_s")
-
-    def cell(row: Row, _: Row) -> str:
-        value, low, high = (getattr(row, f"{start}{part}_s") for part in ("", "_low", "_high"))
-        if value is None:
-            return ""
-        around = "" if low is None or high is None else f" ±{_percent((high - low) / 2 / value if value else 0)}"
-        return f"{digits(value * 1e3)}{around}"
-
-    return cell
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%"
-
-
-def _share(row: Row, whole: Row) -> str:
-    return f"{100 * (row.latency_s or 0) / (whole.latency_s or 1):.1f}"
-
-
-def _of_roof(row: Row, _: Row) -> str:
-    return "" if not row.least_s or not row.latency_s else digits(100 * row.least_s / row.latency_s)
-
-
-def _column(title: str, name: str, per_unit: float) -> Column:
-    return Column(title, _number(name, per_unit), lambda row: getattr(row, name) or 0)
-
-
-def _time(title: str, name: str) -> Column:
-    return Column(title, _interval(name), lambda row: getattr(row, name) or 0)
-
-
-COLUMNS = {
-    "time": _time("ms", "latency_s"),
-    "share": Column("%", _share, lambda row: row.latency_s or 0),
-    "self": _time("self ms", "self_s"),
-    "forward": _time("forward ms", "forward_s"),
-    "backward": _time("backward ms", "backward_s"),
-    "roof": Column("% of roof", _of_roof, lambda row: (row.least_s or 0) / (row.latency_s or 1)),
-    "bound": Column("bound by", lambda row, _: row.bound_by or "", lambda row: row.bound_by or ""),
-    "ran": Column("ran on", lambda row, _: _ran(row), lambda row: row.ran_on),
-    "calls": Column("calls", lambda row, _: str(row.calls or ""), lambda row: row.calls or 0),
-    "params": _column("params k", "params", 1e3),
-    "macs": _column("MMACs", "macs", 1e6),
-    "paper": _column("MFLOPs (paper)", "flops_paper", 1e6),
-    "hardware": _column("MFLOPs (hardware)", "flops_hardware", 1e6),
-    "bytes": _column("least MB", "compulsory_bytes", 1e6),
-    "held": _column("MB at peak", "held_bytes", 1e6),
-    "peak": _column("peak MB", "peak_bytes", 1e6),
-    "saved": _column("saved MB", "saved_bytes", 1e6),
-    "module": Column("module", lambda row, _: row.module or "", lambda row: row.module or ""),
-}
-"""The columns of the table, by the name that `--columns` takes."""
-ORDER = (
-    "time", "share", "hardware", "roof", "bound", "ran", "held", "params", "backward", "forward", "saved", "peak",
-    "self", "macs", "paper", "bytes", "calls", "module",
-)  # fmt: skip
-"""The columns by importance: a narrow terminal shows the first ones."""
-
-
-def _ran(row: Row) -> str:
-    return "" if row.backend == "torch" and not row.compiled else row.ran_on
-
-
-def table(
-    profile: Profile, depth: int | None, sort: str | None, columns: Sequence[str] | None, form: str, width: int | None
-) -> str:
-    """The tree of a profile as text."""
+def lines(
+    profile: Profile,
+    depth: int | None,
+    *,
+    sort: str | None = None,
+    columns: Sequence[str] | None = None,
+    width: int | None = None,
+) -> Lines:
+    """The tree as the lines of a table, without the operators that take less than `LEAST_SHARE` of the whole. Names are
+    indented. For the arguments see `Profile.table`."""
     for name in [*(columns or ()), *([sort] if sort else [])]:
         if name not in COLUMNS:
             raise ValueError(text.unknown("column", name, tuple(COLUMNS)))
@@ -242,11 +196,11 @@ def table(
     rows = [node.row if isinstance(node, Layer) else node for _, node in shown]
     names = [_name(level, row) for (level, _), row in zip(shown, rows, strict=True)]
     chosen = [name for name in columns or ORDER if columns or any(COLUMNS[name].cell(row, root.row) for row in rows)]
-    lines = {name: [COLUMNS[name].cell(row, root.row) for row in rows] for name in chosen}
+    cells = {name: [COLUMNS[name].cell(row, root.row) for row in rows] for name in chosen}
     if width is not None and columns is None:
-        chosen = _fitting(names, lines, chosen, width)
-    body = [[name, *(lines[column][index] for column in chosen)] for index, name in enumerate(names)]
-    return text.align(["layer", *(COLUMNS[name].title for name in chosen)], body, form)
+        chosen = _fitting(names, cells, chosen, width)
+    body = [[name, *(cells[column][index] for column in chosen)] for index, name in enumerate(names)]
+    return Lines(["layer", *(COLUMNS[name].title for name in chosen)], body, rows, root.row)
 
 
 def _sort(layer: Layer, key: Callable[[Row], Any]) -> None:
@@ -295,3 +249,37 @@ def headline(profile: Profile) -> list[str]:
         f"overhead is {100 * profile.overhead:+.1f} % [{low:+.1f}, {high:+.1f}]"
     )
     return lines
+
+
+BARRED = {"%": "latency_s", "MFLOPs (hardware)": "flops_hardware", "MB at peak": "held_bytes"}
+"""The columns of a notebook that have bars, and their fields. A bar is a share of the whole network."""
+
+
+def _for_html(profile: Profile) -> list[str]:
+    """The columns of a notebook: the most important ones that have content."""
+    whole = [row for row in profile.rows if row.kind == "layer"]
+    known = [name for name in ORDER if any(COLUMNS[name].cell(row, profile.root.row) for row in whole)]
+    return known[:9]
+
+
+def _barred(found: Lines) -> Html:
+    """The lines as HTML with styles of its own."""
+    head = tag("tr", *(tag("th", title, style="text-align: left") for title in found.header))
+    body = [
+        tag("tr", *(_cell(*cell, row, found.whole) for cell in zip(found.header, line, strict=True)))
+        for line, row in zip(found.body, found.rows, strict=True)
+    ]
+    return tag("table", tag("thead", head), tag("tbody", *body))
+
+
+def _cell(title: str, content: str, row: Row, whole: Row) -> Html:
+    """A cell; the indentation of a name is kept, figures are to the right."""
+    field = BARRED.get(title)
+    of = (getattr(whole, field) if field else None) or 0
+    share = 0 if not of or row.apart or not field else 100 * (getattr(row, field) or 0) / of
+    is_number = content[:1].isdigit() and title != "layer"
+    style = f"white-space: pre; text-align: {'right' if is_number else 'left'}"
+    if share:
+        edge = f"{share:.1f}%"
+        style += f"; background: linear-gradient(to right, rgba(213, 94, 0, .3) {edge}, transparent {edge})"
+    return tag("td", content, style=style)

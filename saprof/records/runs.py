@@ -15,6 +15,7 @@ from saprof import atomic, lock
 from saprof.records import calibration
 from saprof.records.calibration import Calibration
 from saprof.records.environment import MAY_CHANGE, fingerprint
+from saprof.records.profiles import Profile, profiles
 from saprof.records.ratios import self_difference
 from saprof.records.rows import ROWS, SCHEMA, Row, append_rows, read_rows
 
@@ -58,6 +59,16 @@ class Recorded:
     @property
     def name(self) -> str:
         return self.folder.resolve().name
+
+    @property
+    def cells(self) -> tuple[Row, ...]:
+        """The rows of operators and of whole networks, without those of layers, which are parts of networks."""
+        return tuple(row for row in self.rows if row.kind != "layer")
+
+    @cached_property
+    def profiles(self) -> tuple[Profile, ...]:
+        """What saprof.profile wrote into this folder; none for a sweep."""
+        return tuple(profiles(self.rows, self.provenance, self.calibration))
 
     @property
     def caption(self) -> str:
@@ -230,6 +241,9 @@ class Run:
 
     def _continue(self, provenance: dict[str, Any]) -> None:
         header = self.folder / HEADER
+        rows = read_rows(self.rows_path) if self.rows_path.exists() else []
+        if any(row.kind == "layer" for row in rows):
+            raise ValueError(f"{self.folder} is a profile, which cannot be continued; expected the folder of a sweep")
         try:
             before = json.loads(header.read_text(encoding="utf-8"))
             if not isinstance(before, dict) or "fingerprint" not in before:
@@ -244,5 +258,9 @@ class Run:
             raise ValueError(f"{self.folder} was measured under other conditions: {was}; choose another --output")
         if self.rows_path.exists():
             rows = read_rows(self.rows_path)
+            if any(row.kind == "layer" for row in rows):
+                raise ValueError(
+                    f"{self.folder} is a profile, which cannot be continued; expected the folder of a sweep"
+                )
             self.done = {row.key: row for row in rows}
             atomic.write(self.rows_path, "".join(row.line() + "\n" for row in rows).encode())  # drops a cut line

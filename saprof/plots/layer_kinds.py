@@ -1,0 +1,63 @@
+"""Kinds of layers and operators: convolutions, attention, normalisation and others, and what each kind takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from saprof.records.profiles import Layer, Profile
+from saprof.records.rows import Row
+
+KINDS = {
+    "attention": "attention|^saprof::|sdpa",
+    "convolution": "conv",
+    "product": "linear|matmul|addmm|bmm|^mm$|einsum|^dot$",
+    "normalisation": "norm",
+    "pooling": "pool|interpolate|upsample",
+    "elementwise": (
+        "relu|gelu|silu|swish|sigmoid|tanh|softmax|threshold|dropout|^(add|sub|mul|div|neg|exp|sum|mean|maximum|minimum|"
+        "clamp|pow|sqrt|rsqrt|addcmul|addcdiv|where)_?$"
+    ),
+}
+"""Regular expressions for the names of operators and the classes of modules, in lower case. The first that fits
+counts."""
+OTHER = "other"
+"""Operators that move data, and whatever has no name here."""
+BETWEEN = "between"
+"""The time of modules outside of operators and of the modules inside."""
+MODULE = "module"
+"""A module with modules inside."""
+SPELLED = {
+    "attention": "attention",
+    "convolution": "convolutions",
+    "product": "linear layers and matrix products",
+    "normalisation": "normalisation",
+    "pooling": "pooling",
+    "elementwise": "elementwise operations and sums",
+    OTHER: "other operators, such as copies",
+    BETWEEN: "between operators",
+}
+
+
+def kind(node: Layer | Row) -> str:
+    """The kind of an operator, or of a module without modules inside; `module` for another module."""
+    if isinstance(node, Layer):
+        return MODULE if any(not inside.row.apart for inside in node.layers) else kind(node.row)
+    name = (node.operation or node.module or "").lower()
+    return next((found for found, pattern in KINDS.items() if re.search(pattern, name)), OTHER)
+
+
+def by_kind(profile: Profile, value: Callable[[Row], float]) -> dict[str, float]:
+    """How much of the whole each kind has, in the order of `SPELLED`. What a module has beside its operators and the
+    modules inside is of its own kind if it calls none of them, else between operators."""
+    found = dict.fromkeys(SPELLED, 0.0)
+    for _, node in profile.root.walk():
+        if isinstance(node, Row):
+            if not node.apart:
+                found[kind(node)] += value(node)
+        elif not node.row.apart:
+            parts = [*(x.row for x in node.layers), *node.operations]
+            inside = [value(part) for part in parts if not part.apart]
+            own = kind(node) if not any(inside) else BETWEEN
+            found[BETWEEN if own == MODULE else own] += value(node.row) - sum(inside)
+    return {name: amount for name, amount in found.items() if amount > 0}

@@ -1,0 +1,279 @@
+"""The page of one or more profiles: icicles of time, memory and operations, and the tree as a table, in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from saprof import atomic
+from saprof.markup import Html, tag
+from saprof.plots import page, provenance
+from saprof.plots.icicle import MEASURES, OPERATIONS, TIME, Measure, axis, finding, icicle, is_doubtful, scale_of
+from saprof.plots.layer_kinds import KINDS, MODULE, OTHER, SPELLED, by_kind
+from saprof.quantities import digits
+from saprof.records.columns import COLUMNS
+from saprof.records.comparison import latency_ratio, same_rounds
+from saprof.records.profiles import LEAST_SHARE, Profile, headline, lines
+from saprof.records.rows import Row
+
+GENERATOR = "saprof.profile"
+FILE = "profile.html"
+"""The page, in a run folder."""
+LEFT_OUT = ("macs", "paper")
+"""Columns that the page does not show; the rows and `saprof.profile --columns` have them."""
+
+
+def write(profiles: Sequence[Profile], path: str | Path) -> Path:
+    """Write the page of some profiles, which needs no other file and no network; returns its path. Several profiles are
+    drawn on the same scale. WriteError if the file cannot be written."""
+    path = Path(path)
+    atomic.write(path, render(profiles).encode())
+    return path
+
+
+def render(profiles: Sequence[Profile]) -> str:
+    """The page."""
+    first = profiles[0]
+    names = " and ".join(one.network.name for one in profiles)
+    return page.document(
+        f"saprof: {names}",
+        GENERATOR,
+        css(),
+        tag("header", tag("p", "saprof", class_="overline"), tag("h1", title(profiles))),
+        tag("main", *parts(profiles), *_origin(first)),
+        Html(f"<script>{_beside('profile.js')}</script>"),
+    )
+
+
+def css() -> str:
+    return _beside("page.css") + _beside("profile.css")
+
+
+def _beside(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def title(profiles: Sequence[Profile]) -> str:
+    """What the profiles show, in one sentence."""
+    if len(profiles) == 1:
+        return f"{profiles[0].network.name}: {finding(profiles[0], TIME)}"
+    slow, fast = sorted((one.network for one in profiles[:2]), key=lambda row: row.latency_s or 0, reverse=True)
+    ratio = latency_ratio(slow, fast, same_rounds(slow, fast))
+    interval = f" [{digits(ratio.low)}, {digits(ratio.high)}]"
+    return f"{slow.name} takes {digits(ratio.median)}{interval} times as long as {fast.name}"
+
+
+def parts(profiles: Sequence[Profile], level: int = 2) -> list[Html]:
+    """The parts of a page about profiles, without provenance; `level` is that of their headings."""
+    found = [*(tag("p", *_joined(headline(one)), class_="lead") for one in profiles), _doubts(profiles)]
+    found.append(_legend(profiles))
+    missing = [measure.title.lower() for measure in (TIME, OPERATIONS) if not scale_of(profiles, measure)]
+    found += [_figure(profiles, measure, level) for measure in MEASURES if scale_of(profiles, measure)]
+    if missing:
+        found.append(tag("p", f"Not drawn, since nothing was counted: {', '.join(missing)}."))
+    found.append(page.section("By kind of operator", *_kinds(profiles), level=level))
+    if changes := _changes(profiles):
+        found.append(page.section("What differs, layer by layer", *changes, level=level))
+    return [*found, *(_tree(one, level) for one in profiles)]
+
+
+def _joined(sentences: Sequence[str]) -> list[str]:
+    return [". ".join(f"{one[:1].upper()}{one[1:]}" if number else one for number, one in enumerate(sentences)), "."]
+
+
+def _doubts(profiles: Sequence[Profile]) -> Html:
+    """Warnings about results that may be wrong."""
+    doubts = [f"{one.network.name} is {one.network.status}" for one in profiles if is_doubtful(one.network)]
+    for one in profiles:
+        layers = [row for row in one.rows if row.kind == "layer" and row.operation is None and not row.apart]
+        if some := [row for row in layers if is_doubtful(row)]:
+            share = sum(row.self_s or 0 for row in some) / (one.root.row.latency_s or 1)
+            doubts.append(
+                f"{len(some)} of {len(layers)} layers of {one.network.name} are unstable or contended, hatched below; "
+                f"{100 * share:.0f} % of the time is their own"
+            )
+    reasons = {
+        reason
+        for one in profiles
+        if one.calibration and (reason := one.calibration.why_too_low([one.network.dtype])) is not None
+    }
+    doubts += [f"the roofs are too low, and shares of them too high: {reason}" for reason in sorted(reasons)]
+    if any(one.provenance.get("dirty") for one in profiles):
+        doubts.append("the code had uncommitted changes, so nobody else can run the same code")
+    return (
+        tag("div", tag("p", "Treat with care"), page.items(doubts), class_="doubt", role="note") if doubts else Html("")
+    )
+
+
+def _legend(profiles: Sequence[Profile]) -> Html:
+    """What colours and hatches mean."""
+    present = {name for one in profiles for name in by_kind(one, TIME.value)}
+    spelled = {name: SPELLED[name] for name in (*KINDS, OTHER) if name in present} | {MODULE: "modules"}
+    entries = [tag("li", tag("i", class_=f"box {name}"), words) for name, words in spelled.items()]
+    rows = [row for one in profiles for row in one.rows]
+    if any(map(is_doubtful, rows)):
+        entries.append(tag("li", tag("i", class_="box module doubtful"), "unstable or contended"))
+    if any(row.apart for row in rows):
+        entries.append(tag("li", tag("i", class_="box attention apart"), "timed apart, in proportion; not in any sum"))
+    guide = (
+        "Every layer is below the module around it, as wide as its share, in the order of the first calls. What is "
+        "empty below a module is its own: the time between operators, in Python and in torch. A click on a layer "
+        "zooms to it, a click on the top line shows all again."
+    )
+    return tag("div", tag("ul", *entries, class_="legend"), tag("p", guide))
+
+
+def _figure(profiles: Sequence[Profile], measure: Measure, level: int) -> Html:
+    """The icicles of all profiles in one measure, on one scale."""
+    scale = scale_of(profiles, measure)
+    drawn: list[Html] = []
+    for number, one in enumerate(profiles):
+        whole = measure.value(one.root.row)
+        name = [tag("h4", one.network.name, tag("span", f" · {finding(one, measure)}"))] if len(profiles) > 1 else []
+        drawn += [*name, icicle(one, measure, number, scale, _tip_of(one))] if whole else name
+    found = finding(profiles[0], measure) if len(profiles) == 1 else _side_by_side(profiles, measure)
+    return page.section(
+        f"{measure.title}: {found}", tag("div", *drawn, axis(measure, scale), class_="icicles"), level=level
+    )
+
+
+def _side_by_side(profiles: Sequence[Profile], measure: Measure) -> str:
+    amounts = [f"{one.network.name} {measure.amount(measure.value(one.root.row))}" for one in profiles]
+    return f"{', '.join(amounts)} {measure.what}".strip()
+
+
+def _tip_of(profile: Profile):
+    """The function that tells the exact numbers of a row."""
+    whole = profile.root.row
+
+    def tip(row: Row) -> str:
+        name = f"{row.layer or row.name} {row.operation + '()' if row.operation else f'({row.module})'}"
+        numbers = [
+            f"{column.title}: {cell}"
+            for key, column in COLUMNS.items()
+            if key != "module" and (cell := column.cell(row, whole))
+        ]
+        apart = ["timed apart, with composed attention; not in any sum"] if row.apart else []
+        doubt = [row.status] if is_doubtful(row) else []
+        return "\n".join([name, *numbers, *apart, *doubt])
+
+    return tip
+
+
+def _kinds(profiles: Sequence[Profile]) -> list[Html]:
+    """A table of what each kind of operator takes, with the networks side by side."""
+    measures = [measure for measure in MEASURES if measure.has_operations and scale_of(profiles, measure)]
+    found = [[by_kind(one, measure.value) for measure in measures] for one in profiles]
+    present = [name for name in SPELLED if any(name in amounts for of in found for amounts in of)]
+    several = len(profiles) > 1
+    header = [
+        f"{one.network.name} {measure.unit}" if several else unit
+        for measure in measures
+        for one in profiles
+        for unit in (measure.unit, "%")[: 1 if several else 2]
+    ]
+    body = []
+    for name in present:
+        line = []
+        for number, measure in enumerate(measures):
+            for one, of in zip(profiles, found, strict=True):
+                amount, whole = of[number].get(name, 0), measure.value(one.root.row) or 1
+                cells = [digits(amount / measure.per_unit), f"{100 * amount / whole:.1f}"] if amount else ["", ""]
+                line += cells[: 1 if several else 2]
+        body.append([SPELLED[name], *line])
+    return [tag("div", page.table(["kind", *header], body, "What each kind of operator takes"), class_="plain")]
+
+
+LEAST_CHANGE = 0.005
+"""Layers whose times differ by a smaller share of the whole network are left out of the table of differences."""
+
+
+def _changes(profiles: Sequence[Profile]) -> list[Html]:
+    """A table of the layers that two networks have in common, the largest difference first; none if they have little in
+    common."""
+    if len(profiles) != 2:
+        return []
+    before, after = (
+        {_place(row): row for row in one.rows if row.kind == "layer" and not row.apart} for one in profiles
+    )
+    common = [place for place in before if place in after]
+    if 2 * len(common) < min(len(before), len(after)):
+        return []
+    differ = {place: (after[place].latency_s or 0) - (before[place].latency_s or 0) for place in common}
+    least = LEAST_CHANGE * scale_of(profiles, TIME)
+    shown = sorted(
+        (place for place in common if abs(differ[place]) >= least), key=lambda place: -round(abs(differ[place]), 9)
+    )
+    names = [one.network.name for one in profiles]
+    body = [
+        [_named(place), *(COLUMNS["time"].cell(side[place], side[place]) for side in (before, after)), _signed(ms)]
+        for place in shown
+        if (ms := 1e3 * differ[place]) is not None
+    ]
+    left = len(common) - len(shown)
+    note = f"{left} more differ by less than {100 * LEAST_CHANGE:g} % of the longer time." if left else ""
+    header = ["layer", *(f"{name} ms" for name in names), "difference ms"]
+    return [tag("div", page.table(header, body, "Layers whose times differ"), class_="plain"), tag("p", note)]
+
+
+def _place(row: Row) -> tuple[str, str]:
+    return row.layer or "", row.operation or ""
+
+
+def _named(place: tuple[str, str]) -> str:
+    path, operation = place
+    return f"{path} {operation.removeprefix('saprof::')}()".strip() if operation else path or "the whole network"
+
+
+def _signed(value: float) -> str:
+    return f"{'−' if value < 0 else '+'}{digits(abs(value))}"
+
+
+def _tree(profile: Profile, level: int) -> Html:
+    """The whole tree as a table, and the notes about it."""
+    found = lines(profile, None, columns=_columns(profile))
+    body = [
+        [line[0].replace("  ", "\u2003"), *line[1:], _note(row)]
+        for line, row in zip(found.body, found.rows, strict=True)
+    ]
+    looks = ["apart" if row.apart else "doubtful" if is_doubtful(row) else "" for row in found.rows]
+    table = page.table([*found.header, "note"], body, f"Layers of {profile.network.name}", looks)
+    said = [f"Operators that take less than {100 * LEAST_SHARE:g} % are left out; rows.jsonl has all."]
+    if any(row.apart for row in found.rows):
+        said.append(
+            "* was timed apart: a fused operator does not run it, so the network ran again, with composed attention. "
+            "It is in no sum."
+        )
+    said.append("% of roof is the least time that the roofs allow over the time; ± is half of the 95 % interval.")
+    return page.section(
+        f"{profile.network.name}, layer by layer",
+        tag("p", " ".join(said)),
+        page.items(profile.notes) if profile.notes else Html(""),
+        tag("div", table, class_="tree"),
+        level=level,
+    )
+
+
+def _columns(profile: Profile) -> list[str]:
+    """The columns that have content."""
+    rows = [row for row in profile.rows if row.kind == "layer"]
+    whole = profile.root.row
+    return [
+        name
+        for name, column in COLUMNS.items()
+        if name not in LEFT_OUT and any(column.cell(row, whole) not in ("", "0") for row in rows)
+    ]
+
+
+def _note(row: Row) -> str:
+    return ", ".join([*(["timed apart"] if row.apart else []), *([row.status] if is_doubtful(row) else [])])
+
+
+def _origin(profile: Profile) -> list[Html]:
+    """The roofs, and where all this was measured."""
+    found = []
+    if profile.calibration is not None:
+        found.append(page.section("Noise and roofs", *provenance.roofs(profile.calibration)))
+    if profile.provenance:
+        found.append(page.section("Where this was measured", provenance.facts(profile.provenance, GENERATOR)))
+    return found
