@@ -1,8 +1,9 @@
 """`python -m saprof.compare A B`: two runs cell by cell, or with `--backends numba,unfold` two backends of one run.
 
 A is before and B is after; a ratio is B / A. A cell is slower or faster if its whole 95 % interval is beyond ± 2 % and
-beyond the noise, which is how far identical calls differed. Nothing is averaged over cells. The exit code is 0; 2 if
-the command line or a run is wrong; 3 with `--fail-on-regression` if there is a regression."""
+beyond the noise, which is how far identical calls differed. Nothing is averaged over cells. Of the layers of a profile
+those are shown that differ, the largest difference first. The exit code is 0; 2 if the command line or a run is wrong;
+3 with `--fail-on-regression` if there is a regression."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saprof import command, text
@@ -21,6 +22,11 @@ from saprof.records.runs import IDENTITY, Recorded, differences, read_run, requi
 
 NAMED = 3
 """How many cells a count names."""
+LEAST_CHANGE = 0.005
+"""Layers that change by a smaller share of their network are not shown."""
+LEAST_LAYER = 0.05
+"""Only layers with at least this share of their network, in A or in B, can be a regression. There are hundreds of
+smaller ones, and by chance one of them is always slower."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,16 +38,18 @@ def main(argv: list[str] | None = None) -> int:
     compared = [one for one in found if one is not None]
     if not compared:
         raise ValueError(_nothing(matched, metric))
-    legend, notes = _legend(comparison, compared, arguments), _notes(matched, compared)
+    wholes = _wholes(compared)
+    shown = _shown(compared, wholes)
+    legend, notes = _legend(comparison, compared, arguments), _notes(matched, compared, len(compared) - len(shown))
     if arguments.format in ("csv", "json"):
         print("\n".join([*legend, *notes]), file=sys.stderr)
         print(text.records([record(one) for one in compared], arguments.format))
     else:
-        table = render(compared, metric, arguments.format)
+        table = render(shown, metric, arguments.format)
         print("\n\n".join(["\n".join(legend), table, "\n".join(notes)]))
     if limit is None:
         return command.OK
-    worse = [one for one in compared if one.is_regression(limit)]
+    worse = [one for one in shown if one.is_regression(limit) and _is_large(one, wholes)]
     for one in worse:
         by = [] if one.ratio is None else [f"{one.ratio.median:.3f}×", *filter(None, [_interval(one)])]
         print(f"regression: {_cell(one)}: {', '.join([*by, one.verdict, *one.remarks])}", file=sys.stderr)
@@ -67,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
         "--fail-on-regression",
         metavar="SHARE",
         help=f"exit with {command.REGRESSION} if a cell is worse by more than the noise "
-        "and by more than this share, such as 10%% or 0.1",
+        "and by more than this share, such as 10%% or 0.1; of the layers of a profile only those count that take "
+        f"{100 * LEAST_LAYER:g} %% of their network or more",
     )
     parser.add_argument(
         "--across-devices", action="store_true", help="compare runs even if their devices, CPUs or threads differ"
@@ -95,8 +104,73 @@ def _choose(arguments: argparse.Namespace) -> tuple[Comparison, Matched]:
     before, after = runs
     if not arguments.across_devices:
         require_same_machine(before.provenance, after.provenance)
-    without = ("device",) if arguments.across_devices else ()
-    return Comparison(before, after, arguments.across_devices), match(before.rows, after.rows, without)
+    without = [*(["device"] if arguments.across_devices else []), *_ways(before, after)]
+    return Comparison(before, after, arguments.across_devices), match(_rows(before), _rows(after), without)
+
+
+def _rows(run: Recorded) -> list[Row]:
+    """The rows of a run, without the row of a network as a layer: its row without the profiler is more exact."""
+    return [row for row in run.rows if row.layer != "" or row.operation is not None]
+
+
+def _ways(before: Recorded, after: Recorded) -> tuple[str, ...]:
+    """The fields in which the cells of two profiles may differ: what computed a layer is found out, not requested."""
+    return ("backend", "attention") if before.profiles and after.profiles else ()
+
+
+def _network(row: Row) -> tuple[Any, ...]:
+    """What the rows of one network and of its layers have in common."""
+    return row.name, row.mode, row.n, row.h, row.w, row.dtype
+
+
+def _wholes(compared: Sequence[Compared]) -> dict[tuple[Any, ...], Compared]:
+    """The cell of each network."""
+    return {_network(one.after): one for one in compared if one.after.kind == "model"}
+
+
+def _is_large(one: Compared, wholes: Mapping[tuple[Any, ...], Compared], least: float = LEAST_LAYER) -> bool:
+    """Whether a cell is no layer, or one with at least a share of its network on one side."""
+    whole = wholes.get(_network(one.after))
+    if one.after.kind != "layer" or whole is None:
+        return True
+    sides = (one.before, whole.before), (one.after, whole.after)
+    return any((one.metric.of(row) or 0) >= least * (one.metric.of(of) or 0) for row, of in sides)
+
+
+def _shown(compared: Sequence[Compared], wholes: Mapping[tuple[Any, ...], Compared]) -> list[Compared]:
+    """The cells to show: all but the layers that do not differ, or differ by less than `LEAST_CHANGE` of their network.
+    The layers follow their network, the largest difference first."""
+    found: list[Compared] = []
+    layers: dict[tuple[Any, ...], list[Compared]] = {}
+    for one in compared:
+        if one.after.kind == "layer":
+            layers.setdefault(_network(one.after), []).append(one)
+    for one in compared:
+        if one.after.kind != "layer":
+            found.append(one)
+            if one.after.kind == "model":
+                found += _differing(layers.pop(_network(one.after), []), wholes)
+    return found + [one for rest in layers.values() for one in _differing(rest, wholes)]
+
+
+def _differing(layers: Sequence[Compared], wholes: Mapping[tuple[Any, ...], Compared]) -> list[Compared]:
+    def least(one: Compared) -> float:
+        whole = wholes.get(_network(one.after))
+        return 0.0 if whole is None else LEAST_CHANGE * (one.metric.of(whole.before) or 0)
+
+    operators = Counter(one.after.layer for one in layers if one.after.operation is not None)
+    kept = [
+        one
+        for one in layers
+        if (one.after.operation is None or operators[one.after.layer] > 1)  # else it is the same as its module
+        and (one.ratio is None or (one.verdict not in ("same", "equal", "ambiguous") and _change(one) >= least(one)))
+    ]
+    return sorted(kept, key=lambda one: -round(_change(one), 9))
+
+
+def _change(one: Compared) -> float:
+    """How much the two sides differ, in the metric's SI unit."""
+    return abs((one.metric.of(one.after) or 0) - (one.metric.of(one.before) or 0))
 
 
 def _backends(runs: Sequence[Recorded], asked: str) -> tuple[Comparison, Matched]:
@@ -106,11 +180,11 @@ def _backends(runs: Sequence[Recorded], asked: str) -> tuple[Comparison, Matched
     names = [name.strip() for name in asked.split(",")]
     if len(set(names)) != 2 or len(names) != 2:
         raise ValueError(f"backends is {asked!r}; expected two, such as numba,unfold")
-    known = list(dict.fromkeys(row.backend for row in run.rows))
+    known = list(dict.fromkeys(row.backend for row in run.cells))
     for name in names:
         if name not in known:
             raise ValueError(f"{run.folder} has no rows of backend {name!r}; expected {', '.join(known)}")
-    before, after = ([row for row in run.rows if row.backend == name] for name in names)
+    before, after = ([row for row in run.cells if row.backend == name] for name in names)
     return Comparison(run, run), match(before, after, ("backend",))
 
 
@@ -184,10 +258,15 @@ def record(one: Compared) -> dict[str, Any]:
     }
 
 
-def _notes(matched: Matched, compared: Sequence[Compared]) -> list[str]:
-    """Counts of verdicts, and the cells that were not compared."""
+def _notes(matched: Matched, compared: Sequence[Compared], left_out: int) -> list[str]:
+    """Counts of verdicts, and the cells that were not shown or not compared."""
     counts = Counter(one.verdict for one in compared)
     notes = [f"{len(compared)} cells: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())]
+    if left_out:
+        notes.append(
+            f"not shown: {left_out} layers and operators without a clear difference of {100 * LEAST_CHANGE:g} % of "
+            "their network or more"
+        )
     without = len(matched.pairs) - len(compared)
     if without:
         notes.append(f"in both, and not compared, since not measured: {without} cells")
@@ -199,7 +278,10 @@ def _notes(matched: Matched, compared: Sequence[Compared]) -> list[str]:
 
 
 def label(row: Row, names: Sequence[str] = ("mode", "backend", "attention")) -> str:
-    """A cell in words; the fields `names` are at the end."""
+    """A cell in words; the fields `names` are at the end. A layer has the name of its network and its path."""
+    if row.kind == "layer":
+        operation = f" {row.operation.removeprefix('saprof::')}()" if row.operation else ""
+        return f"{row.name}{row.layer and ' '}{row.layer}{operation}{' (timed apart)' if row.apart else ''}"
     widths = [f"{axis}{value}" for axis in "nrvg" if (value := getattr(row, axis)) is not None]
     maps = [f"{row.h}x{row.w}"] if row.h else []
     what = [row.name, *widths, *maps, row.footprint, row.dtype]

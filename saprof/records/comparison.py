@@ -147,6 +147,8 @@ class Comparison:
         remarks = [f"{status} in {' and '.join(where)}" for status, where in doubtful.items() if where]
         if same_run and not shared:
             remarks.append("not in the same rounds")
+        if self.before.profiles and one.ran_on != other.ran_on:
+            remarks.append(f"{one.ran_on} in A, {other.ran_on} in B")
         if not (one.samples_s and other.samples_s):
             remarks.append("no samples")
         for side, run, row in sides:

@@ -96,7 +96,7 @@ class Recorded:
         """The 95th percentile, over the cells, of the difference between odd and even rounds."""
         import numpy as np
 
-        own = [self_difference(row.samples_s) for row in self.rows if row.samples_s and len(row.samples_s) > 1]
+        own = [self_difference(row.samples_s) for row in self.cells if row.samples_s and len(row.samples_s) > 1]
         if not own:
             return Floor(0.0, f"unknown, without a calibration and samples, {self.folder}")
         source = f"odd against even rounds of each cell, without a calibration, {self.folder}"

@@ -461,3 +461,59 @@ def test_the_command_imports_little_and_exits_2_with_a_sentence():
     assert done.returncode == 2
     assert done.stderr.startswith("error: cannot read nowhere/run.json")
     assert "Traceback" not in done.stderr
+
+
+def test_two_profiles_show_which_layers_became_slower(tmp_path, capsys):
+    a = recorded(tmp_path / "a", made_up.profile_rows(), calibrated())
+    b = recorded(tmp_path / "b", made_up.profile_rows(attention_ms=12), calibrated())
+    assert compare.main([a, b]) == command.OK
+    shown = capsys.readouterr().out
+    cells = [line.split("  ")[0] for line in shown.splitlines() if line.startswith("tiny")]
+    assert cells == [
+        "tiny-n1-16x16-default-float32 forward torch",
+        "tiny body",
+        "tiny body.1",
+        "tiny body.1 pairwise_attention()",
+    ], "the network first, then the largest differences; what is the same is not shown"
+    assert "not shown: 6 layers and operators without a clear difference of 0.5 % of their network or more" in shown
+    assert "10 cells: 6 same, 4 slower" in shown
+
+
+def test_layers_that_ran_otherwise_are_compared_with_a_remark(tmp_path, capsys):
+    def unfold(rows):
+        return [replace(row, backend="unfold", attention=None) if row.attention else row for row in rows]
+
+    a = recorded(tmp_path / "a", made_up.profile_rows(), calibrated())
+    b = recorded(tmp_path / "b", unfold(made_up.profile_rows(attention_ms=12)), calibrated())
+    compare.main([a, b])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tiny body.1  ")]
+    assert line.endswith("slower, numba fused in A, unfold in B")
+
+
+@pytest.mark.parametrize(("ms", "code"), [(12, command.REGRESSION), (6, command.OK)])
+def test_a_slower_layer_is_a_regression(tmp_path, capsys, ms, code):
+    a = recorded(tmp_path / "a", made_up.profile_rows(), calibrated())
+    b = recorded(tmp_path / "b", made_up.profile_rows(attention_ms=ms), calibrated())
+    assert compare.main([a, b, "--fail-on-regression", "10%"]) == code
+    assert ("regression: tiny body.1: 2.000×" in capsys.readouterr().err) == (code != command.OK)
+
+
+def test_a_small_layer_is_no_regression(tmp_path, capsys):
+    """Twice as long, and 2 % of the network."""
+
+    def with_small(ms):
+        rows = made_up.profile_rows()
+        return recorded(
+            tmp_path / f"{ms}", [*rows, made_up.layer("head", ms), made_up.layer("head", ms, "addmm")], calibrated()
+        )
+
+    assert compare.main([with_small(0.1), with_small(0.2), "--fail-on-regression", "10%"]) == command.OK
+    shown = capsys.readouterr().out
+    assert "tiny head  " in shown
+    assert "addmm" not in shown, "it is all that its module does"
+
+
+def test_the_backends_of_a_profile_are_not_those_of_its_layers(tmp_path):
+    run = recorded(tmp_path / "a", made_up.profile_rows(), calibrated())
+    with pytest.raises(ValueError, match="has no rows of backend 'numba'; expected torch"):
+        compare.main([run, "--backends", "numba,torch"])

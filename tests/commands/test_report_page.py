@@ -338,3 +338,14 @@ def test_help_loads_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "needs no other file" in done.stdout
+
+
+def test_the_report_of_a_profile_has_its_icicles_and_its_tree(tmp_path):
+    folder = made_up.run_folder(tmp_path / "run", made_up.profile_rows(), where=WHERE)
+    assert report.main([str(folder)]) == command.OK
+    text = (folder / "report" / "index.html").read_text()
+    assert "tiny: body takes 70 % of 10 ms" in text
+    assert text.count('class="icicle"') == 3
+    assert "tiny, layer by layer" in text
+    assert "python -m saprof.profile" in text
+    assert "<script" not in text

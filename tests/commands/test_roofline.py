@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from made_up import ANCHOR, ROOFS, run_folder
+from made_up import ANCHOR, ROOFS, profile_rows, roofs, run_folder
 from made_up import row_under_roofs as row
 
 from saprof import backends, command, roofline
@@ -267,3 +267,9 @@ def test_no_second_bandwidth_where_no_cache_is_faster():
 def test_a_figure_without_points_is_refused(rows):
     with pytest.raises(ValueError, match="no operator's forward computes and has a latency"):
         roofline_figure(frame(rows), ROOFS)
+
+
+def test_layers_have_no_place_of_their_own():
+    rows = profile_rows()
+    lines = roofline.place(rows, roofs())
+    assert [line["name"] for line in lines] == ["tiny"]

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import made_up
 import numpy as np
 import pandas as pd
 import pytest
@@ -370,3 +371,8 @@ def test_a_frame_has_every_field_but_samples():
     assert "samples_s" not in frame
     assert len(plots.frame([])) == 0
     assert list(plots.frame([])) == list(frame)
+
+
+def test_layers_are_not_drawn_as_networks():
+    found = plots.frame(made_up.profile_rows())
+    assert list(found["kind"]) == ["model"]

@@ -247,3 +247,9 @@ def test_provenance_of_another_shape(tmp_path, change):
     ((name, value),) = change.items()
     with pytest.raises(ValueError, match=re.escape(f"run.json: {name} is {value!r}; expected what a sweep writes")):
         read_run(folder)
+
+
+def test_a_profile_cannot_be_continued_as_a_sweep(tmp_path):
+    made_up.run_folder(tmp_path / "run", made_up.profile_rows())
+    with pytest.raises(ValueError, match="is a profile, which cannot be continued; expected the folder of a sweep"):
+        Run(tmp_path / "run", made_up.PROVENANCE, resume=True)
