@@ -80,7 +80,11 @@ class LocalAttention2d(nn.Module):
         y = self.attention(x)
         if self.pool is not None:
             y = self.pool(y)
-        return y if self.linear is None else self.linear(y)
+        if self.linear is not None:
+            return self.linear(y)
+        # a fused attention saves its output for the backward, and nn.ReLU(inplace=True) often follows a convolution
+        saved = self.pool is None and y.requires_grad and str(self.attention.ran).startswith("fused")
+        return y.clone() if saved and not torch.compiler.is_compiling() else y
 
     def extra_repr(self) -> str:
         stride = f", stride={self.stride}" if self.stride != (1, 1) else ""

@@ -125,6 +125,21 @@ def test_fused_and_composed_agree(family):
     assert fused.attention.ran == "fused on numba"
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f == "stand_alone" else pytest.mark.deep) for f in FAMILIES],
+)
+def test_an_operation_in_place_may_follow(family, stride):
+    fused = LocalAttention2d(8, 8, 3, family, stride=stride, value_reduction=1, backend="numba", attention="fused")
+    composed = layer(8, 8, 3, family, stride=stride, value_reduction=1)
+    composed.load_state_dict(fused.state_dict())
+    for module in (fused, composed):
+        F.relu(module(maps(2, 8, 5, 5)), inplace=True).square().sum().backward()
+    for ours, theirs in zip(fused.parameters(), composed.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3)
+
+
 WRONG = {
     "inputs": ((0, 8), {}, "in_channels is 0; expected a positive integer"),
     "outputs": ((8, "8"), {}, "out_channels is '8'; expected a positive integer"),
