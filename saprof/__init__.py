@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from saprof.models import (
         SAN,
         SASA,
+        FeatureMaps,
         ResNet,
         ResNetConfig,
         RetinaNet,

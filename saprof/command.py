@@ -13,6 +13,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from saprof.text import nearest
+
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
@@ -92,7 +94,8 @@ def choices(what: str, text: str, valid: Sequence[str], extra: Sequence[str] = (
     names = list(valid) if text == "all" else [name.strip() for name in text.split(",")]
     for name in names:
         if name not in (*valid, *extra):
-            raise ValueError(f"unknown {what} {name!r}; expected {', '.join((*valid, *extra))} or all")
+            every = (*valid, *extra)
+            raise ValueError(f"unknown {what} {name!r}; expected {', '.join(every)} or all{nearest(name, every)}")
     return list(dict.fromkeys(names))
 
 

@@ -6,9 +6,12 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 FORMATS = ("table", "md", "csv", "json")
+MANY = 16
+"""More valid names than these are not listed in the sentence about an unknown name, if something else lists them."""
 
 
 def align(header: Sequence[str], body: Sequence[Sequence[str]], form: str = "table") -> str:
@@ -47,7 +50,18 @@ def shortened(values: Sequence[str]) -> str:
     return ", ".join(distinct if len(distinct) <= 4 else [*distinct[:2], "…", distinct[-1]])
 
 
-def unknown(what: str, got: str, valid: Sequence[str]) -> str:
-    """The sentence about an unknown name."""
+def unknown(what: str, got: str, valid: Sequence[str], listed_by: str = "") -> str:
+    """The sentence about an unknown name: the names that are expected, or what lists them if there are many; and the
+    nearest one."""
     *most, last = map(repr, valid)
-    return f"unknown {what} {got!r}; expected {', '.join(most) + ' or ' if most else ''}{last}"
+    names = f"{', '.join(most) + ' or ' if most else ''}{last}"
+    if listed_by and len(valid) > MANY:
+        names = f"one of the {len(valid)} names in {listed_by}"
+    return f"unknown {what} {got!r}; expected {names}{nearest(got, valid)}"
+
+
+def nearest(got: str, valid: Sequence[str]) -> str:
+    """The question whether the valid name that looks most like `got` was meant, or nothing if none does."""
+    names = {str(name).lower(): name for name in valid}
+    found = get_close_matches(str(got).lower(), names, n=1)
+    return f"; did you mean {names[found[0]]!r}?" if found else ""

@@ -1,4 +1,4 @@
-"""The stems of stand-alone networks: they turn 3 × 4·h × 4·w pixels into the map of the first stage (SASA Sec. 3.2)."""
+"""The stems of stand-alone networks: from images of 4·h × 4·w pixels to the map of the first stage (SASA Sec. 3.2)."""
 
 from __future__ import annotations
 
@@ -29,20 +29,21 @@ class AttentionStem(nn.Module):
     change.
     """
 
-    def __init__(self, outputs: int, values: str) -> None:
+    def __init__(self, outputs: int, values: str, inputs: int = 3) -> None:
         super().__init__()
+        self.inputs = inputs
         head = divide("stem channels", outputs, "2 · heads of the stem", 2 * HEADS) * 2
-        self.query, self.key = (linear(3, outputs, bias=False) for _ in range(2))
+        self.query, self.key = (linear(inputs, outputs, bias=False) for _ in range(2))
         self.value = {
-            "attention": lambda: ConvolutionValues(outputs, 1),
-            "spatial_attention": lambda: SpatialValues(outputs),
-            "convolution_values": lambda: ConvolutionValues(outputs, BLOCK),
+            "attention": lambda: ConvolutionValues(outputs, 1, inputs),
+            "spatial_attention": lambda: SpatialValues(outputs, inputs),
+            "convolution_values": lambda: ConvolutionValues(outputs, BLOCK, inputs),
         }[values]()
         self.row_embedding = nn.Parameter(torch.randn(HEADS, head // 2, 2 * BLOCK - 1))
         self.column_embedding = nn.Parameter(torch.randn(HEADS, head // 2, 2 * BLOCK - 1))
         self.bn = nn.BatchNorm2d(outputs)
 
-    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h/4 w/4"]:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h/4 w/4"]:
         n, h, w = check_blocks(x)
         fast = not x.is_meta and self.obstacle() is None
         alpha = (self.logits(x) if fast else self.define(x)).softmax(-1)
@@ -56,26 +57,28 @@ class AttentionStem(nn.Module):
             return reason
         outputs = self.bn.num_features
         for name, layer in (("query", self.query), ("key", self.key)):
-            if reason := not_linear(layer, 3, outputs, bias=False):
+            if reason := not_linear(layer, self.inputs, outputs, bias=False):
                 return f"{name} {reason}"
         return None
 
     def extra_repr(self) -> str:
         return "" if (reason := self.obstacle()) is None else f"as defined: {reason}"
 
-    def logits(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b heads i j"]:
-        """q_iᵀ k_j + q_iᵀ r_{j−i} = x_iᵀ (W_qᵀ W_k) x_j + x_iᵀ (W_qᵀ r_{j−i}): pixels have three channels, so this
+    def logits(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "b heads i j"]:
+        """q_iᵀ k_j + q_iᵀ r_{j−i} = x_iᵀ (W_qᵀ W_k) x_j + x_iᵀ (W_qᵀ r_{j−i}): pixels have few channels, so this
         needs no maps of queries and keys, which have many more channels."""
-        pixels = apart(x)  # b 3 j
-        query, key = (layer.weight.view(HEADS, -1, 3) for layer in (self.query, self.key))
-        product = (query.transpose(1, 2) @ key).transpose(0, 1).flatten(1)  # 3 heads·3
-        left = (pixels.transpose(1, 2) @ product).unflatten(-1, (HEADS, 3)).transpose(1, 2)  # b heads i 3
+        pixels = apart(x)  # b inputs j
+        query, key = (layer.weight.view(HEADS, -1, self.inputs) for layer in (self.query, self.key))
+        product = (query.transpose(1, 2) @ key).transpose(0, 1).flatten(1)  # inputs heads·inputs
+        left = (
+            (pixels.transpose(1, 2) @ product).unflatten(-1, (HEADS, self.inputs)).transpose(1, 2)
+        )  # b heads i inputs
         content = (left.flatten(1, 2) @ pixels).unflatten(1, (HEADS, -1))
-        relative = (query.transpose(1, 2)[:, None] @ self.relative()).permute(1, 2, 0, 3)  # i 3 heads j
+        relative = (query.transpose(1, 2)[:, None] @ self.relative()).permute(1, 2, 0, 3)  # i inputs heads j
         position = (pixels.permute(2, 0, 1) @ relative.flatten(2)).unflatten(-1, (HEADS, -1))  # i b heads j
         return content + position.permute(1, 2, 0, 3)
 
-    def define(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b heads i j"]:
+    def define(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "b heads i j"]:
         """The same logits as the paper defines and counts them."""
         query, key = (apart(layer(x)).unflatten(1, (HEADS, -1)) for layer in (self.query, self.key))  # b heads d i
         position = query.permute(1, 3, 0, 2) @ self.relative()  # heads i b j
@@ -103,28 +106,30 @@ class SpatialValues(nn.Module):
     and memory. On the meta device the definition runs, since the paper counts it.
     """
 
-    def __init__(self, outputs: int) -> None:
+    def __init__(self, outputs: int, inputs: int) -> None:
         super().__init__()
-        self.values = linear(3, MIXTURE * outputs, bias=False)
+        self.inputs = inputs
+        self.values = linear(inputs, MIXTURE * outputs, bias=False)
         self.row, self.column, self.mixture = (
             nn.Parameter(torch.randn(count, outputs)) for count in (BLOCK, BLOCK, MIXTURE)
         )
 
-    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b c j"]:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "b c j"]:
         if x.is_meta or self.obstacle() is not None:
             return self.define(x)
-        matrices = (self.mixture_weights() @ self.values.weight.view(MIXTURE, -1)).unflatten(-1, (-1, 3))  # j c 3
+        mixed = self.mixture_weights() @ self.values.weight.view(MIXTURE, -1)
+        matrices = mixed.unflatten(-1, (-1, self.inputs))  # j c inputs
         return (apart(x).permute(2, 0, 1) @ matrices.transpose(1, 2)).permute(1, 2, 0)
 
     def obstacle(self) -> str | None:
         """The reason why the values must be computed as they are defined, or None."""
-        reason = not_linear(self.values, 3, MIXTURE * self.row.shape[1], bias=False)
+        reason = not_linear(self.values, self.inputs, MIXTURE * self.row.shape[1], bias=False)
         return reason and f"values {reason}"
 
     def extra_repr(self) -> str:
         return "" if (reason := self.obstacle()) is None else f"as defined: {reason}"
 
-    def define(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b c j"]:
+    def define(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "b c j"]:
         """Computes the values of all matrices, then their mixture."""
         every = apart(self.values(x)).permute(2, 0, 1).unflatten(-1, (MIXTURE, -1)).transpose(-1, -2)  # j b c m
         return (every.flatten(1, 2) @ self.mixture_weights()[..., None]).view(every.shape[:-1]).permute(1, 2, 0)
@@ -137,10 +142,10 @@ class SpatialValues(nn.Module):
 class ConvolutionValues(nn.Conv2d):
     """Values of `size` × `size` pixels, with one more row and column after the centre than before it."""
 
-    def __init__(self, outputs: int, side: int) -> None:
-        super().__init__(3, outputs, side, bias=False)
+    def __init__(self, outputs: int, side: int, inputs: int) -> None:
+        super().__init__(inputs, outputs, side, bias=False)
 
-    def forward(self, input: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "b c j"]:
+    def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "b c j"]:
         side = self.kernel_size[0]
         before, after = (side - 1) // 2, side // 2
         return apart(super().forward(F.pad(input, (before, after, before, after))))

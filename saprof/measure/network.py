@@ -14,7 +14,7 @@ from torch import nn
 from saprof.layers import LocalAttention
 from saprof.measure.cells import Cell, Network
 from saprof.models.counting import count
-from saprof.models.inputs import images, moved
+from saprof.models.inputs import image_channels, images, moved
 from saprof.models.named import REGISTERED, Built
 
 _uncounted: set[str] = set()
@@ -52,7 +52,7 @@ def network(cell: Cell, subject: Network) -> Runnable:
 
     def inputs() -> Any:
         if built.inputs is None:
-            return images(subject.batch, subject.size).to(cell.device, dtype)
+            return images(subject.batch, subject.size, image_channels(model)).to(cell.device, dtype)
         return moved(built.inputs, cell.device, dtype)
 
     return Runnable(
@@ -77,7 +77,7 @@ def _what_runs(model: nn.Module, cell: Cell) -> dict[str, Any]:
 
 
 def _counts(model: nn.Module, subject: Network) -> dict[str, Any]:
-    cost = count(model, (3, subject.size, subject.size))
+    cost = count(model, (image_channels(model), subject.size, subject.size))
     return {
         "params": cost.params,
         "macs": cost.macs,

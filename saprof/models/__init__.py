@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from saprof.models.build import create_model
     from saprof.models.catalogue import list_models
     from saprof.models.checkpoints import load, load_official, save
+    from saprof.models.features import FeatureMaps
     from saprof.models.inference import optimize_for_inference
     from saprof.models.replace import replace_convolutions
     from saprof.models.resnet import ResNet, ResNetConfig

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 
 from saprof.models.catalogue import named_model
+from saprof.models.features import FeatureMaps
 from saprof.models.resnet import ResNet, ResNetConfig
 from saprof.models.retinanet import RetinaNet, RetinaNetConfig
 from saprof.models.san import SAN, SANConfig
@@ -45,10 +46,23 @@ def blueprint(architecture: str, options: Mapping[str, Any]) -> Model:
         return build(architecture, options)
 
 
-def create_model(name: str, **overrides: Any) -> Model:
-    """Build a model by name; `overrides` are fields of its config, such as `mapping="l"` or `num_classes=10`.
+@overload
+def create_model(name: str, *, features_only: Literal[False] = False, **overrides: Any) -> Model: ...
+
+
+@overload
+def create_model(name: str, *, features_only: Literal[True], **overrides: Any) -> FeatureMaps: ...
+
+
+def create_model(name: str, *, features_only: bool = False, **overrides: Any) -> Model | FeatureMaps:
+    """Build a model by name; `overrides` are fields of its config, such as `mapping="l"`, `in_channels=1` or
+    `num_classes=10`.
+
+    With `features_only`, the model is a FeatureMaps: it returns the list of the maps of all stages. `num_classes=0`
+    gives a network that returns the pooled features.
 
     Raises ValueError for an unknown name or field, or a value that does not fit.
     """
     model = named_model(name)
-    return build(model.architecture, {**model.fields, **overrides})
+    network = build(model.architecture, {**model.fields, **overrides})
+    return FeatureMaps(network) if features_only else network

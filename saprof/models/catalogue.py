@@ -73,7 +73,7 @@ class NamedModel:
 def named_model(name: str) -> NamedModel:
     """The facts about a named model; ValueError for an unknown name."""
     if name not in MODELS:
-        raise ValueError(unknown("model", name, list_models()))
+        raise ValueError(unknown("model", name, list_models(), "saprof.list_models()"))
     return MODELS[name]
 
 

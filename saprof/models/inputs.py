@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 EXPECTED = "a tensor, a tuple of positional arguments, or a dict of keyword arguments"
@@ -86,6 +86,12 @@ def _each(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return tree_map(lambda x: change(x) if isinstance(x, Tensor) else x, inputs)
 
 
-def images(batch: int, side: int) -> Tensor:
-    """Random normal images, shape (batch, 3, side, side), the same every time."""
-    return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(0))
+def image_channels(network: nn.Module) -> int:
+    """The channels of the images that a network takes: those of its config, or else 3."""
+    channels = getattr(getattr(network, "config", None), "in_channels", None)
+    return channels if isinstance(channels, int) else 3
+
+
+def images(batch: int, side: int, channels: int = 3) -> Tensor:
+    """Random normal images, shape (batch, channels, side, side), the same every time."""
+    return torch.randn(batch, channels, side, side, generator=torch.Generator().manual_seed(0))

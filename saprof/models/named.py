@@ -84,9 +84,11 @@ class NamedNetwork:
     def example(self, built: Built, batch: int = 1, side: int | None = None) -> Any:
         """The network's own inputs; or `batch` random images, the same every time, of `side` × `side` pixels, which
         are `image_side` if None."""
-        from saprof.models.inputs import images
+        from saprof.models.inputs import image_channels, images
 
-        return images(batch, side or self.image_side or IMAGE_SIDE) if built.inputs is None else built.inputs
+        if built.inputs is not None:
+            return built.inputs
+        return images(batch, side or self.image_side or IMAGE_SIDE, image_channels(built.module))
 
 
 def read_network(name: str) -> NamedNetwork:
@@ -97,7 +99,7 @@ def read_network(name: str) -> NamedNetwork:
         return NamedNetwork(name=name, kind=REGISTERED, attends=model.attends, image_side=model.image_side)
     kind, _, rest = name.partition(":")
     if not kind or not rest:
-        raise ValueError(unknown("model", name, [*list_models(), *OTHERS]))
+        raise ValueError(unknown("model", name, list_models(), f"saprof.list_models(), or {', '.join(OTHERS)}"))
     if kind not in (TORCHVISION, TIMM):
         return _read_own(name)
     package = _package(kind)

@@ -156,7 +156,8 @@ def _chooser(which: Which, found: Sequence[tuple[str, nn.Module]]) -> Callable[[
         raise ValueError(f"which is {which!r}; expected names or patterns, or a function of name and module")
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in names):
-            raise ValueError(unknown("spatial convolution", pattern, names or ["a network that has any"]))
+            valid = names or ["none, since the model has no spatial convolution"]
+            raise ValueError(unknown("spatial convolution", pattern, valid, "model.named_modules()"))
     return lambda name, module: None if any(_matches(name, p) for p in patterns) else "`which` does not have it"
 
 

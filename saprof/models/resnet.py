@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.layers.exactly import as_written
-from saprof.models.stages import check_stages, check_stem_stride
+from saprof.models.stages import check_ends, check_stages, check_stem_stride, classifier
 from saprof.operators.footprint import set_positive
 
 EXPANSION = 4
@@ -28,11 +28,14 @@ class StagesConfig:
     stem_stride: int = 4
     """The side of the image divided by the side of the first stage's map: 4, or 1 for images of a few pixels. With 1
     the stem is one 3 × 3 convolution."""
+    in_channels: int = 3
+    """The channels of the images."""
     num_classes: int = 1000
+    """The number of logits; 0 gives a network without the last linear layer, whose outputs are the pooled features."""
 
     def __post_init__(self) -> None:
         check_stages(self)
-        set_positive(self, "num_classes")
+        check_ends(self)
         check_stem_stride(self.stem_stride, 4)
 
 
@@ -91,11 +94,11 @@ class ResNet(nn.Module):
                 inputs = channels * EXPANSION
             self.add_module(f"layer{number}", stage)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(inputs, config.num_classes)
+        self.fc = classifier(inputs, config.num_classes)
 
     def build_stem(self, width: int) -> None:
         side, stride = (7, 2) if self.config.stem_stride == 4 else (3, 1)
-        self.conv1 = nn.Conv2d(3, width, side, stride, padding=side // 2, bias=False)
+        self.conv1 = nn.Conv2d(self.config.in_channels, width, side, stride, padding=side // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
 
     def spatial(self, stage: int, channels: int, stride: int) -> nn.Module:
@@ -103,12 +106,12 @@ class ResNet(nn.Module):
         assert isinstance(self.config, ResNetConfig)
         return convolution(channels, self.config.footprint, stride)
 
-    def embed(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h2 w2"]:
+    def embed(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         """The stem."""
         x = F.relu(self.bn1(self.conv1(x)))
         return F.max_pool2d(x, 3, stride=2, padding=1) if self.config.stem_stride == 4 else x
 
-    def features(self, x: Float[Tensor, "n 3 h w"]) -> list[Tensor]:
+    def features(self, x: Float[Tensor, "n c h w"]) -> list[Tensor]:
         """The output map of every stage."""
         x = self.embed(x)
         found = []
@@ -117,8 +120,22 @@ class ResNet(nn.Module):
             found.append(x)
         return found
 
-    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
-        return self.fc(self.avgpool(self.features(x)[-1]).flatten(1))
+    def forward_features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        """The last map, before it is pooled."""
+        return self.features(x)[-1]
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        return self.fc(self.avgpool(self.forward_features(x)).flatten(1))
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """The channels of the map of every stage."""
+        return tuple(channels * EXPANSION for channels in self.config.channels)
+
+    @property
+    def feature_reductions(self) -> tuple[int, ...]:
+        """The side of the image divided by that of the map of every stage."""
+        return tuple(self.config.stem_stride * 2**stage for stage in range(len(self.config.channels)))
 
 
 def convolution(channels: int, size: int, stride: int) -> nn.Conv2d:

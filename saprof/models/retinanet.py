@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.layers import StandAloneAttention, expect, linear
-from saprof.models.resnet import EXPANSION
 from saprof.models.sasa import SASA, SASAConfig
 from saprof.operators.footprint import Footprint, set_positive
 
@@ -44,7 +43,7 @@ class RetinaNetConfig(SASAConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         expect("predictors", self.predictors, PREDICTORS)
-        set_positive(self, "width", "anchors")
+        set_positive(self, "width", "anchors", "num_classes")
         if len(self.channels) < 3:
             raise ValueError(f"channels has {len(self.channels)} stages; expected 3 at least, for the pyramid")
 
@@ -62,14 +61,14 @@ class RetinaNet(nn.Module):
         self.backbone = SASA(config)
         del self.backbone.avgpool, self.backbone.fc
         width = config.width
-        self.lateral = nn.ModuleList(linear(channels * EXPANSION, width) for channels in config.channels[-3:])
+        self.lateral = nn.ModuleList(linear(channels, width) for channels in self.backbone.feature_channels[-3:])
         self.smooth = nn.ModuleList(convolution3x3(width, width) for _ in range(3))
         self.coarser = nn.ModuleList(convolution3x3(width, width, stride=2) for _ in range(2))
         self.classes = head(config, config.anchors * config.num_classes)
         self.boxes = head(config, config.anchors * COORDINATES)
         nn.init.constant_(self.classes[-1].get_parameter("bias"), -math.log((1 - PRIOR) / PRIOR))
 
-    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n a classes+4"]:
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n a classes+4"]:
         found = []
         for map_ in self.pyramid(x):
             logits, offsets = (
@@ -79,7 +78,7 @@ class RetinaNet(nn.Module):
             found.append(torch.cat([logits, offsets], dim=2))
         return torch.cat(found, dim=1)
 
-    def pyramid(self, x: Float[Tensor, "n 3 h w"]) -> Iterator[Tensor]:
+    def pyramid(self, x: Float[Tensor, "n c h w"]) -> Iterator[Tensor]:
         """P3 to P7: the maps of the last three stages, each plus the next coarser one, then two strided
         convolutions."""
         *_, c3, c4, c5 = self.backbone.features(x)

@@ -11,8 +11,8 @@ from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, expec
 from saprof.layers.exactly import as_written
 from saprof.layers.parts import block_footprint
 from saprof.models.catalogue import SAN_FOOTPRINTS
-from saprof.models.stages import check_stages, check_stem_stride
-from saprof.operators.footprint import BOUNDARIES, Footprint, set_positive
+from saprof.models.stages import check_ends, check_stages, check_stem_stride, classifier
+from saprof.operators.footprint import BOUNDARIES, Footprint
 from saprof.operators.workload import STAGES
 
 
@@ -29,12 +29,15 @@ class SANConfig(AttentionConfig):
     boundary: str = "reflect"
     stem_stride: int = 2
     """The side of the image divided by the side of the first stage's map: 2, or 1 for images of a few pixels."""
+    in_channels: int = 3
+    """The channels of the images."""
     num_classes: int = 1000
+    """The number of logits; 0 gives a network without the last linear layer, whose outputs are the pooled features."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_stages(self, "footprints")
-        set_positive(self, "num_classes")
+        check_ends(self)
         expect("boundary", self.boundary, BOUNDARIES)
         check_stem_stride(self.stem_stride, 2)
         object.__setattr__(self, "footprints", self.stage_footprints)
@@ -67,14 +70,37 @@ class SAN(nn.Module):
         super().__init__()
         self.config = config
         width = config.channels[0]
-        self.stem = nn.Sequential(linear(3, width, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(linear(config.in_channels, width, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         inputs = (width, *config.channels[:-1])
         strides = (config.stem_stride, *(2 for _ in config.channels[1:]))
         transitions = map(Transition, inputs, config.channels, strides)
         stages = zip(transitions, config.blocks, config.stage_footprints, strict=True)
         self.stages = nn.Sequential(*(Stage(*stage, config) for stage in stages))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(config.channels[-1], config.num_classes)
+        self.head = classifier(config.channels[-1], config.num_classes)
 
-    def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
-        return self.head(self.pool(self.stages(self.stem(x))).flatten(1))
+    def features(self, x: Float[Tensor, "n c h w"]) -> list[Tensor]:
+        """The output map of every stage."""
+        x = self.stem(x)
+        found = []
+        for stage in self.stages:
+            x = stage(x)
+            found.append(x)
+        return found
+
+    def forward_features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
+        """The last map, before it is pooled."""
+        return self.stages(self.stem(x))
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        return self.head(self.pool(self.forward_features(x)).flatten(1))
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        """The channels of the map of every stage."""
+        return self.config.channels
+
+    @property
+    def feature_reductions(self) -> tuple[int, ...]:
+        """The side of the image divided by that of the map of every stage."""
+        return tuple(self.config.stem_stride * 2**stage for stage in range(len(self.config.channels)))

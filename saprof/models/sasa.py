@@ -71,9 +71,9 @@ class SASA(ResNet):
         if self.config.stem == "convolution":
             super().build_stem(width)
         else:
-            self.stem = AttentionStem(width, self.config.stem)
+            self.stem = AttentionStem(width, self.config.stem, self.config.in_channels)
 
-    def embed(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n c h2 w2"]:
+    def embed(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         return super().embed(x) if self.config.stem == "convolution" else self.stem(x)
 
     def spatial(self, stage: int, channels: int, stride: int) -> nn.Module:

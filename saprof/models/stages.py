@@ -1,11 +1,13 @@
-"""Checks of the fields that a config has once per stage."""
+"""The fields that the configs of all networks have, and what follows from them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from saprof.operators.footprint import positive
+from torch import nn
+
+from saprof.operators.footprint import positive, set_positive, whole
 
 
 def check_stages(config: Any, *others: str) -> None:
@@ -25,6 +27,18 @@ def check_stages(config: Any, *others: str) -> None:
     for name in ("channels", "blocks"):
         sizes = (positive(f"{name}[{number}]", size) for number, size in enumerate(getattr(config, name)))
         object.__setattr__(config, name, tuple(sizes))
+
+
+def check_ends(config: Any) -> None:
+    """Make `in_channels` and `num_classes` integers; ValueError unless the former is positive, the latter 0 or more."""
+    set_positive(config, "in_channels")
+    classes = whole("num_classes", config.num_classes, 0, "a positive integer, or 0 for no classifier")
+    object.__setattr__(config, "num_classes", classes)
+
+
+def classifier(channels: int, classes: int) -> nn.Module:
+    """The last layer of a network; nothing if there are no classes."""
+    return nn.Linear(channels, classes) if classes else nn.Identity()
 
 
 def check_stem_stride(stride: object, usual: int) -> None:

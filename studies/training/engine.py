@@ -60,7 +60,8 @@ def network(config: Config, dataset: Dataset) -> Classifier:
         model = adapted(config.model, config.options)
     else:
         try:
-            model = saprof.create_model(config.model, **{"num_classes": len(dataset.classes)} | config.options)
+            options: dict[str, Any] = {"num_classes": len(dataset.classes)} | config.options
+            model = saprof.create_model(config.model, **options)
         except TypeError as error:
             raise ValueError(f"{config.model} cannot be made with {config.options}: {sentence(error)}") from None
     classifier = Classifier(model.double() if config.precision == "fp64" else model, dataset)

@@ -304,7 +304,8 @@ BAD = {
     ),
     "footprint as noise": ({"footprints": (3, "round:3")}, "cannot read footprint 'round:3'; expected a size"),
     "footprint with stride": ({"footprints": (3, "square:3 stride=2")}, "has stride 2; expected 1"),
-    "classes of 0": ({"num_classes": 0}, "num_classes is 0; expected a positive integer"),
+    "classes below 0": ({"num_classes": -1}, "num_classes is -1; expected a positive integer, or 0 for no classifier"),
+    "images without channels": ({"in_channels": 0}, "in_channels is 0; expected a positive integer"),
     "classes as bool": ({"num_classes": True}, "num_classes is True; expected a positive integer"),
     "heads of pairwise": ({"heads": 4}, "heads is 4; expected 8, since pairwise attention does not read it"),
     "heads not dividing": (
@@ -337,7 +338,8 @@ BAD_RESNETS = {
     "blocks too many": ({"blocks": (1,) * 5}, "blocks has 5 entries; expected one per stage, 4 as in channels"),
     "blocks of 0": ({"blocks": (1, 0, 1, 1)}, "blocks[1] is 0; expected a positive integer"),
     "channels as float": ({"channels": (64, 128, 256, 512.0)}, "channels[3] is 512.0; expected a positive integer"),
-    "classes of 0": ({"num_classes": 0}, "num_classes is 0; expected a positive integer"),
+    "classes below 0": ({"num_classes": -1}, "num_classes is -1; expected a positive integer, or 0 for no classifier"),
+    "images without channels": ({"in_channels": 0}, "in_channels is 0; expected a positive integer"),
     "option": ({"footprints": (3,)}, "unknown option of ResNet 'footprints'; expected 'blocks', 'channels', "),
 }
 
@@ -350,5 +352,7 @@ def test_a_bad_resnet_says_what_is_bad(changes, message):
 
 
 def test_an_unknown_model_lists_the_known():
-    with pytest.raises(ValueError, match=r"unknown model 'san50'; expected 'san10_pairwise', .* or 'sasa_mini'"):
+    with pytest.raises(
+        ValueError, match=r"unknown model 'san50'; expected one of the \d+ names in saprof.list_models\(\)$"
+    ):
         saprof.create_model("san50")

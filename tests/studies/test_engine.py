@@ -416,7 +416,7 @@ def test_a_seed_gives_the_same_network(few):
 @pytest.mark.parametrize(
     ("model", "options", "sentence"),
     [
-        ("san_huge", {}, "unknown model 'san_huge'; expected .*'san_mini_pairwise'"),
+        ("san_huge", {}, "unknown model 'san_huge'; expected .* names in saprof.list_models"),
         ("san_mini_pairwise", {"widths": 1}, "unknown option of SAN 'widths'; expected .*'channels'"),
         ("san_mini_pairwise", {"relation": "sum"}, "unknown .*'sum'; expected .*'subtraction'|relation.*'sum'"),
         ("san_mini_pairwise", {"num_classes": 7}, "san_mini_pairwise has 7 classes; few has 10"),
