@@ -12,13 +12,13 @@ import saprof
 ORDER = [
     [
         "saprof.atomic",
-        "saprof.command",
         "saprof.lazy",
         "saprof.lock",
         "saprof.markup",
         "saprof.quantities",
         "saprof.text",
     ],  # import nothing of ours
+    ["saprof.command"],
     ["saprof.operators", "saprof.records"],
     ["saprof.backends"],
     ["saprof.functional"],
