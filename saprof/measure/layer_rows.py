@@ -18,7 +18,8 @@ from saprof.measure.latency import UNSTABLE, Latency
 from saprof.measure.profiled import Profiled
 from saprof.measure.rounds import timed
 from saprof.measure.trace import Place, Trace
-from saprof.models.inputs import sizes
+from saprof.models.counting import count
+from saprof.models.inputs import first, sizes
 from saprof.operators.cost import Cost
 from saprof.records.calibration import Calibration
 from saprof.records.ratios import RESAMPLES, Ratio
@@ -175,16 +176,28 @@ class Rows:
     def network(self, found: Found, latency: Latency) -> Row:
         """The row of the whole network, without the profiler."""
         memory = weighed(found, everywhere, "")
-        counts = counted(found, everywhere)
-        known = ("macs", "flops_paper", "flops_hardware", "compulsory_bytes")
         return self._row(
             "model",
             **timed(latency),
             peak_bytes=memory["peak_bytes"],
             saved_bytes=memory.get("saved_bytes"),
             **self._about(""),
-            **{name: counts[name] // self.facts["n"] for name in known},  # of one image, as in other rows of networks
+            **self._of_one_image(),
         )
+
+    def _of_one_image(self) -> dict[str, Any]:
+        """The counts of one image, as in the rows of a sweep; nothing for a network that cannot be counted without
+        data."""
+        try:
+            cost = count(self.subject.module, inputs=first(self.subject.inputs), uncounted="list")
+        except ValueError:
+            return {}
+        return {
+            "macs": cost.macs,
+            "flops_paper": cost.paper,
+            "flops_hardware": cost.flops("hardware"),
+            "compulsory_bytes": cost.bytes,
+        }
 
     def layers(self, found: Found, overhead: Ratio) -> Iterator[Row]:
         """One row per module that ran, and one per operator that it calls."""
