@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 _ABOUT_HOOKS = r"Using `torch.compile\(module\)` when there are global hooks"
-"""The start of a warning of torch about compiled code that sees the hooks. Ours does not."""
+"""The start of a warning of torch about compiled code that sees the hooks. It does not see ours."""
 
 
 class Running:
@@ -40,9 +40,8 @@ class Running:
         return self._stack[-1] if self._stack else ""
 
     def __enter__(self) -> Running:
-        if self._compiled_apart:
-            self._wrapped.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", _ABOUT_HOOKS)
+        self._wrapped.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", _ABOUT_HOOKS)
         for module in self._names if self._compiled_apart else ():
             if attribute := compiled_by(module):
                 compiled = getattr(module, attribute)

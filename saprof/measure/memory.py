@@ -6,6 +6,7 @@ Only the memory of torch's allocator is counted; the kernels of saprof allocate 
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,7 +44,9 @@ def saved_by(call: Callable[[], object], known: Sequence[Tensor], where: Callabl
             kept.setdefault(storage.data_ptr(), (where(), storage.nbytes()))
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+    # a compiled region would compile the hook as well; without the compiler's module, nothing is compiled
+    hook: Any = torch.compiler.disable(pack) if "torch._dynamo" in sys.modules else pack
+    with torch.autograd.graph.saved_tensors_hooks(hook, lambda x: x):
         output = call()  # kept until all is counted: a freed address may be used again
     found: dict[str, int] = {}
     for place, size in kept.values():
