@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         stand_alone_attention,
     )
     from saprof.layers import LocalAttention2d
+    from saprof.measure.function import measure
     from saprof.measure.profiling import profile
     from saprof.models import (
         SAN,

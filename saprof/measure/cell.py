@@ -25,6 +25,7 @@ from saprof.measure.prepared import (
 )
 from saprof.measure.rounds import Ready, failure, time_and_weigh, warm
 from saprof.models.inputs import tensors
+from saprof.models.named import REGISTERED, place
 from saprof.operators.workload import Workload
 from saprof.records.rows import Row
 
@@ -38,7 +39,8 @@ def measure(cells: Sequence[Cell], fingerprint: str, max_seconds: float = 2.0) -
             prepared, found[str(cell)] = _make_ready(cell)
             ready[str(cell)] = warm(prepared)
         except Exception as error:  # a cell that fails becomes a row, and the others are still measured
-            found[str(cell)] = failure(error)
+            others = isinstance(cell.subject, Network) and cell.subject.about.kind != REGISTERED
+            found[str(cell)] = failure(error, place(error) if others else None)
     try:
         for name, measured in time_and_weigh(ready, max_seconds).items():
             found[name] |= measured

@@ -14,8 +14,9 @@ from torch import nn
 from saprof.layers import LocalAttention
 from saprof.measure.cells import Cell, Network
 from saprof.models.counting import count
-from saprof.models.inputs import image_channels, images, moved
-from saprof.models.named import REGISTERED, Built
+from saprof.models.inputs import first, image_channels, images, moved, sizes
+from saprof.models.named import REGISTERED
+from saprof.operators.cost import Cost
 
 _uncounted: set[str] = set()
 """The networks of which the user was told that they cannot be counted."""
@@ -50,34 +51,54 @@ def network(cell: Cell, subject: Network) -> Runnable:
     model = built.module.to(cell.device, dtype).train(training)
     ours = about.kind == REGISTERED
 
+    channels = image_channels(model)
+
     def inputs() -> Any:
         if built.inputs is None:
-            return images(subject.batch, subject.size, image_channels(model)).to(cell.device, dtype)
+            return images(subject.batch, subject.size, channels).to(cell.device, dtype)
         return moved(built.inputs, cell.device, dtype)
 
+    image = torch.empty((1, channels, subject.size, subject.size), dtype=dtype, device="meta")
+    one = image if built.inputs is None else built.inputs
+    cost = _fields(count(model, inputs=image)) if ours else counts(subject.name, model, one)
     return Runnable(
         model,
         inputs,
-        facts=_what_runs(model, cell) | (_counts(model, subject) if ours else _counts_of_others(model, built, subject)),
+        facts=what_runs(model, dtype, cell.device) | cost,
         fullgraph=ours,
         predictable=ours,
     )
 
 
-def _what_runs(model: nn.Module, cell: Cell) -> dict[str, Any]:
+def what_runs(model: nn.Module, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """The attentions and backends of a model's attention layers, each joined by `+`; `torch` for a model without
     any."""
-    dtype = getattr(torch, cell.subject.dtype)
     layers = [layer for layer in model.modules() if isinstance(layer, LocalAttention)]
-    plans = [layer.plan(dtype, cell.device) for layer in layers]
+    plans = [layer.plan(dtype, device) for layer in layers]
     if not plans:
         return {"backend": "torch"}
     attentions, backends = ("+".join(dict.fromkeys(parts)) for parts in zip(*plans, strict=True))
     return {"backend": "+".join(dict.fromkeys(backends.split("+"))), "attention": attentions}
 
 
-def _counts(model: nn.Module, subject: Network) -> dict[str, Any]:
-    cost = count(model, (image_channels(model), subject.size, subject.size))
+def counts(name: str, model: nn.Module, inputs: Any) -> dict[str, Any]:
+    """The counts of a network that is not registered, for the first entry of its inputs if they have a batch in common.
+    If it cannot be counted, the reason is printed once, and only its parameters are returned."""
+    params = {"params": sum(parameter.numel() for parameter in model.parameters())}
+    counted = _copy(model)  # since a network may keep what it computes, which has no data here
+    try:
+        if counted is None:
+            raise ValueError("it cannot be copied")
+        return _fields(count(counted, inputs=inputs if sizes(inputs).n is None else first(inputs))) | params
+    except Exception as error:  # a network of a user can raise anything
+        if name not in _uncounted:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            print(f"{name} has no counts of operations: {reason}", file=sys.stderr)
+        _uncounted.add(name)
+        return params
+
+
+def _fields(cost: Cost) -> dict[str, Any]:
     return {
         "params": cost.params,
         "macs": cost.macs,
@@ -85,24 +106,6 @@ def _counts(model: nn.Module, subject: Network) -> dict[str, Any]:
         "flops_hardware": cost.flops("hardware"),
         "compulsory_bytes": cost.bytes,
     }
-
-
-def _counts_of_others(model: nn.Module, built: Built, subject: Network) -> dict[str, Any]:
-    """The counts of a network that is not registered, with its parameters alone if a rule for something is missing."""
-    params = {"params": sum(parameter.numel() for parameter in model.parameters())}
-    counted = _copy(model)  # which may keep what it has computed, and that has no data
-    try:
-        if built.inputs is not None:
-            raise ValueError("inputs other than one batch of images are not counted yet")
-        if counted is None:
-            raise ValueError("it cannot be copied")
-        return _counts(counted, subject) | params
-    except Exception as error:  # a network of a user can raise anything
-        if subject.name not in _uncounted:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            print(f"{subject.name} has no counts of operations: {reason}", file=sys.stderr)
-        _uncounted.add(subject.name)
-        return params
 
 
 def _copy(model: Any) -> Any:

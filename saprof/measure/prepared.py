@@ -45,7 +45,8 @@ class Prepared:
         """
         function, (args, kwargs) = self.function, arguments(self.inputs)
         if self.mode == "backward":
-            outputs, leaves = self._outputs(self.output()), self._leaves()
+            graph = self.with_copies()  # another forward may change the inputs that this graph has saved
+            leaves, outputs = graph._leaves(), graph._outputs(graph.output())
             directions = [torch.randn_like(x) for x in outputs]
             return lambda: torch.autograd.grad(outputs, leaves, directions, retain_graph=True, allow_unused=True)
         trains, steps = self.mode != "forward", self.mode == "train_step"
@@ -67,22 +68,24 @@ class Prepared:
 
     def gradients(self, output: object) -> Sequence[Tensor | None]:
         """The gradients of the sum of an output; None for what it does not depend on."""
-        outputs = self._outputs(output)
+        leaves, outputs = self._leaves(), self._outputs(output)
         ones = [torch.ones_like(x) for x in outputs]
         with backward_range():
-            return torch.autograd.grad(outputs, self._leaves(), ones, allow_unused=True)
+            return torch.autograd.grad(outputs, leaves, ones, allow_unused=True)
 
     def _outputs(self, output: object) -> list[Tensor]:
         found = [x for x in tensors(output) if x.requires_grad]
         if not found:
-            reason = f"its output has no tensor with gradients; mode {self.mode} needs one; expected mode forward"
+            reason = f"mode {self.mode} needs an output that requires gradients; expected one, or mode forward"
             raise Refused("error", reason)
         return found
 
     def _leaves(self) -> list[Tensor]:
         found = [x for x in (*tensors(self.inputs), *self.own) if x.requires_grad]
         if not found:
-            reason = f"no input and no parameter requires gradients; mode {self.mode} needs one; expected mode forward"
+            reason = (
+                f"mode {self.mode} needs parameters or inputs that require gradients; expected some, or mode forward"
+            )
             raise Refused("error", reason)
         return found
 

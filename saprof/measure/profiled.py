@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -57,36 +57,41 @@ class Profiled:
         """One forward without gradients, or one training step."""
         return Prepared(self.module, self.inputs, tuple(self.module.parameters()), self.mode, self.device).call()
 
-    @contextmanager
-    def unchanged(self) -> Iterator[None]:
-        """Put the module into the state of the mode. Afterwards restore its training flags, its buffers, such as
-        running statistics, and torch's random numbers.
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Put the module into the state of the mode, and restore its own state afterwards."""
+        return unchanged(self.module, self.mode, self.device)
 
-        A forward runs in evaluation mode. A training step runs in training mode; if the module itself is in training
-        mode already, the flags of the modules inside stay, so that a frozen batch norm stays frozen.
-        """
-        flags = {module: module.training for module in self.module.modules()}
-        buffers = [
-            (module, name, x, x.detach().clone())
-            for module in self.module.modules()
-            for name, x in module._buffers.items()
-            if x is not None
-        ]
-        cuda = [torch.device(self.device)] if self.device.startswith("cuda") else []
-        try:
-            with torch.random.fork_rng(cuda):
-                if self.mode == "forward":
-                    self.module.eval()
-                elif not self.module.training:
-                    self.module.train()
-                yield
-        finally:
-            for module, training in flags.items():
-                module.training = training
-            with torch.no_grad():
-                for module, name, x, before in buffers:
-                    x.copy_(before)
-                    module._buffers[name] = x
+
+@contextmanager
+def unchanged(module: nn.Module, mode: str, device: str) -> Iterator[None]:
+    """Put a module into the state of a mode. Afterwards restore its training flags, its buffers, such as running
+    statistics, and torch's random numbers.
+
+    A forward runs in evaluation mode. Every other mode runs in training mode; if the module itself is in training mode
+    already, the flags of the modules inside stay, so that a frozen batch norm stays frozen.
+    """
+    flags = {inside: inside.training for inside in module.modules()}
+    buffers = [
+        (inside, name, x, x.detach().clone())
+        for inside in module.modules()
+        for name, x in inside._buffers.items()
+        if x is not None
+    ]
+    cuda = [torch.device(device)] if device.startswith("cuda") else []
+    try:
+        with torch.random.fork_rng(cuda):
+            if mode == "forward":
+                module.eval()
+            elif not module.training:
+                module.train()
+            yield
+    finally:
+        for inside, training in flags.items():
+            inside.training = training
+        with torch.no_grad():
+            for inside, name, x, before in buffers:
+                x.copy_(before)
+                inside._buffers[name] = x
 
 
 @contextmanager

@@ -67,8 +67,8 @@ def _compared(latency: Latency, first: Latency) -> dict[str, Any]:
     }
 
 
-def failure(error: Exception) -> dict[str, Any]:
-    """Status and reason of a cell that raised an exception."""
+def failure(error: Exception, place: str | None = None) -> dict[str, Any]:
+    """Status and reason of a cell that raised an exception, at a place in the code of the user."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     match error:
         case Refused():
@@ -79,4 +79,4 @@ def failure(error: Exception) -> dict[str, Any]:
             return {"status": "oom", "reason": reason}
         case RuntimeError() if "allocate" in reason:  # the message of the CPU allocator
             return {"status": "oom", "reason": reason}
-    return {"status": "error", "reason": f"{type(error).__name__}: {reason}"}
+    return {"status": "error", "reason": f"{type(error).__name__}: {reason}" + (f" ({place})" if place else "")}

@@ -63,12 +63,6 @@ class NamedModel:
         """The sides of the square footprints of the stages of a SAN."""
         return self.fields.get("footprints", SAN_FOOTPRINTS)
 
-    @property
-    def image_side(self) -> int:
-        """The side of the images that the model is for, in pixels: 32 (CIFAR) for a small model, else 224
-        (ImageNet)."""
-        return 32 if self.small else 224
-
 
 def named_model(name: str) -> NamedModel:
     """The facts about a named model; ValueError for an unknown name."""

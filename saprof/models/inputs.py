@@ -73,11 +73,13 @@ def replaced(inputs: Any, others: Iterable[Tensor]) -> Any:
     return _each(inputs, lambda _: next(rest))
 
 
-def moved(inputs: Any, device: str, dtype: torch.dtype) -> Any:
-    """Copies of the inputs on a device; the tensors of real numbers have the dtype."""
+def moved(inputs: Any, device: str, dtype: torch.dtype | None = None) -> Any:
+    """Copies of the inputs on a device; the tensors of real numbers have the dtype, if it is given. They require
+    gradients if the originals do."""
 
     def move(x: Tensor) -> Tensor:
-        return x.detach().to(device, dtype if x.is_floating_point() else x.dtype, copy=True)
+        copied = x.detach().to(device, dtype if dtype and x.is_floating_point() else x.dtype, copy=True)
+        return copied.requires_grad_(x.requires_grad)
 
     return _each(inputs, move)
 

@@ -96,7 +96,7 @@ def read_network(name: str) -> NamedNetwork:
     function of the user is called once, to check what it returns."""
     if name in MODELS:
         model = named_model(name)
-        return NamedNetwork(name=name, kind=REGISTERED, attends=model.attends, image_side=model.image_side)
+        return NamedNetwork(name=name, kind=REGISTERED, attends=model.attends, image_side=model.image)
     kind, _, rest = name.partition(":")
     if not kind or not rest:
         raise ValueError(unknown("model", name, list_models(), f"saprof.list_models(), or {', '.join(OTHERS)}"))
@@ -187,11 +187,11 @@ def _is_module(value: Any) -> bool:
 def _told(error: BaseException) -> str:
     """Type, message and place of an exception, on one line."""
     message = " ".join(str(error).split())
-    place = _place(error)
-    return f"{type(error).__name__}{': ' * bool(message)}{message}{f' ({place})' if place else ''}"
+    where = place(error)
+    return f"{type(error).__name__}{': ' * bool(message)}{message}{f' ({where})' if where else ''}"
 
 
-def _place(error: BaseException) -> str | None:
+def place(error: BaseException) -> str | None:
     """File and line of the user's code where an exception was raised; None if no code of the user was running."""
     if isinstance(error, SyntaxError):
         return None  # its message has the place

@@ -240,7 +240,7 @@ def test_a_package_that_cannot_be_imported(monkeypatch, kind, error, message):
 def test_inputs_move_and_keep_what_is_no_real_number():
     inputs = {"x": torch.ones(2, 3, requires_grad=True), "more": (torch.arange(2), [1, None, torch.ones(2).bool()])}
     after = moved(inputs, "meta", torch.float16)
-    assert (after["x"].dtype, after["x"].device.type, after["x"].requires_grad) == (torch.float16, "meta", False)
+    assert (after["x"].dtype, after["x"].device.type, after["x"].requires_grad) == (torch.float16, "meta", True)
     assert [x.dtype for x in (after["more"][0], after["more"][1][2])] == [torch.int64, torch.bool]
     assert after["more"][1][:2] == [1, None]
     assert sizes(inputs) == (2, None, None)
