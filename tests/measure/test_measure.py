@@ -159,7 +159,7 @@ def test_each_field_of_a_row_has_the_statistic_of_its_name():
     measured = replace(measured, calls_per_sample=3, stopped="time", involuntary_switches=4, host_s=0.25)
     low, high = measured.interval
     assert 1 < low < 6 < high < 100
-    assert rounds._timed(measured) == {
+    assert rounds.timed(measured) == {
         "status": "unstable",
         "latency_s": 6,
         "latency_low_s": low,
