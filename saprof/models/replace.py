@@ -156,15 +156,22 @@ def _chooser(which: Which, found: Sequence[tuple[str, nn.Module]]) -> Callable[[
         raise ValueError(f"which is {which!r}; expected names or patterns, or a function of name and module")
     for pattern in patterns:
         if not any(_matches(name, pattern) for name in names):
-            valid = names or ["none, since the model has no spatial convolution"]
+            if not names:
+                raise ValueError(f"which has {pattern!r}; expected None, since the model has no spatial convolution")
+            valid = list(dict.fromkeys(around for name in names for around in _with_parents(name)))
             raise ValueError(unknown("spatial convolution", pattern, valid, "model.named_modules()"))
     return lambda name, module: None if any(_matches(name, p) for p in patterns) else "`which` does not have it"
 
 
 def _matches(name: str, pattern: str) -> bool:
     """Whether the pattern is that of the name, or of a module that it is inside."""
+    return any(fnmatchcase(around, pattern) for around in _with_parents(name))
+
+
+def _with_parents(name: str) -> Iterator[str]:
+    """The names of the modules that the named one is inside, the outermost first, then its own."""
     parts = name.split(".")
-    return any(fnmatchcase(".".join(parts[:depth]), pattern) for depth in range(1, len(parts) + 1))
+    return (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
 
 
 def _stem(found: Sequence[tuple[str, Any]]) -> Iterator[str]:

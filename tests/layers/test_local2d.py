@@ -134,10 +134,12 @@ def test_an_operation_in_place_may_follow(family, stride):
     fused = LocalAttention2d(8, 8, 3, family, stride=stride, value_reduction=1, backend="numba", attention="fused")
     composed = layer(8, 8, 3, family, stride=stride, value_reduction=1)
     composed.load_state_dict(fused.state_dict())
-    for module in (fused, composed):
-        F.relu(module(maps(2, 8, 5, 5)), inplace=True).square().sum().backward()
+    # float64 for the biases before a batch norm, whose gradients are 0; the patchwise kernel takes minutes to compile
+    dtype, allowed = (torch.float32, 1e-3) if family == "patchwise" else (torch.float64, 1e-9)
+    for module in (fused.to(dtype), composed.to(dtype)):
+        F.relu(module(maps(2, 8, 5, 5).to(dtype)), inplace=True).square().sum().backward()
     for ours, theirs in zip(fused.parameters(), composed.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=allowed, atol=allowed)
 
 
 WRONG = {

@@ -246,7 +246,12 @@ WRONG = {
     "field": (net, {"head": 3}, "unknown argument of LocalAttention2d 'head'; "),
     "heads": (net, {"heads": 0}, "heads is 0; expected a positive integer"),
     "boundary": (net, {"boundary": "mirror"}, "unknown boundary 'mirror'; expected one of"),
-    "pattern": (net, {"which": "layer9"}, "unknown spatial convolution 'layer9'; "),
+    "pattern": (net, {"which": "layer9"}, "unknown spatial convolution 'layer9'; expected 'stem', 'stem.0', "),
+    "no convolution": (
+        lambda: nn.Sequential(nn.ReLU()),
+        {"which": "0"},
+        "which has '0'; expected None, since the model ",
+    ),
     "which": (net, {"which": 3}, "which is 3; expected names or patterns, or a function of name and module"),
     "bias": (net, {"bias": "no"}, "bias is 'no'; expected True or False"),
     "scripted": (lambda: torch.jit.script(nn.Sequential(same())), {}, "the model is of class RecursiveScriptModule, "),
@@ -280,3 +285,8 @@ def test_an_error_on_the_way_leaves_the_model_as_it_was():
     with pytest.raises(RuntimeError, match="fixed"):
         replace_convolutions(model, **HOW)
     assert [*model.modules()] == before
+
+
+def test_the_nearest_module_is_suggested():
+    with pytest.raises(ValueError, match=r"did you mean 'layer2'\?$"):
+        replace_convolutions(net(), which="layr2")
