@@ -16,6 +16,7 @@ from saprof import command, text
 from saprof.measure.cells import MODES
 from saprof.measure.plan import Group, plan
 from saprof.measure.request import DEFAULT_STAGE, Request, read_request
+from saprof.models.named import OTHERS
 from saprof.operators import BACKENDS, RELATIONS
 from saprof.operators.attention import CHOICES
 from saprof.operators.footprint import BOUNDARIES
@@ -48,7 +49,9 @@ def parser() -> argparse.ArgumentParser:
     )
     what = options.add_argument_group("what")
     what.add_argument(
-        "--model", help="networks by name, or all (default: SAN10 of both families, unless an operator is chosen)"
+        "--model",
+        help=f"networks by name, {', '.join(OTHERS)}, or all of saprof (default: SAN10 of both families and ResNet26, "
+        "unless an operator is chosen)",
     )
     what.add_argument("--operator", help="operators by full name, or all")
     what.add_argument("--family", help=f"{', '.join(RELATIONS)}: all relations of these families")
@@ -63,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--stage", help=f"stages of SAN, 1 to {len(STAGES)} (default {DEFAULT_STAGE})")
     what.add_argument("--channels", help="channels C of operators, instead of those of a stage")
     what.add_argument(
-        "--size", help="side of the operators' map, instead of that of a stage, or side of the models' images"
+        "--size",
+        help="side of the operators' map, instead of that of a stage, or side of the networks' images, instead of "
+        "their own",
     )
     what.add_argument("--batch", default="1")
     what.add_argument("--dtype", default="float32", help=", ".join(ITEMSIZE))
