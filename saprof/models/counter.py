@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -88,7 +88,7 @@ class Counter(TorchDispatchMode):
         with torch._C.DisableTorchFunction():
             args, kwargs = self._twins.of(args, kwargs or {})
             path, backward = self._place()
-            output = output_of(func, args, kwargs)
+            output = _computed(func, args, kwargs)
             if path is not None:
                 self._count(func, rule, Call(bound(func, args, kwargs), output), path, backward)
             return output
@@ -118,7 +118,7 @@ class Counter(TorchDispatchMode):
         if rule.formula is None:
             return
         work, kind = rule.formula(call), rule.kind(call)
-        if rule.name == "mm" and not backward and _view(call["mat2"]) == self._transposed:
+        if rule.name in ("mm", "bmm") and not backward and _view(call["mat2"]) == self._transposed:
             work, kind = work._replace(paper=work.macs), "linear"  # torch transposes the weight of a linear layer
         if backward:
             kind = "linear" if kind == "matmul" and backward.startswith("Addmm") else kind
@@ -128,6 +128,11 @@ class Counter(TorchDispatchMode):
         if any(work):
             written = outputs[:1] if rule.saves else outputs
             self.add(Key(path, kind), Cost(*work, reads=sum(map(_bytes, inputs)), writes=sum(map(_bytes, written))))
+
+    def take_shapes(self, tensors: Iterable[Tensor]) -> None:
+        """Let empty tensors on the meta device take the place of these ones wherever an operator reads them."""
+        for x in tensors:
+            self._twins.add(x)
 
     def add(self, key: Key, cost: Cost) -> None:
         """Count one call."""
@@ -197,8 +202,7 @@ class _Forward:
 
 
 class _Twins:
-    """Copies on the meta device of tensors that meet others there: of a script's weights, or of constants that are
-    neither parameters nor buffers."""
+    """Copies on the meta device of tensors that meet others there, such as constants that are no buffers."""
 
     def __init__(self) -> None:
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
@@ -206,10 +210,14 @@ class _Twins:
     def clear(self) -> None:
         self._twins.clear()
 
+    def add(self, x: Tensor) -> Tensor:
+        return self._twins.setdefault(id(x), (x, x.detach().to("meta")))[1]
+
     def of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        """The arguments, all on the meta device if one of them is."""
+        """The arguments, all on the meta device if one of them is there or has a copy there."""
         meta = [x.is_meta for x in _tensors((*args, *kwargs.values()))]
-        if not any(meta):
+        known = self._twins and any(id(x) in self._twins for x in _tensors((*args, *kwargs.values())))
+        if not any(meta) and not known:
             return args, kwargs
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": torch.device("meta")}
@@ -220,9 +228,23 @@ class _Twins:
     def _twin(self, x: Any) -> Any:
         if isinstance(x, list | tuple):
             return [self._twin(each) for each in x]
-        if not isinstance(x, Tensor) or x.is_meta:
-            return x
-        return self._twins.setdefault(id(x), (x, x.to("meta")))[1]
+        return self.add(x) if isinstance(x, Tensor) and not x.is_meta else x
+
+
+def _computed(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What the operator returns. Raises ValueError if it needs values, which the meta device does not have."""
+    try:
+        return output_of(func, args, kwargs)
+    except (RuntimeError, NotImplementedError) as error:
+        if _NEEDS_VALUES.isdisjoint(func.tags) or not any(x.is_meta for x in _tensors((*args, *kwargs.values()))):
+            raise
+        raise ValueError(
+            f"{func._schema.name} needs the values of a tensor, but a network is counted from shapes alone; expected a "
+            "network without it: count its parts before and after it"
+        ) from error
+
+
+_NEEDS_VALUES = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
 
 def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
@@ -243,6 +265,8 @@ def _outputs(func: OpOverload) -> frozenset[str]:
 
 def _bytes(x: Tensor) -> int:
     """The bytes of a tensor; those of an expanded axis once."""
+    if x.layout != torch.strided:
+        return x.numel() * x.element_size()
     sizes = (size for size, stride in zip(x.shape, x.stride(), strict=True) if stride or not size)
     number = x.element_size()
     for size in sizes:
@@ -251,10 +275,16 @@ def _bytes(x: Tensor) -> int:
 
 
 def _view(x: Tensor) -> object:
-    return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride()
+    """The memory and the layout of a matrix, or of the same matrix for every image."""
+    if x.layout != torch.strided:
+        return x
+    repeated = x.stride()[:-2]
+    return x.untyped_storage()._cdata, x.storage_offset(), x.shape[-2:], x.stride()[-2:], any(repeated)
 
 
 def _all_views(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
     """Whether an operator returned only views of its inputs."""
+    if not outputs or any(x.layout != torch.strided for x in (*inputs, *outputs)):
+        return False
     storages = {x.untyped_storage()._cdata for x in inputs}
-    return bool(outputs) and all(x.untyped_storage()._cdata in storages for x in outputs)
+    return all(x.untyped_storage()._cdata in storages for x in outputs)

@@ -4,6 +4,7 @@ adds up what the dispatcher sees. fvcore can count our operators as well, as a c
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -53,17 +54,32 @@ def count(
     if uncounted not in ("raise", "list"):
         raise ValueError(unknown("uncounted", uncounted, ("raise", "list")))
     if isinstance(model, str):
-        input_size = (3, *(named_model(model).image,) * 2) if input_size is None and inputs is None else input_size
+        input_size = (3, *(named_model(model).image_side,) * 2) if input_size is None and inputs is None else input_size
         model = blueprint(model)
     model = _unwrapped(model)
     _refuse_lazy(model)
     arguments, named = _arguments(model, input_size, inputs)
+    scripts = [module for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
     with Running(model) as running, Counter(lambda: running.path) as counter:
-        _run(model, arguments, named)
+        counter.take_shapes(x for script in scripts for x in (*script.parameters(), *script.buffers()))
+        try:
+            _run(model, arguments, named)
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            if not any(words in str(error) for words in _WITHOUT_VALUES):
+                raise
+            raise ValueError(f"cannot count {type(model).__name__} from shapes alone: {_sentence(error)}") from error
     left = [Uncounted(key.kind, key.path, times) for key, times in counter.uncounted.items()]
     if left and uncounted == "raise":
         raise ValueError(f"cannot count {type(model).__name__}: {_unknown_costs(left)}")
     return _collected(model, counter, left)
+
+
+_WITHOUT_VALUES = ("meta tensor", "Meta tensor", "meta device", "fake impl", "unallocated storage")
+"""Words in the errors of torch about tensors that have no values."""
+
+
+def _sentence(error: Exception) -> str:
+    return str(error).partition("\n")[0].partition(". ")[0]
 
 
 def _unknown_costs(left: Sequence[Uncounted]) -> str:
@@ -81,7 +97,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, nn.DataParallel | DistributedDataParallel):
             model = model.module
-        elif (compiled := model._modules.get("_orig_mod")) is not None:  # torch._dynamo is slow to import
+        elif (compiled := getattr(model, "_orig_mod", None)) is not None:  # its class is slow to import
             model = compiled
         else:
             return model
@@ -100,6 +116,8 @@ def _arguments(model: nn.Module, size: Sequence[int] | None, inputs: Any) -> tup
     if inputs is not None:
         if size is not None:
             raise ValueError("count got both input_size and inputs; expected one of them")
+        if not isinstance(inputs, Tensor | tuple | Mapping):
+            raise ValueError(f"inputs is a {type(inputs).__name__}; expected a tensor, a tuple or a dict")
         moved = tree_map_only(Tensor, lambda x: x.detach().to("meta"), inputs)
         if isinstance(moved, Mapping):
             return (), moved
@@ -123,9 +141,9 @@ def _run(model: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any]) -
     """Run the forward with weights on the meta device, in evaluation mode."""
     scripts = [f"{path}." for path, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     meta = {
-        name: nn.Parameter(x.to("meta"), requires_grad=False) if isinstance(x, nn.Parameter) else x.to("meta")
+        name: nn.Parameter(x.to("meta"), requires_grad=x.requires_grad) if isinstance(x, nn.Parameter) else x.to("meta")
         for path, module in model.named_modules()
-        if not any(f"{path}.".startswith(script) for script in scripts)  # the counter moves the weights of a script
+        if not any(f"{path}.".startswith(script) for script in scripts)  # whose tensors cannot be exchanged
         for list_ in (module.named_parameters, module.named_buffers)
         for name, x in list_(path, recurse=False, remove_duplicate=False)
         if not x.is_meta
@@ -137,6 +155,8 @@ def _run(model: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any]) -
         stack.enter_context(torch.no_grad())
         if "torch._dynamo" in sys.modules:  # else nothing is compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(warnings.catch_warnings())  # of hooks that are called twice, which count the same
+            warnings.filterwarnings("ignore", "Using `torch.compile")
         # tie_weights would leave weights on the meta device in a module that has two names (torch 2.13)
         if meta:
             torch.func.functional_call(model, meta, tuple(arguments), dict(named), tie_weights=False)

@@ -278,6 +278,43 @@ def fourier(call: Call) -> Work:
     return Work(0, round(5 * x.numel() * math.log2(points)) if points > 1 else 0)
 
 
+def scatter(call: Call) -> Work:
+    """Free, unless the values are added or multiplied."""
+    return Work(0, call["index"].numel() if call["reduce"] is not None else 0)
+
+
+def put(call: Call) -> Work:
+    """Free, unless the values are added."""
+    return Work(0, call["source"].numel() if call["accumulate"] else 0)
+
+
+def diagonal(call: Call) -> Work:
+    """The sum of a diagonal."""
+    return Work(0, max(min(call.first.shape) - 1, 0))
+
+
+def addbmm(call: Call) -> Work:
+    """The sum of the products of all pairs of matrices, plus the first argument."""
+    return Work(call["batch1"].numel() * call["batch2"].shape[-1], call.result.numel())
+
+
+def trilinear(call: Call) -> Work:
+    """Σ a·b·c over some axes, which nn.Bilinear computes: two products and a sum per element of all three."""
+    sides = []
+    for name, added in (("i1", "expand1"), ("i2", "expand2"), ("i3", "expand3")):
+        x = call[name]
+        for axis in sorted(call[added]):
+            x = x.unsqueeze(axis)
+        sides.append(x.shape)
+    elements = math.prod(map(max, zip(*sides, strict=True)))
+    return Work(elements, elements)
+
+
+def bags(call: Call) -> Work:
+    """Each row of the embedding that is looked up is added to a bag."""
+    return Work(0, call["indices"].numel() * call["weight"].shape[-1])
+
+
 def distances(call: Call) -> Work:
     """Difference, power and sum per channel of a pair."""
     return Work(0, 3 * call.result.numel() * call["x1"].shape[-1])

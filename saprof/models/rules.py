@@ -53,7 +53,7 @@ def _rule(operator: OpOverload) -> Rule | None:
     name, tags = _name(operator), _tags(operator)
     if name in _FORMULAS:
         return Rule(name, _FORMULAS[name])
-    if operator.is_view or name in FREE or torch.Tag.view_copy in tags:
+    if operator.is_view or name in FREE or not tags.isdisjoint((torch.Tag.view_copy, torch.Tag.inplace_view)):
         return Rule(name, None)
     if operator.overloadpacket in flop_registry:
         return Rule(name, _registered(operator))
@@ -68,8 +68,12 @@ def _rule(operator: OpOverload) -> Rule | None:
 
 def bound(operator: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call by the names of the schema. Defaults are left out."""
-    names = (argument.name for argument in operator._schema.arguments)
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return {**dict(zip(_argument_names(operator), args, strict=False)), **kwargs}
+
+
+@lru_cache(maxsize=4096)
+def _argument_names(operator: OpOverload) -> Sequence[str]:
+    return [argument.name for argument in operator._schema.arguments]
 
 
 def _name(operator: OpOverload) -> str:
@@ -77,13 +81,14 @@ def _name(operator: OpOverload) -> str:
 
 
 def _tags(operator: OpOverload) -> set[torch.Tag]:
-    """The tags of an operator and of the one that returns a new tensor, since those in place have fewer."""
+    """The tags of an operator. Where they do not say what it computes, as those of operators in place, the tags of its
+    other forms."""
     tags = set(operator.tags)
-    if operator._schema.is_mutable:
-        packet = getattr(torch.ops, operator.namespace)
-        functional = getattr(packet, operator._schema.name.partition("::")[2].rstrip("_"), None)
-        for overload in functional.overloads() if functional is not None else ():
-            tags |= {*getattr(functional, overload).tags}
+    if tags.isdisjoint((torch.Tag.pointwise, torch.Tag.reduction)):
+        names = {operator._schema.name.partition("::")[2], operator._schema.name.partition("::")[2].rstrip("_")}
+        packets = (getattr(getattr(torch.ops, operator.namespace), name, None) for name in sorted(names))
+        forms = (getattr(packet, form) for packet in packets if packet is not None for form in packet.overloads())
+        tags |= {tag for form in forms for tag in form.tags if tag in (torch.Tag.pointwise, torch.Tag.reduction)}
     return tags
 
 
@@ -120,18 +125,19 @@ eye full full_like hamming_window hann_window kaiser_window linspace logspace ne
 new_ones new_zeros ones ones_like range scalar_tensor tril_indices triu_indices zeros zeros_like"""
 _DRAW = """bernoulli cauchy exponential geometric log_normal normal normal_functional rand rand_like randint
 randint_like randn randn_like random randperm uniform"""
-_MOVE = """as_strided_scatter block_diag cat channel_shuffle clone complex constant_pad_nd copy copy_from diag_embed
-diagonal_scatter embedding fill flip foreach_clone foreach_copy foreach_zero gather im2col index index_copy index_fill
-index_select lazy_clone masked_fill masked_scatter masked_select max_unpool2d max_unpool3d nonzero nonzero_static
-pin_memory pixel_shuffle pixel_unshuffle positive put reflection_pad1d reflection_pad2d reflection_pad3d repeat
-repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape_alias reshape_copy resize resize_as roll
-rot90 scatter select_scatter set slice_scatter stack take to_copy tril triu unsafe_index unsafe_masked_index
+_MOVE = """as_strided_scatter block_diag cat channel_shuffle chunk_cat clone complex constant_pad_nd copy copy_from
+diag_embed diagonal_scatter embedding fill flip foreach_clone foreach_copy foreach_zero gather im2col index index_copy
+index_fill index_select lazy_clone masked_fill masked_scatter masked_select max_unpool2d max_unpool3d nonzero
+nonzero_static pin_memory pixel_shuffle pixel_unshuffle positive reflection_pad1d reflection_pad2d reflection_pad3d
+repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d reshape_alias reshape_copy resize
+resize_as roll rot90 select_scatter set slice_scatter stack take to_copy tril triu unsafe_index unsafe_masked_index
 unsafe_split unsafe_split_with_sizes unsafe_view upsample_nearest1d upsample_nearest2d upsample_nearest3d
 upsample_nearest_exact1d upsample_nearest_exact2d upsample_nearest_exact3d where zero diagonal_backward
 masked_scatter_backward select_backward slice_backward"""
-_ASK = """assert_async assert_scalar assert_tensor_metadata cudnn_init_dropout_state functional_assert_async
-functional_assert_scalar fused_sdp_choice has_same_storage_numel is_pinned is_same_size is_set_to linalg_check_errors
-local_scalar_dense print record_stream sym_constrain_range sym_constrain_range_for_size use_cudnn_ctc_loss"""
+_ASK = """allclose equal assert_async assert_scalar assert_tensor_metadata cudnn_init_dropout_state
+functional_assert_async functional_assert_scalar fused_sdp_choice has_same_storage_numel is_pinned is_same_size
+is_set_to linalg_check_errors local_scalar_dense print record_stream sym_constrain_range sym_constrain_range_for_size
+use_cudnn_ctc_loss"""
 
 FREE = frozenset(" ".join((_CREATE, _DRAW, _MOVE, _ASK)).split())
 """Operators that create, draw, move, choose or mask numbers without arithmetic on them."""
@@ -155,6 +161,7 @@ _TABLE: Mapping[str, Formula] = {
     "mm bmm mv dot vdot": f.matmul(),
     "baddbmm addmv": f.matmul(added=True),
     "addr": f.elementwise(2),
+    "addbmm": f.addbmm,
     "scaled_dot_product_flash_attention scaled_dot_product_flash_attention_for_cpu": f.scaled_dot_product,
     "scaled_dot_product_efficient_attention scaled_dot_product_cudnn_attention": f.scaled_dot_product,
     "scaled_dot_product_flash_attention_backward": f.scaled_dot_product_backward,
@@ -163,6 +170,8 @@ _TABLE: Mapping[str, Formula] = {
     "scaled_dot_product_cudnn_attention_backward": f.scaled_dot_product_backward,
     "mkldnn_rnn_layer": f.recurrent_layer,
     "cdist_forward": f.distances,
+    "trilinear": f.trilinear,
+    "embedding_bag embedding_bag_forward_only": f.bags,
     "fft_r2c fft_c2r fft_c2c": f.fourier,
     # norms
     "native_batch_norm cudnn_batch_norm miopen_batch_norm native_batch_norm_legit batch_norm_no_update": f.batch_norm,
@@ -194,7 +203,8 @@ _TABLE: Mapping[str, Formula] = {
     "std std_mean": f.reduction(4, divides=2),
     "linalg_vector_norm norm": f.reduction(2, divides=1),
     "logsumexp": f.reduction(4, divides=2),
-    "cumsum cumprod cummax_helper cummin_helper": f.elementwise(),
+    "cumsum cumprod cummax cummin cummax_helper cummin_helper": f.elementwise(),
+    "trace": f.diagonal,
     "logcumsumexp": f.elementwise(3),
     "sort": f.sorting,
     "topk kthvalue median nanmedian mode": f.choosing,
@@ -230,6 +240,8 @@ _TABLE: Mapping[str, Formula] = {
     "unfold_backward": f.per("grad_in"),
     "index_add index_reduce": f.per("source"),
     "scatter_add scatter_reduce": f.per("src"),
+    "scatter": f.scatter,
+    "put": f.put,
     "index_put index_put_impl unsafe_index_put": f.index_put,
     "unsafe_masked_index_put_accumulate": f.per("values"),
     "reflection_pad1d_backward reflection_pad2d_backward reflection_pad3d_backward": f.per("grad_output"),
@@ -237,9 +249,9 @@ _TABLE: Mapping[str, Formula] = {
     # losses and optimizers
     "nll_loss_forward nll_loss2d_forward": f.per("target", 2),
     "nll_loss_backward nll_loss2d_backward": f.per("target"),
-    "mse_loss smooth_l1_loss huber_loss dist": f.per_input(3),
+    "mse_loss smooth_l1_loss huber_loss soft_margin_loss dist": f.per_input(3),
     "mse_loss_backward smooth_l1_loss_backward huber_loss_backward": f.elementwise(3),
-    "binary_cross_entropy": f.per_input(6),
+    "binary_cross_entropy binary_cross_entropy_with_logits": f.per_input(6),
     "binary_cross_entropy_backward": f.elementwise(5),
     "fused_adam fused_adamw": f.each(f.elementwise(15)),
     "fused_sgd": f.each(f.elementwise(6)),

@@ -15,10 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from saprof.operators import cost_table
 from saprof.operators.axes import Sizes
 from saprof.operators.declaration import Operator
+from saprof.text import unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CONVENTIONS = ("paper", "mac", "flop2", "hardware")
 
@@ -65,6 +70,36 @@ class Cost:
             case _:
                 raise ValueError(f"unknown convention {convention!r}; expected one of {', '.join(CONVENTIONS)}")
 
+    def __str__(self) -> str:
+        return cost_table.line(self)
+
+    def table(self, depth: int = 2, *, format: str = "table") -> str:
+        """The cost of the modules down to `depth`, as text: aligned (`table`) or Markdown (`md`). A module contains its
+        children. The first line is the whole network."""
+        _check_table(depth, format)
+        return cost_table.table(self, depth, format)
+
+    def frame(self) -> pd.DataFrame:
+        """A row per module, with the whole network first, as a pandas DataFrame of exact integers."""
+        import pandas as pd
+
+        rows = [{"module": path, **part.figures} for path, part in {"": self, **self.layers}.items()]
+        return pd.DataFrame(rows).set_index("module")
+
+    def _repr_html_(self) -> str:
+        return cost_table.html(self, 2)
+
+    @property
+    def figures(self) -> dict[str, int]:
+        """The counts by name; the names are those of the fields of rows."""
+        return {
+            "params": self.params,
+            "macs": self.macs,
+            "flops_paper": self.paper,
+            "flops_hardware": self.flops("hardware"),
+            "compulsory_bytes": self.bytes,
+        }
+
     @property
     def bytes(self) -> int:
         return self.reads + self.writes
@@ -79,6 +114,13 @@ class Cost:
             self.writes + other.writes,
             self.params + other.params,
         )
+
+
+def _check_table(depth: int, form: str) -> None:
+    if not isinstance(depth, int) or depth < 0:
+        raise ValueError(f"depth is {depth!r}; expected an integer of at least 0")
+    if form not in ("table", "md"):
+        raise ValueError(unknown("format", form, ("table", "md")))
 
 
 def operator_cost(operator: Operator, sizes: Sizes, itemsize: int = 4) -> Cost:

@@ -46,7 +46,7 @@ class Frame(NamedTuple):
     taps: Int[Tensor, " k"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Footprint:
     """Offsets (dy, dx) of the taps around a centre, in tap order, with a stride and a boundary.
 
@@ -161,6 +161,9 @@ class Footprint:
 
     def __str__(self) -> str:
         return self._text
+
+    def __repr__(self) -> str:
+        return f"Footprint.parse({self._text!r})"
 
     @property
     def taps(self) -> int:

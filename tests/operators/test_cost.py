@@ -1,5 +1,7 @@
 """The cost of operators, and of networks of them, compared with fvcore, FlopCounterMode and counts by hand."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from saprof import Cost, Footprint, count, create_model, teach_fvcore
 from saprof.backends import BACKENDS, run, why_not
 from saprof.operators import OPERATORS
-from saprof.operators.cost import CONVENTIONS, operator_cost
+from saprof.operators.cost import CONVENTIONS, Uncounted, operator_cost
+from saprof.operators.cost_table import html, scaled
 from saprof.operators.reference import reference
 from saprof.operators.workload import Workload
 
@@ -253,3 +256,59 @@ def test_addition():
     two = Cost(10, 20, 30, 40, 50, 60)
     assert one + two == two + one == Cost(11, 22, 33, 44, 55, 66)
     assert sum([one, two], Cost()) == one + two
+
+
+NETWORK = Cost(
+    macs=2_532_705_038,
+    elementwise=999_600,
+    paper=12,
+    reads=3,
+    writes=4,
+    params=10_531_848,
+    layers={"stem": Cost(params=192), "stem.0": Cost(macs=99_950), "stem.0.<b>": Cost()},
+)
+
+
+def test_a_cost_is_printed_in_one_line():
+    text = str(NETWORK)
+    assert text == "10.5 M parameters, 2.53 G multiply-adds, 12 FLOPs (paper), 5.07 G FLOPs (hardware), 7 bytes"
+    assert len(repr(NETWORK)) < 200
+    listed = replace(NETWORK, uncounted=(Uncounted("mylib::op", "stem", 2), Uncounted("mylib::op", "", 1)))
+    assert str(listed).endswith(", and 3 calls without a known cost")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.00 k"),
+        (9_996, "10.0 k"),
+        (99_950, "100 k"),
+        (999_500, "1.00 M"),
+        (10**15, "1000 T"),
+    ],
+)
+def test_counts_have_three_digits(number, text):
+    assert scaled(number) == text
+
+
+def test_a_table_of_modules():
+    lines = NETWORK.table(1).splitlines()
+    assert [line.split()[0] for line in lines] == ["module", "-" * 8, "all", "stem"]
+    assert [line.split()[0] for line in NETWORK.table(2).splitlines()[2:]] == ["all", "stem", "0"]
+    assert NETWORK.table(0, format="md").splitlines()[2].startswith("| all")
+    assert "&lt;b&gt;" in html(NETWORK, 3)
+    assert "<b>" not in html(NETWORK, 3)
+    assert "<b>" not in NETWORK._repr_html_()
+    with pytest.raises(ValueError, match=r"^depth is -1; expected an integer of at least 0$"):
+        NETWORK.table(-1)
+    with pytest.raises(ValueError, match=r"^unknown format 'html'; expected 'table' or 'md'$"):
+        NETWORK.table(format="html")
+
+
+def test_a_frame_has_exact_integers():
+    frame = NETWORK.frame()
+    assert list(frame.index) == ["", "stem", "stem.0", "stem.0.<b>"]
+    assert frame.loc["", "flops_hardware"] == 2 * 2_532_705_038 + 999_600
+    assert frame.loc["stem.0"].to_dict() == NETWORK.layers["stem.0"].figures

@@ -146,6 +146,7 @@ def test_offsets_keep_their_order_and_may_be_any_integers():
 def test_parse_reads_what_str_writes(footprint):
     assert Footprint.parse(str(footprint)) == footprint
     assert str(Footprint.parse(str(footprint))) == str(footprint)
+    assert eval(repr(footprint)) == footprint
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""Costs for people: one line, a table by module, and the same for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from typing import TYPE_CHECKING
+
+from saprof.text import align, counted
+
+if TYPE_CHECKING:
+    from saprof.operators.cost import Cost
+
+HEADER = ("module", "parameters", "multiply-adds", "FLOPs (paper)", "FLOPs (hardware)", "bytes")
+
+
+def line(cost: Cost) -> str:
+    """The cost in one line."""
+    figures = [f"{scaled(number)} {name}" for name, number in zip(HEADER[1:], _figures(cost), strict=True)]
+    if cost.uncounted:
+        figures.append(f"and {counted(sum(entry.times for entry in cost.uncounted), 'call')} without a known cost")
+    return ", ".join(figures)
+
+
+def table(cost: Cost, depth: int, form: str) -> str:
+    """The network, then its modules down to `depth`, each with its children; `form` is `table` or `md`."""
+    body = [["  " * level + name, *map(scaled, _figures(part))] for level, name, part in _parts(cost, depth)]
+    return align(HEADER, body, form)
+
+
+def html(cost: Cost, depth: int) -> str:
+    """The same table in HTML."""
+    head = "".join(f"<th>{name}</th>" for name in HEADER)
+    body = "".join(
+        f'<tr><td style="text-align:left;padding-left:{level + 0.5}em">{escape(name)}</td>'
+        + "".join(f"<td>{scaled(number)}</td>" for number in _figures(part))
+        + "</tr>"
+        for level, name, part in _parts(cost, depth)
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def scaled(number: int) -> str:
+    """A count with three significant digits: `2.53 G`."""
+    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:#.3g}".rstrip(".") + f" {unit}"
+    return str(number)
+
+
+def _figures(cost: Cost) -> tuple[int, ...]:
+    return tuple(cost.figures.values())
+
+
+def _parts(cost: Cost, depth: int) -> Iterator[tuple[int, str, Cost]]:
+    """Level, last part of the path, and cost of each module."""
+    yield 0, "all", cost
+    for path, part in cost.layers.items():
+        level = path.count(".") + 1
+        if level <= depth:
+            yield level, path.rpartition(".")[2], part
