@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from saprof.text import align, counted
 
-if TYPE_CHECKING:
-    from saprof.operators.cost import Cost
+
+class Counts(Protocol):
+    """What is shown of a cost."""
+
+    @property
+    def figures(self) -> Mapping[str, int]:
+        """The counts, in the order of `HEADER`."""
+        ...
+
+    @property
+    def layers(self) -> Mapping[str, Any]:
+        """The same by module path."""
+        ...
+
+    @property
+    def uncounted(self) -> Sequence[Any]:
+        """The calls without a known cost, each with its `times`."""
+        ...
+
 
 HEADER = ("module", "parameters", "multiply-adds", "FLOPs (paper)", "FLOPs (hardware)", "bytes")
 
 
-def line(cost: Cost) -> str:
+def line(cost: Counts) -> str:
     """The cost in one line."""
     figures = [f"{scaled(number)} {name}" for name, number in zip(HEADER[1:], _figures(cost), strict=True)]
     if cost.uncounted:
@@ -22,13 +39,13 @@ def line(cost: Cost) -> str:
     return ", ".join(figures)
 
 
-def table(cost: Cost, depth: int, form: str) -> str:
+def table(cost: Counts, depth: int, form: str) -> str:
     """The network, then its modules down to `depth`, each with its children; `form` is `table` or `md`."""
     body = [["  " * level + name, *map(scaled, _figures(part))] for level, name, part in _parts(cost, depth)]
     return align(HEADER, body, form)
 
 
-def html(cost: Cost, depth: int) -> str:
+def html(cost: Counts, depth: int) -> str:
     """The same table in HTML."""
     head = "".join(f"<th>{name}</th>" for name in HEADER)
     body = "".join(
@@ -42,17 +59,17 @@ def html(cost: Cost, depth: int) -> str:
 
 def scaled(number: int) -> str:
     """A count with three significant digits: `2.53 G`."""
-    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
+    for unit, size in (("P", 10**15), ("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= 0.9995 * size:
             return f"{number / size:#.3g}".rstrip(".") + f" {unit}"
     return str(number)
 
 
-def _figures(cost: Cost) -> tuple[int, ...]:
+def _figures(cost: Counts) -> tuple[int, ...]:
     return tuple(cost.figures.values())
 
 
-def _parts(cost: Cost, depth: int) -> Iterator[tuple[int, str, Cost]]:
+def _parts(cost: Counts, depth: int) -> Iterator[tuple[int, str, Counts]]:
     """Level, last part of the path, and cost of each module."""
     yield 0, "all", cost
     for path, part in cost.layers.items():

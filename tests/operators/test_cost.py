@@ -286,7 +286,7 @@ def test_a_cost_is_printed_in_one_line():
         (9_996, "10.0 k"),
         (99_950, "100 k"),
         (999_500, "1.00 M"),
-        (10**15, "1000 T"),
+        (10**15, "1.00 P"),
     ],
 )
 def test_counts_have_three_digits(number, text):
@@ -295,7 +295,7 @@ def test_counts_have_three_digits(number, text):
 
 def test_a_table_of_modules():
     lines = NETWORK.table(1).splitlines()
-    assert [line.split()[0] for line in lines] == ["module", "-" * 8, "all", "stem"]
+    assert [line.split()[0] for line in lines] == ["module", "------", "all", "stem"]
     assert [line.split()[0] for line in NETWORK.table(2).splitlines()[2:]] == ["all", "stem", "0"]
     assert NETWORK.table(0, format="md").splitlines()[2].startswith("| all")
     assert "&lt;b&gt;" in html(NETWORK, 3)
