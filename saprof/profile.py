@@ -21,7 +21,7 @@ from saprof.operators.attention import CHOICES
 from saprof.operators.workload import ITEMSIZE
 from saprof.records import calibration
 from saprof.records.columns import COLUMNS
-from saprof.records.profiles import Profile, headline
+from saprof.records.profiles import Profile, footnotes, headline, versus
 from saprof.records.runs import Run, check_folder, read_run
 
 if TYPE_CHECKING:
@@ -187,7 +187,9 @@ def _print(found: list[Profile], arguments: argparse.Namespace, depth: int | Non
     for one in found:
         print("\n".join(headline(one)), end="\n\n")
         print(one.table(depth, sort=arguments.sort, columns=columns, form=arguments.format, width=width))
-        print("".join(f"\n{note}" for note in one.notes))
+        print("".join(f"\n{note}" for note in footnotes(one, depth)))
+    if len(found) == 2:
+        print(f"\n{versus(*found)}")
 
 
 callable_as(__name__, "profile", "saprof.measure.profiling")

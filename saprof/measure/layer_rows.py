@@ -199,11 +199,12 @@ class Rows:
             "compulsory_bytes": cost.bytes,
         }
 
-    def layers(self, found: Found, overhead: Ratio) -> Iterator[Row]:
+    def layers(self, found: Found, overhead: Ratio, remarks: str) -> Iterator[Row]:
         """One row per module that ran, and one per operator that it calls."""
+        ratio = {"ratio": overhead.median, "ratio_low": overhead.low, "ratio_high": overhead.high}
+        root = ratio | {"remarks": remarks or None}
         for path in paths(found):
-            extra = {"ratio": overhead.median, "ratio_low": overhead.low, "ratio_high": overhead.high}
-            yield self._layer(found, path, **({} if path else extra))
+            yield self._layer(found, path, **({} if path else root))
             yield from self._operations(found, path)
 
     def apart(self, apart: Found, found: Found, fused: Sequence[str]) -> Iterator[Row]:

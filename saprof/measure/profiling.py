@@ -78,7 +78,8 @@ def profile_all(
     progress: bool = False,
 ) -> list[Profile]:
     """The profiles of several networks, measured in the same interleaved rounds."""
-    bar = tqdm(file=sys.stderr, unit="round", disable=not progress, dynamic_ncols=True, leave=False)
+    how = {"bar_format": "{desc}, {n} rounds in {elapsed}", "dynamic_ncols": True, "leave": False}
+    bar = tqdm(file=sys.stderr, disable=not progress, **how)
     say: Callable[[str], object] = bar.set_description
     device = subjects[0].device
     with ExitStack() as stack:
@@ -161,11 +162,12 @@ class _Measured:
         found = Found(self.rounds, self.counted, _status(traced), self.weighed, self.saved)
         where = environment.provenance(self.subject.device, torch.get_num_threads())
         build = Rows(self.subject, self.ran, roofs, environment.fingerprint(where))
-        rows = [build.network(found, plain), *build.layers(found, ratio(traced, plain))]
+        notes = "\n".join(self._notes(found))
+        rows = [build.network(found, plain), *build.layers(found, ratio(traced, plain), notes)]
         if self.apart_rounds:
             apart = Found(self.apart_rounds, self.counted_apart, _status(self.latencies["apart"]))
             rows += build.apart(apart, found, self.fused)
-        return Profile(tuple(rows), tuple(self._notes(found)), where, roofs)
+        return Profile(tuple(rows), where, roofs)
 
     def _notes(self, found: Found) -> Iterator[str]:
         """What a reader of the tree must know beside it."""

@@ -12,6 +12,7 @@ from saprof.markup import Html, tag
 from saprof.quantities import digits
 from saprof.records.calibration import Calibration
 from saprof.records.columns import COLUMNS, ORDER
+from saprof.records.ratios import within_rounds
 from saprof.records.rows import Row
 
 if TYPE_CHECKING:
@@ -59,8 +60,6 @@ class Profile:
 
     rows: tuple[Row, ...]
     """The row of the network, measured without a profiler; then the rows of its layers."""
-    notes: tuple[str, ...] = ()
-    """What a reader of the tree must know: parts that did not run, operators without a count."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
 
@@ -73,6 +72,11 @@ class Profile:
     def root(self) -> Layer:
         """The tree. The modules that were timed apart are in it too; their rows say so."""
         return tree(self.rows)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the tree must know: modules that had no calls, operators without a count."""
+        return (self.root.row.remarks or "").splitlines()
 
     @property
     def overhead(self) -> float:
@@ -134,7 +138,7 @@ def profiles(
             if not found or found[-1][0].name != row.name:
                 raise ValueError(f"a layer of {row.name} has no row of {row.name} before it; expected a whole profile")
             found[-1].append(row)
-    return [Profile(tuple(some), (), provenance or {}, calibration) for some in found if len(some) > 1]
+    return [Profile(tuple(some), provenance or {}, calibration) for some in found if len(some) > 1]
 
 
 def tree(rows: Iterable[Row]) -> Layer:
@@ -192,7 +196,7 @@ def lines(
     root = profile.root
     if sort:
         _sort(root, COLUMNS[sort].key)
-    shown = list(root.walk(depth, LEAST_SHARE * (root.row.latency_s or 0)))
+    shown = list(root.walk(depth, _least_s(root)))
     rows = [node.row if isinstance(node, Layer) else node for _, node in shown]
     names = [_name(level, row) for (level, _), row in zip(shown, rows, strict=True)]
     chosen = [name for name in columns or ORDER if columns or any(COLUMNS[name].cell(row, root.row) for row in rows)]
@@ -242,13 +246,40 @@ def headline(profile: Profile) -> list[str]:
     row, root = profile.network, profile.root.row
     doubt = "" if row.status == "ok" else f" ({row.status})"
     shape = f"{row.n}×{row.h}×{row.w}, " if row.h else f"batch {row.n}, "
-    lines = [f"{row.name}, {row.mode}, {shape}{row.dtype}, {row.ran_on} on {row.device}: {_plain_ms(row)}{doubt}"]
+    rate = f", {digits(row.images_per_s)} images/s" if row.images_per_s else ""
+    lines = [f"{row.name}, {row.mode}, {shape}{row.dtype}, {row.ran_on} on {row.device}: {_plain_ms(row)}{rate}{doubt}"]
     low, high = (100 * ((x or 1.0) - 1) for x in (root.ratio_low, root.ratio_high))
     lines.append(
         f"the layers add up to {digits((root.latency_s or 0) * 1e3)} ms, under a profiler in the same rounds; its "
         f"overhead is {100 * profile.overhead:+.1f} % [{low:+.1f}, {high:+.1f}]"
     )
     return lines
+
+
+def footnotes(profile: Profile, depth: int | None) -> list[str]:
+    """What to say below the table."""
+    shown, every = (list(profile.root.walk(depth, least)) for least in (_least_s(profile.root), 0.0))
+    notes = profile.notes
+    if any((node.row if isinstance(node, Layer) else node).apart for _, node in shown):
+        notes.insert(0, "* timed apart, with composed attention: what one fused operator does; not part of any sum")
+    if left := len(every) - len(shown):
+        notes.append(f"{text.counted(left, 'operator')} below {LEAST_SHARE:.1%} of the time not shown")
+    return notes
+
+
+def versus(one: Profile, other: Profile) -> str:
+    """Two networks that were measured in the same rounds, in one sentence."""
+    a, b = one.network, other.network
+    ratio = within_rounds(b.samples_s or [], a.samples_s or [])
+    memory = f", with {digits((b.peak_bytes or 0) / a.peak_bytes)} times its peak memory" if a.peak_bytes else ""
+    return (
+        f"{b.name} takes {ratio.median:.2f} times [{ratio.low:.2f}, {ratio.high:.2f}] as long as {a.name} in the same "
+        f"rounds{memory}"
+    )
+
+
+def _least_s(root: Layer) -> float:
+    return LEAST_SHARE * (root.row.latency_s or 0)
 
 
 BARRED = {"%": "latency_s", "MFLOPs (hardware)": "flops_hardware", "MB at peak": "held_bytes"}

@@ -132,6 +132,8 @@ class Row:
     """Layers: the bytes that they have allocated and not freed when the network reaches its peak."""
     least_s: float | None = None
     """Layers: the least time that the roofs allow their operators, one after the other."""
+    remarks: str | None = None
+    """Layers: what a reader must know beside the numbers, one remark per line."""
     bound_by: str | None = None
     """`memory` or `compute`: the roof that gives most of `least_s`."""
 
