@@ -39,6 +39,11 @@ class NamedModel:
     """The model without its relation and its footprint: `san10_pairwise` for `san10_pairwise_summation`."""
 
     @property
+    def image(self) -> int:
+        """The side of the images that the model is for, in pixels."""
+        return 32 if self.small else 224
+
+    @property
     def attends(self) -> bool:
         """Whether the model has attention, which one of our backends computes."""
         return self.family != "convolution"

@@ -54,7 +54,7 @@ def count(
     if uncounted not in ("raise", "list"):
         raise ValueError(unknown("uncounted", uncounted, ("raise", "list")))
     if isinstance(model, str):
-        input_size = (3, *(named_model(model).image_side,) * 2) if input_size is None and inputs is None else input_size
+        input_size = (3, *(named_model(model).image,) * 2) if input_size is None and inputs is None else input_size
         model = blueprint(model)
     model = _unwrapped(model)
     _refuse_lazy(model)
