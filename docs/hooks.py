@@ -1,5 +1,5 @@
-"""What MkDocs adds to the pages: every command with its `--help`, as the commands themselves print it, and every
-mutant."""
+"""What MkDocs adds to the pages: every command with its `--help`, as the commands themselves print it; every mutant;
+and a recorded profile."""
 
 from __future__ import annotations
 
@@ -65,5 +65,17 @@ def _line(mutant: Mutant) -> str:
     return f"| {mutant.name} | `{mutant.file}` | {tests} |"
 
 
-SECTIONS = {"<!-- every command -->": commands, "<!-- every mutant -->": mutants}
+def recorded_profile() -> str:
+    """What `saprof profile --from` prints of the recorded profile, in a terminal of 80 columns."""
+    environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": str(ROOT)}
+    how = {"capture_output": True, "text": True, "check": True, "env": environment, "cwd": ROOT}
+    asked = ["--from", "studies/recorded/profile_cpu", "--depth", "2"]
+    return f"```text\n{subprocess.run([sys.executable, '-m', 'saprof.profile', *asked], **how).stdout.strip()}\n```"
+
+
+SECTIONS = {
+    "<!-- every command -->": commands,
+    "<!-- every mutant -->": mutants,
+    "<!-- the recorded profile -->": recorded_profile,
+}
 """Comments in the pages, and the functions whose text replaces them."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import textwrap
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -185,7 +186,7 @@ def _print(found: list[Profile], arguments: argparse.Namespace, depth: int | Non
     columns = arguments.columns.split(",") if arguments.columns else None
     width = shutil.get_terminal_size((80, 24)).columns
     for one in found:
-        print("\n".join(headline(one)), end="\n\n")
+        print("\n".join(textwrap.fill(line, width) for line in headline(one)), end="\n\n")
         print(one.table(depth, sort=arguments.sort, columns=columns, form=arguments.format, width=width))
         print("".join(f"\n{note}" for note in footnotes(one, depth)))
     if len(found) == 2:

@@ -6,6 +6,7 @@ from saprof.lazy import lazy
 
 if TYPE_CHECKING:
     from saprof.plots.footprint import cost_figure, footprint_figure
+    from saprof.plots.icicle_panels import icicle_figure
     from saprof.plots.panels import latency_figure, memory_figure
     from saprof.plots.pareto import accuracy_figure
     from saprof.plots.pictures import attention_picture, footprint_picture

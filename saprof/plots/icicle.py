@@ -155,24 +155,28 @@ def finding(profile: Profile, measure: Measure) -> str:
     root = profile.root
     whole = measure.value(root.row)
     total = f"{measure.amount(whole)} {measure.what}".strip()
-    most = _narrowed(root, measure)
-    largest = _largest(most, measure) or most
-    if largest is root or not whole:
+    around = _narrowed(root, measure)
+    inside = [_narrowed(layer, measure).row for layer in called(around)]
+    own = operators(around) if measure.has_operations else []
+    largest = max([*inside, *own], key=measure.value, default=around.row)
+    if largest is root.row or not whole:
         return total
-    share = measure.value(largest.row) / whole
-    return f"{_narrowed(largest, measure).path} {measure.verb} {100 * share:.0f} % of {total}"
+    return f"{full_name(largest)} {measure.verb} {100 * measure.value(largest) / whole:.0f} % of {total}"
+
+
+def full_name(row: Row) -> str:
+    """`stages.2.blocks`, `stem matmul()`; the name of the network for the network."""
+    if row.operation is None:
+        return row.layer or row.name
+    return f"{row.layer} {label(row)}".strip()
 
 
 def _narrowed(layer: Layer, measure: Measure) -> Layer:
     """The innermost layer that has almost all of a layer."""
-    inside = _largest(layer, measure)
+    inside = max(called(layer), key=lambda one: measure.value(one.row), default=None)
     if inside is None or measure.value(inside.row) < ALMOST_ALL * measure.value(layer.row):
         return layer
     return _narrowed(inside, measure)
-
-
-def _largest(layer: Layer, measure: Measure) -> Layer | None:
-    return max(called(layer), key=lambda inside: measure.value(inside.row), default=None)
 
 
 def icicle(profile: Profile, measure: Measure, number: int, scale: float, tip: Callable[[Row], str]) -> Html:

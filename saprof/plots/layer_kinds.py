@@ -37,14 +37,33 @@ SPELLED = {
     OTHER: "other operators, such as copies",
     BETWEEN: "between operators",
 }
+COLOURS = {
+    "attention": "#f3b38d",
+    "convolution": "#a9c3e6",
+    "product": "#c3d69a",
+    "normalisation": "#ead98f",
+    "pooling": "#9fd3cd",
+    "elementwise": "#dcbfdd",
+    OTHER: "#cfcdc6",
+    MODULE: "#e6e3da",
+}
+"""The colours of boxes; dark text is readable on each of them."""
 
 
 def kind(node: Layer | Row) -> str:
-    """The kind of an operator, or of a module without modules inside; `module` for another module."""
-    if isinstance(node, Layer):
-        return MODULE if any(not inside.row.apart for inside in node.layers) else kind(node.row)
-    name = (node.operation or node.module or "").lower()
-    return next((found for found, pattern in KINDS.items() if re.search(pattern, name)), OTHER)
+    """The kind of an operator, or of a module without modules inside; `module` for another module. If the class of a
+    module says nothing, its longest operator does."""
+    if isinstance(node, Row):
+        return _named(node.operation or node.module or "")
+    if any(not inside.row.apart for inside in node.layers):
+        return MODULE
+    by_class = _named(node.row.module or "")
+    longest = max(node.operations, key=lambda row: row.latency_s or 0, default=None)
+    return by_class if by_class != OTHER or longest is None else kind(longest)
+
+
+def _named(name: str) -> str:
+    return next((found for found, pattern in KINDS.items() if re.search(pattern, name.lower())), OTHER)
 
 
 def by_kind(profile: Profile, value: Callable[[Row], float]) -> dict[str, float]:

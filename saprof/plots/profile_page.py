@@ -8,8 +8,19 @@ from pathlib import Path
 from saprof import atomic
 from saprof.markup import Html, tag
 from saprof.plots import page, provenance
-from saprof.plots.icicle import MEASURES, OPERATIONS, TIME, Measure, axis, finding, icicle, is_doubtful, scale_of
-from saprof.plots.layer_kinds import KINDS, MODULE, OTHER, SPELLED, by_kind
+from saprof.plots.icicle import (
+    MEASURES,
+    OPERATIONS,
+    TIME,
+    Measure,
+    axis,
+    finding,
+    full_name,
+    icicle,
+    is_doubtful,
+    scale_of,
+)
+from saprof.plots.layer_kinds import COLOURS, KINDS, MODULE, OTHER, SPELLED, by_kind
 from saprof.quantities import digits
 from saprof.records.columns import COLUMNS
 from saprof.records.comparison import latency_ratio, same_rounds
@@ -46,7 +57,9 @@ def render(profiles: Sequence[Profile]) -> str:
 
 
 def css() -> str:
-    return _beside("page.css") + _beside("profile.css")
+    """The styles of a page with icicles."""
+    colours = "".join(f".{name} {{ background-color: {colour}; }}\n" for name, colour in COLOURS.items())
+    return _beside("page.css") + colours + _beside("profile.css")
 
 
 def _beside(name: str) -> str:
@@ -200,29 +213,33 @@ def _changes(profiles: Sequence[Profile]) -> list[Html]:
     if 2 * len(common) < min(len(before), len(after)):
         return []
     differ = {place: (after[place].latency_s or 0) - (before[place].latency_s or 0) for place in common}
+    ratios = {
+        place: latency_ratio(after[place], before[place], same_rounds(before[place], after[place])) for place in common
+    }
     least = LEAST_CHANGE * scale_of(profiles, TIME)
-    shown = sorted(
-        (place for place in common if abs(differ[place]) >= least), key=lambda place: -round(abs(differ[place]), 9)
-    )
-    names = [one.network.name for one in profiles]
+    clear = [
+        place for place in common if abs(differ[place]) >= least and not ratios[place].low <= 1 <= ratios[place].high
+    ]
+    shown = sorted(clear, key=lambda place: -round(abs(differ[place]), 9))
     body = [
-        [_named(place), *(COLUMNS["time"].cell(side[place], side[place]) for side in (before, after)), _signed(ms)]
+        [
+            full_name(after[place]) if any(place) else "the whole network",
+            *(COLUMNS["time"].cell(side[place], side[place]) for side in (before, after)),
+            _signed(1e3 * differ[place]),
+            f"{digits(ratios[place].median)} [{digits(ratios[place].low)}, {digits(ratios[place].high)}]",
+        ]
         for place in shown
-        if (ms := 1e3 * differ[place]) is not None
     ]
     left = len(common) - len(shown)
-    note = f"{left} more differ by less than {100 * LEAST_CHANGE:g} % of the longer time." if left else ""
-    header = ["layer", *(f"{name} ms" for name in names), "difference ms"]
-    return [tag("div", page.table(header, body, "Layers whose times differ"), class_="plain"), tag("p", note)]
+    note = f"{left} others do not differ clearly, or by less than {100 * LEAST_CHANGE:g} % of the longer time."
+    names = [one.network.name for one in profiles]
+    header = ["layer", *(f"{name} ms" for name in names), "difference ms", "ratio"]
+    table = page.table(header, body, "Layers whose times differ")
+    return [tag("div", table, class_="plain"), tag("p", note if left else "")]
 
 
 def _place(row: Row) -> tuple[str, str]:
     return row.layer or "", row.operation or ""
-
-
-def _named(place: tuple[str, str]) -> str:
-    path, operation = place
-    return f"{path} {operation.removeprefix('saprof::')}()".strip() if operation else path or "the whole network"
 
 
 def _signed(value: float) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from saprof.plots import profile_page
 from saprof.plots.icicle import MEMORY, OPERATIONS, SAVED, TIME, boxes, finding
+from saprof.plots.icicle_panels import icicle_figure
 from saprof.plots.layer_kinds import by_kind, kind
 from saprof.records.profiles import profiles
 
@@ -57,9 +58,11 @@ def test_containers_that_are_never_called_are_left_out():
 
 def test_the_title_is_the_finding():
     assert finding(tiny(), TIME) == "body takes 70 % of 10 ms"
-    assert finding(tiny(attention_ms=96), TIME) == "body.1 takes 96 % of 100 ms", (
-        "a layer with nearly all is looked into"
-    )
+    nearly_all = "body.1 pairwise_attention() takes 96 % of 100 ms"
+    assert finding(tiny(attention_ms=96), TIME) == nearly_all, "a layer with nearly all is looked into"
+    flat = [row for row in made_up.profile_rows(attention_ms=1) if row.layer in (None, "", "stem")]
+    flat.append(made_up.layer("", 3.5, "matmul"))
+    assert finding(profiles(flat)[0], TIME) == "matmul() takes 70 % of 5 ms", "an operator may be the largest"
     assert profile_page.title([tiny()]) == "tiny: body takes 70 % of 10 ms"
     both = [tiny(), tiny(attention_ms=16, name="large")]
     assert re.fullmatch(r"large takes 2 \[[\d.]+, [\d.]+\] times as long as tiny", profile_page.title(both))
@@ -131,7 +134,7 @@ def test_two_networks_are_drawn_on_one_scale_with_what_differs():
     table = text.partition('aria-label="Layers whose times differ"')[2].partition("</table>")[0]
     lines = [re.sub("<[^>]+>", " ", line).split() for line in table.split("<tr>")[2:]]
     assert [line[0] for line in lines] == ["the", "body", "body.1", "body.1"], "largest first, without what is the same"
-    assert lines[0][-1] == "+10"
+    assert lines[0][-4:] == ["+10", "2", "[2,", "2]"]
 
 
 def test_networks_without_common_layers_have_no_table_of_differences():
@@ -158,3 +161,20 @@ def test_a_profile_without_counts_says_so():
     text = profile_page.render(profiles(rows))
     assert "Not drawn, since nothing was counted: operations." in text
     assert "0 MFLOPs" not in text
+
+
+def test_the_figure_has_a_panel_per_network_on_one_scale_and_labels_that_fit():
+    figure = icicle_figure([tiny(), tiny(attention_ms=16, name="large")], TIME, "some machine")
+    first, second = figure.axes
+    assert first.get_xlim() == second.get_xlim() == (0, pytest.approx(20))
+    assert first.get_title(loc="left") == "tiny: body takes 70 % of 10 ms"
+    widths = [patch.get_width() for patch in first.patches]
+    assert widths[:3] == pytest.approx([10, 3, 7])
+    labels = [text.get_text() for text in first.texts]
+    assert labels[:3] == ["tiny", "stem", "body"]
+    assert "pairwise_subtraction()" not in labels, "it is wider than its box"
+
+
+def test_a_figure_of_what_was_not_measured_is_refused():
+    with pytest.raises(ValueError, match="no profile has memory for the backward pass"):
+        icicle_figure([tiny()], SAVED)
