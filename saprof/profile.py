@@ -185,10 +185,11 @@ def _print(found: list[Profile], arguments: argparse.Namespace, depth: int | Non
         return
     columns = arguments.columns.split(",") if arguments.columns else None
     width = shutil.get_terminal_size((80, 24)).columns
-    for one in found:
-        print("\n".join(textwrap.fill(line, width) for line in headline(one)), end="\n\n")
+    for number, one in enumerate(found):
+        print("\n" * (number > 0) + "\n".join(textwrap.fill(line, width) for line in headline(one)), end="\n\n")
         print(one.table(depth, sort=arguments.sort, columns=columns, form=arguments.format, width=width))
-        print("".join(f"\n{note}" for note in footnotes(one, depth)))
+        if notes := footnotes(one, depth):
+            print("", *notes, sep="\n")
     if len(found) == 2:
         print(f"\n{versus(*found)}")
 
