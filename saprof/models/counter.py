@@ -47,10 +47,6 @@ class Counter(TorchDispatchMode):
     Code that torch.compile or CUDA graphs have captured is not seen.
     """
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # else torch imports its compiler, which takes longer than the count
-
     def __init__(self, where: Callable[[], str] = lambda: "") -> None:
         super().__init__()
         self.costs: defaultdict[Key, Cost] = defaultdict(Cost)
@@ -83,7 +79,7 @@ class Counter(TorchDispatchMode):
     ) -> Any:
         rule = rule_of(func)
         if rule is None and func._can_decompose():  # in inference mode, what consists of other operators arrives whole
-            with self:
+            with torch._C.DisableTorchFunction(), self:
                 return func.decompose(*args, **kwargs or {})
         with torch._C.DisableTorchFunction():
             args, kwargs = self._twins.of(args, kwargs or {})
@@ -123,7 +119,7 @@ class Counter(TorchDispatchMode):
         if backward:
             kind = "linear" if kind == "matmul" and backward.startswith("Addmm") else kind
             work, kind = work._replace(paper=0), f"{kind.removesuffix('_backward')}_backward"
-        if all(x.dtype == torch.bool for x in outputs):  # a mask
+        if outputs and all(x.dtype == torch.bool for x in outputs):  # a mask
             work = Work(work.macs)
         if any(work):
             written = outputs[:1] if rule.saves else outputs

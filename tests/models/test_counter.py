@@ -152,3 +152,22 @@ def test_an_unknown_operator_is_named():
     cost = count(model, (3, 4, 5), uncounted="list")
     assert cost.uncounted == (("saprof_test::swirl", "1", 2),)
     assert cost.elementwise == 2 * 60
+
+
+def test_inference_mode_counts_the_same():
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)), torch.randn(1, 3, 8, 8)
+    with torch.inference_mode():
+        counter = counted(model, x)
+    expected = count(model, (3, 8, 8))
+    assert (total(counter).macs, total(counter).elementwise) == (expected.macs, expected.elementwise)
+
+
+@pytest.mark.parametrize("how", ["for_loop", "foreach", "fused"])
+def test_the_step_of_an_optimizer_is_counted(how):
+    weight = nn.Parameter(torch.ones(10))
+    weight.grad = torch.ones(10)
+    options = {} if how == "for_loop" else {how: True}
+    with Counter() as counter:
+        torch.optim.SGD([weight], 0.1, momentum=0.9, weight_decay=0.1, **options).step()
+    assert total(counter).elementwise >= 20
+    assert not counter.uncounted
