@@ -16,6 +16,8 @@ from saprof.records.rows import DOUBTFUL, Row
 
 LEAST_SHARE = 0.0005
 """Boxes that are narrower than this share of the icicle are not drawn."""
+THIN = 0.003
+"""Boxes that are narrower than this share have no edge, which would cover them."""
 ALMOST_ALL = 0.9
 """If a layer has this share of the layer around it, a title names the inner one."""
 
@@ -202,7 +204,14 @@ HEIGHT = 1.4
 
 
 def _drawn(one: Box, tip: str) -> Html:
-    looks = ["box", one.kind, *(["apart"] if one.row.apart else []), *(["doubtful"] if is_doubtful(one.row) else [])]
+    thin = ["thin"] if one.end - one.start < THIN else []
+    looks = [
+        "box",
+        one.kind,
+        *thin,
+        *(["apart"] if one.row.apart else []),
+        *(["doubtful"] if is_doubtful(one.row) else []),
+    ]
     place = f"left: {100 * one.start:.3f}%; width: {100 * (one.end - one.start):.3f}%; top: {one.level * HEIGHT:.2f}rem"
     edges = {"data_start": f"{one.start:.5f}", "data_end": f"{one.end:.5f}"}
     return tag(
@@ -224,13 +233,15 @@ def axis(measure: Measure, scale: float) -> Html:
     """The axis below icicles: round amounts from 0 to `scale`."""
     step = _step(scale / measure.per_unit)
     count = int(scale / measure.per_unit / step)
+    places = [100 * tick * step * measure.per_unit / scale for tick in range(count + 1)]
     ticks = [
         tag(
             "span",
             f"{tick * step:g}{'' if tick < count else f' {measure.unit}'}",
-            style=f"left: {100 * tick * step * measure.per_unit / scale:.2f}%",
+            class_="end" if place > 93 else "",
+            style=f"left: {place:.2f}%",
         )
-        for tick in range(count + 1)
+        for tick, place in enumerate(places)
     ]
     return tag("div", *ticks, class_="axis", aria_hidden="true")
 
