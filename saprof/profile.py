@@ -22,7 +22,7 @@ from saprof.operators.attention import CHOICES
 from saprof.operators.workload import ITEMSIZE
 from saprof.records import calibration
 from saprof.records.columns import COLUMNS
-from saprof.records.profiles import Profile, footnotes, headline, versus
+from saprof.records.profiles import Profile, common_columns, footnotes, headline, versus
 from saprof.records.runs import Run, check_folder, read_run
 
 if TYPE_CHECKING:
@@ -66,10 +66,15 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--mode", default="forward", choices=MODES, help="a forward, or a forward and a backward")
     what.add_argument("--batch", default="1", help="images (default 1)")
     what.add_argument("--size", help="side of the images (default: the network's own)")
-    what.add_argument("--dtype", default="float32", choices=tuple(ITEMSIZE))
+    what.add_argument("--dtype", default="float32", choices=tuple(ITEMSIZE), help="of parameters and inputs")
     how = options.add_argument_group("how")
-    how.add_argument("--backend", default="auto", choices=(*BACKENDS, "auto"), help="for networks of saprof")
-    how.add_argument("--attention", default="auto", choices=CHOICES, help="for networks of saprof")
+    how.add_argument("--backend", default="auto", choices=(*BACKENDS, "auto"), help="what computes a network of saprof")
+    how.add_argument(
+        "--attention",
+        default="auto",
+        choices=CHOICES,
+        help="whether the attention of a network of saprof is one operator",
+    )
     how.add_argument("--compile", default="no", choices=("no", "yes"), help="whether to use torch.compile")
     how.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     how.add_argument("--threads", help="CPU threads (default: as many as torch uses)")
@@ -183,15 +188,17 @@ def _print(found: list[Profile], arguments: argparse.Namespace, depth: int | Non
     if arguments.format in ("csv", "json"):
         print(text.records([asdict(row) for one in found for row in one.rows], arguments.format))
         return
-    columns = arguments.columns.split(",") if arguments.columns else None
     width = shutil.get_terminal_size((80, 24)).columns
+    columns = arguments.columns.split(",") if arguments.columns else None
+    if columns is None and len(found) > 1:
+        columns = common_columns(found, depth, width)
     for number, one in enumerate(found):
         print("\n" * (number > 0) + "\n".join(textwrap.fill(line, width) for line in headline(one)), end="\n\n")
         print(one.table(depth, sort=arguments.sort, columns=columns, form=arguments.format, width=width))
         if notes := footnotes(one, depth):
-            print("", *notes, sep="\n")
+            print("", *(textwrap.fill(note, width) for note in notes), sep="\n")
     if len(found) == 2:
-        print(f"\n{versus(*found)}")
+        print(f"\n{textwrap.fill(versus(*found), width)}")
 
 
 callable_as(__name__, "profile", "saprof.measure.profiling")

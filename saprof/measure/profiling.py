@@ -78,9 +78,9 @@ def profile_all(
     progress: bool = False,
 ) -> list[Profile]:
     """The profiles of several networks, measured in the same interleaved rounds."""
-    how = {"bar_format": "{desc}, {n} rounds in {elapsed}", "dynamic_ncols": True, "leave": False}
+    how = {"bar_format": "{elapsed} {desc}", "dynamic_ncols": True, "leave": False}
     bar = tqdm(file=sys.stderr, disable=not progress, **how)
-    say: Callable[[str], object] = bar.set_description
+    say: Callable[[str], object] = bar.set_description_str
     device = subjects[0].device
     with ExitStack() as stack:
         stack.enter_context(bar)
@@ -96,6 +96,7 @@ def profile_all(
         for one in measured:
             say(f"{one.subject.name}: counting, and memory")
             one.inspect()
+        bar.bar_format = "{elapsed} {desc}, {n} done"
         say(f"timing {' and '.join(subject.name for subject in subjects)} in interleaved rounds")
         candidates = {
             name: one for number, of in enumerate(measured) for name, one in of.candidates(f"{number}").items()

@@ -178,6 +178,19 @@ class Lines:
     """The row of each line."""
     whole: Row
     """The row of the network as a layer."""
+    columns: list[str]
+    """The names of the columns after the first one, as `COLUMNS` has them."""
+
+
+def common_columns(found: Sequence[Profile], depth: int | None, width: int) -> list[str]:
+    """The most important columns that fit into `width` characters in the tables of all these profiles."""
+    tables = [lines(one, depth) for one in found]
+    cells: dict[str, list[str]] = {}
+    for table in tables:
+        for name, *column in zip(table.columns, *(line[1:] for line in table.body), strict=True):
+            cells.setdefault(name, []).extend(column)
+    names = [line[0] for table in tables for line in table.body]
+    return _fitting(names, cells, [name for name in ORDER if name in cells], width)
 
 
 def lines(
@@ -204,7 +217,7 @@ def lines(
     if width is not None and columns is None:
         chosen = _fitting(names, cells, chosen, width)
     body = [[name, *(cells[column][index] for column in chosen)] for index, name in enumerate(names)]
-    return Lines(["layer", *(COLUMNS[name].title for name in chosen)], body, rows, root.row)
+    return Lines(["layer", *(COLUMNS[name].title for name in chosen)], body, rows, root.row, list(chosen))
 
 
 def _sort(layer: Layer, key: Callable[[Row], Any]) -> None:

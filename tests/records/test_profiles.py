@@ -5,7 +5,7 @@ import re
 import made_up
 import pytest
 
-from saprof.records.profiles import profiles
+from saprof.records.profiles import common_columns, profiles
 
 
 def tiny(**fields):
@@ -17,6 +17,14 @@ def test_print_fits_80_columns_and_tells_overhead_and_shares():
     assert max(map(len, shown.splitlines())) <= 80
     assert "overhead is +2.0 % [+0.0, +4.0]" in " ".join(shown.split())
     assert re.search(r"^  stem +3 ±5% +30\.0", shown, flags=re.M)
+
+
+def test_two_tables_have_the_same_columns_and_fit():
+    both = tiny(), tiny(name="a_network_with_a_rather_long_name")
+    chosen = common_columns(both, None, 80)
+    short, long = (one.table(None, columns=chosen) for one in both)
+    assert short.splitlines()[0].split() == long.splitlines()[0].split()
+    assert max(len(line) for table in (short, long) for line in table.splitlines()) <= 80
 
 
 def test_a_notebook_shows_bars_for_shares_and_escapes_names():
