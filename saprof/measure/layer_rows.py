@@ -4,150 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-from numpy import ndarray
-
 from saprof.layers.running import compiled_by
-from saprof.measure.inspection import Counted
-from saprof.measure.latency import UNSTABLE, Latency
+from saprof.measure.found import Found, around, counted, least, measured, paths, weighed
+from saprof.measure.latency import Latency
 from saprof.measure.profiled import Profiled
 from saprof.measure.rounds import timed
-from saprof.measure.trace import Place, Trace
+from saprof.measure.trace import Place
 from saprof.models.counting import count
 from saprof.models.inputs import first, sizes
-from saprof.operators.cost import Cost
 from saprof.records.calibration import Calibration
-from saprof.records.ratios import RESAMPLES, Ratio
+from saprof.records.ratios import Ratio
 from saprof.records.rows import SCHEMA, Row
-
-
-@dataclass
-class Found:
-    """What was measured in some rounds of one network."""
-
-    rounds: Sequence[Trace]
-    counted: Counted
-    status: str
-    """`contended`, or `ok`."""
-    weighed: Trace | None = None
-    """The trace of the memory."""
-    saved: Mapping[str, int] = field(default_factory=dict)
-    """The bytes saved for the backward pass, by module."""
-
-    def __post_init__(self) -> None:
-        self.places = list(dict.fromkeys(place for one in self.rounds for place in one.seconds))
-        found = [[one.seconds.get(place, 0.0) for place in self.places] for one in self.rounds]
-        self._seconds = np.array(found).reshape(len(self.rounds), len(self.places))
-        self._whole = self._seconds.sum(axis=1)
-        drawn = np.random.default_rng(0).integers(len(self.rounds), size=(RESAMPLES, len(self.rounds)))
-        self._drawn = np.array([_middle_half(self._whole, some) for some in drawn])
-
-    def seconds(self, chosen: Callable[[Place], bool]) -> ndarray:
-        """The time at the chosen places, one number per round."""
-        return self._seconds[:, [chosen(place) for place in self.places]].sum(axis=1)
-
-    def typical(self, seconds: ndarray) -> tuple[float, float, float]:
-        """A time over the rounds, and its 95 % bootstrap interval.
-
-        It is the mean over the middle half of the rounds by the time of the whole call. The rounds are the same for
-        all layers, so the times of the parts add up to that of the whole.
-        """
-        middle = float(seconds[_middle_half(self._whole, np.arange(len(seconds)))].mean())
-        low, high = np.percentile(seconds[self._drawn].mean(axis=1), (2.5, 97.5))
-        return middle, float(low), float(high)
-
-
-def _middle_half(whole: ndarray, rounds: ndarray) -> ndarray:
-    """Those of the rounds whose whole time is neither in the lowest nor in the highest quarter."""
-    ordered = rounds[np.argsort(whole[rounds], kind="stable")]
-    cut = len(rounds) // 4
-    return ordered[cut : len(rounds) - cut]
-
-
-def paths(found: Found) -> list[str]:
-    """The modules that ran or in which something ran, and those around them, each before the modules inside."""
-    known: dict[str, None] = {"": None}
-    for path in [*found.rounds[0].calls, *(place.path for place in found.places)]:
-        parts = path.split(".")
-        known |= {".".join(parts[:length]): None for length in range(1, len(parts) + 1) if path}
-    return list(known)
-
-
-def within(place: Place, path: str) -> bool:
-    """Whether a place is in a module, or in a module inside."""
-    return not path or place.path == path or place.path.startswith(f"{path}.")
-
-
-def measured(found: Found, chosen: Callable[[Place], bool], own: Callable[[Place], bool]) -> dict[str, Any]:
-    """The fields of a row about time: of all `chosen` places, and of those that are the layer's `own`."""
-    whole = found.seconds(chosen)
-    times = {"latency": whole, "self": found.seconds(lambda place: chosen(place) and own(place))}
-    if any(place.backward for place in found.places):
-        times["forward"] = found.seconds(lambda place: chosen(place) and not place.backward)
-        times["backward"] = found.seconds(lambda place: chosen(place) and place.backward)
-    fields: dict[str, Any] = {"samples_s": [float(x) for x in whole]}
-    for name, samples in times.items():
-        middle, low, high = found.typical(samples)
-        fields |= {f"{name}_s": middle, f"{name}_low_s": low, f"{name}_high_s": high}
-    wide = fields["latency_high_s"] - fields["latency_low_s"] > 2 * UNSTABLE * fields["latency_s"]
-    return fields | {"status": found.status if found.status != "ok" else "unstable" if wide else "ok"}
-
-
-def counted(found: Found, chosen: Callable[[Place], bool]) -> dict[str, Any]:
-    """The fields of a row about operations: those of the forward, and with a prefix those of the backward."""
-    forward, backward = (_sum(found.counted.costs, chosen, in_backward) for in_backward in (False, True))
-    fields = {
-        "macs": forward.macs,
-        "flops_paper": forward.paper,
-        "flops_hardware": forward.flops("hardware"),
-        "compulsory_bytes": forward.bytes,
-    }
-    if any(place.backward for place in found.counted.costs):
-        fields |= {
-            "backward_macs": backward.macs,
-            "backward_flops_hardware": backward.flops("hardware"),
-            "backward_bytes": backward.bytes,
-        }
-    return fields
-
-
-def _sum(costs: Mapping[Place, Cost], chosen: Callable[[Place], bool], backward: bool) -> Cost:
-    return sum((cost for place, cost in costs.items() if chosen(place) and place.backward == backward), Cost())
-
-
-def weighed(found: Found, chosen: Callable[[Place], bool], path: str | None = None) -> dict[str, Any]:
-    """The fields of a row about memory; the peak and what is saved only for a module with its `path`."""
-    if found.weighed is None:
-        return {}
-    fields = {"held_bytes": sum(size for place, size in found.weighed.held.items() if chosen(place))}
-    if path is None:
-        return fields
-    inside = [peak for at, peak in found.weighed.peaks.items() if within(Place(at, None, False), path)]
-    fields["peak_bytes"] = max(inside, default=0)
-    if found.saved:
-        fields["saved_bytes"] = sum(size for at, size in found.saved.items() if within(Place(at, None, False), path))
-    return fields
-
-
-def least(found: Found, chosen: Callable[[Place], bool], roofs: Calibration | None, dtype: str) -> dict[str, Any]:
-    """The least time that the roofs allow the operators, one after the other, and the roof that gives most of it."""
-    rate = roofs.flop_rate(dtype) if roofs else None
-    if roofs is None or rate is None:
-        return {}
-    by = {"memory": 0.0, "compute": 0.0}
-    for place, cost in found.counted.costs.items():
-        if chosen(place) and cost.bytes:
-            calls = max(found.counted.calls.get(place, 1), 1)
-            memory = cost.bytes / roofs.bandwidth(cost.bytes / calls)
-            compute = cost.flops("hardware") / rate
-            by["memory" if memory >= compute else "compute"] += max(memory, compute)
-    seconds = sum(by.values())
-    return {"least_s": seconds, "bound_by": max(by, key=lambda roof: by[roof])} if seconds else {}
 
 
 class Rows:
@@ -175,7 +46,7 @@ class Rows:
 
     def network(self, found: Found, latency: Latency) -> Row:
         """The row of the whole network, without the profiler."""
-        memory = weighed(found, everywhere, "")
+        memory = weighed(found, found.inside[""], "")
         return self._row(
             "model",
             **timed(latency),
@@ -219,17 +90,15 @@ class Rows:
                     yield from self._operations(apart, path, apart=True)
 
     def _layer(self, found: Found, path: str, **fields: Any) -> Row:
-        def chosen(place: Place) -> bool:
-            return within(place, path)
-
+        places = found.inside[path]
         return self._row(
             "layer",
             layer=path,
             calls=found.rounds[0].calls.get(path),
-            **measured(found, chosen, lambda place: place.path == path),
-            **counted(found, chosen),
-            **weighed(found, chosen, path),
-            **least(found, chosen, self.roofs, self.facts["dtype"]),
+            **measured(found, places, found.own[path]),
+            **counted(found, places),
+            **weighed(found, places, path),
+            **least(found, places, self.roofs, self.facts["dtype"]),
             **self._about(path),
             **fields,
         )
@@ -242,19 +111,16 @@ class Rows:
                 yield self._operation(found, path, operation, **fields)
 
     def _operation(self, found: Found, path: str, operation: Place, **fields: Any) -> Row:
-        def chosen(place: Place) -> bool:
-            return place.path == path and place.operation == operation.operation
-
-        calls = (one for place, one in found.rounds[0].operations.items() if chosen(place))
+        places = [place for place in found.own[path] if place.operation == operation.operation]
         return self._row(
             "layer",
             layer=path,
             operation=operation.operation,
-            calls=sum(calls),
-            **measured(found, chosen, lambda _: True),
-            **counted(found, chosen),
-            **weighed(found, chosen),
-            **least(found, chosen, self.roofs, self.facts["dtype"]),
+            calls=sum(found.rounds[0].operations.get(place, 0) for place in places),
+            **measured(found, places, places),
+            **counted(found, places),
+            **weighed(found, places),
+            **least(found, places, self.roofs, self.facts["dtype"]),
             **self._about(path, operation.operation),
             **fields,
         )
@@ -264,7 +130,7 @@ class Rows:
         module = self.modules.get(path)
         if module is None:
             return {"backend": "torch"}
-        inside = [ran.split(" on ") for at, ran in self.ran.items() if ran and within(Place(at, None, False), path)]
+        inside = [ran.split(" on ") for at, ran in self.ran.items() if ran and path in around(at)]
         if operation is not None and not operation.startswith("saprof::"):
             inside = []
         attentions, backends = (
@@ -288,11 +154,7 @@ class Rows:
 _IDENTITY = ("layer", "operation", "apart")
 
 
-def everywhere(_: Place) -> bool:
-    return True
-
-
 def operations(found: Found, path: str) -> Iterable[Place]:
     """The operators that a module itself calls, forward and backward of the same name once."""
-    seen = {place.operation: place for place in found.places if place.path == path and place.operation is not None}
+    seen = {place.operation: place for place in found.own[path] if place.operation is not None}
     return seen.values()

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from saprof import text
 from saprof.layers import LocalAttention
+from saprof.measure.found import Found, paths
 from saprof.measure.inspection import counted, saved
 from saprof.measure.latency import Candidate, Latency, Timed, interleave, ratio
-from saprof.measure.layer_rows import Found, Rows, paths
+from saprof.measure.layer_rows import Rows
 from saprof.measure.prepared import Refused
 from saprof.measure.profiled import Profiled, composed
 from saprof.measure.trace import Trace, trace

@@ -190,7 +190,7 @@ def icicle(profile: Profile, measure: Measure, number: int, scale: float, tip: C
     alt = f"Icicle of {profile.network.name}, {measure.title.lower()}: {finding(profile, measure)}; the table has all."
     return tag(
         "div",
-        *(_drawn(one, tip(one.row)) for one in found),
+        *(_drawn(one, tip(one.row), measure is TIME and is_doubtful(one.row)) for one in found),
         class_="icicle",
         role="img",
         aria_label=alt,
@@ -203,14 +203,14 @@ HEIGHT = 1.4
 """The height of a box, in rem."""
 
 
-def _drawn(one: Box, tip: str) -> Html:
+def _drawn(one: Box, tip: str, doubtful: bool) -> Html:
     thin = ["thin"] if one.end - one.start < THIN else []
     looks = [
         "box",
         one.kind,
         *thin,
         *(["apart"] if one.row.apart else []),
-        *(["doubtful"] if is_doubtful(one.row) else []),
+        *(["doubtful"] if doubtful else []),
     ]
     place = f"left: {100 * one.start:.3f}%; width: {100 * (one.end - one.start):.3f}%; top: {one.level * HEIGHT:.2f}rem"
     edges = {"data_start": f"{one.start:.5f}", "data_end": f"{one.end:.5f}"}

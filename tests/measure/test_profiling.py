@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 import saprof
 from saprof.layers.running import Running
-from saprof.measure.inspection import counted, saved
-from saprof.measure.layer_rows import Found
+from saprof.measure.found import Found
+from saprof.measure.inspection import Counted, counted, saved
 from saprof.measure.memory import peak_bytes, saved_bytes
 from saprof.measure.profiled import Profiled, composed
 from saprof.measure.trace import Place, Trace, trace
@@ -229,10 +229,9 @@ def test_the_profiled_time_is_that_of_the_middle_rounds():
         Trace({Place("a", None, False): x, Place("b", None, False): 2 * x}, {"a": 1, "b": 1}, {})
         for x in (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 90.0)
     ]
-    found = Found(rounds, None, "ok")
-    whole = found.typical(found.seconds(lambda _: True))
-    assert whole[0] == 3.0
-    assert found.typical(found.seconds(lambda place: place.path == "a"))[0] == 1.0
+    found = Found(rounds, Counted(), "ok")
+    assert found.typical(found.seconds(found.inside[""]))[0] == 3.0
+    assert found.typical(found.seconds(found.inside["a"]))[0] == 1.0
 
 
 def test_a_checkpoint_computes_its_module_twice():
