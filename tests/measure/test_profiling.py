@@ -263,7 +263,12 @@ def test_two_networks_in_the_same_rounds():
         ({"a": torch.relu}, IMAGE, {}, "a is of type builtin_function_or_method; expected an nn.Module"),
         (nn.ReLU(), 3, {}, "expected a tensor, a tuple of positional arguments, or a dict"),
         (nn.ReLU(), IMAGE, {"mode": "backward"}, "unknown mode 'backward'; expected 'forward' or 'train_step'"),
-        (nn.ReLU(), IMAGE, {"mode": "train_step"}, "ReLU: mode train_step needs parameters or inputs that require gradients"),
+        (
+            nn.ReLU(),
+            IMAGE,
+            {"mode": "train_step"},
+            "ReLU: mode train_step needs parameters or inputs that require gradients",
+        ),
         (nn.Conv2d(3, 2, 1, device="meta"), IMAGE, {}, "expected all of them on one device with data"),
     ],
 )
