@@ -22,15 +22,15 @@ class Running:
 
     The hooks are global, because hooks of one module turn off the fast paths of some modules, torch's own among them.
     They only read, so the fast paths of saprof ignore them. They are removed when the context is left, and an exception
-    inside a module does not confuse them. With `compiled_apart` they are removed while a compiled module runs, which
+    inside a module does not confuse them. With `skip_compiled` they are removed while a compiled module runs, which
     would be compiled again with them: what is inside it is not tracked.
     """
 
-    def __init__(self, root: nn.Module, *, compiled_apart: bool = False) -> None:
+    def __init__(self, root: nn.Module, *, skip_compiled: bool = False) -> None:
         self._names: dict[nn.Module, list[str]] = {}
         for name, module in root.named_modules(remove_duplicate=False):
             self._names.setdefault(module, []).append(name)
-        self._compiled_apart = compiled_apart
+        self._skip_compiled = skip_compiled
         self._stack: list[str] = []
         self._handles: list[Any] = []
         self._wrapped = ExitStack()
@@ -42,7 +42,7 @@ class Running:
     def __enter__(self) -> Running:
         self._wrapped.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", _ABOUT_HOOKS)
-        for module in self._names if self._compiled_apart else ():
+        for module in self._names if self._skip_compiled else ():
             if attribute := compiled_by(module):
                 compiled = getattr(module, attribute)
                 self._wrapped.callback(setattr, module, attribute, compiled)

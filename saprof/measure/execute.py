@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from saprof.atomic import WriteError
 from saprof.backends import check_device
-from saprof.measure.apart import measure_apart
 from saprof.measure.calibrate import anchor, calibrate
 from saprof.measure.cell import measure
+from saprof.measure.own_process import measure_in_own_process
 from saprof.measure.plan import Group
 from saprof.measure.request import How
 from saprof.records import calibration
@@ -60,7 +60,7 @@ def execute(groups: list[Group], run: Run, how: How) -> list[Row]:
 def measure_group(group: Group, fingerprint: str, how: How) -> list[Row]:
     """One row per cell, measured in this process or in one of its own."""
     if how.isolate:
-        return measure_apart(group, fingerprint, how.seconds, how.timeout, how.threads)
+        return measure_in_own_process(group, fingerprint, how.seconds, how.timeout, how.threads)
     return measure(group, fingerprint, how.seconds)
 
 

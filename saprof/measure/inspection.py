@@ -70,5 +70,5 @@ def _place(key: Key, mark: Place) -> Place:
 def saved(subject: Profiled) -> dict[str, int]:
     """The bytes that each module saves for the backward pass in one training step."""
     known = [*tensors(subject.inputs), *subject.module.parameters(), *subject.module.buffers()]
-    with Running(subject.module, compiled_apart=True) as running:
+    with Running(subject.module, skip_compiled=True) as running:
         return saved_by(subject.call, known, lambda: running.path)

@@ -65,7 +65,7 @@ class Ranges(Running):
     """Marks the running modules in a trace, and notes the autograd nodes that each creates."""
 
     def __init__(self, root: nn.Module) -> None:
-        super().__init__(root, compiled_apart=True)
+        super().__init__(root, skip_compiled=True)
         self.places: list[str] = []
         """The path of each range, by the number in its name."""
         self._numbers: dict[str, int] = {}
@@ -254,7 +254,7 @@ class _Labelled(Running):
     """Names the running modules in a trace for people, on a GPU with NVTX as well."""
 
     def __init__(self, root: nn.Module, name: str, on_gpu: bool) -> None:
-        super().__init__(root, compiled_apart=True)
+        super().__init__(root, skip_compiled=True)
         self.name, self.on_gpu = name, on_gpu
         self._open: list[Any] = []
 

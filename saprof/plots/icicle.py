@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from saprof.markup import Html, tag
 from saprof.plots.layer_kinds import kind
 from saprof.quantities import digits
-from saprof.records.profiles import Layer, Profile
+from saprof.records.layers import Layer
+from saprof.records.profiles import Profile
 from saprof.records.rows import DOUBTFUL, Row
 
 LEAST_SHARE = 0.0005

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from saprof.records.profiles import Layer, Profile
+from saprof.records.layers import Layer
+from saprof.records.profiles import Profile
 from saprof.records.rows import Row
 
 KINDS = {

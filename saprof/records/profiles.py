@@ -1,9 +1,9 @@
-"""Profiles: the rows of a network's layers as a tree, and the tree as a table."""
+"""Profiles: the rows of a network and of its layers, as a tree and as a table."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from saprof.markup import Html, tag
 from saprof.quantities import digits
 from saprof.records.calibration import Calibration
 from saprof.records.columns import COLUMNS, ORDER
+from saprof.records.layers import Layer, tree
 from saprof.records.ratios import within_rounds
 from saprof.records.rows import Row
 
@@ -22,36 +23,6 @@ LEAST_SHARE = 0.002
 """Operators that take a smaller share of the whole are left out of tables."""
 WIDTH = 80
 """The characters of a line of `print(profile)`."""
-
-
-@dataclass
-class Layer:
-    """A module of a profiled network."""
-
-    row: Row
-    layers: list[Layer] = field(default_factory=list)
-    """The modules inside, in the order of their first call."""
-    operations: list[Row] = field(default_factory=list)
-    """The operators that the module itself calls."""
-
-    @property
-    def path(self) -> str:
-        return self.row.layer or ""
-
-    def walk(self, depth: int | None = None, least_s: float = 0.0, level: int = 0) -> Iterator[tuple[int, Layer | Row]]:
-        """The layer, then the layers inside and the operators, each with its level, down to `depth`.
-
-        Operators that take less than `least_s` are left out. Those of a module without modules inside are, too, unless
-        `depth` is None or the module is compiled.
-        """
-        yield level, self
-        if depth is not None and level >= depth:
-            return
-        for layer in self.layers:
-            yield from layer.walk(depth, least_s, level + 1)
-        for row in self.operations if self.layers or depth is None or self.row.compiled else []:
-            if (row.latency_s or 0) >= least_s:
-                yield level + 1, row
 
 
 @dataclass(frozen=True)
@@ -139,33 +110,6 @@ def profiles(
                 raise ValueError(f"a layer of {row.name} has no row of {row.name} before it; expected a whole profile")
             found[-1].append(row)
     return [Profile(tuple(some), provenance or {}, calibration) for some in found if len(some) > 1]
-
-
-def tree(rows: Iterable[Row]) -> Layer:
-    """The tree of the layers of one network. ValueError if the rows have no row of the network as a layer."""
-    layers: dict[str, Layer] = {}
-    rows = [row for row in rows if row.kind == "layer"]
-    for row in rows:
-        if row.operation is None:
-            layers.setdefault(row.layer or "", Layer(row))
-    if "" not in layers:
-        raise ValueError("the rows have no layer with the path ''; expected the rows of a whole profile")
-    for path, layer in layers.items():
-        if path:
-            layers[_parent(path, layers)].layers.append(layer)
-    for row in rows:
-        if row.operation is not None:
-            layers[row.layer or ""].operations.append(row)
-    return layers[""]
-
-
-def _parent(path: str, layers: dict[str, Layer]) -> str:
-    """The nearest module around a module that has a row."""
-    while path:
-        path = path.rpartition(".")[0]
-        if path in layers:
-            return path
-    return ""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from saprof.measure.inspection import Counted, counted, saved
 from saprof.measure.memory import peak_bytes, saved_bytes
 from saprof.measure.profiled import Profiled, composed
 from saprof.measure.trace import Place, Trace, trace
-from saprof.records.profiles import Layer
+from saprof.records.layers import Layer
 
 QUICK = {"seconds": 0.01, "progress": False}
 IMAGE = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))

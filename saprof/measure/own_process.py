@@ -13,10 +13,11 @@ from saprof.measure.cells import Cell
 from saprof.records.rows import Row
 
 
-def measure_apart(
+def measure_in_own_process(
     cells: Sequence[Cell], fingerprint: str, max_seconds: float, timeout: float | None, threads: int | None
 ) -> list[Row]:
-    """`measure` in a process of its own: a crash, or more than `timeout` seconds, affects these rows only."""
+    """`measure` in a process of its own. If it crashes or takes more than `timeout` seconds, only these rows are
+    affected."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_measure_and_send, args=(sender, cells, fingerprint, max_seconds, threads))
