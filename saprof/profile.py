@@ -1,6 +1,7 @@
 """`python -m saprof.profile NETWORK`: where the time, the memory and the operations of a network go, layer by layer.
 
-`--compare` measures a second network in the same rounds. The rows are kept in a run folder, beside a page with figures.
+The command prints a table, and writes the rows and a page with figures into a run folder. `--compare` measures a second
+network in the same rounds.
 """
 
 from __future__ import annotations
@@ -61,12 +62,14 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         help=f"the network: a name of saprof.list_models(), {', '.join(OTHERS[:2])} or {OTHERS[2]}",
     )
-    what.add_argument("--model", help="the same, as an option")
+    what.add_argument("--model", help="the network, as an option instead of the argument")
     what.add_argument("--compare", metavar="NETWORK", help="a second network, measured in the same rounds")
-    what.add_argument("--mode", default="forward", choices=MODES, help="a forward, or a forward and a backward")
+    what.add_argument(
+        "--mode", default="forward", choices=MODES, help="a forward (default), or a forward and a backward"
+    )
     what.add_argument("--batch", default="1", help="images (default 1)")
-    what.add_argument("--size", help="side of the images (default: the network's own)")
-    what.add_argument("--dtype", default="float32", choices=tuple(ITEMSIZE), help="of parameters and inputs")
+    what.add_argument("--size", help="side of the images in pixels (default: that of the network)")
+    what.add_argument("--dtype", default="float32", choices=tuple(ITEMSIZE), help="dtype of parameters and inputs")
     how = options.add_argument_group("how")
     how.add_argument("--backend", default="auto", choices=(*BACKENDS, "auto"), help="what computes a network of saprof")
     how.add_argument(
@@ -78,18 +81,21 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--compile", default="no", choices=("no", "yes"), help="whether to use torch.compile")
     how.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     how.add_argument("--threads", help="CPU threads (default: as many as torch uses)")
-    how.add_argument("--seconds", default="4", help="longest time of the rounds of a network, after the first ones")
+    how.add_argument(
+        "--seconds", default="4", help="most seconds of timing for each network, after the first rounds (default 4)"
+    )
     how.add_argument(
         "--roofs", default="measure", choices=("measure", "skip"), help="whether to measure the roofs of the machine"
     )
     output = options.add_argument_group("output")
     output.add_argument(
-        "--depth", default="2", help="levels of the tree, or all (default 2); parts of fused attention are timed apart "
-        "if it reaches them"
+        "--depth", default="2", help="levels of the tree, or all (default 2); the parts of fused attention are timed "
+        "apart only if the tree shows them"
     )  # fmt: skip
-    output.add_argument("--sort", help="a column by which the layers of each module are sorted, largest first")
+    output.add_argument("--sort", help="the column by which the layers inside each module are sorted, largest first")
     output.add_argument(
-        "--columns", help=f"a comma list of {', '.join(COLUMNS)} (default: those that fit into the terminal)"
+        "--columns",
+        help=f"comma-separated columns, out of {', '.join(COLUMNS)} (default: those that fit into the terminal)",
     )
     output.add_argument("--format", default="table", choices=text.FORMATS)
     output.add_argument("--output", type=command.path, help="run folder (default runs/<time>)")
@@ -106,7 +112,7 @@ def _measure(arguments: argparse.Namespace, depth: int | None) -> list[Profile]:
         raise ValueError("expected one network, such as python -m saprof.profile san10_pairwise --compare resnet26")
     names = [arguments.network or arguments.model, *([arguments.compare] if arguments.compare else [])]
     if len(set(names)) < len(names):
-        raise ValueError(f"--compare is {names[0]!r} itself; expected another network")
+        raise ValueError(f"--compare is {names[0]!r}, the same as the first network; expected another network")
     networks = [read_network(name) for name in names]
     seconds = command.seconds("seconds", arguments.seconds)
     device = command.device(arguments.device)
@@ -154,7 +160,7 @@ def _subjects(networks: list[NamedNetwork], arguments: argparse.Namespace, devic
         torch.manual_seed(0)
         built = network.build(**(chosen if network.has_choices else {}))
         if built.inputs is not None and (side is not None or batch != 1):
-            raise ValueError(f"{network.name} has inputs of its own; expected it without --size and --batch")
+            raise ValueError(f"{network.name} has inputs of its own; omit --size and --batch")
         inputs = moved(network.example(built, batch, side), device, dtype)
         module: Any = built.module.to(device, dtype)
         if arguments.compile == "yes":
@@ -172,7 +178,7 @@ def _roofs(device: str, arguments: argparse.Namespace) -> Calibration | None:
 
 
 def _reaches(subjects: list[Profiled], depth: int | None) -> bool:
-    """Whether a tree of this depth has the parts of an attention."""
+    """Whether a tree of this depth shows the parts of an attention."""
     from saprof.layers import LocalAttention
 
     levels = [

@@ -1,6 +1,6 @@
-"""Icicles of a profile: every layer is a box below the module around it, as wide as its share of the whole.
+"""Icicles of a profile: each layer is a box below the module around it, and the width of the box is its share.
 
-Layers have the same order, names and colours in every icicle, whatever it measures.
+An icicle shows one measure, such as time or memory. Layers have the same order, names and colours in all icicles.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ LEAST_SHARE = 0.0005
 THIN = 0.003
 """Boxes that are narrower than this share have no edge, which would cover them."""
 ALMOST_ALL = 0.9
-"""If a layer has this share of the layer around it, a title names the inner one."""
+"""A title names a layer inside another if it has at least this share of it."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What the width of a box shows."""
+    """A measure: what the width of a box shows."""
 
     title: str
     verb: str
-    """What a layer does with its share: `takes`."""
+    """The verb between a layer and its share in a title: `takes`."""
     what: str
-    """What the total is: `at the peak`."""
+    """The words after the total in a title: `at the peak`."""
     unit: str
     per_unit: float
     of: Callable[[Row], float | None]
@@ -72,13 +72,16 @@ class Box:
 
     @property
     def key(self) -> str:
-        """The same for the same layer in every icicle."""
+        """The identity of the layer or operator; it is the same in all icicles."""
         return f"{self.row.layer} {self.row.operation or ''}"
 
 
 def boxes(profile: Profile, measure: Measure) -> list[Box]:
-    """The boxes of an icicle, without those that are too narrow. In an icicle of time, the parts that were timed apart
-    are below the fused operator: they share its width in proportion to their own times."""
+    """The boxes of an icicle, without those that are too narrow.
+
+    In an icicle of time, the parts of a fused operator that were timed apart are below it. Together they are as wide as
+    the operator; the width of each is in proportion to its time.
+    """
     root = profile.root
     whole = measure.value(root.row)
     found = _boxes(root, _Shares(measure, whole), 0, 0.0) if whole else ()
@@ -87,7 +90,7 @@ def boxes(profile: Profile, measure: Measure) -> list[Box]:
 
 @dataclass(frozen=True)
 class _Shares:
-    """A measure as a share of a whole."""
+    """Returns the measure of a row as a share of the whole."""
 
     measure: Measure
     whole: float
@@ -154,7 +157,7 @@ def label(row: Row) -> str:
 
 
 def finding(profile: Profile, measure: Measure) -> str:
-    """What an icicle shows: `stages.2 takes 35 % of 119 ms`."""
+    """The title of an icicle: `stages.2 takes 35 % of 119 ms`."""
     root = profile.root
     whole = measure.value(root.row)
     total = f"{measure.amount(whole)} {measure.what}".strip()
@@ -175,7 +178,7 @@ def full_name(row: Row) -> str:
 
 
 def _narrowed(layer: Layer, measure: Measure) -> Layer:
-    """The innermost layer that has almost all of a layer."""
+    """The innermost layer that has almost all of the measure of a layer."""
     inside = max(called(layer), key=lambda one: measure.value(one.row), default=None)
     if inside is None or measure.value(inside.row) < ALMOST_ALL * measure.value(layer.row):
         return layer
@@ -183,12 +186,13 @@ def _narrowed(layer: Layer, measure: Measure) -> Layer:
 
 
 def icicle(profile: Profile, measure: Measure, number: int, scale: float, tip: Callable[[Row], str]) -> Html:
-    """An icicle as HTML. It takes the share of the width that its whole has of `scale`, in the measure's SI unit.
-    `number` is that of the network on the page; `tip` is the text that appears over a box."""
+    """An icicle as HTML. `scale` is the total, in the measure's SI unit, of an icicle as wide as the page. `number` is
+    the position of the network on the page. `tip` returns the text that appears when the pointer is over a box."""
     found = boxes(profile, measure)
     levels = 1 + max(one.level for one in found)
     width = measure.value(profile.root.row) / scale
-    alt = f"Icicle of {profile.network.name}, {measure.title.lower()}: {finding(profile, measure)}; the table has all."
+    about = f"{profile.network.name}, {measure.title.lower()}"
+    alt = f"Icicle of {about}: {finding(profile, measure)}; the table has all values."
     return tag(
         "div",
         *(_drawn(one, tip(one.row), measure is TIME and is_doubtful(one.row)) for one in found),
@@ -231,7 +235,7 @@ def is_doubtful(row: Row) -> bool:
 
 
 def axis(measure: Measure, scale: float) -> Html:
-    """The axis below icicles: round amounts from 0 to `scale`."""
+    """The axis below icicles: round amounts from 0 to `scale`, which is in the measure's SI unit."""
     step = _step(scale / measure.per_unit)
     count = int(scale / measure.per_unit / step)
     places = [100 * tick * step * measure.per_unit / scale for tick in range(count + 1)]
@@ -248,12 +252,13 @@ def axis(measure: Measure, scale: float) -> Html:
 
 
 def _step(most: float) -> float:
-    """A round number of which about five fit into `most`."""
+    """A round number (1, 2 or 5 times a power of ten) that fits about five times into `most`."""
     power = 10.0 ** _power(most / 5)
     return next(power * part for part in (1, 2, 5, 10) if power * part * 7 >= most)
 
 
 def _power(value: float) -> int:
+    """The exponent of the largest power of ten that is not larger than `value`."""
     return int(f"{value:e}".partition("e")[2])
 
 

@@ -22,12 +22,12 @@ LETTER = 0.066
 
 
 def icicle_figure(profiles: Sequence[Profile], measure: Measure = MEASURES[0], provenance: str = "") -> Figure:
-    """Icicles of one measure, one below the other on one scale: every layer is below the module around it, as wide as
-    its share. What was timed apart is hatched. Raises ValueError if the profiles do not have the measure.
+    """Icicles of one measure as a figure, one below the other on one scale. Parts that were timed apart are hatched.
+    `provenance` is the text at the bottom. Raises ValueError if no profile has the measure.
     """
     scale = scale_of(profiles, measure)
     if not scale:
-        raise ValueError(f"no profile has {measure.title.lower()}; expected a measure that was taken")
+        raise ValueError(f"no profile has {measure.title.lower()}; expected a measure that was measured")
     found = [boxes(one, measure) for one in profiles]
     levels = [1 + max(one.level for one in of) for of in found]
     with matplotlib.rc_context(STYLE):
@@ -47,7 +47,8 @@ def icicle_figure(profiles: Sequence[Profile], measure: Measure = MEASURES[0], p
 
 
 def _draw(axes: Axes, found: Sequence[Box], whole: float, inches: float) -> None:
-    """Boxes with labels where these fit; `whole` is the width of the icicle, of which one unit takes some `inches`."""
+    """Draw the boxes, with labels where they fit. `whole` is the width of the icicle in units of the axis; one unit is
+    `inches` wide."""
     for one in found:
         left, width = whole * one.start, whole * (one.end - one.start)
         hatch = {"hatch": "////", "alpha": 0.7} if one.row.apart else {}

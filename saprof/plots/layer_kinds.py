@@ -1,4 +1,4 @@
-"""Kinds of layers and operators: convolutions, attention, normalisation and others, and what each kind takes."""
+"""Kinds of layers and operators, such as convolutions, attention and normalisation, and what each kind takes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ KINDS = {
         "clamp|pow|sqrt|rsqrt|addcmul|addcdiv|where)_?$"
     ),
 }
-"""Regular expressions for the names of operators and the classes of modules, in lower case. The first that fits
-counts."""
+"""Regular expressions for the names of operators and the classes of modules, in lower case. The first
+that matches is the kind."""
 OTHER = "other"
-"""Operators that move data, and whatever has no name here."""
+"""Operators that move data, and all operators that match no expression."""
 BETWEEN = "between"
-"""The time of modules outside of operators and of the modules inside."""
+"""The time of modules that is in no operator and in no module inside."""
 MODULE = "module"
 """A module with modules inside."""
 SPELLED = {
@@ -52,8 +52,8 @@ COLOURS = {
 
 
 def kind(node: Layer | Row) -> str:
-    """The kind of an operator, or of a module without modules inside; `module` for another module. If the class of a
-    module says nothing, its longest operator does."""
+    """The kind of an operator or of a module; `module` for a module with modules inside. If the class of a module
+    matches no kind, the kind of its slowest operator is taken."""
     if isinstance(node, Row):
         return _named(node.operation or node.module or "")
     if any(not inside.row.apart for inside in node.layers):
@@ -68,8 +68,8 @@ def _named(name: str) -> str:
 
 
 def by_kind(profile: Profile, value: Callable[[Row], float]) -> dict[str, float]:
-    """How much of the whole each kind has, in the order of `SPELLED`. What a module has beside its operators and the
-    modules inside is of its own kind if it calls none of them, else between operators."""
+    """The total of each kind, in the order of `SPELLED`. A module may have more than the sum of its operators and of
+    the modules inside. This rest has the kind of the module if it has no parts, else the kind `BETWEEN`."""
     found = dict.fromkeys(SPELLED, 0.0)
     for _, node in profile.root.walk():
         if isinstance(node, Row):

@@ -31,7 +31,7 @@ GENERATOR = "saprof.profile"
 FILE = "profile.html"
 """The page, in a run folder."""
 LEFT_OUT = ("macs", "paper")
-"""Columns that the page does not show; the rows and `saprof.profile --columns` have them."""
+"""Columns that the page does not show. The rows have them, and `saprof profile --columns` shows them."""
 
 
 def write(profiles: Sequence[Profile], path: str | Path) -> Path:
@@ -67,7 +67,7 @@ def _beside(name: str) -> str:
 
 
 def title(profiles: Sequence[Profile]) -> str:
-    """What the profiles show, in one sentence."""
+    """The main result of the profiles, in one sentence."""
     if len(profiles) == 1:
         return f"{profiles[0].network.name}: {finding(profiles[0], TIME)}"
     slow, fast = sorted((one.network for one in profiles[:2]), key=lambda row: row.latency_s or 0, reverse=True)
@@ -102,8 +102,8 @@ def _doubts(profiles: Sequence[Profile]) -> Html:
         if some := [row for row in layers if is_doubtful(row)]:
             share = sum(row.self_s or 0 for row in some) / (one.root.row.latency_s or 1)
             doubts.append(
-                f"{len(some)} of {len(layers)} layers of {one.network.name} are unstable or contended, hatched below; "
-                f"{100 * share:.0f} % of the time is their own"
+                f"{len(some)} of {len(layers)} layers of {one.network.name} are unstable or contended (hatched below); "
+                f"their self time is {100 * share:.0f} % of the time"
             )
     reasons = {
         reason
@@ -127,11 +127,13 @@ def _legend(profiles: Sequence[Profile]) -> Html:
     if any(map(is_doubtful, rows)):
         entries.append(tag("li", tag("i", class_="box module doubtful"), "unstable or contended"))
     if any(row.apart for row in rows):
-        entries.append(tag("li", tag("i", class_="box attention apart"), "timed apart, in proportion; not in any sum"))
+        entries.append(
+            tag("li", tag("i", class_="box attention apart"), "timed apart: widths in proportion, in no sum")
+        )
     guide = (
-        "Every layer is below the module around it, as wide as its share, in the order of the first calls. What is "
-        "empty below a module is its own: the time between operators, in Python and in torch. A click on a layer "
-        "zooms to it, a click on the top line shows all again."
+        "Each layer is a box below the module around it. The width of a box is its share; boxes are in the order of "
+        "the first calls. An empty space below a module is the module's own share, such as the time between operators. "
+        "A click on a box zooms to it; a click on the top box shows the whole network again."
     )
     return tag("div", tag("ul", *entries, class_="legend"), tag("p", guide))
 
@@ -156,7 +158,7 @@ def _side_by_side(profiles: Sequence[Profile], measure: Measure) -> str:
 
 
 def _tip_of(profile: Profile):
-    """The function that tells the exact numbers of a row."""
+    """The function that returns the text over a box: the numbers of its row."""
     whole = profile.root.row
 
     def tip(row: Row) -> str:
@@ -202,8 +204,8 @@ LEAST_CHANGE = 0.005
 
 
 def _changes(profiles: Sequence[Profile]) -> list[Html]:
-    """A table of the layers that two networks have in common, the largest difference first; none if they have little in
-    common."""
+    """A table of the layers that two networks have in common, the largest difference first. It is left out if they have
+    less than half of their layers in common."""
     if len(profiles) != 2:
         return []
     before, after = (
@@ -231,7 +233,10 @@ def _changes(profiles: Sequence[Profile]) -> list[Html]:
         for place in shown
     ]
     left = len(common) - len(shown)
-    note = f"{left} others do not differ clearly, or by less than {100 * LEAST_CHANGE:g} % of the longer time."
+    note = (
+        f"Not shown: {left} layers and operators that do not differ clearly, or differ by less than "
+        f"{100 * LEAST_CHANGE:g} % of the time of the slower network."
+    )
     names = [one.network.name for one in profiles]
     header = ["layer", *(f"{name} ms" for name in names), "difference ms", "ratio"]
     table = page.table(header, body, "Layers whose times differ")
@@ -255,13 +260,15 @@ def _tree(profile: Profile, level: int) -> Html:
     ]
     looks = ["apart" if row.apart else "doubtful" if is_doubtful(row) else "" for row in found.rows]
     table = page.table([*found.header, "note"], body, f"Layers of {profile.network.name}", looks)
-    said = [f"Operators that take less than {100 * LEAST_SHARE:g} % are left out; rows.jsonl has all."]
+    said = [
+        "± is half of the 95 % interval. % of roof is the least time that the machine allows, divided by the time.",
+        f"Operators that take less than {100 * LEAST_SHARE:g} % of the time are not shown; rows.jsonl has them.",
+    ]
     if any(row.apart for row in found.rows):
         said.append(
-            "* was timed apart: a fused operator does not run it, so the network ran again, with composed attention. "
-            "It is in no sum."
+            "A line with * is a part of a fused operator. It was timed apart, in a second run with composed attention, "
+            "and is not in any sum."
         )
-    said.append("% of roof is the least time that the roofs allow over the time; ± is half of the 95 % interval.")
     return page.section(
         f"{profile.network.name}, layer by layer",
         tag("p", " ".join(said)),
@@ -287,7 +294,7 @@ def _note(row: Row) -> str:
 
 
 def _origin(profile: Profile) -> list[Html]:
-    """The roofs, and where all this was measured."""
+    """The noise, the roofs and the provenance."""
     found = []
     if profile.calibration is not None:
         found.append(page.section("Noise and roofs", *provenance.roofs(profile.calibration)))

@@ -1,4 +1,4 @@
-"""The columns of the table of a profile: what they show of a row, and by what they sort rows."""
+"""The columns of the table of a profile: the text and the sort key of each row."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Column:
 
     title: str
     cell: Callable[[Row, Row], str]
-    """The text for a row, and the row of the whole network as a layer."""
+    """Returns the text for a row. The second argument is the row of the whole network as a layer."""
     key: Callable[[Row], Any]
-    """By which rows are sorted."""
+    """Returns the value by which rows are sorted."""
 
 
 def _number(name: str, per_unit: float) -> Callable[[Row, Row], str]:

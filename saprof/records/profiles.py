@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 LEAST_SHARE = 0.002
-"""Operators that take a smaller share of the whole are left out of tables."""
+"""Operators that take a smaller share of the time are left out of tables."""
 WIDTH = 80
 """The characters of a line of `print(profile)`."""
 
@@ -30,7 +30,7 @@ class Profile:
     """Where the time, the memory and the operations of a network go."""
 
     rows: tuple[Row, ...]
-    """The row of the network, measured without a profiler; then the rows of its layers."""
+    """The row of the network, measured without a profiler; then the rows of its layers and operators."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
 
@@ -41,7 +41,7 @@ class Profile:
 
     @property
     def root(self) -> Layer:
-        """The tree. The modules that were timed apart are in it too; their rows say so."""
+        """The tree of the layers. It has the parts of fused attention that were timed apart; `Row.apart` marks them."""
         return tree(self.rows)
 
     @property
@@ -51,11 +51,11 @@ class Profile:
 
     @property
     def overhead(self) -> float:
-        """How much longer the profiled network takes than the network itself, as a share."""
+        """How much longer the network takes under the profiler, as a share of its time without the profiler."""
         return (self.root.row.ratio or 1.0) - 1
 
     def __getitem__(self, path: str) -> Layer:
-        """The layer with this path; KeyError if there is none."""
+        """The layer with this path. KeyError if no such module ran."""
         for _, node in self.root.walk():
             if isinstance(node, Layer) and node.path == path:
                 return node
@@ -68,13 +68,17 @@ class Profile:
         self, depth: int | None = 2, *, sort: str | None = None, columns: Sequence[str] | None = None,
         form: str = "table", width: int | None = None,
     ) -> str:  # fmt: skip
-        """The tree as text. `columns` are names of `COLUMNS`, by default those that fit into `width` characters;
-        `sort` is one of them, by which the layers of each module are sorted, the largest first."""
+        """The tree as text, down to `depth` (None: all levels).
+
+        `columns` are names of `saprof.records.columns.COLUMNS`; the default is those that fit into `width` characters.
+        `sort` is the column by which the layers inside each module are sorted, the largest first. `form` is `table`,
+        `md`, `csv` or `json`. ValueError for an unknown column.
+        """
         found = lines(self, depth, sort=sort, columns=columns, width=width)
         return text.align(found.header, found.body, form)
 
     def frame(self) -> DataFrame:
-        """One row per layer and operator, without samples; the names of the columns have SI units."""
+        """One row per row of the profile, without samples; the names of the columns end in their SI units."""
         import pandas
 
         known = pandas.DataFrame([asdict(row) for row in self.rows]).drop(columns="samples_s")
@@ -90,7 +94,7 @@ class Profile:
         return f"{above}\n\n{self.table(width=WIDTH)}"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the headline, and a table of two levels with bars for shares."""
+        """The headline, and a table of two levels with bars for shares, for a notebook."""
         return "".join([*(tag("p", line) for line in headline(self)), _barred(lines(self, 2, columns=_for_html(self)))])
 
 
@@ -145,8 +149,8 @@ def lines(
     columns: Sequence[str] | None = None,
     width: int | None = None,
 ) -> Lines:
-    """The tree as the lines of a table, without the operators that take less than `LEAST_SHARE` of the whole. Names are
-    indented. For the arguments see `Profile.table`."""
+    """The tree as the lines of a table, with indented names, without the operators that take less than `LEAST_SHARE` of
+    the time. `Profile.table` explains the arguments."""
     for name in [*(columns or ()), *([sort] if sort else [])]:
         if name not in COLUMNS:
             raise ValueError(text.unknown("column", name, tuple(COLUMNS)))
@@ -199,7 +203,7 @@ def _plain_ms(row: Row) -> str:
 
 
 def headline(profile: Profile) -> list[str]:
-    """What to say above the table: what was measured, and how well the tree agrees with it."""
+    """The text above the table: what was measured, the sum of the layers, and the overhead of the profiler."""
     row, root = profile.network, profile.root.row
     doubt = "" if row.status == "ok" else f" ({row.status})"
     shape = f"{row.n}×{row.h}×{row.w}, " if row.h else f"batch {row.n}, "
@@ -207,20 +211,22 @@ def headline(profile: Profile) -> list[str]:
     lines = [f"{row.name}, {row.mode}, {shape}{row.dtype}, {row.ran_on} on {row.device}: {_plain_ms(row)}{rate}{doubt}"]
     low, high = (100 * ((x or 1.0) - 1) for x in (root.ratio_low, root.ratio_high))
     lines.append(
-        f"the layers add up to {digits((root.latency_s or 0) * 1e3)} ms, under a profiler in the same rounds; its "
+        f"the layers add up to {digits((root.latency_s or 0) * 1e3)} ms under the profiler, in the same rounds; its "
         f"overhead is {100 * profile.overhead:+.1f} % [{low:+.1f}, {high:+.1f}]"
     )
     return lines
 
 
 def footnotes(profile: Profile, depth: int | None) -> list[str]:
-    """What to say below the table."""
+    """The text below the table: what the marks mean, and what is not shown."""
     shown, every = (list(profile.root.walk(depth, least)) for least in (_least_s(profile.root), 0.0))
     notes = profile.notes
     if any((node.row if isinstance(node, Layer) else node).apart for _, node in shown):
-        notes.insert(0, "* timed apart, with composed attention: what one fused operator does; not part of any sum")
+        notes.insert(
+            0, "* timed apart: a part of a fused operator, from a second run with composed attention; not in any sum"
+        )
     if left := len(every) - len(shown):
-        notes.append(f"{text.counted(left, 'operator')} below {LEAST_SHARE:.1%} of the time not shown")
+        notes.append(f"not shown: {text.counted(left, 'operator')} with less than {LEAST_SHARE:.1%} of the time each")
     return notes
 
 
@@ -240,18 +246,18 @@ def _least_s(root: Layer) -> float:
 
 
 BARRED = {"%": "latency_s", "MFLOPs (hardware)": "flops_hardware", "MB at peak": "held_bytes"}
-"""The columns of a notebook that have bars, and their fields. A bar is a share of the whole network."""
+"""The columns that have bars in a notebook, and the fields that the bars show. A bar is a share of the network."""
 
 
 def _for_html(profile: Profile) -> list[str]:
-    """The columns of a notebook: the most important ones that have content."""
+    """The columns in a notebook: the nine most important ones that have content."""
     whole = [row for row in profile.rows if row.kind == "layer"]
     known = [name for name in ORDER if any(COLUMNS[name].cell(row, profile.root.row) for row in whole)]
     return known[:9]
 
 
 def _barred(found: Lines) -> Html:
-    """The lines as HTML with styles of its own."""
+    """The lines as an HTML table that needs no style sheet."""
     head = tag("tr", *(tag("th", title, style="text-align: left") for title in found.header))
     body = [
         tag("tr", *(_cell(*cell, row, found.whole) for cell in zip(found.header, line, strict=True)))
@@ -261,7 +267,7 @@ def _barred(found: Lines) -> Html:
 
 
 def _cell(title: str, content: str, row: Row, whole: Row) -> Html:
-    """A cell; the indentation of a name is kept, figures are to the right."""
+    """A cell. The indentation of a name is kept; numbers are aligned to the right."""
     field = BARRED.get(title)
     of = (getattr(whole, field) if field else None) or 0
     share = 0 if not of or row.apart or not field else 100 * (getattr(row, field) or 0) / of

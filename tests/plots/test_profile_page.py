@@ -145,7 +145,9 @@ def test_networks_without_common_layers_have_no_table_of_differences():
 def test_doubtful_layers_are_hatched_and_said(tmp_path):
     rows = [replace(row, status="unstable") if row.layer == "stem" else row for row in made_up.profile_rows()]
     text = profile_page.render(profiles(rows))
-    assert "1 of 5 layers of tiny are unstable or contended, hatched below; 30 % of the time is their own" in text
+    assert (
+        "1 of 5 layers of tiny are unstable or contended (hatched below); their self time is 30 % of the time" in text
+    )
     assert 'class="box convolution doubtful"' in text
     assert "doubtful" not in re.sub("<style>.*?</style>", "", profile_page.render([tiny()]), flags=re.S)
 
