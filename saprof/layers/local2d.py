@@ -63,6 +63,8 @@ class LocalAttention2d(nn.Module):
             positive("out_channels", out_channels),
         )
         self.stride = _pair(stride)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"dtype is {dtype!r}; expected a floating-point dtype such as torch.float32")
         config = _config(self.out_channels, {"family": family, "relation": relation, "bias": bias, **fields})
         taps = bounded(footprint, boundary, config.family)
         with nullcontext() if device is None else torch.device(device):
@@ -100,9 +102,14 @@ def _pair(stride: object) -> tuple[int, int]:
     return rows, columns
 
 
+def _usual(family: str) -> str:
+    """The boundary of the family's paper."""
+    return "exclude" if family == "stand_alone" else "reflect"
+
+
 def bounded(footprint: Footprint | int | str, boundary: str | None, family: str) -> Footprint:
     """The footprint, where a size has this boundary, or that of the family's paper."""
-    found = Footprint.of(footprint, boundary or ("exclude" if family == "stand_alone" else "reflect"))
+    found = Footprint.of(footprint, _usual(family) if boundary is None else boundary)
     if boundary not in (None, found.boundary):
         raise ValueError(
             f"boundary is {boundary!r}; expected {found.boundary!r}, that of footprint {found}, or text such as "

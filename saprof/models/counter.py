@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C._autograd import _get_sequence_nr
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saprof.models.formulas import Call, Work
-from saprof.models.rules import Rule, bound, rule_of
+from saprof.models.rules import Rule, bound, registered_macs, rule_of
 from saprof.models.shapes import output_of
 from saprof.operators import DECLARED, Operator
 from saprof.operators.cost import Cost, backward_cost, operator_cost
@@ -44,8 +44,11 @@ class Counter(TorchDispatchMode):
     all backends count the same. The backward of an attention costs twice its forward, and that of any other declared
     operator once for each input that needs a gradient. The `paper` convention counts no backward.
 
-    Code that torch.compile or CUDA graphs have captured is not seen.
+    An operator of functions, such as that of torch.cond, runs whole: torch's formula for it counts it, or it is named
+    in `uncounted`. Code that torch.compile or CUDA graphs have captured is not seen.
     """
+
+    supports_higher_order_operators = True  # read by torch
 
     def __init__(self, where: Callable[[], str] = lambda: "") -> None:
         super().__init__()
@@ -77,6 +80,8 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            return self._run_whole(func, args, kwargs or {})
         rule = rule_of(func)
         if rule is None and func._can_decompose():  # in inference mode, what consists of other operators arrives whole
             with torch._C.DisableTorchFunction(), self:
@@ -88,6 +93,20 @@ class Counter(TorchDispatchMode):
             if path is not None:
                 self._count(func, rule, Call(bound(func, args, kwargs), output), path, backward)
             return output
+
+    def _run_whole(self, func: HigherOrderOperator, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run an operator whose arguments are functions. What these call is not seen."""
+        path, backward = self._place()
+        output = func(*args, **kwargs)
+        macs = registered_macs(func, args, kwargs, output)
+        if path is None:
+            return output
+        if macs is None:
+            self.uncounted[Key(path, func.name())] += 1
+        else:
+            kind = func.name().removesuffix("_backward") + ("_backward" if backward else "")
+            self.add(Key(path, kind), Cost(macs))
+        return output
 
     def _place(self) -> tuple[str | None, str]:
         """The path of the module that an operator belongs to, None inside a declared operator; and in a backward, the
@@ -104,9 +123,9 @@ class Counter(TorchDispatchMode):
     def _count(self, func: OpOverload, rule: Rule | None, call: Call, path: str, backward: str) -> None:
         reads = [x for name, x in call.arguments.items() if name not in _outputs(func)]
         inputs, outputs = list(_tensors(reads)), list(_tensors([call.output]))
-        computes = any(x.is_floating_point() or x.is_complex() for x in (*inputs, *outputs))
+        masks = bool(outputs) and all(x.dtype == torch.bool for x in outputs)
         if rule is None:
-            if inputs and computes and (func._schema.is_mutable or not _all_views(inputs, outputs)):
+            if inputs and not masks and (func._schema.is_mutable or not _all_views(inputs, outputs)):
                 self.uncounted[Key(path, func._schema.name)] += 1
             return
         if rule.name == "t":
@@ -119,7 +138,7 @@ class Counter(TorchDispatchMode):
         if backward:
             kind = "linear" if kind == "matmul" and backward.startswith("Addmm") else kind
             work, kind = work._replace(paper=0), f"{kind.removesuffix('_backward')}_backward"
-        if outputs and all(x.dtype == torch.bool for x in outputs):  # a mask
+        if masks:
             work = Work(work.macs)
         if any(work):
             written = outputs[:1] if rule.saves else outputs

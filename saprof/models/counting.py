@@ -75,6 +75,7 @@ def count(
 
 
 _WITHOUT_VALUES = ("meta tensor", "Meta tensor", "meta device", "fake impl", "unallocated storage")
+_WITHOUT_VALUES += ("Meta' backend", "on meta", "got meta", "(MetaComplex")
 """Words in the errors of torch about tensors that have no values."""
 
 
@@ -123,7 +124,7 @@ def _arguments(model: nn.Module, size: Sequence[int] | None, inputs: Any) -> tup
             return (), moved
         return (moved,) if isinstance(moved, Tensor) else moved, {}
     size = _own_size(model) if size is None else size
-    if len(size) != 3 or not all(isinstance(side, int) and side > 0 for side in size):
+    if not isinstance(size, Sequence) or len(size) != 3 or not all(isinstance(side, int) and side > 0 for side in size):
         raise ValueError(f"input_size is {size!r}; expected three positive integers: channels, rows, columns")
     dtypes = (x.dtype for x in [*model.parameters(), *model.buffers()] if x.is_floating_point())
     return (torch.empty((1, *size), dtype=next(dtypes, None), device="meta"),), {}
@@ -149,10 +150,14 @@ def _run(model: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any]) -
         if not x.is_meta
     }
     with ExitStack() as stack:
-        for module in [module for module in model.modules() if module.training]:
+        # scripts that are frozen have no mode
+        for module in [module for module in model.modules() if getattr(module, "training", False)]:
             stack.callback(setattr, module, "training", True)
             module.training = False
         stack.enter_context(torch.no_grad())
+        # with masks, the fast path of transformers packs tokens by the values of the mask
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
         if "torch._dynamo" in sys.modules:  # else nothing is compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(warnings.catch_warnings())  # of hooks that are called twice, which count the same

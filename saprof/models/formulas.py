@@ -249,9 +249,20 @@ def scaled_dot_product_backward(call: Call) -> Work:
 def recurrent_layer(call: Call) -> Work:
     """One layer of oneDNN. Its weights are (gates · hidden, inputs) and (gates · hidden, hidden). Per gate and state
     come two biases and their sum; then 9 operations in an LSTM, of four gates, and 7 in a GRU, of three."""
+    return _recurrent(call, call["weight0"], call["weight1"])
+
+
+def recurrent_layer_backward(call: Call) -> Work:
+    """Two products for each product of the forward; 2 for each other operation of it."""
+    forward = _recurrent(call, call["weight1"], call["weight2"])
+    return Work(2 * forward.macs, 2 * forward.elementwise)
+
+
+def _recurrent(call: Call, inputs: Tensor, states: Tensor) -> Work:
+    """The forward of one layer, from the weights of its inputs and of its states."""
     steps, hidden = call["input"].shape[:2].numel(), call["hidden_size"]
-    gates = call["weight0"].shape[0] // hidden
-    macs = steps * (call["weight0"].numel() + call["weight1"].numel())
+    gates = inputs.shape[0] // hidden
+    macs = steps * (inputs.numel() + states.numel())
     after = {4: 9 + 12, 3: 8 + 8, 1: 4}[gates]
     return Work(macs, steps * hidden * after)
 
@@ -310,9 +321,22 @@ def trilinear(call: Call) -> Work:
     return Work(elements, elements)
 
 
+def affine_grid(call: Call) -> Work:
+    """The product of a matrix and the coordinates of a position, and 1."""
+    return Work(call.result.numel() * call["theta"].shape[-1])
+
+
 def bags(call: Call) -> Work:
-    """Each row of the embedding that is looked up is added to a bag."""
-    return Work(0, call["indices"].numel() * call["weight"].shape[-1])
+    """Each row of the embedding that is looked up is added to a bag, after a product with its weight if it has one. The
+    mean of a bag is a quotient more."""
+    weighted = call["per_sample_weights"] is not None
+    sums = (1 + weighted) * call["indices"].numel() * call["weight"].shape[-1]
+    return Work(0, sums + (call.result.numel() if call["mode"] == 1 else 0))
+
+
+def bags_backward(operations: int) -> Formula:
+    """So many operations per element of each row that was looked up."""
+    return lambda call: Work(0, operations * call["indices"].numel() * call["grad"].shape[-1])
 
 
 def distances(call: Call) -> Work:

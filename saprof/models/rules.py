@@ -109,10 +109,15 @@ def _registered(operator: OpOverload) -> Formula:
         names = {argument.name for argument in operator._schema.arguments if argument.kwarg_only}
         keywords = {name: x for name, x in call.arguments.items() if name in names}
         positional = [x for name, x in call.arguments.items() if name not in names]
-        flops = flop_registry[operator.overloadpacket](*positional, **keywords, out_val=call.output)
-        return Work(flops // 2)
+        return Work(registered_macs(operator.overloadpacket, positional, keywords, call.output) or 0)
 
     return count
+
+
+def registered_macs(operator: object, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> int | None:
+    """The multiply-adds by the formula that is registered for an operator, or None if there is none."""
+    formula = flop_registry.get(operator)
+    return None if formula is None else formula(*args, **kwargs, out_val=output) // 2
 
 
 def _convolution(name: str, weight: Any, transposed: object) -> str:
@@ -149,16 +154,16 @@ _POINTWISE = frozenset(_UNTAGGED.split())
 """Pointwise operators without the tag."""
 
 _KINDS = {"addmm": "linear", "threshold_backward": "relu_backward"}
-_KINDS |= dict.fromkeys(("mm", "bmm", "baddbmm"), "matmul")
+_KINDS |= dict.fromkeys(("mm", "bmm", "baddbmm", "int_mm"), "matmul")
 
-_SAVING = ("native_", "cudnn_", "miopen_", "batch_norm", "fused_rms_norm", "scaled_dot_product")
+_SAVING = ("native_", "cudnn_", "miopen_", "batch_norm", "fused_rms_norm", "scaled_dot_product", "fractional_max_pool")
 
 _TABLE: Mapping[str, Formula] = {
     # products
     "convolution convolution_overrideable": f.convolution,
     "convolution_backward": f.convolution_backward,
     "addmm": f.linear,
-    "mm bmm mv dot vdot": f.matmul(),
+    "mm bmm mv dot vdot int_mm": f.matmul(),
     "baddbmm addmv": f.matmul(added=True),
     "addr": f.elementwise(2),
     "addbmm": f.addbmm,
@@ -169,9 +174,13 @@ _TABLE: Mapping[str, Formula] = {
     "scaled_dot_product_efficient_attention_backward": f.scaled_dot_product_backward,
     "scaled_dot_product_cudnn_attention_backward": f.scaled_dot_product_backward,
     "mkldnn_rnn_layer": f.recurrent_layer,
+    "mkldnn_rnn_layer_backward": f.recurrent_layer_backward,
     "cdist_forward": f.distances,
     "trilinear": f.trilinear,
+    "affine_grid_generator": f.affine_grid,
     "embedding_bag embedding_bag_forward_only": f.bags,
+    "embedding_bag_backward embedding_bag_dense_backward": f.bags_backward(1),
+    "embedding_bag_per_sample_weights_backward": f.bags_backward(2),
     "fft_r2c fft_c2r fft_c2c": f.fourier,
     # norms
     "native_batch_norm cudnn_batch_norm miopen_batch_norm native_batch_norm_legit batch_norm_no_update": f.batch_norm,
@@ -184,8 +193,8 @@ _TABLE: Mapping[str, Formula] = {
     "fused_rms_norm_backward": f.norm_backward,
     "weight_norm_interface": f.per("v", 3),
     # pools
-    "max_pool2d_with_indices": f.max_pool(2),
-    "max_pool3d_with_indices": f.max_pool(3),
+    "max_pool2d_with_indices fractional_max_pool2d": f.max_pool(2),
+    "max_pool3d_with_indices fractional_max_pool3d": f.max_pool(3),
     "avg_pool2d": f.average_pool(2),
     "avg_pool3d": f.average_pool(3),
     "avg_pool2d_backward": f.average_pool_backward(2),
@@ -195,6 +204,7 @@ _TABLE: Mapping[str, Formula] = {
     "adaptive_avg_pool2d_backward adaptive_avg_pool3d_backward": f.elementwise(2),
     "max_pool2d_with_indices_backward max_pool3d_with_indices_backward": f.per("grad_output"),
     "adaptive_max_pool2d_backward adaptive_max_pool3d_backward": f.per("grad_output"),
+    "fractional_max_pool2d_backward fractional_max_pool3d_backward": f.per("grad_output"),
     # reductions, in other words what torch tags as such and needs more than one operation per element; sorts and scans
     "mean": f.mean,
     "amax amin": f.reduction(paper=1),

@@ -160,6 +160,12 @@ WRONG = {
         "stride is (1, 1, 1); expected a positive integer, or two: rows, columns",
     ),
     "boundary": ((8, 8), {"boundary": "mirror"}, "unknown boundary 'mirror'; expected one of reflect, "),
+    "no boundary": ((8, 8), {"boundary": ""}, "unknown boundary ''; expected one of reflect, "),
+    "dtype": (
+        (8, 8),
+        {"dtype": "float32"},
+        "dtype is 'float32'; expected a floating-point dtype such as torch.float32",
+    ),
     "two boundaries": (
         (8, 8, "disk:5"),
         {"boundary": "zero"},

@@ -154,6 +154,25 @@ def test_an_unknown_operator_is_named():
     assert cost.elementwise == 2 * 60
 
 
+def test_operators_on_integers_and_those_of_functions_are_named():
+    x = torch.ones(4, dtype=torch.long)
+    with Counter() as counter:
+        torch.bincount(x)
+        torch.while_loop(lambda i, _: i < 2, lambda i, x: (i + 1, x * 2), (torch.tensor(0), x))
+    assert {key.kind for key in counter.uncounted} == {"aten::bincount", "while_loop"}
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_the_backward_of_layers_of_other_libraries_and_of_bags_is_counted():
+    recurrent, bag = nn.LSTM(8, 6), nn.EmbeddingBag(10, 5)
+    with Counter() as counter:
+        recurrent(torch.randn(3, 4, 8))[0].sum().backward()
+        bag(torch.zeros(3, 4, dtype=torch.long)).sum().backward()
+    assert not counter.uncounted
+    assert total(counter).macs == 3 * 12 * 24 * (8 + 6)
+    assert counter.costs[Key("", "embedding_bag_backward")].elementwise == 60
+
+
 def test_inference_mode_counts_the_same():
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)), torch.randn(1, 3, 8, 8)
     with torch.inference_mode():

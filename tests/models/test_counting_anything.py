@@ -100,11 +100,33 @@ E, H = 8, 4
         (Applies(lambda x: torch.einsum("nth,nsh->nts", x, x)), X, 2 * 5 * 5 * 8),
         (Applies(lambda x: F.conv2d(x, torch.empty(4, 3, 3, 3), stride=2)), torch.empty(1, 3, 8, 8), 9 * 4 * 27),
         (Applies(lambda q: F.scaled_dot_product_attention(q, q, q)), torch.empty(1, 2, 5, 8), 2 * 2 * 25 * 8),
+        (Applies(lambda x: F.affine_grid(x, [2, 3, 4, 5], False)), torch.empty(2, 2, 3), 2 * 4 * 5 * 2 * 3),
+        (Applies(lambda x: torch._int_mm(x, x)), torch.empty(32, 32, dtype=torch.int8), 32 * 32 * 32),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_multiply_adds_by_hand(module, inputs, macs):
     assert count(module, inputs=inputs).macs == macs
+
+
+def test_a_bag_of_rows_by_hand():
+    indices = torch.zeros(3, 4, dtype=torch.long)
+    for mode, weights, expected in (("sum", None, 60), ("sum", torch.empty(3, 4), 120), ("mean", None, 60 + 15)):
+        assert count(nn.EmbeddingBag(10, 5, mode=mode), inputs=(indices, None, weights)).elementwise == expected
+
+
+def test_a_mask_of_a_transformer_has_no_values():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    masked = count(model, inputs={"src": X, "src_key_padding_mask": torch.zeros(X.shape[:2], dtype=torch.bool)})
+    assert masked.macs == count(model, inputs=X).macs
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_frozen_script_costs_what_the_module_does():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    script = torch.jit.freeze(torch.jit.script(module))
+    for frozen in (script, nn.Sequential(script)):
+        assert count(frozen, (3, 8, 8)).flops("hardware") == count(module, (3, 8, 8)).flops("hardware")
 
 
 def test_three_dimensional_inputs_of_a_linear_layer_are_a_linear_layer():
@@ -151,6 +173,7 @@ def test_three_dimensional_inputs_of_a_linear_layer_are_a_linear_layer():
         (lambda x: x[:, [0, 1]].flip(1).repeat(1, 2, 1, 1), 0),
         (lambda x: (x > 0).logical_not(), 0),
         (lambda x: F.dropout(x), 2 * 96),
+        (lambda x: F.fractional_max_pool2d(x, 2, output_size=(2, 4)), 3 * 24),
     ],
 )
 def test_elementwise_operations_by_hand(function, elementwise):
@@ -256,6 +279,8 @@ def test_a_named_model_has_its_own_size():
         (lambda x: x.unique(), "^aten::_unique2 needs the values"),
         (lambda x: x.tolist(), "^cannot count Applies from shapes alone: "),
         (lambda x: x.numpy(), "^cannot count Applies from shapes alone: "),
+        (lambda x: torch.sparse.mm(torch.eye(8).to_sparse(), x[0, 0].T), "^cannot count Applies from shapes alone: "),
+        (lambda x: torch.stft(x[0, 0], 4, window=torch.ones(4), return_complex=True), "^cannot count Applies from sh"),
         (lambda x: torch.linalg.svd(x), "no cost is known for aten::_linalg_svd .called 1 time in it.; expected uncou"),
     ],
 )
@@ -269,6 +294,7 @@ def test_what_shapes_alone_do_not_tell(function, sentence):
     [
         ((3,), {}, "^model is a int; expected a module, or the name of a model$"),
         ((nn.ReLU(), (3, 4, 8)), {"inputs": X}, "^count got both input_size and inputs; expected one of them$"),
+        ((nn.ReLU(), 224), {}, "^input_size is 224; expected three positive integers: channels, rows, columns$"),
         ((nn.ReLU(),), {"inputs": "x"}, "^inputs is a str; expected a tensor, a tuple or a dict$"),
         ((nn.ReLU(),), {"uncounted": "no"}, "^unknown uncounted 'no'; expected 'raise' or 'list'$"),
         ((nn.LazyLinear(3),), {}, "^cannot count LazyLinear: weight has no shape yet; expected a model that has run"),
