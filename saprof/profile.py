@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in [*(arguments.columns or "").split(","), arguments.sort]:
         if name and name not in COLUMNS:
             raise ValueError(text.unknown("column", name, tuple(COLUMNS)))
-    depth = None if arguments.depth == "all" else command.integer("depth", arguments.depth)
+    depth = _depth(arguments.depth)
     if arguments.from_ is not None:
         command.alone(options, arguments, "from_", ("depth", "sort", "columns", "format"))
         found = list(read_run(arguments.from_).profiles)
@@ -49,6 +49,14 @@ def main(argv: list[str] | None = None) -> int:
         found = _measure(arguments, depth)
     _print(found, arguments, depth)
     return command.OK
+
+
+def _depth(asked: str) -> int | None:
+    if asked == "all":
+        return None
+    if not asked.isdecimal():
+        raise ValueError(f"depth is {asked!r}; expected a positive integer, or all")
+    return command.integer("depth", asked)
 
 
 def parser() -> argparse.ArgumentParser:

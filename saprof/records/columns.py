@@ -59,6 +59,19 @@ def _column(title: str, name: str, per_unit: float) -> Column:
     return Column(title, _number(name, per_unit), lambda row: getattr(row, name) or 0)
 
 
+def _total(title: str, forward: str, backward: str) -> Column:
+    """Millions in the forward and the backward together, as the time has both."""
+
+    def key(row: Row) -> int:
+        return (getattr(row, forward) or 0) + (getattr(row, backward) or 0)
+
+    def cell(row: Row, _: Row) -> str:
+        known = getattr(row, forward) is not None or getattr(row, backward) is not None
+        return digits(key(row) / 1e6) if known else ""
+
+    return Column(title, cell, key)
+
+
 def _time(title: str, name: str) -> Column:
     return Column(title, _interval(name), lambda row: getattr(row, name) or 0)
 
@@ -74,10 +87,10 @@ COLUMNS = {
     "ran": Column("ran on", lambda row, _: _ran(row), lambda row: row.ran_on),
     "calls": Column("calls", lambda row, _: str(row.calls or ""), lambda row: row.calls or 0),
     "params": _column("params k", "params", 1e3),
-    "macs": _column("MMACs", "macs", 1e6),
+    "macs": _total("MMACs", "macs", "backward_macs"),
     "paper": _column("MFLOPs (paper)", "flops_paper", 1e6),
-    "hardware": _column("MFLOPs (hardware)", "flops_hardware", 1e6),
-    "bytes": _column("least MB", "compulsory_bytes", 1e6),
+    "hardware": _total("MFLOPs (hardware)", "flops_hardware", "backward_flops_hardware"),
+    "bytes": _total("least MB", "compulsory_bytes", "backward_bytes"),
     "held": _column("MB at peak", "held_bytes", 1e6),
     "peak": _column("peak MB", "peak_bytes", 1e6),
     "saved": _column("saved MB", "saved_bytes", 1e6),

@@ -245,8 +245,8 @@ def _least_s(root: Layer) -> float:
     return LEAST_SHARE * (root.row.latency_s or 0)
 
 
-BARRED = {"%": "latency_s", "MFLOPs (hardware)": "flops_hardware", "MB at peak": "held_bytes"}
-"""The columns that have bars in a notebook, and the fields that the bars show. A bar is a share of the network."""
+BARRED = {COLUMNS[name].title: COLUMNS[name].key for name in ("share", "hardware", "held")}
+"""The columns that have bars in a notebook, and the numbers that the bars show. A bar is a share of the network."""
 
 
 def _for_html(profile: Profile) -> list[str]:
@@ -268,9 +268,9 @@ def _barred(found: Lines) -> Html:
 
 def _cell(title: str, content: str, row: Row, whole: Row) -> Html:
     """A cell. The indentation of a name is kept; numbers are aligned to the right."""
-    field = BARRED.get(title)
-    of = (getattr(whole, field) if field else None) or 0
-    share = 0 if not of or row.apart or not field else 100 * (getattr(row, field) or 0) / of
+    number = BARRED.get(title)
+    of = number(whole) if number else 0
+    share = 0 if not of or row.apart or not number else 100 * number(row) / of
     is_number = content[:1].isdigit() and title != "layer"
     style = f"white-space: pre; text-align: {'right' if is_number else 'left'}"
     if share:

@@ -27,6 +27,12 @@ def test_two_tables_have_the_same_columns_and_fit():
     assert max(len(line) for table in (short, long) for line in table.splitlines()) <= 80
 
 
+def test_operations_of_a_training_step_are_those_of_both_directions():
+    network = tiny(mode="train_step", backward_flops_hardware=40_000_000)
+    line = next(x for x in network.table(columns=["hardware"]).splitlines() if x.startswith("tiny"))
+    assert line.split() == ["tiny", "60"], "20 million forward, 40 million backward"
+
+
 def test_a_notebook_shows_bars_for_shares_and_escapes_names():
     shown = tiny(name="<b>")._repr_html_()
     assert "<b>" not in shown
