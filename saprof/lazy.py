@@ -38,10 +38,10 @@ def lazy(spec: ModuleSpec) -> tuple[Callable[[str], Any], Callable[[], list[str]
 
 
 def callable_as(module: str, name: str, home: str) -> None:
-    """Let a call of `module` call the function `name` of the module `home`, which is imported then.
+    """Make `module` callable: a call imports the module `home` and calls its function `name`.
 
-    This is for a module with the name of a public function of its package: Python binds that name to the module as soon
-    as anything imports it.
+    This is for a module that has the same name as a public function of its package, because Python binds the name to
+    the module when something imports it.
     """
 
     class Callable_(ModuleType):

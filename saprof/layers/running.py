@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 _ABOUT_HOOKS = r"Using `torch.compile\(module\)` when there are global hooks"
-"""The start of a warning of torch about compiled code that sees the hooks. It does not see ours."""
+"""The start of a warning of torch about compiled code that sees the hooks. Compiled code does not see the
+hooks of this file."""
 
 
 class Running:
@@ -20,10 +21,10 @@ class Running:
     A module with several names is running under the name inside the module that called it, or else under its first
     name. A module that is not part of `root` counts as the module that called it.
 
-    The hooks are global, because hooks of one module turn off the fast paths of some modules, torch's own among them.
-    They only read, so the fast paths of saprof ignore them. They are removed when the context is left, and an exception
-    inside a module does not confuse them. With `skip_compiled` they are removed while a compiled module runs, which
-    would be compiled again with them: what is inside it is not tracked.
+    The hooks are global, because a hook of one module turns off the fast paths of some modules, such as torch's own.
+    The hooks change nothing, so the fast paths of saprof run with them. They are removed when the context ends, and an
+    exception inside a module leaves `path` correct. With `skip_compiled`, the hooks are removed while a compiled module
+    runs, because torch would compile it again with them. Then the modules inside it are not tracked.
     """
 
     def __init__(self, root: nn.Module, *, skip_compiled: bool = False) -> None:
@@ -72,8 +73,8 @@ class Running:
             handle.remove()
 
     def _apart(self, name: str, attribute: str, compiled: Callable[..., Any]) -> Callable[..., Any]:
-        """A compiled call that runs without the hooks. What replaces the call of a module, and not only its forward,
-        would run its hooks, so it is tracked here."""
+        """A compiled call that runs without the hooks. If it replaces the whole call of a module, and not only its
+        forward, no hook sees the module, so this call tracks it."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with self._paused(name if attribute != "forward" else None):

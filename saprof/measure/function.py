@@ -41,7 +41,7 @@ class Measured(Row):
         return _table([self])
 
     def _facts(self) -> dict[str, str]:
-        """What people read of it, by the heads of a table."""
+        """The text of each fact, by the head of its column in a table."""
         low, high = LATENCY.text(self.latency_low_s), LATENCY.text(self.latency_high_s)
         facts = {
             "latency": f"{LATENCY.text(self.latency_s)} ms [{low}, {high}]",
@@ -60,8 +60,7 @@ class Measured(Row):
 
 
 class AllMeasured(tuple[Measured, ...]):
-    """The rows of several candidates, which are printed as one line each. The first is what the others are compared
-    with."""
+    """The rows of several candidates, which are printed as one line each. The others are compared with the first."""
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self))
@@ -111,16 +110,16 @@ def measure(
 
     `mode` is one of `forward` (without gradients), `train_forward`, `backward` and `train_step`. A backward computes
     the gradients of the parameters of a module, and of the inputs that require them. A module runs in evaluation mode
-    in `forward`, else in training mode; afterwards it has its own mode and buffers again. `device` is that of the
-    inputs unless it is given; a module on another device is copied there. `seconds` is the longest time of each
-    candidate, after the first rounds. `threads` are CPU threads.
+    in `forward`, else in training mode; its own mode and buffers are restored afterwards. The default `device` is that
+    of the inputs; a module on another device is copied. `seconds` is the most seconds of timing for each candidate,
+    after the first rounds. `threads` is the number of CPU threads.
 
     Raises ValueError for wrong arguments, and what the function raises.
     """
     several = isinstance(function, Mapping)
     candidates = dict(function) if isinstance(function, Mapping) else {name or _name(function): function}
     if several and name is not None:
-        raise ValueError(f"name is {name!r} beside candidates that have names; omit it")
+        raise ValueError(f"name is {name!r}, but the keys of the dict are the names; omit name")
     _check(candidates, mode, seconds, threads)
     arguments(inputs)
     with ExitStack() as stack:
@@ -224,7 +223,7 @@ def _device(inputs: Any, *candidates: Function) -> str:
 
 
 def _dtype(*groups: Any) -> torch.dtype:
-    """That of the first tensor of real numbers."""
+    """The dtype of the first floating-point tensor."""
     found: Iterator[Tensor] = (x for group in groups for x in group)
     return next((x.dtype for x in found if x.is_floating_point()), torch.get_default_dtype())
 

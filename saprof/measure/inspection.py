@@ -1,4 +1,4 @@
-"""What one call of a network does, place by place: its operations, and what it saves for the backward pass."""
+"""The operations of one call of a network, by place, and the bytes that each module saves for the backward pass."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class _Marking(Counter):
 
 
 def counted(subject: Profiled) -> Counted:
-    """Count one call, and find the operator in whose event each count belongs. Compiled modules run without the
-    compiler, which a counter cannot see through."""
+    """Count one call, and find the operator of each count in the trace. Compiled modules run eagerly, because a counter
+    does not see the operators of compiled code."""
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with eager, Running(subject.module) as running:
         counter = _Marking(lambda: running.path)

@@ -19,7 +19,7 @@ from saprof.models.named import REGISTERED
 from saprof.operators.cost import Cost
 
 _uncounted: set[str] = set()
-"""The networks of which the user was told that they cannot be counted."""
+"""The networks for which the message that they cannot be counted was printed."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Runnable:
     """Whether it must run with tensors that have shapes and no data: everything of ours does."""
 
     def stand_in(self) -> Callable[..., Any] | None:
-        """What predicts its memory: a copy of a network that is not ours, since such a network may keep what it has
-        computed; None if it cannot be copied."""
+        """The function that predicts the memory. For a network that is not ours it is a copy, since such a network may
+        keep what it has computed; None if it cannot be copied."""
         return self.function if self.predictable else _copy(self.function)
 
 

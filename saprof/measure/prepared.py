@@ -102,7 +102,7 @@ def prepared_for(function: Callable[..., Any], inputs: Any, mode: str, device: s
 
 
 def predicted_peak(prepared: Prepared) -> int:
-    """The peak of a call, predicted from shapes. The inputs may be imagined, without memory."""
+    """The peak of a call in bytes, predicted from shapes. The inputs may be fake tensors, which have no memory."""
 
     def run(*stand_ins: Tensor) -> object:
         return replace(prepared, inputs=replaced(prepared.inputs, stand_ins)).run()
@@ -111,7 +111,7 @@ def predicted_peak(prepared: Prepared) -> int:
 
 
 def refuse_what_cannot_fit(needed: int, beside: str, device: str, held: int = 0) -> None:
-    """Refuse what needs more memory than is free once `held` bytes are allocated."""
+    """Raise Refused if `needed` bytes are more than what is free once `held` bytes are allocated."""
     cuda = torch.device(device).type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
     free -= held
@@ -167,9 +167,9 @@ def _seeded(prepared: Prepared, seed: int) -> object:
 
 
 def _off(expected: object, got: object) -> str | None:
-    """How far a result is off the eager one, if that is more than half its digits; else None. A tensor that is much
-    smaller than the others, such as the gradient of a bias before a batch norm, which is zero but for rounding, is
-    compared with a thirtieth of the largest value."""
+    """The error of a result, in words, if it differs from the eager one in more than half of the digits; else None. A
+    tensor that is much smaller than the others, such as the gradient of a bias before a batch norm, which is zero but
+    for rounding, is compared with a thirtieth of the largest value."""
     largest = max((float(x.abs().max()) for x in tensors(expected) if x.is_floating_point() and x.numel()), default=0.0)
     for want, have in zip(tensors(expected), tensors(got), strict=True):
         if not (want.is_floating_point() or want.is_complex()):

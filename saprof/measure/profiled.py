@@ -1,4 +1,4 @@
-"""A module with inputs, as it is profiled: the calls of a forward or of a training step, which leave it unchanged."""
+"""A module with its inputs and a mode, ready to be profiled. A call leaves the module unchanged."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MODES = ("forward", "train_step")
 
 @dataclass(frozen=True)
 class Profiled:
-    """A module in one mode. A training step is a forward and a backward, without a loss function and an optimizer: the
-    gradients of the sum of all outputs."""
+    """A module in one mode. A training step is a forward and a backward of the sum of all outputs, without a loss
+    function and without an optimizer."""
 
     name: str
     module: nn.Module
@@ -32,7 +32,7 @@ class Profiled:
     def __post_init__(self) -> None:
         if not isinstance(self.module, nn.Module):
             got = type(self.module).__name__
-            raise ValueError(f"{self.name} is of type {got}; expected an nn.Module, since its layers are profiled")
+            raise ValueError(f"{self.name} is of type {got}; expected an nn.Module, whose layers can be profiled")
         if self.mode not in MODES:
             raise ValueError(unknown("mode", self.mode, MODES))
         arguments(self.inputs)
@@ -96,7 +96,7 @@ def unchanged(module: nn.Module, mode: str, device: str) -> Iterator[None]:
 
 @contextmanager
 def composed(module: nn.Module) -> Iterator[None]:
-    """In this context the attention layers of a network run by their parts."""
+    """In this context, the attention layers of a network are composed: their parts run one after the other."""
     before = [(layer, layer.attention) for layer in module.modules() if isinstance(layer, LocalAttention)]
     try:
         for layer, _ in before:

@@ -1,8 +1,8 @@
 """Profiles of networks: where the time, the memory and the operations go, layer by layer.
 
 The network itself and the network under a profiler are called in the same interleaved rounds, so that the difference is
-the profiler's overhead. What fused attention does inside one operator is timed apart: in more rounds the network runs
-with composed attention, and the parts of its attentions are taken from there.
+the profiler's overhead. The parts of fused attention are timed apart: the network runs in further rounds with composed
+attention, and the rows of the parts come from these rounds.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from saprof.records.calibration import Calibration
 from saprof.records.profiles import Profile
 
 SECONDS = 4.0
-"""The longest time of the rounds of one network, after the first rounds."""
+"""The most seconds of timing for one network, after the first rounds."""
 APART_SECONDS = 1.0
-"""The same of the rounds in which the parts of fused attention are timed."""
+"""The most seconds of the further rounds with composed attention."""
 
 
 def profile(
@@ -54,9 +54,11 @@ def profile(
     weights, buffers and training flags. A dict of networks, or of pairs of a network and its inputs, is measured in the
     same interleaved rounds; the result is a dict of profiles.
 
-    `seconds` is the longest time of the rounds of each network, after the first ones. With `apart`, what a fused
-    attention does inside one operator is timed apart. `roofs` are what `saprof.measure.calibrate.calibrate` returns;
-    without them no share of a roof is known.
+    `seconds` is the most seconds of timing for each network, after the first rounds. With `apart`, the parts of fused
+    attention are timed too, in further rounds with composed attention. `roofs` is the result of
+    `saprof.measure.calibrate.calibrate`; without it the profile has no shares of a roof. `progress` shows a bar on
+    stderr.
+
     Raises ValueError for inputs that do not fit; what the network raises is passed on.
     """
     if isinstance(module, nn.Module):
@@ -112,7 +114,7 @@ def profile_all(
 
 
 class _Measured:
-    """What is measured of one network, step by step."""
+    """The measurements of one network, step by step."""
 
     def __init__(self, subject: Profiled, after_round: Callable[[], object]) -> None:
         self.subject = subject
@@ -172,7 +174,7 @@ class _Measured:
         return Profile(tuple(rows), where, roofs)
 
     def _notes(self, found: Found) -> Iterator[str]:
-        """What a reader of the tree must know beside it."""
+        """The remarks about the tree: modules without calls, and operators without a known cost."""
         ran = set(paths(found))
         own = {
             path: sum(x.numel() for x in m.parameters(recurse=False)) for path, m in self.subject.module.named_modules()

@@ -1,4 +1,4 @@
-"""What is ready is timed in interleaved rounds, and its memory is measured: the measured fields of rows."""
+"""Time what is ready in interleaved rounds, and measure its memory: the measured fields of rows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def warm(prepared: Prepared) -> Ready:
 
 
 def time_and_weigh(ready: Mapping[str, Ready], max_seconds: float) -> dict[str, dict[str, Any]]:
-    """The measured fields of rows, by the same names. All are timed in the same rounds, in `max_seconds` each, and
-    compared with the first."""
+    """The measured fields of rows, by the same names. All are timed in the same rounds, for at most `max_seconds` each,
+    and compared with the first."""
     calls = {name: call for name, (_, call) in ready.items()}
     device = next((prepared.device for prepared, _ in ready.values()), "cpu")
     latencies = interleave(calls, device, max_seconds * len(calls)) if calls else {}
@@ -68,7 +68,7 @@ def _compared(latency: Latency, first: Latency) -> dict[str, Any]:
 
 
 def failure(error: Exception, place: str | None = None) -> dict[str, Any]:
-    """Status and reason of a cell that raised an exception, at a place in the code of the user."""
+    """Status and reason of a cell that raised an exception. `place` is the file and line in the code of the user."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     match error:
         case Refused():

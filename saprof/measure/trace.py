@@ -1,8 +1,8 @@
-"""One call under torch's profiler: which module and which operator took the time, and who owns the memory.
+"""One call under torch's profiler: the time and the memory of every module and operator.
 
-Every module that runs is a range of the trace. The time of the innermost range is the module's own; what torch's
-dispatcher runs inside it are its operators. An operator of the backward pass belongs to the module whose forward
-created its autograd node; the sequence numbers of the nodes tell which that is.
+Every module that runs is a range of the trace. A time belongs to the innermost range around it. The operators that
+torch's dispatcher runs inside a range belong to its module. An operator of the backward pass belongs to the module
+whose forward created its autograd node; the sequence number of the node identifies this module.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ MARK = "saprof mark "
 NODE = "autograd::engine::evaluate_function: "
 """The start of the name of a range of torch: one autograd node of the backward pass."""
 _internal: Any = torch._C
-"""Where torch has the numbers of autograd nodes and cheap ranges; no public API has them (torch 2.11 to 2.13)."""
+"""This part of torch has the numbers of autograd nodes, and ranges that cost little time. No public API has them (torch
+2.11 to 2.13)."""
 
 
 class Place(NamedTuple):
-    """Where time is spent, or memory is allocated."""
+    """Where time is spent or memory is allocated: in a module, in one of its operators, in the forward or backward."""
 
     path: str
     """The module."""
@@ -44,7 +45,7 @@ class Place(NamedTuple):
 
 @dataclass
 class Trace:
-    """What one call, or the mean of several, took."""
+    """The time and memory of one call, or the mean of several."""
 
     seconds: dict[Place, float]
     """By place; their sum is the time of the whole call. On a GPU it is the time of the kernels."""
@@ -93,7 +94,7 @@ class Ranges(Running):
         self._note(self.path)
 
     def _note(self, path: str) -> None:
-        """From the next autograd node on, nodes belong to this module."""
+        """The autograd nodes that are created from now on belong to this module."""
         self._starts.append(_internal._autograd._get_sequence_nr())
         self._owners.append(path)
 

@@ -41,16 +41,16 @@ class Row:
     name: str
     """The operator or the network."""
     kind: str
-    """`operator`, `model`, `layer` for a part of a network that was profiled, or `function` for any other that
+    """`operator`; `model`; `layer` for a module or an operator of a profiled network; `function` for a function that
     `saprof.measure` measured."""
     footprint: str
     """Text that `Footprint.parse` reads; `default` is the own footprint of a model."""
     taps: int | None = None
     n: int
-    """The images of a batch; 1 for inputs that have no batch in common."""
+    """The images of a batch; 1 if the inputs do not have the same batch size."""
     h: int
     w: int
-    """The map or the image; 0 × 0 for inputs that are none."""
+    """The rows and columns of the map or the image; 0 × 0 if no input is a map or an image."""
     r: int | None = None
     v: int | None = None
     g: int | None = None
@@ -64,11 +64,11 @@ class Row:
     compiled: bool = False
 
     layer: str | None = None
-    """The path of a module of the network; "" is the network itself. The fields of a layer include what is in it."""
+    """The path of a module of the network; "" is the network itself. The fields include the modules inside."""
     operation: str | None = None
     """The operator that the module calls; None in the row of the module itself."""
     apart: bool | None = None
-    """Whether the network ran with composed attention to time this part, which a fused operator does not run."""
+    """Whether this is a part of a fused operator, measured in a second run with composed attention."""
     module: str | None = None
     """The class of the module."""
     calls: int | None = None
@@ -79,7 +79,7 @@ class Row:
     flops_hardware: int | None = None
     compulsory_bytes: int | None = None
     backward_macs: int | None = None
-    """Layers in a training step: the counts of the backward pass; those without this prefix are of the forward."""
+    """Layers in a training step: the counts of the backward pass. The fields without this prefix count the forward."""
     backward_flops_hardware: int | None = None
     backward_bytes: int | None = None
     pairs: int | None = None
@@ -118,8 +118,8 @@ class Row:
     output_bytes: int | None = None
 
     self_s: float | None = None
-    """Layers: the time outside of the modules inside. `latency_s` is the whole time, forward and backward. Times of
-    layers are means over the middle half of the rounds, so that parts add up to the whole."""
+    """Layers: the time without that of the modules inside. `latency_s` includes them, forward and backward. The times
+    of layers are means over the middle half of the rounds, so that parts add up to the whole."""
     self_low_s: float | None = None
     self_high_s: float | None = None
     forward_s: float | None = None
@@ -129,13 +129,13 @@ class Row:
     backward_low_s: float | None = None
     backward_high_s: float | None = None
     held_bytes: int | None = None
-    """Layers: the bytes that they have allocated and not freed when the network reaches its peak."""
+    """Layers: the bytes that the layer has allocated and not freed when the network reaches its peak."""
     least_s: float | None = None
-    """Layers: the least time that the roofs allow their operators, one after the other."""
+    """Layers: the least time that the machine allows for the operators of the layer, one after the other."""
     remarks: str | None = None
-    """Layers: what a reader must know beside the numbers, one remark per line."""
+    """Layers: remarks about the numbers, one per line, such as modules that had no calls."""
     bound_by: str | None = None
-    """`memory` or `compute`: the roof that gives most of `least_s`."""
+    """`memory` or `compute`: the limit that causes most of `least_s`."""
 
     def __post_init__(self) -> None:
         if self.status not in STATUSES:

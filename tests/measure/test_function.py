@@ -134,7 +134,12 @@ def test_threads_are_set_and_put_back():
         (torch.relu, torch.ones(2), {"seconds": "2"}, "seconds is '2'; expected a positive number"),
         (torch.relu, torch.ones(2), {"threads": 0}, "threads is 0; expected a positive integer"),
         (torch.relu, torch.ones(2), {"device": "tpu"}, "device is 'tpu'; expected one that torch sees here: cpu"),
-        ({"a": torch.relu}, torch.ones(2), {"name": "z"}, "name is 'z' beside candidates that have names; omit it"),
+        (
+            {"a": torch.relu},
+            torch.ones(2),
+            {"name": "z"},
+            "name is 'z', but the keys of the dict are the names; omit name",
+        ),
         (torch.relu, torch.ones(2), {"mode": "train_step"}, "relu: mode train_step needs parameters or inputs that re"),
         (nn.Linear(2, 2).requires_grad_(False), torch.ones(2), {"mode": "backward"}, "Linear: mode backward needs par"),
         (
