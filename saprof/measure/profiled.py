@@ -1,4 +1,4 @@
-"""A module with its inputs and a mode, ready to be profiled. A call leaves the module unchanged."""
+"""A module with its inputs and a mode, ready to be profiled. Its state is restored after the profile."""
 
 from __future__ import annotations
 
