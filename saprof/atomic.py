@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,6 +36,22 @@ def write(path: str | Path, content: bytes) -> None:
             Path(path).write_bytes(content)
         else:
             _replace(Path(path).resolve(), content)
+    except OSError as error:
+        raise WriteError.of(path, error) from None
+
+
+def check(path: str | Path) -> None:
+    """WriteError unless a file can be written at `path`: to be called before work whose result is written there."""
+    path = Path(path).resolve()
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not path.is_file():
+            with path.open("ab"):
+                pass
+        else:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
     except OSError as error:
         raise WriteError.of(path, error) from None
 

@@ -24,7 +24,7 @@ from saprof.operators.workload import ITEMSIZE
 from saprof.records import calibration
 from saprof.records.columns import COLUMNS
 from saprof.records.profiles import Profile, common_columns, footnotes, headline, versus
-from saprof.records.runs import Run, check_folder, read_run
+from saprof.records.runs import HEADER, Run, check_folder, read_run
 
 if TYPE_CHECKING:
     from saprof.measure.profiled import Profiled
@@ -126,6 +126,7 @@ def _measure(arguments: argparse.Namespace, depth: int | None) -> list[Profile]:
     device = command.device(arguments.device)
     folder = arguments.output or Path("runs") / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     check_folder(folder)
+    _check_places(folder, arguments.trace)
     subjects = _subjects(networks, arguments, device)
     from saprof.measure.profiling import profile_all
     from saprof.measure.trace import chrome_trace
@@ -146,6 +147,14 @@ def _measure(arguments: argparse.Namespace, depth: int | None) -> list[Profile]:
             atomic.write(arguments.trace, chrome_trace(first.module, first.name, first.call, device))
         print(f"a trace of one call in {arguments.trace}; open it in ui.perfetto.dev", file=sys.stderr)
     return found
+
+
+def _check_places(folder: Path, trace: Path | None) -> None:
+    """WriteError, before minutes of measurement, if the folder or the trace cannot be written."""
+    around = (folder.resolve(), *folder.resolve().parents)
+    atomic.check(next(at for at in around if at.exists()) / HEADER)
+    if trace is not None and trace.resolve().parent != folder.resolve():
+        atomic.check(trace)
 
 
 def _subjects(networks: list[NamedNetwork], arguments: argparse.Namespace, device: str) -> list[Profiled]:

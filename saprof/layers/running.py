@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
@@ -14,12 +17,16 @@ _ABOUT_HOOKS = r"Using `torch.compile\(module\)` when there are global hooks"
 """The start of a warning of torch about compiled code that sees the hooks. Compiled code does not see the
 hooks of this file."""
 
+UNSEEN = "the operators of another thread"
+"""What no counter sees of a module that runs in a thread of its own."""
+
 
 class Running:
     """While this context is open, `path` is the path of the module of `root` that is running; "" is `root` itself.
 
     A module with several names is running under the name inside the module that called it, or else under its first
-    name. A module that is not part of `root` counts as the module that called it.
+    name. A module that is not part of `root` counts as the module that called it. Each thread has its own path; it
+    begins with that of the thread that opened the context.
 
     The hooks are global, because a hook of one module turns off the fast paths of some modules, such as torch's own.
     The hooks change nothing, so the fast paths of saprof run with them. They are removed when the context ends, and an
@@ -32,15 +39,22 @@ class Running:
         for name, module in root.named_modules(remove_duplicate=False):
             self._names.setdefault(module, []).append(name)
         self._skip_compiled = skip_compiled
-        self._stack: list[str] = []
+        self._stacks: defaultdict[int, list[tuple[str, object]]] = defaultdict(list)
+        self._thread = get_ident()
+        self.unseen: defaultdict[str, int] = defaultdict(int)
+        """How often each module ran in another thread, where no mode of the dispatcher, so no counter, sees it."""
         self._handles: list[Any] = []
         self._wrapped = ExitStack()
 
     @property
     def path(self) -> str:
-        return self._stack[-1] if self._stack else ""
+        for thread in (get_ident(), self._thread):
+            if stack := self._stacks.get(thread):
+                return stack[-1][0]
+        return ""
 
     def __enter__(self) -> Running:
+        self._thread = get_ident()
         self._wrapped.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", _ABOUT_HOOKS)
         for module in self._names if self._skip_compiled else ():
@@ -54,12 +68,13 @@ class Running:
     def __exit__(self, *_: object) -> None:
         self._remove()
         self._wrapped.close()
-        self._stack.clear()
+        self._stacks.clear()
 
-    def entered(self, path: str) -> None:
-        """Called when a module begins."""
+    def entered(self, path: str, known: bool) -> object:
+        """Called when a module begins; what it returns is given to `left`. `known` is whether the module is part of
+        `root`."""
 
-    def left(self, path: str) -> None:
+    def left(self, opened: Any) -> None:
         """Called when a module ends, by an exception too."""
 
     def _register(self) -> None:
@@ -95,14 +110,16 @@ class Running:
                 self._leave()
 
     def _enter(self, module: nn.Module, *_: Any) -> None:
-        self._begin(self._called(module))
+        self._begin(self._called(module), module in self._names)
 
-    def _begin(self, path: str) -> None:
-        self._stack.append(path)
-        self.entered(path)
+    def _begin(self, path: str, known: bool = True) -> None:
+        if get_ident() != self._thread and not torch._C._len_torch_dispatch_stack():
+            self.unseen[path] += 1
+        self._stacks[get_ident()].append((path, self.entered(path, known)))
 
     def _leave(self, *_: Any) -> None:
-        self.left(self._stack.pop())
+        if stack := self._stacks[get_ident()]:  # another thread may have begun before the context was opened
+            self.left(stack.pop()[1])
 
     def _called(self, module: nn.Module) -> str:
         names, caller = self._names.get(module), self.path

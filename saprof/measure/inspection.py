@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from saprof.layers.running import Running
+from saprof.layers.running import UNSEEN, Running
 from saprof.measure.memory import saved_by
 from saprof.measure.profiled import Profiled
 from saprof.measure.trace import MARK, Place, recorded, trace
@@ -57,7 +57,8 @@ def counted(subject: Profiled) -> Counted:
         place = _place(key, seen.marks[number])
         costs[place] += cost
         calls[place] += 1
-    return Counted(costs, calls, {(key.kind, key.path): times for key, times in counter.uncounted.items()})
+    uncounted = {(key.kind, key.path): times for key, times in counter.uncounted.items()}
+    return Counted(costs, calls, uncounted | {(UNSEEN, path): times for path, times in running.unseen.items()})
 
 
 def _place(key: Key, mark: Place) -> Place:

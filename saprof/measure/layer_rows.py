@@ -11,11 +11,11 @@ from typing import Any
 from saprof.layers.running import compiled_by
 from saprof.measure.found import Found, around, counted, least, measured, paths, weighed
 from saprof.measure.latency import Latency
+from saprof.measure.network import counts
 from saprof.measure.profiled import Profiled
 from saprof.measure.rounds import timed
 from saprof.measure.trace import Place
-from saprof.models.counting import count
-from saprof.models.inputs import first, sizes
+from saprof.models.inputs import sizes
 from saprof.records.calibration import Calibration
 from saprof.records.ratios import Ratio
 from saprof.records.rows import SCHEMA, Row
@@ -52,23 +52,8 @@ class Rows:
             **timed(latency),
             peak_bytes=memory["peak_bytes"],
             saved_bytes=memory.get("saved_bytes"),
-            **self._about(""),
-            **self._of_one_image(),
+            **self._about("") | counts(self.subject.name, self.subject.module, self.subject.inputs),
         )
-
-    def _of_one_image(self) -> dict[str, Any]:
-        """The counts of one image, as in the rows of a sweep; nothing for a network that cannot be counted without
-        data."""
-        try:
-            cost = count(self.subject.module, inputs=first(self.subject.inputs), uncounted="list")
-        except ValueError:
-            return {}
-        return {
-            "macs": cost.macs,
-            "flops_paper": cost.paper,
-            "flops_hardware": cost.flops("hardware"),
-            "compulsory_bytes": cost.bytes,
-        }
 
     def layers(self, found: Found, overhead: Ratio, remarks: str) -> Iterator[Row]:
         """One row per module that ran, and one per operator that it calls."""

@@ -5,7 +5,6 @@ Only the memory of torch's allocator is counted; the kernels of saprof allocate 
 
 from __future__ import annotations
 
-import os
 import sys
 import weakref
 from collections.abc import Callable, Sequence
@@ -16,6 +15,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from saprof.measure.recording import recording
 
 Function = Callable[..., Any]
 
@@ -73,10 +74,7 @@ def _stand_in(x: Tensor) -> Tensor:
 
 
 def _cpu_peak(call: Callable[[], object]) -> int:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise it prints to stderr when it starts and stops
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with recording(memory=True) as profiler:
         output = call()
     recorded: Any = profiler.profiler  # the running sum of its memory events is exact, and no public API has it
     events = sorted((e.start_ns(), e.nbytes()) for e in recorded.kineto_results.events() if e.name() == "[memory]")

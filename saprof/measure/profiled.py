@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from saprof.layers import LocalAttention
 from saprof.measure.prepared import Prepared
 from saprof.models.inputs import arguments, tensors
+from saprof.models.state import attributes_kept
 from saprof.text import unknown
 
 MODES = ("forward", "train_step")
@@ -36,6 +38,8 @@ class Profiled:
         if self.mode not in MODES:
             raise ValueError(unknown("mode", self.mode, MODES))
         arguments(self.inputs)
+        if any(is_lazy(x) for x in [*self.module.parameters(), *self.module.buffers()]):
+            raise ValueError(f"{self.name} has parameters without a shape; expected a network that has run once")
         devices = {x.device for x in [*self.module.parameters(), *self.module.buffers(), *tensors(self.inputs)]}
         if len(devices) > 1 or torch.device("meta") in devices:
             found = ", ".join(sorted(map(str, devices)))
@@ -64,22 +68,17 @@ class Profiled:
 
 @contextmanager
 def unchanged(module: nn.Module, mode: str, device: str) -> Iterator[None]:
-    """Put a module into the state of a mode. Afterwards restore its training flags, its buffers, such as running
-    statistics, and torch's random numbers.
+    """Put a module into the state of a mode. Afterwards restore its training flags, its attributes, the values of its
+    buffers, such as running statistics, and torch's random numbers.
 
     A forward runs in evaluation mode. Every other mode runs in training mode; if the module itself is in training mode
     already, the flags of the modules inside stay, so that a frozen batch norm stays frozen.
     """
     flags = {inside: inside.training for inside in module.modules()}
-    buffers = [
-        (inside, name, x, x.detach().clone())
-        for inside in module.modules()
-        for name, x in inside._buffers.items()
-        if x is not None
-    ]
+    buffers = [(x, x.detach().clone()) for x in module.buffers()]
     cuda = [torch.device(device)] if device.startswith("cuda") else []
     try:
-        with torch.random.fork_rng(cuda):
+        with torch.random.fork_rng(cuda), attributes_kept(module):
             if mode == "forward":
                 module.eval()
             elif not module.training:
@@ -88,10 +87,9 @@ def unchanged(module: nn.Module, mode: str, device: str) -> Iterator[None]:
     finally:
         for inside, training in flags.items():
             inside.training = training
-        with torch.no_grad():
-            for inside, name, x, before in buffers:
+        for x, before in buffers:
+            with torch.inference_mode(x.is_inference()), torch.no_grad():  # which alone may change such a tensor
                 x.copy_(before)
-                inside._buffers[name] = x
 
 
 @contextmanager

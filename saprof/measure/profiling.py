@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from saprof import text
+from saprof.command import LONGEST_S
 from saprof.layers import LocalAttention
 from saprof.measure.found import Found, paths
 from saprof.measure.inspection import counted, saved
@@ -24,6 +25,7 @@ from saprof.measure.latency import Candidate, Latency, Timed, interleave, ratio
 from saprof.measure.layer_rows import Rows
 from saprof.measure.prepared import Refused
 from saprof.measure.profiled import Profiled, composed
+from saprof.measure.recording import ALONE, refuse_a_second_one
 from saprof.measure.trace import Trace, trace
 from saprof.models.inputs import copied
 from saprof.records import environment
@@ -61,15 +63,31 @@ def profile(
 
     Raises ValueError for inputs that do not fit; what the network raises is passed on.
     """
+    _check(name, seconds, roofs)
     if isinstance(module, nn.Module):
         one = Profiled(name or type(module).__name__, module, copied(inputs), mode)
         return profile_all([one], seconds, apart=apart, roofs=roofs, progress=progress)[0]
     if not isinstance(module, Mapping) or not module:
         raise ValueError(f"module is of type {type(module).__name__}; expected an nn.Module, or a dict of them by name")
     pairs = {key: one if isinstance(one, tuple) else (one, inputs) for key, one in module.items()}
+    for key, pair in pairs.items():
+        if len(pair) != 2:
+            raise ValueError(
+                f"{key} is a tuple of {len(pair)}; expected a network, or a pair of a network and its inputs"
+            )
     subjects = [Profiled(str(key), network, copied(given), mode) for key, (network, given) in pairs.items()]
     found = profile_all(subjects, seconds, apart=apart, roofs=roofs, progress=progress)
     return dict(zip(map(str, module), found, strict=True))
+
+
+def _check(name: object, seconds: object, roofs: object) -> None:
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"name is {name!r}; expected text")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_S:
+        raise ValueError(f"seconds is {seconds!r}; expected a positive number, {LONGEST_S} at most")
+    if roofs is not None and not isinstance(roofs, Calibration):
+        expected = "what saprof.measure.calibrate.calibrate returns"
+        raise ValueError(f"roofs is of type {type(roofs).__name__}; expected {expected}")
 
 
 def profile_all(
@@ -85,7 +103,9 @@ def profile_all(
     bar = tqdm(file=sys.stderr, disable=not progress, **how)
     say: Callable[[str], object] = bar.set_description_str
     device = subjects[0].device
+    refuse_a_second_one()
     with ExitStack() as stack:
+        stack.enter_context(ALONE)
         stack.enter_context(bar)
         for subject in subjects:
             stack.enter_context(subject.unchanged())

@@ -7,7 +7,6 @@ whose forward created its autograd node; the sequence number of the node identif
 
 from __future__ import annotations
 
-import os
 import tempfile
 from bisect import bisect_right
 from collections import defaultdict
@@ -21,6 +20,7 @@ import torch
 from torch import nn
 
 from saprof.layers.running import Running
+from saprof.measure.recording import recording
 
 RANGE = "saprof:"
 """The start of the name of a range; the number of a place follows."""
@@ -70,7 +70,6 @@ class Ranges(Running):
         self.places: list[str] = []
         """The path of each range, by the number in its name."""
         self._numbers: dict[str, int] = {}
-        self._open: list[Any] = []
         self._starts: list[int] = []
         self._owners: list[str] = []
         self.calls: defaultdict[str, int] = defaultdict(int)
@@ -80,17 +79,18 @@ class Ranges(Running):
         self._note("")
         return self
 
-    def entered(self, path: str) -> None:
-        self.calls[path] += 1
+    def entered(self, path: str, known: bool) -> object:
+        self.calls[path] += known
         self._note(path)
         number = self._numbers.setdefault(path, len(self._numbers))
         if number == len(self.places):
             self.places.append(path)
-        self._open.append(recorded(f"{RANGE}{number}"))
-        self._open[-1].__enter__()
+        opened = recorded(f"{RANGE}{number}")
+        opened.__enter__()
+        return opened
 
-    def left(self, path: str) -> None:
-        self._open.pop().__exit__(None, None, None)
+    def left(self, opened: Any) -> None:
+        opened.__exit__(None, None, None)
         self._note(self.path)
 
     def _note(self, path: str) -> None:
@@ -127,13 +127,8 @@ def trace(
 
     With `memory`, the allocations are traced too. The context `inside` is open during the calls.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # otherwise it prints to stderr when it starts and stops
-    from torch.profiler import ProfilerActivity, profile
-
     on_gpu = torch.device(device).type == "cuda"
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    recording = profile(activities=activities, profile_memory=memory)
-    with recording as profiler, Ranges(root) as ranges, inside or nullcontext():
+    with recording(on_gpu, memory) as profiler, Ranges(root) as ranges, inside or nullcontext():
         for _ in range(repeats):
             with recorded(f"{RANGE}call"):
                 call()
@@ -257,29 +252,25 @@ class _Labelled(Running):
     def __init__(self, root: nn.Module, name: str, on_gpu: bool) -> None:
         super().__init__(root, skip_compiled=True)
         self.name, self.on_gpu = name, on_gpu
-        self._open: list[Any] = []
 
-    def entered(self, path: str) -> None:
+    def entered(self, path: str, known: bool) -> object:
         label = path or self.name
-        self._open.append(torch.profiler.record_function(label))
-        self._open[-1].__enter__()
+        opened = torch.profiler.record_function(label)
+        opened.__enter__()
         if self.on_gpu:
             torch.cuda.nvtx.range_push(label)
+        return opened
 
-    def left(self, path: str) -> None:
+    def left(self, opened: Any) -> None:
         if self.on_gpu:
             torch.cuda.nvtx.range_pop()
-        self._open.pop().__exit__(None, None, None)
+        opened.__exit__(None, None, None)
 
 
 def chrome_trace(root: nn.Module, name: str, call: Callable[[], object], device: str = "cpu") -> bytes:
     """One call as a Chrome trace, in which every module is a range with its path; `name` is the root's."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-    from torch.profiler import ProfilerActivity, profile
-
     on_gpu = torch.device(device).type == "cuda"
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    with profile(activities=activities, profile_memory=True) as profiler, _Labelled(root, name, on_gpu):
+    with recording(on_gpu, memory=True) as profiler, _Labelled(root, name, on_gpu):
         call()
         if on_gpu:
             torch.cuda.synchronize(device)

@@ -19,9 +19,10 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from saprof.layers.running import Running
+from saprof.layers.running import UNSEEN, Running
 from saprof.models.catalogue import named_model
 from saprof.models.counter import Counter
+from saprof.models.state import attributes_kept
 from saprof.operators import DECLARED, Operator
 from saprof.operators.cost import Cost, Uncounted
 from saprof.operators.footprint import Footprint
@@ -69,6 +70,7 @@ def count(
                 raise
             raise ValueError(f"cannot count {type(model).__name__} from shapes alone: {_sentence(error)}") from error
     left = [Uncounted(key.kind, key.path, times) for key, times in counter.uncounted.items()]
+    left += [Uncounted(UNSEEN, path, times) for path, times in running.unseen.items()]
     if left and uncounted == "raise":
         raise ValueError(f"cannot count {type(model).__name__}: {_unknown_costs(left)}")
     return _collected(model, counter, left)
@@ -150,6 +152,7 @@ def _run(model: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any]) -
         if not x.is_meta
     }
     with ExitStack() as stack:
+        stack.enter_context(attributes_kept(model))
         # scripts that are frozen have no mode
         for module in [module for module in model.modules() if getattr(module, "training", False)]:
             stack.callback(setattr, module, "training", True)

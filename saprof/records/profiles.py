@@ -154,6 +154,8 @@ def lines(
     for name in [*(columns or ()), *([sort] if sort else [])]:
         if name not in COLUMNS:
             raise ValueError(text.unknown("column", name, tuple(COLUMNS)))
+    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int) or depth < 0):
+        raise ValueError(f"depth is {depth!r}; expected 0, a positive integer, or None for all levels")
     root = profile.root
     if sort:
         _sort(root, COLUMNS[sort].key)

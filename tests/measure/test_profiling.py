@@ -1,6 +1,7 @@
 """Profiles: the tree adds up, nothing of the network changes, and hooks do not change what runs."""
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -118,6 +119,104 @@ def test_an_input_that_the_network_changes_in_place_stays():
     image = IMAGE.clone()
     saprof.profile(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 2, 1)), image, **QUICK)
     assert torch.equal(image, IMAGE)
+
+
+class Remembers(nn.Module):
+    """Keeps what it computes: in a list, in a new attribute, and in a buffer that is empty at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.kept = []
+        self.register_buffer("last", None)
+
+    def forward(self, x):
+        if not hasattr(self, "position"):
+            self.position = torch.arange(x.shape[-1], device=x.device)
+        self.last = self.linear(x + self.position).detach()
+        self.kept.append(self.last)
+        return torch.cat(self.kept) + self.linear(x).sum()
+
+
+@pytest.mark.parametrize("mode", ["forward", "train_step"])
+def test_what_a_network_keeps_between_calls_is_as_before(mode):
+    network, x = Remembers(), torch.randn(2, 4)
+    profile = saprof.profile(network, x, mode=mode, **QUICK)
+    assert profile.network.macs == 2 * 4 * 4, "the network's row has the counts of one entry"
+    assert network.kept == []
+    assert network.last is None
+    assert not hasattr(network, "position")
+    assert network(x).shape == (2, 4)
+
+
+def test_a_network_of_inference_tensors_is_restored():
+    with torch.inference_mode():
+        network = nn.BatchNorm2d(3)
+    assert saprof.profile(network, IMAGE, **QUICK).root.row.calls == 1
+
+
+def test_a_number_is_an_input():
+    class Scaled(nn.Module):
+        def forward(self, x, scale):
+            return x * scale
+
+    assert saprof.profile(Scaled(), (IMAGE, torch.tensor(2.0)), **QUICK).network.flops_hardware == IMAGE.numel()
+
+
+class Threaded(nn.Module):
+    """Two layers that run in threads of their own, at the same time."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        with ThreadPoolExecutor(2) as pool:
+            return torch.cat(list(pool.map(lambda layer: layer(x), (self.one, self.other))), 1)
+
+
+def test_what_no_counter_sees_is_named():
+    network, x = Threaded(), torch.randn(3, 4)
+    profile = saprof.profile(network, x, **QUICK)
+    found = layers(profile)
+    assert (found[""].calls, found["one"].calls, found["other"].calls) == (1, 1, 1)
+    assert "no cost is known for the operators of another thread, 1 times in one" in profile.notes
+    with pytest.raises(ValueError, match="no cost is known for the operators of another thread"):
+        saprof.count(network, inputs=x)
+
+
+def test_a_module_from_elsewhere_is_no_call_of_its_caller():
+    elsewhere = [nn.Conv2d(2, 2, 1)]
+
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x):
+            return elsewhere[0](self.inner(x))
+
+    profile = saprof.profile(Calls(), IMAGE, **QUICK)
+    assert profile.root.row.calls == 1
+    assert profile.root.row.macs == 2 * 12 * 12 * (6 + 4)
+
+
+def test_a_second_profiler_is_refused_and_loses_nothing():
+    with torch.profiler.profile() as outer:
+        IMAGE.sin()
+        with pytest.raises(ValueError, match="a profiler of torch is active"):
+            saprof.profile(nn.ReLU(), IMAGE, **QUICK)
+        with pytest.raises(ValueError, match="a profiler of torch is active"):
+            peak_bytes(lambda: IMAGE.cos())
+    assert "aten::sin" in {event.key for event in outer.key_averages()}
+
+
+def test_two_threads_measure_one_after_the_other():
+    network = nn.Conv2d(3, 2, 1)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: saprof.profile(network, IMAGE, **QUICK), range(2)))
+    assert [profile.root.row.macs for profile in found] == [2 * 12 * 12 * 6] * 2
+    assert [profile.root.row.calls for profile in found] == [1, 1]
 
 
 class Fails(nn.Module):
@@ -269,6 +368,12 @@ def test_two_networks_in_the_same_rounds():
             {"mode": "train_step"},
             "ReLU: mode train_step needs parameters or inputs that require gradients",
         ),
+        ({"a": (nn.ReLU(),)}, IMAGE, {}, "a is a tuple of 1; expected a network, or a pair"),
+        (nn.LazyConv2d(2, 1), IMAGE, {}, "LazyConv2d has parameters without a shape; expected a network that has run"),
+        (nn.ReLU(), IMAGE, {"seconds": -1}, "seconds is -1; expected a positive number"),
+        (nn.ReLU(), IMAGE, {"seconds": float("nan")}, "seconds is nan; expected a positive number"),
+        (nn.ReLU(), IMAGE, {"name": 3}, "name is 3; expected text"),
+        (nn.ReLU(), IMAGE, {"roofs": "measure"}, "roofs is of type str; expected what"),
         (nn.Conv2d(3, 2, 1, device="meta"), IMAGE, {}, "expected all of them on one device with data"),
     ],
 )
@@ -314,7 +419,7 @@ def test_running_modules_are_tracked():
     network, seen = Shared(), []
 
     class Noted(Running):
-        def entered(self, path):
+        def entered(self, path, known):
             seen.append(path)
 
     with Noted(network) as running:

@@ -1,6 +1,7 @@
 """Networks that are not ours: whatever computes is counted or named."""
 
 import copy
+from collections import deque
 
 import pytest
 import torch
@@ -387,3 +388,24 @@ def test_meta_and_real_tensors_cost_the_same(layer):
     expected = count(model, (2, 4, 4))
     for number in NUMBERS[1:]:
         assert sum(getattr(x, number) for x in counter.costs.values()) == getattr(expected, number), number
+
+
+def test_what_a_network_keeps_between_calls_is_as_before():
+    class Remembers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.kept = deque(maxlen=3)
+            self.scale = None
+
+        def forward(self, x):
+            if self.scale is None:
+                self.scale = torch.ones(4, device=x.device)
+            self.kept.append(self.linear(x * self.scale))
+            return torch.cat(list(self.kept))
+
+    network, x = Remembers(), torch.randn(2, 4)
+    assert count(network, inputs=x).macs == count(network, inputs=x).macs == 2 * 4 * 4
+    assert network.scale is None
+    assert not network.kept
+    assert network(x).shape == (2, 4)

@@ -61,6 +61,12 @@ def test_each_row_of_a_network_begins_a_profile():
     assert [one.network.name for one in found] == ["tiny", "other"], "a network without layers is no profile"
 
 
+@pytest.mark.parametrize("depth", [-1, "2", 1.5, True])
+def test_a_depth_that_is_no_number_of_levels_is_refused(depth):
+    with pytest.raises(ValueError, match=r"depth is .*expected 0, a positive integer, or None"):
+        tiny().table(depth)
+
+
 def test_a_layer_without_its_network_is_refused():
     with pytest.raises(ValueError, match="a layer of tiny has no row of tiny before it; expected a whole profile"):
         profiles(made_up.profile_rows()[1:])
