@@ -115,17 +115,25 @@ class ResNet(nn.Module):
         """The output map of every stage."""
         x = self.embed(x)
         found = []
-        for number in range(1, len(self.config.blocks) + 1):
-            x = getattr(self, f"layer{number}")(x)
+        for stage in self.stages:
+            x = stage(x)
             found.append(x)
         return found
 
     def forward_features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-        """The last map, before it is pooled."""
-        return self.features(x)[-1]
+        """The last map, before it is pooled. No map of an earlier stage is kept."""
+        x = self.embed(x)
+        for stage in self.stages:
+            x = stage(x)
+        return x
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         return self.fc(self.avgpool(self.forward_features(x)).flatten(1))
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The stages, in order."""
+        return [getattr(self, f"layer{number}") for number in range(1, len(self.config.blocks) + 1)]
 
     @property
     def feature_channels(self) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """The maps of networks, networks without a classifier, and images of any number of channels."""
 
 import re
+import weakref
 
 import pytest
 import torch
@@ -137,3 +138,17 @@ def test_checkpoints_without_these_fields_load(tmp_path):
 def test_the_nearest_name_is_suggested(call, message):
     with pytest.raises(ValueError, match=f"{re.escape(message)}$"):
         call()
+
+
+def test_a_forward_keeps_no_map_of_an_earlier_stage():
+    model = saprof.create_model("resnet_mini").eval()
+    first, *_, last = model.stages
+    made = []
+    alive_at_the_end = []
+    first.register_forward_hook(lambda module, inputs, output: made.append(weakref.ref(output)))
+    last.register_forward_hook(lambda module, inputs, output: alive_at_the_end.append(made[-1]() is not None))
+    assert len(model.stages) > 2
+    with torch.no_grad():
+        model(image())
+        model.features(image())
+    assert alive_at_the_end == [False, True], "features keep all maps"
