@@ -1,5 +1,5 @@
-"""Counts where arithmetic cannot hide: at torch's dispatcher, which sees every operator that runs, whether a module, a
-function, a script or autograd called it."""
+"""A counter at torch's dispatcher. Every operator that runs reaches the dispatcher, whether a module, a function, a
+script or autograd called it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from saprof.operators.footprint import Footprint
 
 
 class Key(NamedTuple):
-    """Where the calls of one kind of operator were counted."""
+    """A module and a kind of operator, whose calls are counted together."""
 
     path: str
     """The path of the module."""
@@ -39,13 +39,13 @@ class Counter(TorchDispatchMode):
         with Running(model) as running, Counter(lambda: running.path) as counter:
             model(image).sum().backward()
 
-    `where` returns the path of the running module. What a backward computes is counted at the module whose forward it
-    belongs to. A declared operator of saprof has the cost of its declaration, whatever computes it: fused or composed,
-    all backends count the same. The backward of an attention costs twice its forward, and that of any other declared
-    operator once for each input that needs a gradient. The `paper` convention counts no backward.
+    `where` returns the path of the running module. An operator of a backward is counted at the module whose forward
+    created its autograd node. A declared operator of saprof has the cost of its declaration, in all backends. The
+    backward of an attention costs twice its forward. The backward of any other declared operator costs its forward once
+    for each input that needs a gradient. The `paper` convention counts no backward.
 
-    An operator of functions, such as that of torch.cond, runs whole: torch's formula for it counts it, or it is named
-    in `uncounted`. Code that torch.compile or CUDA graphs have captured is not seen.
+    An operator that takes functions, such as that of torch.cond, is counted as one call by torch's formula, or listed in
+    `uncounted`. Code that torch.compile or CUDA graphs have captured does not reach the dispatcher, and is not counted.
     """
 
     supports_higher_order_operators = True  # read by torch
@@ -53,9 +53,9 @@ class Counter(TorchDispatchMode):
     def __init__(self, where: Callable[[], str] = lambda: "") -> None:
         super().__init__()
         self.costs: defaultdict[Key, Cost] = defaultdict(Cost)
-        """The cost by module and kind. What is free is left out."""
+        """The cost by module and kind. Operators that cost nothing are left out."""
         self.calls: defaultdict[Key, int] = defaultdict(int)
-        """The number of calls of what is in `costs`."""
+        """The number of calls by module and kind, for the keys of `costs`."""
         self.uncounted: defaultdict[Key, int] = defaultdict(int)
         """The number of calls of operators that no rule counts, by module and full name, such as `mylib::op`."""
         self._where = where
@@ -145,7 +145,7 @@ class Counter(TorchDispatchMode):
             self.add(Key(path, kind), Cost(*work, reads=sum(map(_bytes, inputs)), writes=sum(map(_bytes, written))))
 
     def take_shapes(self, tensors: Iterable[Tensor]) -> None:
-        """Let empty tensors on the meta device take the place of these ones wherever an operator reads them."""
+        """Replace these tensors by empty ones on the meta device in the arguments of every operator."""
         for x in tensors:
             self._twins.add(x)
 
@@ -169,7 +169,7 @@ class Counter(TorchDispatchMode):
         return output
 
     def run_inside(self, entry: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-        """Run without counting what computes it."""
+        """Call `entry` without counting the operators that it runs."""
         outside, self._inside = self._inside, True
         try:
             return entry(*arguments)
@@ -178,7 +178,8 @@ class Counter(TorchDispatchMode):
 
 
 class _Entries(TorchFunctionMode):
-    """Sees the calls of saprof's dispatcher entries, which the dispatcher replaces by those of a backend."""
+    """Intercepts the calls of saprof's dispatcher entries, before the dispatcher replaces them by those of a
+    backend."""
 
     def __init__(self, counter: Counter) -> None:
         super().__init__()
@@ -194,7 +195,7 @@ class _Entries(TorchFunctionMode):
 
 
 class _Forward:
-    """Which module each node of the graph belongs to. Autograd numbers the nodes in the order of the forward."""
+    """The module of each autograd node. Autograd numbers the nodes in the order of the forward."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
@@ -217,7 +218,8 @@ class _Forward:
 
 
 class _Twins:
-    """Copies on the meta device of tensors that meet others there, such as constants that are no buffers."""
+    """Copies on the meta device of tensors that are arguments beside tensors on the meta device, such as constants that
+    are not buffers."""
 
     def __init__(self) -> None:
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
@@ -247,7 +249,7 @@ class _Twins:
 
 
 def _computed(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What the operator returns. Raises ValueError if it needs values, which the meta device does not have."""
+    """The output of the operator. Raises ValueError if it needs values, which the meta device does not have."""
     try:
         return output_of(func, args, kwargs)
     except (RuntimeError, NotImplementedError) as error:
@@ -255,7 +257,7 @@ def _computed(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) 
             raise
         raise ValueError(
             f"{func._schema.name} needs the values of a tensor, but a network is counted from shapes alone; expected a "
-            "network without it: count its parts before and after it"
+            "network without it, so count the parts before and after it"
         ) from error
 
 

@@ -1,5 +1,5 @@
 """The cost of a whole model. Its forward runs on the meta device, where tensors have shapes and no data, and a counter
-adds up what the dispatcher sees. fvcore can count our operators as well, as a cross-check."""
+adds up the operators that reach torch's dispatcher. fvcore can count our operators too, as a cross-check."""
 
 from __future__ import annotations
 
@@ -41,16 +41,15 @@ def count(
 ) -> Cost:
     """Parameters and operations of a model, or of a named one, for one image of `input_size` (channels, rows, columns).
 
-    The default size is the model's own: that of a named model, or that of a `default_cfg` as timm's models have, else
-    (3, 224, 224). For a model that takes something else, `inputs` are the arguments of its forward: a tensor, a tuple
-    of arguments or a dict of named ones. Their values are not read.
+    The default size is that of the named model, or that in the `default_cfg` of a model of timm, else (3, 224, 224).
+    For a model that does not take one image, `inputs` are the arguments of its forward: a tensor, a tuple of positional
+    arguments, or a dict of keyword arguments. Their values are not read.
 
-    `Cost.layers` has the counts by module and `Cost.operators` by kind; `Cost.params` has all parameters, also those
-    that are not trained. The model is counted in evaluation mode, and is not changed. If it is compiled, or wrapped for
-    several devices, the model inside is counted.
+    `Cost.layers` has the counts by module, and `Cost.operators` by kind of operator. The model is counted in evaluation
+    mode, and is not changed. If it is compiled, or wrapped for several devices, the model inside is counted.
 
-    Raises ValueError if the model calls an operator whose cost is not known, unless `uncounted="list"`, which lists
-    these calls in `Cost.uncounted`; and if what it computes depends on the values of a tensor.
+    Raises ValueError if the model calls an operator without a known cost, unless `uncounted="list"`, which lists these
+    calls in `Cost.uncounted`. Raises ValueError if the operators that run depend on the values of a tensor.
     """
     if uncounted not in ("raise", "list"):
         raise ValueError(unknown("uncounted", uncounted, ("raise", "list")))
@@ -96,7 +95,7 @@ def _unknown_costs(left: Sequence[Uncounted]) -> str:
 def _unwrapped(model: nn.Module) -> nn.Module:
     """The module inside what torch.compile, DataParallel or DistributedDataParallel returned."""
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; expected a module, or the name of a model")
+        raise ValueError(f"model is of type {type(model).__name__}; expected an nn.Module, or the name of a model")
     while True:
         if isinstance(model, nn.DataParallel | DistributedDataParallel):
             model = model.module
@@ -120,7 +119,7 @@ def _arguments(model: nn.Module, size: Sequence[int] | None, inputs: Any) -> tup
         if size is not None:
             raise ValueError("count got both input_size and inputs; expected one of them")
         if not isinstance(inputs, Tensor | tuple | Mapping):
-            raise ValueError(f"inputs is a {type(inputs).__name__}; expected a tensor, a tuple or a dict")
+            raise ValueError(f"inputs is of type {type(inputs).__name__}; expected a tensor, a tuple or a dict")
         moved = tree_map_only(Tensor, lambda x: x.detach().to("meta"), inputs)
         if isinstance(moved, Mapping):
             return (), moved

@@ -1,4 +1,4 @@
-"""The maps of a network, for a model of your own that builds on them, such as a detector."""
+"""The output maps of the stages of a network, for another model that reads them, such as a detector."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from saprof.models.san import SAN
 
 
 class FeatureMaps(nn.Module):
-    """Images to the list of the output maps of all stages of `network`, the largest map first.
+    """Returns the list of the output maps of all stages of `network`, the largest map first.
 
     Shapes: input (n, in_channels, h, w); map s of the output (n, channels[s], about h / reductions[s], about
-    w / reductions[s]). A SAN rounds odd sides down, a ResNet up. The classifier of `network` is removed. ValueError if
-    the network is not a SAN, ResNet or SASA.
+    w / reductions[s]). A SAN rounds odd sides down, a ResNet up. The classifier of `network` is removed. Raises
+    ValueError if the network is not a SAN, ResNet or SASA.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         if not isinstance(network, SAN | ResNet):
-            raise ValueError(f"cannot take the features of a {type(network).__name__}; expected a SAN, ResNet or SASA")
+            raise ValueError(f"network is of type {type(network).__name__}; expected a SAN, ResNet or SASA")
         for name in ("pool", "head", "avgpool", "fc"):
             if name in network._modules:
                 delattr(network, name)

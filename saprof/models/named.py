@@ -1,6 +1,6 @@
-"""Networks as a command line names them: ours, torchvision's, timm's, and those that a function of the user returns.
+"""Networks that a command line names: ours, torchvision's, timm's, and those that a function of the user returns.
 
-A registered network is read without torch. Other packages are imported when a network of theirs is read.
+The name of a registered network is read without torch. Another package is imported when one of its networks is named.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 REGISTERED, TORCHVISION, TIMM, OWN = "registered", "torchvision", "timm", "own"
 """The kinds of named networks."""
 OTHERS = ("torchvision:NAME", "timm:NAME", "package.module:function")
-"""How networks that are not registered are named."""
+"""The forms of the names of networks that are not registered."""
 IMAGE_SIDE = 224
 EXPECTED = "expected package.module:function, which returns an nn.Module, or a pair of an nn.Module and its inputs"
 INSTALL = {
@@ -56,7 +56,7 @@ class NamedNetwork:
     attends: bool = False
     """Whether it contains attention layers of saprof."""
     image_side: int | None = IMAGE_SIDE
-    """The side of the images that it takes unless the user gives another; None if it has inputs of its own."""
+    """The default side of its images in pixels; None if it has inputs of its own."""
     sizes: Sizes | None = None
     """The batch and the map of its own inputs; None if it takes images."""
     digest: str = ""
@@ -82,8 +82,8 @@ class NamedNetwork:
         return Built(_of_torchvision(name) if self.kind == TORCHVISION else _package(TIMM).create_model(name))
 
     def example(self, built: Built, batch: int = 1, side: int | None = None) -> Any:
-        """The network's own inputs; or `batch` random images, the same every time, of `side` × `side` pixels, which
-        are `image_side` if None."""
+        """The network's own inputs; or `batch` random images of `side` × `side` pixels, the same every time. The
+        default side is `image_side`."""
         from saprof.models.inputs import image_channels, images
 
         if built.inputs is not None:

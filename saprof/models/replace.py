@@ -22,7 +22,7 @@ from saprof.text import align, counted, unknown
 IMAGE_CHANNELS = 4
 """The most channels that an image has."""
 STEMS = ("stem", "conv1")
-"""The names of modules whose convolutions are all part of the stem, if the first one is."""
+"""If the first convolution is inside a module of such a name, all convolutions in it are part of the stem."""
 
 Which = Callable[[str, nn.Module], bool] | str | Sequence[str] | None
 
@@ -38,7 +38,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Kept:
-    """One convolution that was left, and why."""
+    """One convolution that was kept, and the reason."""
 
     name: str
     before: str
@@ -47,18 +47,18 @@ class Kept:
 
 @dataclass(frozen=True)
 class Replacement:
-    """What `replace_convolutions` replaced, what it left, and the network. `str` gives a table."""
+    """The convolutions that were replaced, those that were kept, and the network. `str` returns a table."""
 
     model: nn.Module = field(repr=False)
     replaced: tuple[Change, ...]
     kept: tuple[Kept, ...]
 
     def __str__(self) -> str:
-        lines = [f"{counted(len(self.replaced), 'convolution')} replaced, {len(self.kept)} left"]
+        lines = [f"{counted(len(self.replaced), 'convolution')} replaced, {len(self.kept)} kept"]
         if self.replaced:
             lines += ["", align(("replaced", "before", "after"), [(c.name, c.before, c.after) for c in self.replaced])]
         if self.kept:
-            lines += ["", align(("left", "convolution", "why"), [(k.name, k.before, k.reason) for k in self.kept])]
+            lines += ["", align(("kept", "convolution", "reason"), [(k.name, k.before, k.reason) for k in self.kept])]
         return "\n".join(lines)
 
 
@@ -74,21 +74,23 @@ def replace_convolutions(
 ) -> Replacement:
     """Replace the spatial convolutions (those larger than 1 × 1) of any network by `LocalAttention2d`, in place.
 
-    The procedure is SASA's: attention with the width of the convolution, then, where it had a stride, an average pool.
-    The new layers are initialised and must be trained. They keep the device, dtype, mode and `requires_grad` of the
-    convolution. `footprint`, `family` and `fields` are arguments of LocalAttention2d, such as `heads=8` or
-    `boundary="exclude"`. `bias=None` gives a bias where the convolution had one. `copy=True` changes a copy instead,
-    which is `.model` of the result.
+    The procedure is SASA's. The attention has the width of the convolution; if the convolution has a stride, an average
+    pool follows. The new layers are initialised and must be trained. They have the device, dtype, mode and
+    `requires_grad` of the convolution. `footprint`, `family` and `fields` are arguments of LocalAttention2d, such as
+    `heads=8` or `boundary="exclude"`. `bias=None` gives a bias where the convolution had one. `copy=True` changes a
+    copy instead, which is `.model` of the result.
 
-    `which` chooses: names or patterns such as "layer4" (all inside it) or "layer*.conv2", or a function of name and
-    module. None stands for all but the stem.
+    `which` selects the convolutions: names or patterns such as "layer4" (all inside it) or "layer*.conv2", or a
+    function of name and module. None selects all except the stem.
 
     Chosen: the stem is the first spatial convolution in the order of registration, if it reads an image (1 to 4
-    channels); where it is inside a module named `stem` or `conv1`, as in timm's deep stems, all in there.
+    channels). If it is inside a module named `stem` or `conv1`, as in timm's deep stems, the stem is all spatial
+    convolutions in that module.
 
-    The result lists what was replaced and, with the reason, what was left: convolutions with groups, with hooks, with
-    parametrizations, of other classes than `nn.Conv2d`, shared, or with a padding that changes the size of the map.
-    ValueError for a wrong argument, or a model that cannot be changed; the model is then as it was.
+    The result lists the convolutions that were replaced, and those that were not, with the reason: they have groups,
+    hooks or parametrizations, they are shared or of another class than `nn.Conv2d`, or their padding changes the size
+    of the map. Raises ValueError for a wrong argument, or for a model that cannot be changed; the model is unchanged
+    then.
     """
     _check_model(model)
     boundary = fields.pop("boundary", None)
@@ -119,7 +121,7 @@ def replace_convolutions(
 
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; expected an nn.Module")
+        raise ValueError(f"model is of type {type(model).__name__}; expected an nn.Module")
     if _is_spatial(model):
         raise ValueError("the model is itself a convolution; expected a module that holds convolutions")
     for name, module in model.named_modules():
@@ -132,7 +134,7 @@ def _check_model(model: object) -> None:
 
 
 _WRAPPERS = ("OptimizedModule", "DistributedDataParallel", "FullyShardedDataParallel")
-"""The classes that would still run or synchronise the layers that were replaced."""
+"""Classes that keep the replaced layers, and would still run or synchronise them."""
 
 
 def _is_spatial(module: nn.Module) -> bool:
@@ -148,9 +150,9 @@ def _chooser(which: Which, found: Sequence[tuple[str, nn.Module]]) -> Callable[[
     names = [name for name, _ in found]
     if which is None:
         stem = set(_stem(found))
-        return lambda name, module: "it is the stem, which is replaced only if `which` has it" if name in stem else None
+        return lambda name, module: "it is part of the stem; `which` can select it" if name in stem else None
     if callable(which):
-        return lambda name, module: None if which(name, module) else "`which` does not have it"
+        return lambda name, module: None if which(name, module) else "`which` does not select it"
     patterns = [which] if isinstance(which, str) else which
     if not isinstance(patterns, Sequence) or not all(isinstance(pattern, str) for pattern in patterns):
         raise ValueError(f"which is {which!r}; expected names or patterns, or a function of name and module")
@@ -160,7 +162,7 @@ def _chooser(which: Which, found: Sequence[tuple[str, nn.Module]]) -> Callable[[
                 raise ValueError(f"which has {pattern!r}; expected None, since the model has no spatial convolution")
             valid = list(dict.fromkeys(around for name in names for around in _with_parents(name)))
             raise ValueError(unknown("spatial convolution", pattern, valid, "model.named_modules()"))
-    return lambda name, module: None if any(_matches(name, p) for p in patterns) else "`which` does not have it"
+    return lambda name, module: None if any(_matches(name, p) for p in patterns) else "`which` does not select it"
 
 
 def _matches(name: str, pattern: str) -> bool:

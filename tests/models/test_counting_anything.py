@@ -293,10 +293,10 @@ def test_what_shapes_alone_do_not_tell(function, sentence):
 @pytest.mark.parametrize(
     ("arguments", "options", "sentence"),
     [
-        ((3,), {}, "^model is a int; expected a module, or the name of a model$"),
+        ((3,), {}, "^model is of type int; expected an nn.Module, or the name of a model$"),
         ((nn.ReLU(), (3, 4, 8)), {"inputs": X}, "^count got both input_size and inputs; expected one of them$"),
         ((nn.ReLU(), 224), {}, "^input_size is 224; expected three positive integers: channels, rows, columns$"),
-        ((nn.ReLU(),), {"inputs": "x"}, "^inputs is a str; expected a tensor, a tuple or a dict$"),
+        ((nn.ReLU(),), {"inputs": "x"}, "^inputs is of type str; expected a tensor, a tuple or a dict$"),
         ((nn.ReLU(),), {"uncounted": "no"}, "^unknown uncounted 'no'; expected 'raise' or 'list'$"),
         ((nn.LazyLinear(3),), {}, "^cannot count LazyLinear: weight has no shape yet; expected a model that has run"),
     ],

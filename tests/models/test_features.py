@@ -55,7 +55,7 @@ def test_the_maps_are_those_of_the_network(name):
 def test_a_detector_has_no_features():
     with (
         torch.device("meta"),
-        pytest.raises(ValueError, match=r"^cannot take the features of a RetinaNet; expected a SAN"),
+        pytest.raises(ValueError, match=r"^network is of type RetinaNet; expected a SAN"),
     ):
         saprof.create_model("retinanet_resnet50", features_only=True)
 

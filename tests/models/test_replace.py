@@ -81,8 +81,8 @@ def test_a_network_of_ones_own(family):
     assert replacement.model is model
     assert names(replacement) == BLOCKS
     assert all(isinstance(model.get_submodule(name), LocalAttention2d) for name in BLOCKS)
-    assert {kept.name: kept.reason[:14] for kept in replacement.kept} == dict.fromkeys(
-        ["stem.0", "stem.2"], "it is the stem"
+    assert {kept.name: kept.reason for kept in replacement.kept} == dict.fromkeys(
+        ["stem.0", "stem.2"], "it is part of the stem; `which` can select it"
     )
     assert model.layer2.conv1.pool.kernel_size == (2, 2)
     assert model(torch.randn(2, 3, 9, 9)).shape == (2, 5)
@@ -114,7 +114,7 @@ def test_a_bias_is_where_the_convolution_had_one():
 def test_which(which, expected):
     replacement = replace_convolutions(net(), which=which, **HOW)
     assert names(replacement) == expected
-    assert {kept.reason for kept in replacement.kept} == {"`which` does not have it"}
+    assert {kept.reason for kept in replacement.kept} == {"`which` does not select it"}
 
 
 def test_the_stem():
@@ -231,7 +231,7 @@ def test_dilation_goes_to_the_footprint():
 
 def test_the_table():
     text = str(replace_convolutions(net(), **HOW))
-    assert text.startswith("4 convolutions replaced, 2 left\n\nreplaced")
+    assert text.startswith("4 convolutions replaced, 2 kept\n\nreplaced")
     assert (
         "layer2.conv1  Conv2d 8 → 16, 3 × 3, stride 2 × 2  stand_alone 8 → 16, square:3 boundary=exclude, average"
         in (text)
@@ -239,7 +239,7 @@ def test_the_table():
 
 
 WRONG = {
-    "no model": (lambda: "resnet50", {}, "model is a str; expected an nn.Module"),
+    "no model": (lambda: "resnet50", {}, "model is of type str; expected an nn.Module"),
     "a convolution": (same, {}, "the model is itself a convolution; expected a module that holds convolutions"),
     "family": (net, {"family": "conv"}, "unknown family 'conv'; expected 'pairwise', "),
     "footprint": (net, {"footprint": 3.0}, "footprint is 3.0; expected a Footprint"),
