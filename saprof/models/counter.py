@@ -44,7 +44,7 @@ class Counter(TorchDispatchMode):
     backward of an attention costs twice its forward. The backward of any other declared operator costs its forward once
     for each input that needs a gradient. The `paper` convention counts no backward.
 
-    An operator that takes functions, such as that of torch.cond, is counted as one call by torch's formula, or listed in
+    An operator that takes functions, such as that of torch.cond, counts as one call by torch's formula, or listed in
     `uncounted`. Code that torch.compile or CUDA graphs have captured does not reach the dispatcher, and is not counted.
     """
 
