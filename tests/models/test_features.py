@@ -141,14 +141,13 @@ def test_the_nearest_name_is_suggested(call, message):
 
 
 def test_a_forward_keeps_no_map_of_an_earlier_stage():
-    model = saprof.create_model("resnet_mini").eval()
+    model = saprof.create_model("resnet26").eval()
     first, *_, last = model.stages
     made = []
     alive_at_the_end = []
     first.register_forward_hook(lambda module, inputs, output: made.append(weakref.ref(output)))
     last.register_forward_hook(lambda module, inputs, output: alive_at_the_end.append(made[-1]() is not None))
-    assert len(model.stages) > 2
     with torch.no_grad():
-        model(image())
-        model.features(image())
+        model(image(side=32))
+        model.features(image(side=32))
     assert alive_at_the_end == [False, True], "features keep all maps"
