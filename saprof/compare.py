@@ -1,8 +1,8 @@
 """`python -m saprof.compare A B`: two runs cell by cell, or with `--backends numba,unfold` two backends of one run.
 
 A is before and B is after; a ratio is B / A. A cell is slower or faster if its whole 95 % interval is beyond ± 2 % and
-beyond the noise, which is how far identical calls differed. Nothing is averaged over cells. Of the layers of a profile
-those are shown that differ, the largest difference first. The exit code is 0; 2 if the command line or a run is wrong;
+beyond the noise, which is how far identical calls differed. Nothing is averaged over cells. For profiles, the
+layers that differ are shown, the largest difference first. The exit code is 0; 2 if the command line or a run is wrong;
 3 with `--fail-on-regression` if there is a regression."""
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "--fail-on-regression",
         metavar="SHARE",
         help=f"exit with {command.REGRESSION} if a cell is worse by more than the noise "
-        "and by more than this share, such as 10%% or 0.1; of the layers of a profile only those count that take "
+        "and by more than this share, such as 10%% or 0.1; layers of a profile count only if they take "
         f"{100 * LEAST_LAYER:g} %% of their network or more",
     )
     parser.add_argument(
@@ -114,7 +114,7 @@ def _rows(run: Recorded) -> list[Row]:
 
 
 def _ways(before: Recorded, after: Recorded) -> tuple[str, ...]:
-    """The fields in which the cells of two profiles may differ: what computed a layer is found out, not requested."""
+    """The fields in which the cells of two profiles may differ: what computed a layer, which was not requested."""
     return ("backend", "attention") if before.profiles and after.profiles else ()
 
 
@@ -129,7 +129,7 @@ def _wholes(compared: Sequence[Compared]) -> dict[tuple[Any, ...], Compared]:
 
 
 def _is_large(one: Compared, wholes: Mapping[tuple[Any, ...], Compared], least: float = LEAST_LAYER) -> bool:
-    """Whether a cell is no layer, or one with at least a share of its network on one side."""
+    """Whether a cell is not a layer, or is a layer with at least the share `least` of its network on one side."""
     whole = wholes.get(_network(one.after))
     if one.after.kind != "layer" or whole is None:
         return True
@@ -138,7 +138,7 @@ def _is_large(one: Compared, wholes: Mapping[tuple[Any, ...], Compared], least: 
 
 
 def _shown(compared: Sequence[Compared], wholes: Mapping[tuple[Any, ...], Compared]) -> list[Compared]:
-    """The cells to show: all but the layers that do not differ, or differ by less than `LEAST_CHANGE` of their network.
+    """The cells to show: all except layers that do not differ, or differ by less than `LEAST_CHANGE` of their network.
     The layers follow their network, the largest difference first."""
     found: list[Compared] = []
     layers: dict[tuple[Any, ...], list[Compared]] = {}

@@ -36,8 +36,8 @@ class LocalAttention2d(nn.Module):
     columns.
 
     Queries, keys and values of stand-alone attention are maps from `in_channels` to `out_channels`. In the other
-    families, φ, ψ and β have out_channels / r channels, where r is the reduction, and a linear layer follows. What is
-    not given divides the channels: it is the paper's value, or the next smaller one that fits.
+    families, φ, ψ and β have out_channels / r channels, where r is the reduction, and a linear layer follows. The
+    default of a field is the paper's value, or the next smaller value that divides the channels.
 
     Raises ValueError for an unknown name, or a value that does not fit the channels.
     """
@@ -108,7 +108,7 @@ def _usual(family: str) -> str:
 
 
 def bounded(footprint: Footprint | int | str, boundary: str | None, family: str) -> Footprint:
-    """The footprint, where a size has this boundary, or that of the family's paper."""
+    """The footprint; a size gets this boundary, or by default that of the paper of the family."""
     found = Footprint.of(footprint, _usual(family) if boundary is None else boundary)
     if boundary not in (None, found.boundary):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Costs for people: one line, a table by module, and the same for notebooks."""
+"""Costs as text and HTML: one line, and a table by module."""
 
 from __future__ import annotations
 
