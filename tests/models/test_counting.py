@@ -225,6 +225,28 @@ class Broken(nn.Module):
         raise RuntimeError("broken on purpose")
 
 
+def test_what_a_forward_keeps_is_not_left_on_the_meta_device():
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("grid", None)
+            self.last, self.all, self.by_size = None, [], {}
+
+        def forward(self, x):
+            if self.grid is None:
+                self.grid = torch.arange(x.shape[-1], device=x.device)
+            self.all.append(x)
+            self.by_size[x.shape] = self.last = self.new = x
+            return x * self.grid
+
+    model = nn.Sequential(Keeps())
+    before = vars(model[0]).keys()
+    assert count(model, (3, 4, 5)).elementwise == 60
+    assert (model[0].grid, model[0].last, model[0].all, model[0].by_size) == (None, None, [], {})
+    assert vars(model[0]).keys() == before
+    assert model(torch.ones(1, 3, 4, 5)).sum() == 12 * 10
+
+
 def test_count_leaves_the_model_as_it_was_when_its_forward_raises():
     model = prepared(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), Broken())))
     before = state(model)
