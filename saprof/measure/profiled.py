@@ -74,14 +74,15 @@ def unchanged(module: nn.Module, mode: str, device: str) -> Iterator[None]:
     A forward runs in evaluation mode. Every other mode runs in training mode; if the module itself is in training mode
     already, the flags of the modules inside stay, so that a frozen batch norm stays frozen.
     """
-    flags = {inside: inside.training for inside in module.modules()}
+    # scripts that are frozen have no mode
+    flags = {inside: inside.training for inside in module.modules() if hasattr(inside, "training")}
     buffers = [(x, x.detach().clone()) for x in module.buffers()]
     cuda = [torch.device(device)] if device.startswith("cuda") else []
     try:
         with torch.random.fork_rng(cuda), attributes_kept(module):
             if mode == "forward":
                 module.eval()
-            elif not module.training:
+            elif not flags.get(module, True):
                 module.train()
             yield
     finally:

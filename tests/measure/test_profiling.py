@@ -155,6 +155,13 @@ def test_a_network_of_inference_tensors_is_restored():
     assert saprof.profile(network, IMAGE, **QUICK).root.row.calls == 1
 
 
+def test_a_frozen_script_has_no_mode():
+    script = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()).eval()))
+    network = nn.Sequential(script, nn.BatchNorm2d(2)).train()
+    assert saprof.profile(network, IMAGE, **QUICK).root.row.macs == 2 * 12 * 12 * 6
+    assert network.training
+
+
 def test_a_number_is_an_input():
     class Scaled(nn.Module):
         def forward(self, x, scale):
