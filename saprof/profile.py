@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from saprof.records.calibration import Calibration
 
 MODES = ("forward", "train_step")
+ROOF_SECONDS = 0.1
+"""The approximate time of the measurement of each roof, half of a sweep's: a profile needs the roofs of one dtype and
+takes seconds itself."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     how.add_argument("--threads", help="CPU threads (default: as many as torch uses)")
     how.add_argument(
-        "--seconds", default="4", help="most seconds of timing for each network, after the first rounds (default 4)"
+        "--seconds", default="3", help="most seconds of timing for each network, after the first rounds (default 3)"
     )
     how.add_argument(
         "--roofs", default="measure", choices=("measure", "skip"), help="whether to measure the roofs of the machine"
@@ -191,7 +194,7 @@ def _roofs(device: str, arguments: argparse.Namespace) -> Calibration | None:
         return None
     from saprof.measure.calibrate import calibrate
 
-    return calibrate(device, [arguments.dtype])
+    return calibrate(device, [arguments.dtype], ROOF_SECONDS)
 
 
 def _reaches(subjects: list[Profiled], depth: int | None) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ BACKENDS: dict[str, ModuleType] = {name: import_module(f"saprof.backends.{name}"
 """The backends by name, in the order in which `auto` tries them."""
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Unsupported(ValueError):
@@ -115,7 +117,14 @@ def _text(operator: Operator, footprint: Footprint | int | str) -> str:
         raise ValueError(f"{operator.name}: {error}") from None
 
 
-@torch.compiler.assume_constant_result
+def constant(function: Function) -> Function:
+    """`torch.compiler.assume_constant_result` without the import of the compiler, which takes two seconds. The compiler
+    calls the function while it traces, and keeps the result."""
+    function.__dict__["_dynamo_marked_constant"] = True
+    return function
+
+
+@constant
 def _read(footprint: int | str) -> str:
     """The text of a footprint that is given as a size or as text. torch.compile calls this and does not trace it."""
     return str(Footprint.of(footprint))

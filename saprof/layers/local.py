@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.backends import Unsupported, choose, run
+from saprof.backends import Unsupported, choose, constant, run
 from saprof.layers.config import AttentionConfig, check_config
 from saprof.layers.exactly import as_written, overridden
 from saprof.operators import Operator, aggregation
@@ -63,7 +63,7 @@ class LocalAttention(nn.Module):
         chosen = [choose(part, dtype, device, self.footprint, self.backend) for part in self.parts]
         return "composed", "+".join(dict.fromkeys(chosen))
 
-    @torch.compiler.assume_constant_result
+    @constant
     def fused_backend(self, dtype: torch.dtype, device: str) -> str | None:
         """The backend that computes the attention of such maps as one operator; None if it is composed."""
         if self.attention == "composed":

@@ -32,7 +32,7 @@ from saprof.records import environment
 from saprof.records.calibration import Calibration
 from saprof.records.profiles import Profile
 
-SECONDS = 4.0
+SECONDS = 3.0
 """The most seconds of timing for one network, after the first rounds."""
 APART_SECONDS = 1.0
 """The most seconds of the further rounds with composed attention."""
