@@ -175,6 +175,9 @@ def _subjects(networks: list[NamedNetwork], arguments: argparse.Namespace, devic
     side = None if arguments.size is None else command.integer("size", arguments.size)
     dtype = getattr(torch, arguments.dtype)
     chosen = {name: getattr(arguments, name) for name in ("backend", "attention") if getattr(arguments, name) != "auto"}
+    if chosen and not any(network.has_choices for network in networks):
+        asked = " and ".join(f"--{name}" for name in chosen)
+        raise ValueError(f"{asked} has no effect on {networks[0].name}; expected a network of saprof with attention")
     subjects = []
     for network in networks:
         torch.manual_seed(0)

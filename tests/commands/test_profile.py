@@ -100,6 +100,7 @@ def test_a_table_fits_the_terminal(tmp_path, capsys, monkeypatch):
         (["resnet_mini", "--trace", "missing/trace.json"], "cannot write to .*trace.json: No such file"),
         (["resnet_mini", "--trace", "."], "Is a directory"),
         (["resnet_mini", "--output", "nets.py/run"], "cannot write to .*nets.py/run.json: Not a directory"),
+        (["resnet_mini", "--backend", "numba"], "--backend has no effect on resnet_mini"),
         (["nets:three"], "returns an object of type int"),
         (["nets:two", "--batch", "2"], "has inputs of its own"),
         (["nets:missing"], "cannot be imported"),
