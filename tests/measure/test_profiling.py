@@ -439,3 +439,17 @@ def test_running_modules_are_tracked():
 def test_a_profile_without_its_root_is_refused(step):
     with pytest.raises(KeyError, match="is not a layer that ran; expected one such as"):
         step["nothing"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["forward", "train_step"])
+def test_a_profile_on_a_gpu(mode):
+    network, image = mini("resnet_mini").cuda(), torch.randn(4, 3, 32, 32, device="cuda")
+    profile = saprof.profile(network, image, mode=mode, **QUICK)
+    found = {(row.layer, row.operation): row for row in profile.rows if row.operation}
+    assert all(row.latency_s > 0 for (_, operation), row in found.items() if operation == "conv2d")
+    assert profile.root.row.held_bytes == profile.root.row.peak_bytes > 0
+    if mode == "train_step":
+        assert all(row.backward_s > 0 for (_, operation), row in found.items() if operation == "convolution_backward")
+    inside = sum(layer.row.latency_s for layer in profile.root.layers)
+    assert profile.root.row.self_s + inside == pytest.approx(profile.root.row.latency_s)
