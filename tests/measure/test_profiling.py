@@ -436,6 +436,13 @@ def test_running_modules_are_tracked():
     assert not torch_module._has_any_global_hook()
 
 
+def test_tracking_leaves_attention_fused():
+    network = mini(attention="auto", backend="numba").eval()
+    with Running(network), torch.no_grad():
+        network(torch.randn(1, 3, 8, 8))
+    assert network.stages[0].blocks[0].attention.ran == "fused on numba"
+
+
 def test_a_profile_without_its_root_is_refused(step):
     with pytest.raises(KeyError, match="is not a layer that ran; expected one such as"):
         step["nothing"]
