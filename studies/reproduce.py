@@ -139,7 +139,7 @@ def _tables(names: str) -> list[str]:
     parts = [part.strip() for part in names.split(",")]
     for part in parts:
         if part not in by_name:
-            raise ValueError(f"{unknown('table', part, [table_name(table) for table in TABLES])}, or all")
+            raise ValueError(unknown("table", part, [*map(table_name, TABLES), "all"]))
     return [table for table in TABLES if table in {by_name[part] for part in parts}]
 
 

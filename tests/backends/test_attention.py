@@ -948,7 +948,7 @@ def test_optimized_for_inference_can_be_counted(name):
     whole, less = saprof.count(model, (3, 16, 16)), saprof.count(saprof.optimize_for_inference(model), (3, 16, 16))
     assert less.macs == whole.macs
     assert less.elementwise < whole.elementwise
-    assert less.params == 0  # none is trained
+    assert 0 < less.params < whole.params  # batch norms are folded; the rest counts, though none is trained
 
 
 @pytest.mark.parametrize(

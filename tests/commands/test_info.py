@@ -67,7 +67,7 @@ def test_a_command_keeps_its_exit_code_and_its_messages():
 
 def test_an_unknown_command(capsys):
     assert main(["swep"]) == 2
-    assert capsys.readouterr().err.startswith("error: unknown command 'swep'; expected 'sweep', 'verify'")
+    assert capsys.readouterr().err.startswith("error: unknown command 'swep'; expected 'sweep', 'profile', 'verify'")
 
 
 @pytest.fixture
