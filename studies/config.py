@@ -256,7 +256,7 @@ def parser(prog: str, description: str) -> Any:
         def __call__(self, parser, cfg, values, option_string=None):
             named = RECIPES / f"{values}.yaml"
             if not named.exists() and not Path(str(values)).is_file():
-                raise ValueError(f"{unknown('recipe', str(values), recipes())}, or the path of a YAML file")
+                raise ValueError(f"{unknown('recipe', str(values), recipes())}; the path of a YAML file is read too")
             super().__call__(parser, cfg, str(named if named.exists() else values), option_string)
 
     class Parser(ArgumentParser):
