@@ -190,3 +190,21 @@ def test_a_network_that_draws_random_numbers_is_compared_with_the_same_numbers(m
     for mode in ("forward", "train_step"):
         with pytest.raises(Refused, match=f"compiled {mode} is .* off the eager one; expected at most"):
             compiled(prepared_for(net.train(mode != "forward"), torch.ones(8, 4), mode, "cpu"), fullgraph=False)
+
+
+class Unlike(nn.Module):
+    """A large and a tiny output."""
+
+    def forward(self, x):
+        return x, 1e-7 * x
+
+
+def test_compiled_networks_of_ours_are_compared_tensor_by_tensor(monkeypatch):
+    def compiles(function, fullgraph):
+        return lambda x: (x, 2e-7 * x)
+
+    monkeypatch.setattr(torch, "compile", compiles)
+    prepared = prepared_for(Unlike(), torch.ones(4), "forward", "cpu")
+    assert compiled(prepared, fullgraph=False)[1] > 0
+    with pytest.raises(Refused, match="off the eager one"):
+        compiled(prepared, fullgraph=True)
