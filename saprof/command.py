@@ -134,6 +134,12 @@ def integers(what: str, text: str) -> list[int]:
     return list(dict.fromkeys(numbers))
 
 
+def check_seconds(number: object) -> None:
+    """ValueError unless `seconds`, an argument of a function, is a positive number."""
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number <= LONGEST_S:
+        raise ValueError(f"seconds is {number!r}; expected a positive number, {LONGEST_S} at most")
+
+
 def seconds(what: str, text: str, least: float = 1e-6) -> float:
     """Read a number of seconds."""
     number = float(text) if re.fullmatch(f"-?(?:{NUMBER}|inf|nan)", text) else text

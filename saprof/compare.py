@@ -17,13 +17,12 @@ from typing import Any
 
 from saprof import command, text
 from saprof.records.comparison import METRICS, Compared, Comparison, Matched, Metric, match
+from saprof.records.layers import LEAST_CHANGE
 from saprof.records.rows import Row
 from saprof.records.runs import IDENTITY, Recorded, differences, read_run, require_same_machine
 
 NAMED = 3
 """How many cells a count names."""
-LEAST_CHANGE = 0.005
-"""Layers that change by a smaller share of their network are not shown."""
 LEAST_LAYER = 0.05
 """Only layers with at least this share of their network, in A or in B, can be a regression. There are hundreds of
 smaller ones, and by chance one of them is always slower."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from saprof import atomic, command, text
 from saprof.lazy import callable_as
+from saprof.measure.cells import PROFILED_MODES
 from saprof.models.named import OTHERS, NamedNetwork, read_network
 from saprof.operators import BACKENDS
 from saprof.operators.attention import CHOICES
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from saprof.measure.profiled import Profiled
     from saprof.records.calibration import Calibration
 
-MODES = ("forward", "train_step")
 ROOF_SECONDS = 0.1
 """The approximate time of the measurement of each roof, half of a sweep's: a profile needs the roofs of one dtype and
 takes seconds itself."""
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--model", help="the network, as an option instead of the argument")
     what.add_argument("--compare", metavar="NETWORK", help="a second network, measured in the same rounds")
     what.add_argument(
-        "--mode", default="forward", choices=MODES, help="a forward (default), or a forward and a backward"
+        "--mode", default="forward", choices=PROFILED_MODES, help="a forward (default), or a forward and a backward"
     )
     what.add_argument("--batch", default="1", help="images (default 1)")
     what.add_argument("--size", help="side of the images in pixels (default: that of the network)")

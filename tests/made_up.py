@@ -1,6 +1,7 @@
-"""Made-up rows, roofs, provenance and run folders, for tests of the code that reads them."""
+"""Made-up rows, roofs, provenance, run folders and modules of a user, for tests of the code that reads them."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,13 @@ ROOFS = roofs(
 def row_under_roofs(**fields: Any) -> Row:
     """A forward. Under ROOFS its bytes take 2000 B / 8 GB/s = 250 ns and its FLOPs 1000 / 100 GFLOP/s = 10 ns."""
     return row(**{"flops_hardware": 1000, "compulsory_bytes": 2000, "latency_s": 1e-6, "latency_high_s": 2e-6} | fields)
+
+
+def module_of_a_user(tmp_path: Path, monkeypatch: Any, source: str) -> str:
+    """The name of a module with this source, in the current directory, in a package of its own for each test."""
+    package = f"zoo_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "nets.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    return f"{package}.nets"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from threading import get_ident
 from typing import Any
@@ -127,6 +127,14 @@ class Running:
             return caller
         inside = (name for name in names if name.startswith(f"{caller}.") or not caller)
         return next(inside, names[0])
+
+
+def around(path: str) -> Iterator[str]:
+    """The root, the modules around a module, and the module itself, from the outside to the inside."""
+    yield ""
+    parts = path.split(".") if path else []
+    for length in range(1, len(parts) + 1):
+        yield ".".join(parts[:length])
 
 
 def compiled_by(module: nn.Module) -> str | None:

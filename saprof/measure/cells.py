@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -15,11 +13,13 @@ from saprof.operators import BACKENDS, OPERATORS
 from saprof.operators.cost import operator_cost
 from saprof.operators.footprint import Footprint
 from saprof.operators.workload import Workload, stages
-from saprof.records.rows import SCHEMA
+from saprof.records.rows import SCHEMA, key_of
 
 MODES = ("forward", "train_forward", "backward", "train_step")
 """`forward` runs without gradients, `train_forward` records the graph, `backward` runs on a graph made before, and
 `train_step` is forward and backward."""
+PROFILED_MODES = ("forward", "train_step")
+"""The modes of a profile: calls that are whole."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ class Cell:
         """The key of the cell in a run. It depends on the cell, its environment, the schema of rows, and the sources of
         a network that is not registered."""
         sources = [] if isinstance(self.subject, Workload) else [*filter(None, [self.subject.about.digest])]
-        text = json.dumps([self.what, fingerprint, SCHEMA, *sources], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return key_of(self.what, fingerprint, SCHEMA, *sources)
 
     @property
     def costs(self) -> dict[str, int]:
@@ -136,14 +135,7 @@ class Cell:
         workload = self.subject
         cost = operator_cost(workload.operator, workload.sizes, workload.itemsize)
         pairs, inside = workload.footprint.pairs(workload.h, workload.w)
-        return {
-            "macs": cost.macs,
-            "flops_paper": cost.paper,
-            "flops_hardware": cost.flops("hardware"),
-            "compulsory_bytes": cost.bytes,
-            "pairs": pairs,
-            "pairs_inside": inside,
-        }
+        return {**cost.operations, "pairs": pairs, "pairs_inside": inside}
 
     def __str__(self) -> str:
         compiled = "+compile" if self.compiled else ""

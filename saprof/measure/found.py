@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
+from saprof.layers.running import around
 from saprof.measure.inspection import Counted
 from saprof.measure.latency import UNSTABLE
 from saprof.measure.trace import Place, Trace
 from saprof.operators.cost import Cost
 from saprof.records.calibration import Calibration
+from saprof.records.layers import LEAST_CHANGE
 from saprof.records.ratios import RESAMPLES
-
-SAMPLED = 0.005
-"""The share of the whole from which on a layer keeps the times of all rounds."""
 
 
 @dataclass
@@ -39,9 +38,11 @@ class Found:
         found = [[one.seconds.get(place, 0.0) for place in self.places] for one in self.rounds]
         self._columns = {place: column for column, place in enumerate(self.places)}
         self._seconds = np.array(found).reshape(len(self.rounds), len(self.places))
-        self.whole = self._seconds.sum(axis=1)
+        self._whole = self._seconds.sum(axis=1)
         drawn = np.random.default_rng(0).integers(len(self.rounds), size=(RESAMPLES, len(self.rounds)))
-        self._drawn = np.array([_middle_half(self.whole, some) for some in drawn])
+        self._drawn = np.array([_middle_half(self._whole, some) for some in drawn])
+        self.least_sampled = LEAST_CHANGE * self.typical(self._whole)[0]
+        """Layers that take less time keep only its mean and interval."""
         self.own: defaultdict[str, list[Place]] = defaultdict(list)
         """The places of each module, where it has a time, a count or memory."""
         self.inside: defaultdict[str, list[Place]] = defaultdict(list)
@@ -71,7 +72,7 @@ class Found:
         It is the mean over the middle half of the rounds by the time of the whole call. The rounds are the same for
         all layers, so the times of the parts add up to that of the whole.
         """
-        middle = float(seconds[_middle_half(self.whole, np.arange(len(seconds)))].mean())
+        middle = float(seconds[_middle_half(self._whole, np.arange(len(seconds)))].mean())
         low, high = np.percentile(seconds[self._drawn].mean(axis=1), (2.5, 97.5))
         return middle, float(low), float(high)
 
@@ -81,14 +82,6 @@ def _middle_half(whole: ndarray, rounds: ndarray) -> ndarray:
     ordered = rounds[np.argsort(whole[rounds], kind="stable")]
     cut = len(rounds) // 4
     return ordered[cut : len(rounds) - cut]
-
-
-def around(path: str) -> Iterator[str]:
-    """The root, the modules around a module, and the module itself, from the outside to the inside."""
-    yield ""
-    parts = path.split(".") if path else []
-    for length in range(1, len(parts) + 1):
-        yield ".".join(parts[:length])
 
 
 def paths(found: Found) -> list[str]:
@@ -110,7 +103,7 @@ def measured(found: Found, places: Sequence[Place], own: Sequence[Place]) -> dic
     for name, samples in times.items():
         middle, low, high = found.typical(samples)
         fields |= {f"{name}_s": middle, f"{name}_low_s": low, f"{name}_high_s": high}
-    if fields["latency_s"] >= SAMPLED * found.typical(found.whole)[0]:
+    if fields["latency_s"] >= found.least_sampled:
         fields["samples_s"] = [float(f"{x:.6g}") for x in whole]
     wide = fields["latency_high_s"] - fields["latency_low_s"] > 2 * UNSTABLE * fields["latency_s"]
     return fields | {"status": found.status if found.status != "ok" else "unstable" if wide else "ok"}
@@ -119,12 +112,7 @@ def measured(found: Found, places: Sequence[Place], own: Sequence[Place]) -> dic
 def counted(found: Found, places: Sequence[Place]) -> dict[str, Any]:
     """The fields of a row about operations: those of the forward, and with a prefix those of the backward."""
     forward, backward = (_sum(found.counted.costs, places, in_backward) for in_backward in (False, True))
-    fields = {
-        "macs": forward.macs,
-        "flops_paper": forward.paper,
-        "flops_hardware": forward.flops("hardware"),
-        "compulsory_bytes": forward.bytes,
-    }
+    fields = forward.operations
     if found.has_backward:
         fields |= {
             "backward_macs": backward.macs,

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import escape
 from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from saprof.backends import check_device
-from saprof.command import LONGEST_S, MOST_THREADS
+from saprof.command import MOST_THREADS, check_seconds
+from saprof.markup import tag
 from saprof.measure.cells import MODES
 from saprof.measure.network import counts, what_runs
-from saprof.measure.prepared import Prepared, Refused, prepared_for
+from saprof.measure.prepared import Prepared, Refused, module_of, prepared_for
 from saprof.measure.profiled import unchanged
 from saprof.measure.rounds import Ready, time_and_weigh, warm
-from saprof.models.inputs import arguments, copied, moved, sizes, tensors
+from saprof.models.inputs import arguments, copied, dtype_of, moved, sizes, tensors
 from saprof.quantities import IMAGES, LATENCY, MEMORY, SAVED
-from saprof.records.rows import Row
+from saprof.records.rows import Row, key_of
 from saprof.text import unknown
 
 Function = Callable[..., Any]
@@ -159,8 +157,7 @@ def _check(candidates: Mapping[str, Any], mode: str, seconds: float, threads: in
             raise ValueError(f"got {got}; expected a function or a module, or a dict of them by name")
     if mode not in MODES:
         raise ValueError(unknown("mode", mode, MODES))
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_S:
-        raise ValueError(f"seconds is {seconds!r}; expected a positive number, {LONGEST_S} at most")
+    check_seconds(seconds)
     if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS):
         raise ValueError(f"threads is {threads!r}; expected a positive integer, {MOST_THREADS} at most")
 
@@ -185,16 +182,13 @@ def _placed(candidate: Function, device: str) -> Function:
 def _facts(name: str, prepared: Prepared) -> dict[str, Any]:
     """The fields of the row that are known before it is timed."""
     module = _module(prepared.function)
-    found = sizes(prepared.inputs)
-    dtype = _dtype(tensors(prepared.inputs), prepared.own)
+    dtype = dtype_of([*tensors(prepared.inputs), *prepared.own])
     facts: dict[str, Any] = {"kind": "function", "backend": "torch"}
     if module is prepared.function:
         facts = {"kind": "model"} | what_runs(module, dtype, prepared.device) | counts(name, module, prepared.inputs)
     return facts | {
         "footprint": "default",
-        "n": found.n or 1,
-        "h": found.h or 0,
-        "w": found.w or 0,
+        **sizes(prepared.inputs).fields,
         "dtype": str(dtype).removeprefix("torch."),
         "device": prepared.device,
         "mode": prepared.mode,
@@ -203,14 +197,12 @@ def _facts(name: str, prepared: Prepared) -> dict[str, Any]:
 
 def _identity(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    key = hashlib.sha256(json.dumps([name, facts], sort_keys=True).encode()).hexdigest()[:16]
-    return {"key": key, "name": name, "time": now}
+    return {"key": key_of(name, facts), "name": name, "time": now}
 
 
 def _module(function: Function) -> nn.Module:
-    """The module that a function is, or is a method of; an empty one for any other function."""
-    module = getattr(function, "__self__", function)
-    return module if isinstance(module, nn.Module) else nn.Module()
+    """The module that a function is, or whose method it is; an empty one for any other function."""
+    return module_of(function) or nn.Module()
 
 
 def _name(function: Any) -> str:
@@ -220,12 +212,6 @@ def _name(function: Any) -> str:
 def _device(inputs: Any, *candidates: Function) -> str:
     known = tensors(inputs) + [x for function in candidates for x in _module(function).parameters()]
     return str(known[0].device) if known else "cpu"
-
-
-def _dtype(*groups: Any) -> torch.dtype:
-    """The dtype of the first floating-point tensor."""
-    found: Iterator[Tensor] = (x for group in groups for x in group)
-    return next((x.dtype for x in found if x.is_floating_point()), torch.get_default_dtype())
 
 
 @contextmanager
@@ -243,5 +229,5 @@ def _threads(number: int | None) -> Iterator[None]:
 def _table(rows: Any) -> str:
     heads = list(dict.fromkeys(head for row in rows for head in row._facts()))
     lines = [[row.name, *(row._facts().get(head, "") for head in heads)] for row in rows]
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
-    return f"<table><tbody>{body}</tbody></table>"
+    body = [tag("tr", *(tag("td", cell) for cell in line)) for line in lines]
+    return tag("table", tag("tbody", *body))

@@ -50,7 +50,7 @@ def counted(subject: Profiled) -> Counted:
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with eager, Running(subject.module) as running:
         counter = _Marking(lambda: running.path)
-        seen, _ = trace(subject.module, subject.call, subject.device, inside=counter)
+        seen = trace(subject.module, subject.call, subject.device, inside=counter)
     costs: defaultdict[Place, Cost] = defaultdict(Cost)
     calls: defaultdict[Place, int] = defaultdict(int)
     for number, (key, cost) in enumerate(counter.found):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from saprof.layers.running import compiled_by
-from saprof.measure.found import Found, around, counted, least, measured, paths, weighed
+from saprof.layers.running import around, compiled_by
+from saprof.measure.found import Found, counted, least, measured, paths, weighed
 from saprof.measure.latency import Latency
 from saprof.measure.network import counts
 from saprof.measure.profiled import Profiled
@@ -18,7 +16,7 @@ from saprof.measure.trace import Place
 from saprof.models.inputs import sizes
 from saprof.records.calibration import Calibration
 from saprof.records.ratios import Ratio
-from saprof.records.rows import SCHEMA, Row
+from saprof.records.rows import SCHEMA, Row, key_of
 
 
 class Rows:
@@ -31,13 +29,10 @@ class Rows:
         self.roofs = roofs
         self.fingerprint = fingerprint
         self.modules = dict(subject.module.named_modules(remove_duplicate=False))
-        found = sizes(subject.inputs)
         self.facts = {
             "name": subject.name,
             "footprint": "default",
-            "n": found.n or 1,
-            "h": found.h or 0,
-            "w": found.w or 0,
+            **sizes(subject.inputs).fields,
             "dtype": subject.dtype,
             "device": subject.device,
             "mode": subject.mode,
@@ -132,7 +127,7 @@ class Rows:
 
     def _row(self, kind: str, **fields: Any) -> Row:
         identity = {**self.facts, "kind": kind, **{name: fields.get(name) for name in _IDENTITY}}
-        key = hashlib.sha256(json.dumps([identity, self.fingerprint, SCHEMA], sort_keys=True).encode()).hexdigest()[:16]
+        key = key_of(identity, self.fingerprint, SCHEMA)
         return Row(key=key, fingerprint=self.fingerprint, kind=kind, time=self.time, **{**self.facts, **fields})
 
 

@@ -16,7 +16,6 @@ from saprof.measure.cells import Cell, Network
 from saprof.models.counting import count
 from saprof.models.inputs import first, image_channels, images, moved, sizes
 from saprof.models.named import REGISTERED
-from saprof.operators.cost import Cost
 
 _uncounted: set[str] = set()
 """The networks for which the message that they cannot be counted was printed."""
@@ -60,7 +59,7 @@ def network(cell: Cell, subject: Network) -> Runnable:
 
     image = torch.empty((1, channels, subject.size, subject.size), dtype=dtype, device="meta")
     one = image if built.inputs is None else built.inputs
-    cost = _fields(count(model, inputs=image)) if ours else counts(subject.name, model, one)
+    cost = count(model, inputs=image).figures if ours else counts(subject.name, model, one)
     return Runnable(
         model,
         inputs,
@@ -89,23 +88,13 @@ def counts(name: str, model: nn.Module, inputs: Any) -> dict[str, Any]:
     try:
         if counted is None:
             raise ValueError("it cannot be copied")
-        return _fields(count(counted, inputs=inputs if sizes(inputs).n is None else first(inputs))) | params
+        return count(counted, inputs=inputs if sizes(inputs).n is None else first(inputs)).figures | params
     except Exception as error:  # a network of a user can raise anything
         if name not in _uncounted:
             reason = " ".join(str(error).split()) or type(error).__name__
             print(f"{name} has no counts of operations: {reason}", file=sys.stderr)
         _uncounted.add(name)
         return params
-
-
-def _fields(cost: Cost) -> dict[str, Any]:
-    return {
-        "params": cost.params,
-        "macs": cost.macs,
-        "flops_paper": cost.paper,
-        "flops_hardware": cost.flops("hardware"),
-        "compulsory_bytes": cost.bytes,
-    }
 
 
 def _copy(model: Any) -> Any:

@@ -94,10 +94,16 @@ class Prepared:
         return replace(self, inputs=copied(self.inputs))
 
 
+def module_of(function: Callable[..., Any]) -> nn.Module | None:
+    """The module that a function is, or whose method it is; None for any other function."""
+    module = getattr(function, "__self__", function)
+    return module if isinstance(module, nn.Module) else None
+
+
 def prepared_for(function: Callable[..., Any], inputs: Any, mode: str, device: str) -> Prepared:
     """A function, a module, or a method of a module, with the parameters and buffers of the module."""
-    module = getattr(function, "__self__", function)
-    own = (*module.parameters(), *module.buffers()) if isinstance(module, nn.Module) else ()
+    module = module_of(function)
+    own = () if module is None else (*module.parameters(), *module.buffers())
     return Prepared(function, inputs, own, mode, device)
 
 

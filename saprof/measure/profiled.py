@@ -13,12 +13,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from saprof.layers import LocalAttention
+from saprof.measure.cells import PROFILED_MODES
 from saprof.measure.prepared import Prepared
-from saprof.models.inputs import arguments, tensors
+from saprof.models.inputs import arguments, dtype_of, tensors
 from saprof.models.state import attributes_kept
 from saprof.text import unknown
-
-MODES = ("forward", "train_step")
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class Profiled:
         if not isinstance(self.module, nn.Module):
             got = type(self.module).__name__
             raise ValueError(f"{self.name} is of type {got}; expected an nn.Module, whose layers can be profiled")
-        if self.mode not in MODES:
-            raise ValueError(unknown("mode", self.mode, MODES))
+        if self.mode not in PROFILED_MODES:
+            raise ValueError(unknown("mode", self.mode, PROFILED_MODES))
         arguments(self.inputs)
         if any(is_lazy(x) for x in [*self.module.parameters(), *self.module.buffers()]):
             raise ValueError(f"{self.name} has parameters without a shape; expected a network that has run once")
@@ -53,8 +52,7 @@ class Profiled:
     @property
     def dtype(self) -> str:
         """That of the first floating-point tensor of the module, or of its inputs."""
-        found = (x.dtype for x in [*self.module.parameters(), *tensors(self.inputs)] if x.is_floating_point())
-        return str(next(found, torch.float32)).removeprefix("torch.")
+        return str(dtype_of([*self.module.parameters(), *tensors(self.inputs)])).removeprefix("torch.")
 
     @cached_property
     def call(self) -> Callable[[], object]:

@@ -17,7 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from saprof import text
-from saprof.command import LONGEST_S
+from saprof.command import check_seconds
 from saprof.layers import LocalAttention
 from saprof.measure.found import Found, paths
 from saprof.measure.inspection import counted, saved
@@ -83,8 +83,7 @@ def profile(
 def _check(name: object, seconds: object, roofs: object) -> None:
     if name is not None and not isinstance(name, str):
         raise ValueError(f"name is {name!r}; expected text")
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= LONGEST_S:
-        raise ValueError(f"seconds is {seconds!r}; expected a positive number, {LONGEST_S} at most")
+    check_seconds(seconds)
     if roofs is not None and not isinstance(roofs, Calibration):
         expected = "what saprof.measure.calibrate.calibrate returns"
         raise ValueError(f"roofs is of type {type(roofs).__name__}; expected {expected}")
@@ -147,7 +146,7 @@ class _Measured:
         """Costs, allocations and saved tensors, each from one call."""
         subject = self.subject
         self.counted = counted(subject)
-        self.weighed, _ = trace(subject.module, subject.call, subject.device, memory=True)
+        self.weighed = trace(subject.module, subject.call, subject.device, memory=True)
         self.saved = saved(subject) if subject.mode == "train_step" else {}
         self.ran = {
             path: layer.ran or "" for path, layer in subject.module.named_modules() if isinstance(layer, LocalAttention)
@@ -166,7 +165,7 @@ class _Measured:
         subject = self.subject
 
         def seconds(calls: int) -> float:
-            found, _ = trace(subject.module, subject.call, subject.device, repeats=calls)
+            found = trace(subject.module, subject.call, subject.device, repeats=calls)
             rounds.append(found)
             self._after_round()
             return sum(found.seconds.values())

@@ -67,9 +67,8 @@ class Ranges(Running):
 
     def __init__(self, root: nn.Module) -> None:
         super().__init__(root, skip_compiled=True)
-        self.places: list[str] = []
-        """The path of each range, by the number in its name."""
-        self._numbers: dict[str, int] = {}
+        self.numbers: dict[str, int] = {}
+        """The number in the name of each range, by its path."""
         self._starts: list[int] = []
         self._owners: list[str] = []
         self.calls: defaultdict[str, int] = defaultdict(int)
@@ -82,10 +81,7 @@ class Ranges(Running):
     def entered(self, path: str, known: bool) -> object:
         self.calls[path] += known
         self._note(path)
-        number = self._numbers.setdefault(path, len(self._numbers))
-        if number == len(self.places):
-            self.places.append(path)
-        opened = recorded(f"{RANGE}{number}")
+        opened = recorded(f"{RANGE}{self.numbers.setdefault(path, len(self.numbers))}")
         opened.__enter__()
         return opened
 
@@ -122,8 +118,8 @@ def trace(
     repeats: int = 1,
     memory: bool = False,
     inside: AbstractContextManager[object] | None = None,
-) -> tuple[Trace, Any]:
-    """Call `repeats` times under torch's profiler; returns the mean trace, and the profiler.
+) -> Trace:
+    """Call `repeats` times under torch's profiler; returns the mean trace.
 
     With `memory`, the allocations are traced too. The context `inside` is open during the calls.
     """
@@ -140,7 +136,7 @@ def trace(
     reader = _Reader(ranges, kernels, device)
     for event in results.experimental_event_tree():
         reader.read(event, Place("", None, False))
-    return reader.result(repeats), profiler
+    return reader.result(repeats)
 
 
 def _kernels(results: Any) -> dict[int, float]:
@@ -157,6 +153,7 @@ class _Reader:
 
     def __init__(self, ranges: Ranges, kernels: dict[int, float] | None, device: str) -> None:
         self.ranges = ranges
+        self.paths = list(ranges.numbers)
         self.kernels = kernels
         self.device_type = torch.device(device).type
         self.seconds: defaultdict[Place, float] = defaultdict(float)
@@ -195,7 +192,7 @@ class _Reader:
             number = name.removeprefix(RANGE)
             if number == "backward":
                 return Place("", None, True)
-            return place._replace(path=self.ranges.places[int(number)], operation=None) if number.isdigit() else place
+            return place._replace(path=self.paths[int(number)], operation=None) if number.isdigit() else place
         if name.startswith(NODE):
             return Place(self.ranges.owner(event.extra_fields.sequence_number), None, True)
         if name.startswith((MARK, "torch::autograd::")):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -19,9 +19,10 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from saprof.layers.running import UNSEEN, Running
+from saprof.layers.running import UNSEEN, Running, around
 from saprof.models.catalogue import named_model
 from saprof.models.counter import Counter
+from saprof.models.inputs import image_channels
 from saprof.models.state import attributes_kept
 from saprof.operators import DECLARED, Operator
 from saprof.operators.cost import Cost, Uncounted
@@ -135,8 +136,7 @@ def _own_size(model: nn.Module) -> Sequence[int]:
     settings = getattr(model, "default_cfg", None)
     if isinstance(settings, Mapping) and len(settings.get("input_size") or ()) == 3:
         return tuple(settings["input_size"])
-    channels = getattr(getattr(model, "config", None), "in_channels", 3)
-    return (channels if isinstance(channels, int) else 3, 224, 224)
+    return (image_channels(model), 224, 224)
 
 
 def _run(model: nn.Module, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
@@ -181,21 +181,13 @@ def _collected(model: nn.Module, counter: Counter, left: Sequence[Uncounted]) ->
     for name, parameter in model.named_parameters():  # a tensor with several names once, under the first
         layers[name.rpartition(".")[0]] += Cost(params=parameter.numel())
     first = {name for name, _ in model.named_modules()}
-    inside = {path for name in layers for path in _ancestors(name)}
+    inside = {path for name in layers for path in around(name)}
     every = [name for name, _ in model.named_modules(remove_duplicate=False) if name in first or name in inside]
     own = {name: layers[name] for name in every}
     for name in reversed(every):  # children come after their parents
         if name:
             own[name.rpartition(".")[0]] += own[name]
     return replace(own.pop(""), layers=own, operators=dict(operators), uncounted=tuple(left))
-
-
-def _ancestors(path: str) -> Iterator[str]:
-    """The path and those of the modules around it."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
-    yield ""
 
 
 def blueprint(name: str, **overrides: Any) -> nn.Module:

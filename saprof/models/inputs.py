@@ -25,6 +25,11 @@ class Sizes(NamedTuple):
     w: int | None
     """Rows and columns of the first tensor with four axes; None if there is none."""
 
+    @property
+    def fields(self) -> dict[str, int]:
+        """The fields of a row: 1 for no common batch, 0 × 0 for no map."""
+        return {"n": self.n or 1, "h": self.h or 0, "w": self.w or 0}
+
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and keyword arguments of a call. Raises ValueError if `inputs` is none of the three kinds."""
@@ -55,6 +60,11 @@ def sizes(inputs: Any) -> Sizes:
     batches = {x.shape[0] if x.dim() else None for x in found}
     maps = [x.shape[2:] for x in found if x.dim() == 4]
     return Sizes(batches.pop() if len(batches) == 1 else None, *(maps[0] if maps else (None, None)))
+
+
+def dtype_of(found: Iterable[Tensor]) -> torch.dtype:
+    """The dtype of the first floating-point tensor."""
+    return next((x.dtype for x in found if x.is_floating_point()), torch.get_default_dtype())
 
 
 def first(inputs: Any) -> Any:

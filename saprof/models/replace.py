@@ -16,6 +16,7 @@ from torch import nn
 from saprof.layers import LocalAttention2d
 from saprof.layers.exactly import changed
 from saprof.layers.local2d import bounded, read
+from saprof.layers.running import around
 from saprof.operators.footprint import Footprint
 from saprof.text import align, counted, unknown
 
@@ -160,20 +161,14 @@ def _chooser(which: Which, found: Sequence[tuple[str, nn.Module]]) -> Callable[[
         if not any(_matches(name, pattern) for name in names):
             if not names:
                 raise ValueError(f"which has {pattern!r}; expected None, since the model has no spatial convolution")
-            valid = list(dict.fromkeys(around for name in names for around in _with_parents(name)))
+            valid = list(dict.fromkeys(path for name in names for path in around(name) if path))
             raise ValueError(unknown("spatial convolution", pattern, valid, "model.named_modules()"))
     return lambda name, module: None if any(_matches(name, p) for p in patterns) else "`which` does not select it"
 
 
 def _matches(name: str, pattern: str) -> bool:
     """Whether the pattern is that of the name, or of a module that it is inside."""
-    return any(fnmatchcase(around, pattern) for around in _with_parents(name))
-
-
-def _with_parents(name: str) -> Iterator[str]:
-    """The names of the modules that the named one is inside, the outermost first, then its own."""
-    parts = name.split(".")
-    return (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+    return any(fnmatchcase(path, pattern) for path in around(name) if path)
 
 
 def _stem(found: Sequence[tuple[str, Any]]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.layers.exactly import as_written
-from saprof.models.stages import check_ends, check_stages, check_stem_stride, classifier
+from saprof.models.stages import check_ends, check_stages, check_stem_stride, classifier, reductions, stage_maps
 from saprof.operators.footprint import set_positive
 
 EXPANSION = 4
@@ -113,12 +113,7 @@ class ResNet(nn.Module):
 
     def features(self, x: Float[Tensor, "n c h w"]) -> list[Tensor]:
         """The output map of every stage."""
-        x = self.embed(x)
-        found = []
-        for stage in self.stages:
-            x = stage(x)
-            found.append(x)
-        return found
+        return stage_maps(self.embed(x), self.stages)
 
     def forward_features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         """The last map, before it is pooled. No map of an earlier stage is kept."""
@@ -143,7 +138,7 @@ class ResNet(nn.Module):
     @property
     def feature_reductions(self) -> tuple[int, ...]:
         """The side of the image divided by that of the map of every stage."""
-        return tuple(self.config.stem_stride * 2**stage for stage in range(len(self.config.channels)))
+        return reductions(self.config)
 
 
 def convolution(channels: int, size: int, stride: int) -> nn.Conv2d:

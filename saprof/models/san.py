@@ -11,7 +11,7 @@ from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, expec
 from saprof.layers.exactly import as_written
 from saprof.layers.parts import block_footprint
 from saprof.models.catalogue import SAN_FOOTPRINTS
-from saprof.models.stages import check_ends, check_stages, check_stem_stride, classifier
+from saprof.models.stages import check_ends, check_stages, check_stem_stride, classifier, reductions, stage_maps
 from saprof.operators.footprint import BOUNDARIES, Footprint
 from saprof.operators.workload import STAGES
 
@@ -81,12 +81,7 @@ class SAN(nn.Module):
 
     def features(self, x: Float[Tensor, "n c h w"]) -> list[Tensor]:
         """The output map of every stage."""
-        x = self.stem(x)
-        found = []
-        for stage in self.stages:
-            x = stage(x)
-            found.append(x)
-        return found
+        return stage_maps(self.stem(x), self.stages)
 
     def forward_features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         """The last map, before it is pooled."""
@@ -103,4 +98,4 @@ class SAN(nn.Module):
     @property
     def feature_reductions(self) -> tuple[int, ...]:
         """The side of the image divided by that of the map of every stage."""
-        return tuple(self.config.stem_stride * 2**stage for stage in range(len(self.config.channels)))
+        return reductions(self.config)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from saprof.operators.footprint import positive, set_positive, whole
 
@@ -39,6 +39,20 @@ def check_ends(config: Any) -> None:
 def classifier(channels: int, classes: int) -> nn.Module:
     """The last layer of a network; nothing if there are no classes."""
     return nn.Linear(channels, classes) if classes else nn.Identity()
+
+
+def stage_maps(x: Tensor, stages: Iterable[nn.Module]) -> list[Tensor]:
+    """The output map of every stage, each of which takes that of the stage before it."""
+    found = []
+    for stage in stages:
+        x = stage(x)
+        found.append(x)
+    return found
+
+
+def reductions(config: Any) -> tuple[int, ...]:
+    """The side of the image divided by that of the map of every stage."""
+    return tuple(config.stem_stride * 2**stage for stage in range(len(config.channels)))
 
 
 def check_stem_stride(stride: object, usual: int) -> None:

@@ -92,8 +92,12 @@ class Cost:
     @property
     def figures(self) -> dict[str, int]:
         """The counts by name; the names are those of the fields of rows."""
+        return {"params": self.params, **self.operations}
+
+    @property
+    def operations(self) -> dict[str, int]:
+        """The counts of operations and bytes, without the parameters."""
         return {
-            "params": self.params,
             "macs": self.macs,
             "flops_paper": self.paper,
             "flops_hardware": self.flops("hardware"),

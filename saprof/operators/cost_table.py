@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import Any, Protocol
 
+from saprof.markup import tag
 from saprof.text import align, counted
 
 
@@ -47,14 +47,16 @@ def table(cost: Counts, depth: int, form: str) -> str:
 
 def html(cost: Counts, depth: int) -> str:
     """The same table in HTML."""
-    head = "".join(f"<th>{name}</th>" for name in HEADER)
-    body = "".join(
-        f'<tr><td style="text-align:left;padding-left:{level + 0.5}em">{escape(name)}</td>'
-        + "".join(f"<td>{scaled(number)}</td>" for number in _figures(part))
-        + "</tr>"
+    head = tag("tr", *(tag("th", name) for name in HEADER))
+    body = [
+        tag(
+            "tr",
+            tag("td", name, style=f"text-align:left;padding-left:{level + 0.5}em"),
+            *(tag("td", scaled(number)) for number in _figures(part)),
+        )
         for level, name, part in _parts(cost, depth)
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    ]
+    return tag("table", tag("thead", head), tag("tbody", *body))
 
 
 def scaled(number: int) -> str:

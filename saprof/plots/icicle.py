@@ -190,7 +190,7 @@ def icicle(profile: Profile, measure: Measure, number: int, scale: float, tip: C
     the position of the network on the page. `tip` returns the text that appears when the pointer is over a box."""
     found = boxes(profile, measure)
     levels = 1 + max(one.level for one in found)
-    width = measure.value(profile.root.row) / scale
+    width = measure.value(profile.whole) / scale
     about = f"{profile.network.name}, {measure.title.lower()}"
     alt = f"Icicle of {about}: {finding(profile, measure)}; the table has all values."
     return tag(
@@ -264,4 +264,4 @@ def _power(value: float) -> int:
 
 def scale_of(profiles: Sequence[Profile], measure: Measure) -> float:
     """The largest total among some profiles."""
-    return max(measure.value(profile.root.row) for profile in profiles)
+    return max(measure.value(profile.whole) for profile in profiles)

@@ -34,7 +34,7 @@ def icicle_figure(profiles: Sequence[Profile], measure: Measure = MEASURES[0], p
         figure = Figure(figsize=(WIDTH, LEVEL * sum(levels) + 0.55 * len(levels) + 1.5), layout="constrained")
         panels = figure.subplots(len(found), 1, squeeze=False, height_ratios=levels)[:, 0]
         for axes, one, of, deep in zip(panels, profiles, found, levels, strict=True):
-            _draw(axes, of, measure.value(one.root.row) / measure.per_unit, WIDTH * measure.per_unit / scale)
+            _draw(axes, of, measure.value(one.whole) / measure.per_unit, WIDTH * measure.per_unit / scale)
             axes.set_title(f"{one.network.name}: {finding(one, measure)}")
             axes.set(xlim=(0, scale / measure.per_unit), ylim=(deep, 0), yticks=[])
             axes.spines["left"].set_visible(False)

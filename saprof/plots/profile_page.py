@@ -24,6 +24,7 @@ from saprof.plots.layer_kinds import COLOURS, KINDS, MODULE, OTHER, SPELLED, by_
 from saprof.quantities import digits
 from saprof.records.columns import COLUMNS
 from saprof.records.comparison import latency_ratio, same_rounds
+from saprof.records.layers import LEAST_CHANGE
 from saprof.records.profiles import LEAST_SHARE, Profile, headline, lines
 from saprof.records.rows import Row
 
@@ -100,7 +101,7 @@ def _doubts(profiles: Sequence[Profile]) -> Html:
     for one in profiles:
         layers = [row for row in one.rows if row.kind == "layer" and row.operation is None and not row.apart]
         if some := [row for row in layers if is_doubtful(row)]:
-            share = sum(row.self_s or 0 for row in some) / (one.root.row.latency_s or 1)
+            share = sum(row.self_s or 0 for row in some) / (one.whole.latency_s or 1)
             doubts.append(
                 f"{len(some)} of {len(layers)} layers of {one.network.name} are unstable or contended (hatched below); "
                 f"their self time is {100 * share:.0f} % of the time"
@@ -143,7 +144,7 @@ def _figure(profiles: Sequence[Profile], measure: Measure, level: int) -> Html:
     scale = scale_of(profiles, measure)
     drawn: list[Html] = []
     for number, one in enumerate(profiles):
-        whole = measure.value(one.root.row)
+        whole = measure.value(one.whole)
         name = [tag("h4", one.network.name, tag("span", f" · {finding(one, measure)}"))] if len(profiles) > 1 else []
         drawn += [*name, icicle(one, measure, number, scale, _tip_of(one))] if whole else name
     found = finding(profiles[0], measure) if len(profiles) == 1 else _side_by_side(profiles, measure)
@@ -153,13 +154,13 @@ def _figure(profiles: Sequence[Profile], measure: Measure, level: int) -> Html:
 
 
 def _side_by_side(profiles: Sequence[Profile], measure: Measure) -> str:
-    amounts = [f"{one.network.name} {measure.amount(measure.value(one.root.row))}" for one in profiles]
+    amounts = [f"{one.network.name} {measure.amount(measure.value(one.whole))}" for one in profiles]
     return f"{', '.join(amounts)} {measure.what}".strip()
 
 
 def _tip_of(profile: Profile):
     """The function that returns the text over a box: the numbers of its row."""
-    whole = profile.root.row
+    whole = profile.whole
 
     def tip(row: Row) -> str:
         name = f"{row.layer or row.name} {row.operation + '()' if row.operation else f'({row.module})'}"
@@ -192,15 +193,11 @@ def _kinds(profiles: Sequence[Profile]) -> list[Html]:
         line = []
         for number, measure in enumerate(measures):
             for one, of in zip(profiles, found, strict=True):
-                amount, whole = of[number].get(name, 0), measure.value(one.root.row) or 1
+                amount, whole = of[number].get(name, 0), measure.value(one.whole) or 1
                 cells = [digits(amount / measure.per_unit), f"{100 * amount / whole:.1f}"] if amount else ["", ""]
                 line += cells[: 1 if several else 2]
         body.append([SPELLED[name], *line])
     return [tag("div", page.table(["kind", *header], body, "What each kind of operator takes"), class_="plain")]
-
-
-LEAST_CHANGE = 0.005
-"""Layers whose times differ by a smaller share of the whole network are left out of the table of differences."""
 
 
 def _changes(profiles: Sequence[Profile]) -> list[Html]:
@@ -281,7 +278,7 @@ def _tree(profile: Profile, level: int) -> Html:
 def _columns(profile: Profile) -> list[str]:
     """The columns that have content."""
     rows = [row for row in profile.rows if row.kind == "layer"]
-    whole = profile.root.row
+    whole = profile.whole
     return [
         name
         for name, column in COLUMNS.items()

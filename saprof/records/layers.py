@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from saprof.records.rows import Row
 
+LEAST_CHANGE = 0.005
+"""Differences between layers are not shown if they are a smaller share of the network."""
+
 
 @dataclass
 class Layer:

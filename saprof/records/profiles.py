@@ -45,14 +45,19 @@ class Profile:
         return tree(self.rows)
 
     @property
+    def whole(self) -> Row:
+        """The row of the network as a layer."""
+        return next(row for row in self.rows if row.layer == "" and row.operation is None)
+
+    @property
     def notes(self) -> list[str]:
         """What a reader of the tree must know: modules that had no calls, operators without a count."""
-        return (self.root.row.remarks or "").splitlines()
+        return (self.whole.remarks or "").splitlines()
 
     @property
     def overhead(self) -> float:
         """How much longer the network takes under the profiler, as a share of its time without the profiler."""
-        return (self.root.row.ratio or 1.0) - 1
+        return (self.whole.ratio or 1.0) - 1
 
     def __getitem__(self, path: str) -> Layer:
         """The layer with this path. KeyError if no such module ran."""
@@ -71,10 +76,14 @@ class Profile:
         """The tree as text, down to `depth` (None: all levels).
 
         `columns` are names of `saprof.records.columns.COLUMNS`; the default is those that fit into `width` characters.
-        `sort` is the column by which the layers inside each module are sorted, the largest first. `form` is `table`,
-        `md`, `csv` or `json`. ValueError for an unknown column.
+        `sort` is the column by which the layers inside each module are sorted, the largest first. `form` is `table` or
+        `md`; or `csv` or `json`, which have every field of the rows shown. ValueError for an unknown name.
         """
+        if form not in text.FORMATS:
+            raise ValueError(text.unknown("format", form, text.FORMATS))
         found = lines(self, depth, sort=sort, columns=columns, width=width)
+        if form in ("csv", "json"):
+            return text.records([asdict(row) for row in found.rows], form)
         return text.align(found.header, found.body, form)
 
     def frame(self) -> DataFrame:
@@ -206,7 +215,7 @@ def _plain_ms(row: Row) -> str:
 
 def headline(profile: Profile) -> list[str]:
     """The text above the table: what was measured, the sum of the layers, and the overhead of the profiler."""
-    row, root = profile.network, profile.root.row
+    row, root = profile.network, profile.whole
     doubt = "" if row.status == "ok" else f" ({row.status})"
     shape = f"{row.n}×{row.h}×{row.w}, " if row.h else f"batch {row.n}, "
     rate = f", {digits(row.images_per_s)} images/s" if row.images_per_s else ""
@@ -221,7 +230,8 @@ def headline(profile: Profile) -> list[str]:
 
 def footnotes(profile: Profile, depth: int | None) -> list[str]:
     """The text below the table: what the marks mean, and what is not shown."""
-    shown, every = (list(profile.root.walk(depth, least)) for least in (_least_s(profile.root), 0.0))
+    root = profile.root
+    shown, every = (list(root.walk(depth, least)) for least in (_least_s(root), 0.0))
     notes = profile.notes
     if any((node.row if isinstance(node, Layer) else node).apart for _, node in shown):
         notes.insert(
@@ -253,9 +263,8 @@ BARRED = {COLUMNS[name].title: COLUMNS[name].key for name in ("share", "hardware
 
 def _for_html(profile: Profile) -> list[str]:
     """The columns in a notebook: the nine most important ones that have content."""
-    whole = [row for row in profile.rows if row.kind == "layer"]
-    known = [name for name in ORDER if any(COLUMNS[name].cell(row, profile.root.row) for row in whole)]
-    return known[:9]
+    whole, layers = profile.whole, [row for row in profile.rows if row.kind == "layer"]
+    return [name for name in ORDER if any(COLUMNS[name].cell(row, whole) for row in layers)][:9]
 
 
 def _barred(found: Lines) -> Html:

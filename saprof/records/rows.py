@@ -6,6 +6,7 @@ environment, which `run.json` in the folder describes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Sequence
@@ -164,6 +165,11 @@ class Row:
 _KINDS = {"str": str, "int": int, "float": int | float, "bool": bool, "list[float]": list, "None": type(None)}
 _FIELDS = {field.name: [_KINDS[kind] for kind in str(field.type).split(" | ")] for field in fields(Row)}
 """The types of the fields in JSON."""
+
+
+def key_of(*facts: Any) -> str:
+    """A hash of what identifies a row."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def append_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -257,10 +257,5 @@ class Run:
             was = ", ".join(f"{name} was {before.get(name)!r} and is {provenance[name]!r}" for name in changed)
             raise ValueError(f"{self.folder} was measured under other conditions: {was}; choose another --output")
         if self.rows_path.exists():
-            rows = read_rows(self.rows_path)
-            if any(row.kind == "layer" for row in rows):
-                raise ValueError(
-                    f"{self.folder} is a profile, which cannot be continued; expected the folder of a sweep"
-                )
             self.done = {row.key: row for row in rows}
             atomic.write(self.rows_path, "".join(row.line() + "\n" for row in rows).encode())  # drops a cut line

@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 
 import pytest
+from made_up import module_of_a_user
 from torch import nn
 
 import saprof
@@ -57,12 +58,7 @@ QUICK = ["--seconds", "0.01", "--roofs", "skip", "--backend", "unfold"]
 
 @pytest.fixture
 def nets(tmp_path, monkeypatch):
-    package = f"zoo_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / package).mkdir()
-    (tmp_path / package / "nets.py").write_text(NETS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    return f"{package}.nets"
+    return module_of_a_user(tmp_path, monkeypatch, NETS)
 
 
 def listed(*arguments):

@@ -306,7 +306,7 @@ def test_memory_is_that_of_the_network(mode):
     subject = Profiled("mini", mini("resnet_mini"), torch.randn(2, 3, 16, 16), mode)
     with subject.unchanged():
         subject.call()
-        found, _ = trace(subject.module, subject.call, memory=True)
+        found = trace(subject.module, subject.call, memory=True)
         assert sum(found.held.values()) == found.peak_bytes == peak_bytes(subject.call)
         if mode == "train_step":
             known = (*subject.module.parameters(), *subject.module.buffers())

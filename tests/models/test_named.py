@@ -6,6 +6,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from made_up import module_of_a_user
 from torch import nn
 
 import saprof
@@ -42,13 +43,7 @@ def leaves(): raise SystemExit(3)
 
 @pytest.fixture
 def nets(tmp_path, monkeypatch):
-    """The name of a module of a user in the current directory, in a package of its own for each test."""
-    package = f"zoo_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / package).mkdir()
-    (tmp_path / package / "nets.py").write_text(NETS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    return f"{package}.nets"
+    return module_of_a_user(tmp_path, monkeypatch, NETS)
 
 
 def test_registered_networks_are_read_without_torch():
