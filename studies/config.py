@@ -41,7 +41,7 @@ class Config:
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of the model's config, such as relation, footprints, backend or attention."""
     data: str = "digits"
-    """digits, digits16, folder or cifar10."""
+    """digits, digits16, folder, cifar10, fashion, mnist, kmnist, emnist-balanced, emnist-digits or emnist-letters."""
     protocol: str = "val-split"
     """val-original trains on the whole training set and judges on the validation set; val-split holds `held_out` images
     per class out of the training set and judges on them (SAN Sec. 5.1)."""
@@ -96,7 +96,7 @@ class Config:
     output: Path | None = field(default=None, metadata=SETTING)
     """Folder of the run; by default runs/<model>-<data>-<seed>."""
     root: Path | None = field(default=None, metadata=SETTING)
-    """Folder of the data set; digits and digits16 need none."""
+    """Folder of the data set. digits, digits16, and a fashion that a package of Debian installed need none."""
     device: str = field(default="auto", metadata=SETTING)
     """cpu, cuda, or auto: cuda if there is one, else cpu."""
     threads: int = field(default=1, metadata=SETTING)

@@ -72,11 +72,13 @@ def _parser() -> Any:
 
 
 def _survey(config: Config) -> Survey:
-    from studies.data import cifar, folder, load
+    from studies.data import cifar, folder, idx, load
     from studies.data.survey import Survey
 
     if config.data in ("folder", "cifar10"):
         return {"folder": folder, "cifar10": cifar}[config.data].survey(config.root)
+    if config.data in idx.SOURCES:
+        return idx.survey(config)
     dataset = load(config)
     return Survey(classes=dataset.classes, train=dataset.train, test=dataset.test, problems=())
 

@@ -22,6 +22,9 @@ MODULES = {
     "digits16": "studies.data.digits",
     "folder": "studies.data.folder",
     "cifar10": "studies.data.cifar",
+    **dict.fromkeys(
+        ("fashion", "mnist", "kmnist", "emnist-balanced", "emnist-digits", "emnist-letters"), "studies.data.idx"
+    ),
 }
 """The data sets, and the modules whose `load(config)` returns them."""
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from studies.config import Config
 from studies.data import Dataset, Pixels, unchanged
+from studies.data.augment import shifted
 from studies.data.survey import Survey
 from studies.failures import BadData
 
@@ -25,7 +25,8 @@ SHAPE = (3, 32, 32)
 CLASSES = 10
 PER_FILE = 10_000
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-PAD = 4
+REACH = 4
+"""Training views are moved by up to this many pixels."""
 
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 BINARY, PYTHON = "cifar-10-batches-bin", "cifar-10-batches-py"
@@ -105,17 +106,9 @@ def load(config: Config) -> Dataset:
         size=SHAPE,
         mean=MEAN,
         std=STD,
-        augment=cropped,
+        augment=partial(shifted, reach=REACH, mirrors=True),
         view=unchanged,
     )
-
-
-def cropped(image: Tensor, generator: torch.Generator) -> Tensor:
-    """The image moved by up to 4 pixels in each direction, with black new pixels, and mirrored with probability 1/2."""
-    top, left = torch.randint(2 * PAD + 1, (2,), generator=generator).tolist()
-    side = image.shape[-1]
-    moved = F.pad(image, (PAD, PAD, PAD, PAD))[:, top : top + side, left : left + side]
-    return moved.flip(-1) if torch.randint(2, (), generator=generator) else moved
 
 
 def survey(root: Path | None) -> Survey:

@@ -5,12 +5,14 @@ They have no official split: the last 50 images of each class are the validation
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from studies.config import Config
 from studies.data import Dataset, Pixels, unchanged
+from studies.data.augment import shifted
 
 TEST_PER_CLASS = 50
 SHADES = 16
@@ -39,15 +41,7 @@ def load(config: Config) -> Dataset:
         size=(1, side, side),
         mean=(train.mean().item(),),
         std=(train.std().item(),),
-        augment=shifted,
+        augment=partial(shifted, reach=side // 8),
         view=unchanged,
         confused_when_turned=("6", "9"),
     )
-
-
-def shifted(image: Tensor, generator: torch.Generator) -> Tensor:
-    """The image moved by up to one pixel (two at 16 × 16) in each direction; new pixels are black."""
-    side = image.shape[-1]
-    reach = side // 8
-    top, left = torch.randint(2 * reach + 1, (2,), generator=generator).tolist()
-    return F.pad(image, (reach, reach, reach, reach))[:, top : top + side, left : left + side]

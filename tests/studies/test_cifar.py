@@ -93,18 +93,9 @@ def test_real_files_have_10000_images(monkeypatch):
     assert cifar.PER_FILE == 10_000
 
 
-def test_views_are_crops_of_the_padded_image_and_their_mirrors():
-    image = torch.randint(1, 256, (3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    draws = torch.Generator().manual_seed(0)
-    padded = np.pad(image.numpy(), ((0, 0), (4, 4), (4, 4)))
-    crops = {padded[:, top : top + 32, left : left + 32].tobytes() for top in range(9) for left in range(9)}
-    crops |= {padded[:, top : top + 32, left : left + 32][..., ::-1].tobytes() for top in range(9) for left in range(9)}
-    views = {cifar.cropped(image, draws).numpy().tobytes() for _ in range(2000)}
-    assert views == crops
-    state = torch.get_rng_state()
-    again = [cifar.cropped(image, torch.Generator().manual_seed(5)) for _ in range(2)]
-    assert torch.equal(*again)
-    assert torch.equal(torch.get_rng_state(), state)
+def test_views_are_moved_by_four_pixels_and_mirrored(tmp_path):
+    augment = load(Config(data="cifar10", root=write(tmp_path, "binary"))).augment
+    assert augment.keywords == {"reach": 4, "mirrors": True}
 
 
 LAYOUT = (

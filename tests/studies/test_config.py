@@ -62,7 +62,10 @@ def test_no_arguments_are_the_defaults():
         (["--device", "tpu"], "unknown device 'tpu'; expected 'auto', 'cpu' or 'cuda'"),
         (["--nesterov", "true", "--momentum", "0"], "nesterov needs a momentum"),
         (["--resize", "100"], "resize is 100; expected at least image_size, 224"),
-        (["--recipe", "nope"], "unknown recipe 'nope'; expected 'cifar10' or 'san_imagenet'; the path of a YAML"),
+        (
+            ["--recipe", "nope"],
+            "unknown recipe 'nope'; expected 'cifar10', 'fashion' or 'san_imagenet'; the path of a YAML",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
