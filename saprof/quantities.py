@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ class Quantity:
 
     def text_with_unit(self, value: float) -> str:
         """`30 ms`."""
-        return f"{self.in_unit(value):.3g} {self.unit}"
+        return f"{digits(self.in_unit(value))} {self.unit}"
 
 
 LATENCY = Quantity("latency_s", "latency", "ms", 1e-3, "latency, ms (band: 95 % interval)")
@@ -45,8 +46,28 @@ LEAST_BYTES = Quantity("compulsory_bytes", "compulsory bytes", "MB", 1e6, "least
 
 
 def digits(value: float) -> str:
-    """Three significant digits, without an exponent above a thousandth."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    """Three significant digits, without an exponent above a thousandth: `0.0123`, `56.2`, `1,234`."""
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
+
+
+def around(value: float, low: float | None, high: float | None) -> str:
+    """A value and the larger half of its interval, both as precise as `digits` writes the value: `56.2 ± 0.8`."""
+    shown = digits(value)
+    if low is None or high is None:
+        return shown
+    half = max(value - low, high - value)
+    if half == 0:
+        return shown
+    if "e" in shown or not math.isfinite(half):
+        return f"{shown} ± {half:.1g}"
+    places = len(f"{value:#.3g}".partition(".")[2]) if abs(value) < 99.95 else 0
+    least = 10.0**-places
+    return f"{f'{value:,.{places}f}'} ± {max(half, least):,.{places}f}"
+
+
+def factor(times: float) -> str:
+    """How many times: `1.05×`, `2.0×`, `31×`; two digits after the point below 2, none from 10 on."""
+    return f"{times:,.{2 if times < 1.995 else 1 if times < 9.95 else 0}f}×"
 
 
 def who_ran(backend: str, attention: str | None, compiled: bool) -> str:

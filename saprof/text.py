@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -17,14 +18,43 @@ MANY = 16
 def align(header: Sequence[str], body: Sequence[Sequence[str]], form: str = "table") -> str:
     """Aligned columns for people: names to the left, figures to the right; `md` writes them as Markdown."""
     columns = list(zip(header, *body, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    right = [any(cell[:1].isdigit() for cell in column[1:]) for column in columns]
+    widths = [max(map(breadth, column)) for column in columns]
+    right = [is_number(column[1:]) for column in columns]
     rule = ["-" * (width - 1) + (":" if r and form == "md" else "-") for width, r in zip(widths, right, strict=True)]
-    lines = [
-        [cell.rjust(width) if r else cell.ljust(width) for cell, width, r in zip(line, widths, right, strict=True)]
-        for line in (header, rule, *body)
-    ]
+    lines = [[padded(*part) for part in zip(line, widths, right, strict=True)] for line in (header, rule, *body)]
     return "\n".join(f"| {' | '.join(line)} |" if form == "md" else "  ".join(line).rstrip() for line in lines)
+
+
+def breadth(text: str) -> int:
+    """The characters of a terminal that a text takes: two for a wide one such as 網, none for a combining one."""
+    if text.isascii():
+        return len(text)
+    return sum(_breadth(character) for character in text)
+
+
+def _breadth(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def padded(text: str, width: int, right: bool = False) -> str:
+    """The text with spaces up to `width` characters, before it if `right`."""
+    spaces = " " * (width - breadth(text))
+    return spaces + text if right else text + spaces
+
+
+def is_number(cells: Sequence[str]) -> bool:
+    """Whether a column is aligned to the right: a cell begins with a digit, and none with a letter."""
+    starts = {cell.lstrip("+-−<>±")[:1] for cell in cells}
+    return any(start.isdigit() for start in starts) and not any(start.isalpha() for start in starts)
+
+
+def plain(text: str) -> str:
+    """The text in one line and without control characters, which are written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else c.encode("unicode_escape").decode() for c in text)
 
 
 def records(rows: Sequence[Mapping[str, Any]], form: str) -> str:

@@ -18,6 +18,7 @@ ORDER = [
         "saprof.quantities",
         "saprof.text",
     ],  # import nothing of ours
+    ["saprof.terminal"],
     ["saprof.command"],
     ["saprof.operators", "saprof.records"],
     ["saprof.backends"],

@@ -22,7 +22,9 @@ from saprof.measure.profiled import unchanged
 from saprof.measure.rounds import Ready, time_and_weigh, warm
 from saprof.models.inputs import arguments, copied, dtype_of, moved, sizes, tensors
 from saprof.quantities import IMAGES, LATENCY, MEMORY, SAVED
+from saprof.records.ratios import Ratio
 from saprof.records.rows import Row, key_of
+from saprof.records.verdicts import doubt, in_words
 from saprof.text import unknown
 
 Function = Callable[..., Any]
@@ -50,10 +52,8 @@ class Measured(Row):
             facts["saved"] = f"saved {SAVED.text_with_unit(self.saved_bytes)}"
         if self.images_per_s is not None:
             facts["images"] = f"{IMAGES.text(self.images_per_s)} images/s"
-        if self.ratio is not None:
-            facts["ratio"] = (
-                f"{self.ratio:.2f}× the first [{self.ratio_low:.2f}, {self.ratio_high:.2f}]: {self.verdict}"
-            )
+        if self.ratio is not None and self.ratio_low is not None and self.ratio_high is not None and not doubt(self):
+            facts["ratio"] = in_words(self.name, "the first", Ratio(self.ratio, self.ratio_low, self.ratio_high))
         return facts
 
 

@@ -11,7 +11,8 @@ from saprof import text
 from saprof.paper.evidence import printed
 from saprof.paper.printed import printed_flops, printed_params
 from saprof.quantities import IMAGES, LATENCY, LEAST_BYTES, MACS, MEMORY, PAPER_FLOPS, PARAMS, Quantity, digits
-from saprof.records.calibration import Calibration, above_roof, share
+from saprof.records import verdicts
+from saprof.records.calibration import Calibration, share
 from saprof.records.rows import Row
 
 NETWORK_COLUMNS = (
@@ -43,8 +44,10 @@ def summarise(rows: Sequence[Row], form: str, roofs: Calibration | None = None) 
 def tables(rows: Sequence[Row], roofs: Calibration | None = None) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     """Title, header and body of the tables of networks and operators, without the cells that no backend supports."""
     ran = [row for row in rows if row.status != "unsupported"]
-    networks = [_network_line(row, roofs) for row in ran if row.kind == "model"]
-    operators = [_operator_line(row, roofs) for row in ran if row.kind == "operator"]
+    first = verdicts.firsts(ran)
+    noted = [(row, verdicts.note(row, first, roofs)) for row in ran]
+    networks = [_network_line(row, note, roofs) for row, note in noted if row.kind == "model"]
+    operators = [_operator_line(row, note, roofs) for row, note in noted if row.kind == "operator"]
     found = [_networks(networks), ("Operators", OPERATOR_COLUMNS, operators)]
     return [table for table in found if table[2]]
 
@@ -59,9 +62,9 @@ def _networks(lines: list[list[str]]) -> tuple[str, Sequence[str], list[list[str
     return "Networks", [NETWORK_COLUMNS[index] for index in kept], [[line[index] for index in kept] for line in lines]
 
 
-def _network_line(row: Row, roofs: Calibration | None) -> list[str]:
+def _network_line(row: Row, note: str, roofs: Calibration | None) -> list[str]:
     about = next(iter(printed(row)), None)
-    measured = _measured(row, roofs)
+    measured = _measured(row, note, roofs)
     return [
         row.name,
         row.footprint,
@@ -74,9 +77,9 @@ def _network_line(row: Row, roofs: Calibration | None) -> list[str]:
     ]
 
 
-def _operator_line(row: Row, roofs: Calibration | None) -> list[str]:
+def _operator_line(row: Row, note: str, roofs: Calibration | None) -> list[str]:
     macs, least = MACS.text(row.macs or 0), LEAST_BYTES.text(row.compulsory_bytes or 0)
-    return [row.name, row.footprint, f"{row.n}×{row.h}×{row.w}", macs, least, *_measured(row, roofs)]
+    return [row.name, row.footprint, f"{row.n}×{row.h}×{row.w}", macs, least, *_measured(row, note, roofs)]
 
 
 def _counted(
@@ -89,18 +92,12 @@ def _counted(
     return str(ours), f"{printed} {'✓' if ours == Decimal(str(printed)) else '✗'}"
 
 
-def _measured(row: Row, roofs: Calibration | None) -> tuple[str, ...]:
-    """Mode, what ran, latency, its interval, its share of the roof, peak memory, and notes."""
+def _measured(row: Row, note: str, roofs: Calibration | None) -> tuple[str, ...]:
+    """Mode, what ran, latency, its interval, its share of the roof, peak memory, and the note."""
     if row.latency_s is None:
-        return row.mode, row.ran_on, "", "", "", "", f"{row.status}: {row.reason}"
+        return row.mode, row.ran_on, "", "", "", "", note
     reached = share(row, roofs) if roofs else None
-    notes = [] if row.status == "ok" else [": ".join(filter(None, [row.status, row.reason]))]
-    if roofs and above_roof(row, roofs):
-        notes.append("measurement error: faster than the roofs allow")
-    if row.ratio is not None:
-        notes.append(f"{row.verdict}: {row.ratio:.2f}× [{row.ratio_low:.2f}, {row.ratio_high:.2f}]")
     low, high = LATENCY.text(row.latency_low_s), LATENCY.text(row.latency_high_s)
     interval = f"{low} – {high}" if low and high else ""
     roof = "" if reached is None else digits(100 * reached)
-    latency, peak = LATENCY.text(row.latency_s), MEMORY.text(row.peak_bytes)
-    return row.mode, row.ran_on, latency, interval, roof, peak, ", ".join(notes)
+    return row.mode, row.ran_on, LATENCY.text(row.latency_s), interval, roof, MEMORY.text(row.peak_bytes), note

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,7 +79,10 @@ def test_candidates_are_compared_with_the_first():
     assert len(ours.samples_s) == len(theirs.samples_s)
     one, other = repr(rows).splitlines()
     assert one == repr(ours)
-    assert f": {theirs.verdict}" in other
+    clear = replace(theirs, status="ok", ratio=2.0, ratio_low=1.9, ratio_high=2.1)
+    assert repr(clear).endswith("theirs 2.0× slower than the first (1.90× to 2.1×)")
+    assert "slower" not in repr(replace(clear, status="contended"))
+    assert other.startswith("theirs: ")
     html = rows._repr_html_()
     assert html.count("<tr>") == 2
     assert "theirs" in html
