@@ -1,6 +1,6 @@
 """`python -m saprof.report RUN`: a page about a run, with every possible figure, tables and provenance.
 
-The page is one file: it needs no network, no script, and none of the files beside it.
+The page is one file: it needs no network and none of the files beside it, and it can be read without scripts.
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ import argparse
 import os
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from saprof import atomic, command
+from saprof import atomic, command, text
 from saprof.markup import Html, tag
 from saprof.paper import summary
 from saprof.plots import page, profile_page, provenance
+from saprof.plots.downloads import rows_as_csv
+from saprof.plots.page import Figure, Part, Section, Table
 from saprof.records import calibration
 from saprof.records.rows import DOUBTFUL, MEASURED, Row
 from saprof.records.runs import Recorded, read_run
 
 GENERATOR = "saprof.report"
 PAGE = "index.html"
-EXAMPLES = 6
-"""The number of rows that a warning names."""
+EXAMPLES = 3
+"""A warning about more rows than these is folded."""
 
 HOW_TO_READ = (
     "A latency is the median of many calls; its 95 % interval says how well that median is known, not how much calls "
@@ -95,32 +96,29 @@ def render(runs: Sequence[Recorded], folder: Path) -> str:
     """The page. Its figures are also written to the folder."""
     several = len(runs) > 1
     title = f"{len(runs)} runs" if several else runs[0].name
-    anchors = [f"run-{number}" for number in range(1, len(runs) + 1)]
-    links = [tag("a", run.name, href=f"#{anchor}") for run, anchor in zip(runs, anchors, strict=True)]
-    guide = page.section("How to read this", *(tag("p", text) for text in HOW_TO_READ), level=3)
-    sections = [guide] if several else []
-    first = 1
-    for run, anchor in zip(runs, anchors, strict=True):
-        shown, missing = _draw(run, folder, f"{anchor}-" if several else "", first)
-        parts = _parts(run, shown, missing, Html("") if several else guide)
-        sections.append(page.section(run.name, *parts, anchor=anchor) if several else tag("section", *parts))
-        first += len(shown)
+    guide = Section("How to read this", [tag("p", one) for one in HOW_TO_READ])
+    found: list[Part] = [guide] if several else []
+    for number, run in enumerate(runs, start=1):
+        anchor = f"run-{number}"
+        shown, missing = _draw(run, folder, f"{anchor}-" if several else "")
+        parts = _parts(run, shown, missing, None if several else guide)
+        found += [Section(run.name, parts, anchor)] if several else parts
     return page.document(
         f"saprof: {title}",
         GENERATOR,
         profile_page.css(),
         tag("header", tag("p", "saprof", class_="overline"), tag("h1", title)),
-        tag("nav", page.items(links)) if several else Html(""),
-        tag("main", *sections),
+        found,
+        profile_page.script() if any(run.profiles for run in runs) else "",
     )
 
 
-def _draw(run: Recorded, folder: Path, prefix: str, first: int) -> tuple[list[Html], dict[str, list[str]]]:
-    """The figures of a run, numbered from `first`, and the reasons why others could not be drawn."""
+def _draw(run: Recorded, folder: Path, prefix: str) -> tuple[list[Figure], dict[str, list[str]]]:
+    """The figures of a run, and the reasons why others could not be drawn."""
     from saprof.plots import write
     from saprof.plots.gallery import drawings
 
-    shown: list[Html] = []
+    shown: list[Figure] = []
     missing: dict[str, list[str]] = {}
     for drawing in () if run.profiles else drawings(run.rows, run.calibration, run.caption):
         print(f"{run.name}: {drawing.title}", file=sys.stderr)
@@ -130,38 +128,38 @@ def _draw(run: Recorded, folder: Path, prefix: str, first: int) -> tuple[list[Ht
             missing.setdefault(str(error), []).append(drawing.title)
         else:
             _, svg = write(figure, folder / (prefix + drawing.stem))
-            shown.append(page.picture(svg.read_bytes(), drawing.alt, drawing.caption, first + len(shown)))
+            shown.append(Figure(drawing.title, svg.read_bytes(), drawing.alt, drawing.caption))
     return shown, missing
 
 
-def _parts(run: Recorded, shown: Sequence[Html], missing: dict[str, list[str]], guide: Html) -> list[Html]:
+def _parts(run: Recorded, shown: Sequence[Figure], missing: dict[str, list[str]], guide: Section | None) -> list[Part]:
     """The parts of the page about one run."""
     found = _profiled(run) if run.profiles else _swept(run, shown, missing, guide)
     measured_by = profile_page.GENERATOR if run.profiles else "saprof.sweep"
     return [
         *found,
-        page.section("Noise and roofs", *_roofs(run), level=3),
-        page.section("Where this was measured", provenance.facts(run.provenance, measured_by), level=3),
+        Section("Noise and roofs", _roofs(run)),
+        Section("Where this was measured", [provenance.facts(run.provenance, measured_by)]),
     ]
 
 
-def _profiled(run: Recorded) -> list[Html]:
-    return [tag("p", tag("b", profile_page.title(run.profiles))), *profile_page.parts(run.profiles, level=3)]
+def _profiled(run: Recorded) -> list[Part]:
+    return [tag("p", tag("b", profile_page.title(run.profiles))), *profile_page.parts(run.profiles)]
 
 
-def _swept(run: Recorded, shown: Sequence[Html], missing: dict[str, list[str]], guide: Html) -> list[Html]:
+def _swept(run: Recorded, shown: Sequence[Figure], missing: dict[str, list[str]], guide: Section | None) -> list[Part]:
     from saprof.plots import frame
     from saprof.plots.gallery import extremes
 
     found = extremes(frame(run.rows), "unfold")
     return [
         tag("p", _lead(run), class_="lead"),
-        _doubts(run),
-        page.section("In short", page.items(found), level=3) if found else Html(""),
-        guide,
-        page.section("Figures", *shown, _not_drawn(missing), level=3),
+        page.warning(_doubts(run)),
+        *([Section("In short", [page.items(found)])] if found else []),
+        *([guide] if guide else []),
+        Section("Figures", [*shown, _not_drawn(missing)]),
         *_tables(run),
-        _not_run(run.rows),
+        *_not_run(run.rows),
     ]
 
 
@@ -183,30 +181,36 @@ def _times(rows: Sequence[Row]) -> str:
     return f"Measured {times[0]}" + (f" to {times[-1]}" if times[-1] != times[0] else "") + " UTC."
 
 
-def _doubts(run: Recorded) -> Html:
-    """Warnings about results that may be wrong."""
+def _doubts(run: Recorded) -> list[str]:
+    """Reasons why results may be wrong."""
     measured = [row for row in run.rows if row.status in MEASURED]
     doubts = [
-        f"{len(some)} of {len(measured)} latencies {'is' if len(some) == 1 else 'are'} {status}: {_named(some)}"
+        _named(f"{len(some)} of {len(measured)} latencies {'is' if len(some) == 1 else 'are'} {status}", some)
         for status in reversed(DOUBTFUL)
         if (some := [row for row in measured if row.status == status])
     ]
     if wrong := [row for row in run.rows if row.status == "incorrect"]:
-        doubts.append(f"{len(wrong)} cells differ from the reference, and were not timed: {_named(wrong)}")
+        doubts.append(_named(f"{text.counted(len(wrong), 'cell')} did not agree with the reference: not timed", wrong))
     if run.calibration and (reason := run.calibration.why_too_low(row.dtype for row in run.rows)):
         doubts.append(f"the roofs are too low, and shares of them too high: {reason}")
     if run.calibration and (above := [row for row in measured if calibration.above_roof(row, run.calibration)]):
-        doubts.append(f"{len(above)} rows are faster than the machine allows, a measurement error: {_named(above)}")
+        what = f"{text.counted(len(above), 'row')} faster than the machine allows, a measurement error"
+        doubts.append(_named(what, above))
     if run.provenance.get("dirty"):
         doubts.append("the code had uncommitted changes, so nobody else can run the same code")
-    if not doubts:
-        return Html("")
-    return tag("div", tag("p", "Treat with care"), page.items(doubts), class_="doubt", role="note")
+    return doubts
 
 
-def _named(rows: Sequence[Row]) -> str:
-    names = [f"{row.name} {row.footprint} {row.mode} {row.backend}" for row in rows[:EXAMPLES]]
-    return "; ".join(names) + (f"; and {len(rows) - EXAMPLES} more" if len(rows) > EXAMPLES else "")
+def _named(what: str, rows: Sequence[Row]) -> str:
+    """What is the matter with some rows, and all of their names; many are folded."""
+    if len(rows) <= EXAMPLES:
+        return f"{what}: {'; '.join(map(_cell, rows))}"
+    return page.folded(what, page.items([_cell(row) for row in rows]))
+
+
+def _cell(row: Row) -> str:
+    """The cell of a row: `aggregation square:3 forward numba, 1×56×56 float32`."""
+    return f"{row.name} {row.footprint} {row.mode} {row.ran_on}, {row.n}×{row.h}×{row.w} {row.dtype}"
 
 
 def _not_drawn(missing: dict[str, list[str]]) -> Html:
@@ -216,11 +220,16 @@ def _not_drawn(missing: dict[str, list[str]]) -> Html:
     return tag("div", tag("p", "Figures that could not be drawn:"), page.items(reasons))
 
 
-def _tables(run: Recorded) -> list[Html]:
-    return [
-        page.section(title, page.table(*_without_empty(header, body), title), level=3)
-        for title, header, body in summary.tables(run.rows, run.calibration)
-    ]
+def _tables(run: Recorded) -> list[Section]:
+    tried = [row for row in run.rows if row.status != "unsupported"]
+    found = []
+    for title, header, body in summary.tables(run.rows, run.calibration):
+        rows = [row for row in tried if row.kind == ("operator" if header[0] == "operator" else "model")]
+        looks = ["doubtful" if row.status in DOUBTFUL else "" for row in rows]
+        note = page.DOUBTFUL_ROWS if any(looks) else ""
+        kept = _without_empty(header, body)
+        found.append(Section(title, [Table(title, *kept, looks, note, rows_as_csv(rows, run.calibration))]))
+    return found
 
 
 def _without_empty(header: Sequence[str], body: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
@@ -229,20 +238,30 @@ def _without_empty(header: Sequence[str], body: Sequence[Sequence[str]]) -> tupl
     return [header[i] for i in kept], [[line[i] for i in kept] for line in body]
 
 
-def _not_run(rows: Sequence[Row]) -> Html:
-    """The number of cells without a latency, by reason."""
-    left = Counter((row.status, row.backend, _why(row)) for row in rows if row.status not in MEASURED)
+def _not_run(rows: Sequence[Row]) -> list[Section]:
+    """The cells without a latency, folded by reason, the most frequent one first."""
+    left: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        if row.status not in MEASURED:
+            left.setdefault((row.status, row.backend, _why(row)), []).append(row)
     if not left:
-        return Html("")
-    body = [[f"{count}", *what] for what, count in left.most_common()]
-    table = page.table(["cells", "status", "backend", "why"], body, "Cells that did not run")
-    return page.section("What did not run", table, level=3)
+        return []
+    by_count = sorted(left.items(), key=lambda one: -len(one[1]))
+    reasons = [
+        page.folded(
+            f"{text.counted(len(some), 'cell')} {status} on {backend}: {why}", page.items(list(map(_cell, some)))
+        )
+        for (status, backend, why), some in by_count
+    ]
+    failed = [row for row in rows if row.status not in MEASURED]
+    link = tag("p", page.download("what-did-not-run.csv", rows_as_csv(failed)), class_="tools")
+    return [Section("What did not run", [*reasons, link])]
 
 
 def _why(row: Row) -> str:
-    """The reason, without the name of the operator."""
+    """The reason, without the names of the operator and of the backend."""
     reason = row.reason or ""
-    return reason.removeprefix(f"{row.name}: ") if row.status == "unsupported" else reason
+    return reason.rpartition(f"{row.backend}: ")[2] if row.status == "unsupported" else reason
 
 
 def _roofs(run: Recorded) -> list[Html]:

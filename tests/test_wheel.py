@@ -16,7 +16,14 @@ pytestmark = pytest.mark.deep
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("saprof", "kernels_numba", "kernels_cuda", "studies")
-DATA = ("saprof/py.typed", "saprof/paper/*.json", "saprof/plots/*.css", "kernels_cuda/csrc/*", "studies/recipes/*")
+DATA = (
+    "saprof/py.typed",
+    "saprof/paper/*.json",
+    "saprof/plots/*.css",
+    "saprof/plots/*.js",
+    "kernels_cuda/csrc/*",
+    "studies/recipes/*",
+)
 COMMANDS = (
     "saprof",
     "saprof --version",

@@ -8,6 +8,7 @@ from pathlib import Path
 from saprof import atomic
 from saprof.markup import Html, tag
 from saprof.plots import page, provenance
+from saprof.plots.downloads import rows_as_csv
 from saprof.plots.icicle import (
     MEASURES,
     OPERATIONS,
@@ -21,6 +22,7 @@ from saprof.plots.icicle import (
     scale_of,
 )
 from saprof.plots.layer_kinds import COLOURS, KINDS, MODULE, OTHER, SPELLED, by_kind
+from saprof.plots.page import Part, Section, Table
 from saprof.quantities import digits
 from saprof.records.columns import COLUMNS
 from saprof.records.comparison import latency_ratio, same_rounds
@@ -45,26 +47,26 @@ def write(profiles: Sequence[Profile], path: str | Path) -> Path:
 
 def render(profiles: Sequence[Profile]) -> str:
     """The page."""
-    first = profiles[0]
     names = " and ".join(one.network.name for one in profiles)
     return page.document(
         f"saprof: {names}",
         GENERATOR,
         css(),
         tag("header", tag("p", "saprof", class_="overline"), tag("h1", title(profiles))),
-        tag("main", *parts(profiles), *_origin(first)),
-        Html(f"<script>{_beside('profile.js')}</script>"),
+        [*parts(profiles), *_origin(profiles[0])],
+        script(),
     )
 
 
 def css() -> str:
-    """The styles of a page with icicles."""
+    """The styles that icicles need beside those of every page."""
     colours = "".join(f".{name} {{ background-color: {colour}; }}\n" for name, colour in COLOURS.items())
-    return _beside("page.css") + colours + _beside("profile.css")
+    return colours + page.beside("profile.css")
 
 
-def _beside(name: str) -> str:
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+def script() -> str:
+    """The script that icicles need beside that of every page."""
+    return page.beside("profile.js")
 
 
 def title(profiles: Sequence[Profile]) -> str:
@@ -77,18 +79,18 @@ def title(profiles: Sequence[Profile]) -> str:
     return f"{slow.name} takes {digits(ratio.median)}{interval} times as long as {fast.name}"
 
 
-def parts(profiles: Sequence[Profile], level: int = 2) -> list[Html]:
-    """The parts of a page about profiles, without provenance; `level` is that of their headings."""
-    found = [*(tag("p", *_joined(headline(one)), class_="lead") for one in profiles), _doubts(profiles)]
+def parts(profiles: Sequence[Profile]) -> list[Part]:
+    """The parts of a page about profiles, without provenance."""
+    found: list[Part] = [*(tag("p", *_joined(headline(one)), class_="lead") for one in profiles), _doubts(profiles)]
     found.append(_legend(profiles))
     missing = [measure.title.lower() for measure in (TIME, OPERATIONS) if not scale_of(profiles, measure)]
-    found += [_figure(profiles, measure, level) for measure in MEASURES if scale_of(profiles, measure)]
+    found += [_figure(profiles, measure) for measure in MEASURES if scale_of(profiles, measure)]
     if missing:
         found.append(tag("p", f"Not drawn, since nothing was counted: {', '.join(missing)}."))
-    found.append(page.section("By kind of operator", *_kinds(profiles), level=level))
+    found.append(Section("By kind of operator", [_kinds(profiles)]))
     if changes := _changes(profiles):
-        found.append(page.section("What differs, layer by layer", *changes, level=level))
-    return [*found, *(_tree(one, level) for one in profiles)]
+        found.append(Section("What differs, layer by layer", changes))
+    return [*found, *map(_tree, profiles)]
 
 
 def _joined(sentences: Sequence[str]) -> list[str]:
@@ -114,9 +116,7 @@ def _doubts(profiles: Sequence[Profile]) -> Html:
     doubts += [f"the roofs are too low, and shares of them too high: {reason}" for reason in sorted(reasons)]
     if any(one.provenance.get("dirty") for one in profiles):
         doubts.append("the code had uncommitted changes, so nobody else can run the same code")
-    return (
-        tag("div", tag("p", "Treat with care"), page.items(doubts), class_="doubt", role="note") if doubts else Html("")
-    )
+    return page.warning(doubts)
 
 
 def _legend(profiles: Sequence[Profile]) -> Html:
@@ -139,18 +139,16 @@ def _legend(profiles: Sequence[Profile]) -> Html:
     return tag("div", tag("ul", *entries, class_="legend"), tag("p", guide))
 
 
-def _figure(profiles: Sequence[Profile], measure: Measure, level: int) -> Html:
+def _figure(profiles: Sequence[Profile], measure: Measure) -> Section:
     """The icicles of all profiles in one measure, on one scale."""
     scale = scale_of(profiles, measure)
     drawn: list[Html] = []
     for number, one in enumerate(profiles):
         whole = measure.value(one.whole)
-        name = [tag("h4", one.network.name, tag("span", f" · {finding(one, measure)}"))] if len(profiles) > 1 else []
+        name = [tag("p", one.network.name, tag("span", f" · {finding(one, measure)}"))] if len(profiles) > 1 else []
         drawn += [*name, icicle(one, measure, number, scale, _tip_of(one))] if whole else name
     found = finding(profiles[0], measure) if len(profiles) == 1 else _side_by_side(profiles, measure)
-    return page.section(
-        f"{measure.title}: {found}", tag("div", *drawn, axis(measure, scale), class_="icicles"), level=level
-    )
+    return Section(f"{measure.title}: {found}", [tag("div", *drawn, axis(measure, scale), class_="icicles")])
 
 
 def _side_by_side(profiles: Sequence[Profile], measure: Measure) -> str:
@@ -176,7 +174,7 @@ def _tip_of(profile: Profile):
     return tip
 
 
-def _kinds(profiles: Sequence[Profile]) -> list[Html]:
+def _kinds(profiles: Sequence[Profile]) -> Table:
     """A table of what each kind of operator takes, with the networks side by side."""
     measures = [measure for measure in MEASURES if measure.has_operations and scale_of(profiles, measure)]
     found = [[by_kind(one, measure.value) for measure in measures] for one in profiles]
@@ -197,10 +195,10 @@ def _kinds(profiles: Sequence[Profile]) -> list[Html]:
                 cells = [digits(amount / measure.per_unit), f"{100 * amount / whole:.1f}"] if amount else ["", ""]
                 line += cells[: 1 if several else 2]
         body.append([SPELLED[name], *line])
-    return [tag("div", page.table(["kind", *header], body, "What each kind of operator takes"), class_="plain")]
+    return Table("What each kind of operator takes", ["kind", *header], body, kind="plain")
 
 
-def _changes(profiles: Sequence[Profile]) -> list[Html]:
+def _changes(profiles: Sequence[Profile]) -> list[Part]:
     """A table of the layers that two networks have in common, the largest difference first. It is left out if they have
     less than half of their layers in common."""
     if len(profiles) != 2:
@@ -236,8 +234,7 @@ def _changes(profiles: Sequence[Profile]) -> list[Html]:
     )
     names = [one.network.name for one in profiles]
     header = ["layer", *(f"{name} ms" for name in names), "difference ms", "ratio"]
-    table = page.table(header, body, "Layers whose times differ")
-    return [tag("div", table, class_="plain"), tag("p", note if left else "")]
+    return [Table("Layers whose times differ", header, body, note=note if left else "", kind="plain")]
 
 
 def _place(row: Row) -> tuple[str, str]:
@@ -248,15 +245,13 @@ def _signed(value: float) -> str:
     return f"{'−' if value < 0 else '+'}{digits(abs(value))}"
 
 
-def _tree(profile: Profile, level: int) -> Html:
+def _tree(profile: Profile) -> Section:
     """The whole tree as a table, and the notes about it."""
     found = lines(profile, None, columns=_columns(profile))
     body = [
         [line[0].replace("  ", "\u2003"), *line[1:], _note(row)]
         for line, row in zip(found.body, found.rows, strict=True)
     ]
-    looks = ["apart" if row.apart else "doubtful" if is_doubtful(row) else "" for row in found.rows]
-    table = page.table([*found.header, "note"], body, f"Layers of {profile.network.name}", looks)
     said = [
         "± is half of the 95 % interval. % of roof is the least time that the machine allows, divided by the time.",
         f"Operators that take less than {100 * LEAST_SHARE:g} % of the time are not shown; rows.jsonl has them.",
@@ -266,13 +261,18 @@ def _tree(profile: Profile, level: int) -> Html:
             "A line with * is a part of a fused operator. It was timed apart, in a second run with composed attention, "
             "and is not in any sum."
         )
-    return page.section(
-        f"{profile.network.name}, layer by layer",
-        tag("p", " ".join(said)),
-        page.items(profile.notes) if profile.notes else Html(""),
-        tag("div", table, class_="tree"),
-        level=level,
+    table = Table(
+        f"Layers of {profile.network.name}",
+        [*found.header, "note"],
+        body,
+        ["apart" if row.apart else "doubtful" if is_doubtful(row) else "" for row in found.rows],
+        page.DOUBTFUL_ROWS if any(is_doubtful(row) and not row.apart for row in found.rows) else "",
+        rows_as_csv(found.rows),
+        [f"{'* ' if row.apart else ''}{full_name(row)}" for row in found.rows],
+        "tree",
     )
+    notes = page.items(profile.notes) if profile.notes else Html("")
+    return Section(f"{profile.network.name}, layer by layer", [tag("p", " ".join(said)), notes, table])
 
 
 def _columns(profile: Profile) -> list[str]:
@@ -290,11 +290,11 @@ def _note(row: Row) -> str:
     return ", ".join([*(["timed apart"] if row.apart else []), *([row.status] if is_doubtful(row) else [])])
 
 
-def _origin(profile: Profile) -> list[Html]:
+def _origin(profile: Profile) -> list[Section]:
     """The noise, the roofs and the provenance."""
     found = []
     if profile.calibration is not None:
-        found.append(page.section("Noise and roofs", *provenance.roofs(profile.calibration)))
+        found.append(Section("Noise and roofs", provenance.roofs(profile.calibration)))
     if profile.provenance:
-        found.append(page.section("Where this was measured", provenance.facts(profile.provenance, GENERATOR)))
+        found.append(Section("Where this was measured", [provenance.facts(profile.provenance, GENERATOR)]))
     return found

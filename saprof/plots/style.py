@@ -53,6 +53,7 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.w_pad": 0.08,
     "figure.constrained_layout.h_pad": 0.08,
     "svg.hashsalt": "saprof",
+    "text.parse_math": False,  # names and reasons may contain $
 }
 
 LOOKS = {

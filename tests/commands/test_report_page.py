@@ -1,10 +1,14 @@
 """The report: a self-contained page, with every figure that the rows allow, and never half-written."""
 
 import base64
+import csv
+import io
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import made_up
@@ -89,6 +93,19 @@ def run_folder(folder, rows, roofs=None, **where):
     return made_up.run_folder(folder, rows, roofs, WHERE | where)
 
 
+class Download(NamedTuple):
+    name: str
+    lines: list[dict[str, str]]
+
+
+def downloads(folder):
+    """The csv files that the page of a folder holds."""
+    html = (folder / "index.html").read_text()
+    found = re.findall(r'href="data:text/csv;charset=utf-8;base64,([^"]+)" download="([^"]+)"', html)
+    texts = [(name, base64.b64decode(data).decode()) for data, name in found]
+    return [Download(name, list(csv.DictReader(io.StringIO(text)))) for name, text in texts]
+
+
 class Page(HTMLParser):
     """The links of a page, the texts of its pictures, and whether its tags are balanced."""
 
@@ -111,7 +128,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.text.append(data)
 
     @property
@@ -166,9 +183,48 @@ def test_every_figure_is_there(full):
 
 def test_the_page_stands_alone(full):
     html = (full / "index.html").read_text()
-    assert all(link.startswith("data:image/svg+xml;base64,") for link in page_of(full).links)
-    for forbidden in ("<script", "@import", "url(", "<link"):
+    kinds = ("data:image/svg+xml;base64,", "data:text/csv;charset=utf-8;base64,", "#")
+    assert all(link.startswith(kinds) for link in page_of(full).links)
+    for forbidden in ("<script src", "@import", "url(", "<link", "http:", "https:"):
         assert forbidden not in html
+    assert html.count("<script") == 1
+
+
+def test_contents_lead_to_every_section_and_figure(full):
+    page = page_of(full)
+    html = (full / "index.html").read_text()
+    anchors = re.findall(r' id="([^"]+)"', html)
+    assert len(anchors) == len(set(anchors))
+    inside = [link.removeprefix("#") for link in page.links if link.startswith("#")]
+    assert set(inside) <= set(anchors)
+    contents = html.partition("<nav")[2].partition("</nav>")[0]
+    sections = re.findall(r'<(?:section|figure) id="([^"]+)"', html)
+    assert len(sections) > 15
+    assert re.findall(r'href="#([^"]+)"', contents) == sections
+    levels = [int(level) for level in re.findall(r"<h(\d)", html)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels)), "a level of headings is left out"
+
+
+def test_tables_are_on_the_page_as_csv_with_every_field_of_the_rows_in_full(full):
+    found = {link.name: link for link in downloads(full)}
+    assert set(found) == {"operators.csv", "networks.csv", "what-did-not-run.csv"}
+    lines = found["operators.csv"].lines
+    assert [line["latency_s"] for line in lines[:2]] == ["0.003", "0.012"]
+    assert lines[0]["peak_bytes"] == "3000000"
+    assert 0 < float(lines[0]["roof_share"]) < 1
+    assert {line["status"] for line in lines} == {"ok", "contended", "oom"}
+    assert [line["reason"] for line in found["what-did-not-run.csv"].lines] == [
+        "no <memory> left", "aggregation: cuda: no kernels for cpu tensors",
+    ]  # fmt: skip
+
+
+def test_doubtful_rows_of_tables_are_marked_and_explained(full):
+    html = (full / "index.html").read_text()
+    marked = re.findall(r'<tr class="doubtful">(.*?)</tr>', html)
+    assert len(marked) == 1
+    assert "contended" in marked[0]
+    assert html.count("the row is unstable or contended") == 1
 
 
 def test_pictures_are_told_in_words(full):
@@ -179,8 +235,8 @@ def test_pictures_are_told_in_words(full):
 
 def test_what_to_doubt_comes_first(full):
     words = page_of(full).words
-    doubt = words.index("1 of 7 latencies is contended: aggregation square:11 forward numba")
-    assert doubt < words.index("How to read this") < words.index("Figure 1")
+    doubt = words.index("1 of 7 latencies is contended: aggregation square:11 forward numba, 1×56×56 float32")
+    assert doubt < words.index("How to read this", doubt) < words.index("Figure 1")
 
 
 def test_findings_tables_and_provenance(full):
@@ -190,8 +246,8 @@ def test_findings_tables_and_provenance(full):
         "numba over unfold: faster in 2 of 2 cells; from 4.0× (aggregation, 3×3 at 56×56) to 4.0× (aggregation",
         "san10_pairwise square:3 10.5 10.5 ✓ 2.0",
         "slower: 4.00× [3.80, 4.20]",
-        "1 unsupported cuda cuda: no kernels for cpu tensors",
-        "1 oom unfold no <memory> left",
+        "1 cell unsupported on cuda: no kernels for cpu tensors",
+        "1 cell oom on unfold: no <memory> left",
         "Identical calls differed by ± 2.0% in the same interleaved rounds, and by 5.0% from one time",
         "copy, 268 MB 10 GB/s",
         "matrix products, float32 100 GFLOP/s",
@@ -203,7 +259,7 @@ def test_findings_tables_and_provenance(full):
     ):
         assert sentence in words
     assert "numba-cuda" not in words
-    assert "cuda: no kernels" not in words.partition("What did not run")[0]
+    assert "no kernels" not in words.rpartition("What did not run")[0]
 
 
 def test_a_report_is_replaced_and_is_always_the_same(tmp_path, capsys):
@@ -232,11 +288,11 @@ def test_several_runs_share_a_page(tmp_path, no_figures, capsys):
         report.main([*map(str, runs)])
     assert report.main([*map(str, runs), "--output", str(tmp_path / "out")]) == command.OK
     page = page_of(tmp_path / "out")
-    assert page.links == ["#run-1", "#run-2"]
-    assert "2 runs one & two three" in page.words
+    assert {"#run-1", "#run-2"} < set(page.links)
+    assert "2 runs Contents How to read this one & two" in page.words
     html = (tmp_path / "out" / "index.html").read_text()
     assert html.index('id="run-1"') < html.index('id="run-2"')
-    assert html.count("How to read this") == 1
+    assert html.count(">How to read this ") == 1
 
 
 def test_figures_of_several_runs_have_names_of_their_own(tmp_path):
@@ -254,7 +310,7 @@ def test_when_every_cell_failed(tmp_path):
     assert not page.pictures
     assert "2 cells, of which none ran" in page.words
     assert "Latency of operators: no row has a latency: 2 are oom" in page.words
-    assert "2 oom unfold no <memory> left" in page.words
+    assert "2 cells oom on unfold: no <memory> left" in page.words
     assert "the code had uncommitted changes" in page.words
     assert "python -m saprof.roofline" in page.words
 
@@ -268,10 +324,10 @@ def test_doubts(tmp_path, no_figures):
     folder = run_folder(tmp_path / "run", rows, ROOFS)
     assert report.main([str(folder)]) == command.OK
     words = page_of(folder / "report").words
-    assert "9 of 10 latencies are unstable: aggregation square:5 forward numba;" in words
-    assert "square:15 forward numba; and 3 more" in words
-    assert "1 rows are faster than the machine allows, a measurement error: aggregation square:3" in words
-    assert "1 cells differ from the reference" in words
+    assert "9 of 10 latencies are unstable aggregation square:5 forward numba, 1×56×56 float32 aggregation" in words
+    assert all(f"square:{size} forward numba" in words for size in range(5, 23, 2)), "all are named"
+    assert "1 row faster than the machine allows, a measurement error: aggregation square:3" in words
+    assert "1 cell did not agree with the reference: not timed: aggregation square:11" in words
 
 
 def test_an_empty_run_has_no_report(tmp_path):
@@ -348,4 +404,24 @@ def test_the_report_of_a_profile_has_its_icicles_and_its_tree(tmp_path):
     assert text.count('class="icicle"') == 3
     assert "tiny, layer by layer" in text
     assert "python -m saprof.profile" in text
-    assert "<script" not in text
+    assert "A click on a layer zooms" in text, "the script of the icicles"
+    assert [one.name for one in downloads(folder / "report")] == [
+        "what-each-kind-of-operator-takes.csv", "layers-of-tiny.csv",
+    ]  # fmt: skip
+
+
+HOSTILE = "<script>alert(1)</script>\"'&amp;\n</style>$x^{"
+
+
+def test_hostile_names_are_shown_as_text(tmp_path):
+    rows = [row(HOSTILE, size, backend) for size in (3, 7) for backend in ("numba", "unfold")]
+    rows.append(failed(name=HOSTILE, reason=HOSTILE, backend="cuda"))
+    folder = run_folder(tmp_path / "run", rows, device=HOSTILE, cpu=HOSTILE, argv=[HOSTILE], flags={HOSTILE: HOSTILE})
+    assert report.main([str(folder)]) == command.OK
+    html = (folder / "report" / "index.html").read_text()
+    assert html.count("<script") == 1
+    assert html.count("</style>") == 1
+    page = page_of(folder / "report")
+    assert "<script>alert(1)</script>\"'&amp; </style>$x^{" in page.words
+    (lines,) = [one.lines for one in downloads(folder / "report") if one.name == "operators.csv"]
+    assert {line["name"] for line in lines} == {HOSTILE}
