@@ -23,6 +23,9 @@ PRECISIONS = ("fp32", "fp64", "bf16", "fp16")
 SMOOTHING = ("others", "all")
 PERIODS = ("epoch", "step")
 REMAINDERS = ("drop", "keep")
+INTERPOLATIONS = ("bilinear", "bicubic")
+DECAYED = ("all", "weights")
+AVERAGED = ("state", "parameters")
 DEVICES = ("auto", "cpu", "cuda")
 
 SETTING = {"setting": True}
@@ -53,6 +56,8 @@ class Config:
     """Side of the network's input, for images of a folder."""
     resize: int = 256
     """Shorter side of a folder's images before the centre crop that is judged."""
+    interpolation: str = field(default="bilinear", metadata=LATER)
+    """How a folder's images are resized: bilinear or bicubic, both with antialiasing."""
 
     seed: int = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
@@ -73,7 +78,12 @@ class Config:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
-    """Weight decay of all parameters, including biases and batch norms."""
+    """Weight decay of the parameters that `weight_decay_on` names."""
+    weight_decay_on: str = field(default="all", metadata=LATER)
+    """all decays every parameter; weights leaves out biases and the parameters of norms."""
+    norm_momentum: float | None = field(default=None, metadata=LATER)
+    """Momentum of the running statistics of all batch norms, the share of the newest batch; None leaves it as the
+    network has it, which is 0.1 in torch. A decay of 0.9999 in other libraries is 0.0001 here."""
     label_smoothing: float = 0.1
     smoothing_over: str = "others"
     """others spreads the smoothing over the K - 1 wrong classes; all spreads it over the K classes, as torch does."""
@@ -81,6 +91,9 @@ class Config:
     """Maximum norm of the gradient."""
     ema: float | None = None
     """Decay of a moving average of the weights; the average is then judged."""
+    ema_of: str = field(default="state", metadata=LATER)
+    """state averages parameters and the running statistics of norms; parameters averages parameters only, and takes the
+    running statistics as they are."""
     precision: str = "fp32"
     """fp32, fp64, or autocast in bf16 or fp16."""
     tf32: bool = field(default=False, metadata=LATER)
@@ -125,8 +138,9 @@ class Config:
         for name in ("ema", "momentum"):
             if getattr(self, name) == 1:
                 raise ValueError(f"{name} is 1, with which nothing is learned; expected a number below 1")
-        if self.clip_norm == 0:
-            raise ValueError("clip_norm is 0, with which nothing is learned; expected a number above 0")
+        for name in ("clip_norm", "norm_momentum"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name} is 0, with which nothing is learned; expected a number above 0")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum; momentum is 0")
         if self.image_size > self.resize:
@@ -167,6 +181,9 @@ _CHOICES = {
     "smoothing_over": SMOOTHING,
     "lr_every": PERIODS,
     "remainder": REMAINDERS,
+    "interpolation": INTERPOLATIONS,
+    "weight_decay_on": DECAYED,
+    "ema_of": AVERAGED,
     "device": DEVICES,
 }
 _RANGES = {
@@ -182,6 +199,7 @@ _RANGES = {
     "warmup_epochs": (0, math.inf),
     "momentum": (0, 1),
     "weight_decay": (0, math.inf),
+    "norm_momentum": (0, 1),
     "label_smoothing": (0, 1),
     "clip_norm": (0, math.inf),
     "ema": (0, 1),

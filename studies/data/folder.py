@@ -105,9 +105,9 @@ def load(config: Config) -> Dataset:
     from torchvision.transforms import v2
 
     found = survey(config.root, ("val",)).checked()
-    side = config.image_size
-    random = v2.Compose([v2.RandomResizedCrop(side), v2.RandomHorizontalFlip(), v2.PILToTensor()])
-    centre = v2.Compose([v2.Resize(config.resize), v2.CenterCrop(side), v2.PILToTensor()])
+    side, mode = config.image_size, v2.InterpolationMode(config.interpolation)
+    random = v2.Compose([v2.RandomResizedCrop(side, interpolation=mode), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    centre = v2.Compose([v2.Resize(config.resize, interpolation=mode), v2.CenterCrop(side), v2.PILToTensor()])
     return Dataset(
         name="folder",
         classes=found.classes,

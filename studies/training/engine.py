@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -28,6 +29,8 @@ from studies.training.distributed import World
 from studies.training.metrics import Score, score
 
 JUDGED_AT_ONCE = 256
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+"""Modules whose parameters scale and shift normalised values. `_NormBase` is the base of batch and instance norms."""
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -65,10 +68,34 @@ def network(config: Config, dataset: Dataset) -> Classifier:
         except TypeError as error:
             raise ValueError(f"{config.model} cannot be made with {config.options}: {sentence(error)}") from None
     classifier = Classifier(model.double() if config.precision == "fp64" else model, dataset)
+    if config.norm_momentum is not None:
+        _set_norm_momentum(classifier, config.norm_momentum)
     classes = _logits(classifier, dataset)
     if classes != len(dataset.classes):
         raise ValueError(f"{config.model} has {classes} classes; {dataset.name} has {len(dataset.classes)}")
     return classifier
+
+
+def _set_norm_momentum(classifier: Classifier, momentum: float) -> None:
+    """Set the momentum of all batch norms. Raises ValueError if there are none."""
+    norms = [module for module in classifier.modules() if isinstance(module, _NormBase)]
+    if not norms:
+        name = type(classifier.model).__name__
+        raise ValueError(f"norm_momentum is {momentum:g}, but {name} has no batch norms; omit norm_momentum")
+    for norm in norms:
+        norm.momentum = momentum
+
+
+def decayed(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The weights of a network, then its biases and the parameters of its norms, each parameter once."""
+    apart = {
+        parameter
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if isinstance(module, NORMS) or name.endswith("bias") or parameter.dim() < 2
+    }
+    every = list(model.parameters())
+    return [p for p in every if p not in apart], [p for p in every if p in apart]
 
 
 def _logits(classifier: Classifier, dataset: Dataset) -> int:
@@ -141,8 +168,12 @@ class State:
         config, device = self.config, self.world.device
         layout = torch.channels_last if config.channels_last else torch.preserve_format
         self.classifier = self.classifier.to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]
+        parameters: Any = self.classifier.parameters()
+        if config.weight_decay_on == "weights":
+            weights, others = decayed(self.classifier)
+            parameters = [{"params": weights}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.SGD(
-            self.classifier.parameters(),
+            parameters,
             lr=config.lr,
             momentum=config.momentum,
             nesterov=config.nesterov,
@@ -152,7 +183,8 @@ class State:
         self.average = None
         if config.ema is not None:
             average = get_ema_multi_avg_fn(config.ema)
-            self.average = AveragedModel(self.classifier, multi_avg_fn=average, use_buffers=True)
+            with_buffers = config.ema_of == "state"
+            self.average = AveragedModel(self.classifier, multi_avg_fn=average, use_buffers=with_buffers)
         forward: nn.Module = self.classifier
         if self.world.size > 1:
             forward = DistributedDataParallel(forward)

@@ -50,6 +50,11 @@ def test_no_arguments_are_the_defaults():
         (["--output", ""], "output is empty; expected a path"),
         (["--root= "], "root is empty; expected a path"),
         (["--momentum", "1.5"], "momentum is 1.5; expected between 0 and 1"),
+        (["--norm_momentum", "0"], "norm_momentum is 0, with which nothing is learned; expected a number above 0"),
+        (["--norm_momentum", "1.5"], "norm_momentum is 1.5; expected between 0 and 1"),
+        (["--interpolation", "area"], "unknown interpolation 'area'; expected 'bilinear' or 'bicubic'"),
+        (["--weight_decay_on", "norms"], "unknown weight_decay_on 'norms'; expected 'all' or 'weights'"),
+        (["--ema_of", "buffers"], "unknown ema_of 'buffers'; expected 'state' or 'parameters'"),
         (["--ema", "2"], "ema is 2.*; expected between 0 and 1"),
         (["--seed", "-1"], "seed is -1; expected between 0"),
         (["--seed", "1" * 30], "seed is 1+; expected between 0"),
@@ -64,7 +69,7 @@ def test_no_arguments_are_the_defaults():
         (["--resize", "100"], "resize is 100; expected at least image_size, 224"),
         (
             ["--recipe", "nope"],
-            "unknown recipe 'nope'; expected 'cifar10', 'fashion' or 'san_imagenet'; the path of a YAML",
+            "unknown recipe 'nope'; expected 'cifar10', .+ or 'sasa_imagenet'; the path of a YAML",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -168,6 +173,10 @@ CHANGED = {
     "image_size": 192,
     "remainder": "keep",
     "tf32": True,
+    "interpolation": "bicubic",
+    "weight_decay_on": "weights",
+    "norm_momentum": 0.01,
+    "ema_of": "parameters",
 }
 
 

@@ -126,6 +126,17 @@ def test_views_are_torchvisions(size, seed, root, v2):
     assert torch.equal(dataset.view(image), v2.functional.pil_to_tensor(judged))
 
 
+def test_views_can_be_bicubic(root, v2):
+    dataset, image = load(replace(config(root), interpolation="bicubic")), photograph(3, 50, 60)
+    mode = v2.InterpolationMode.BICUBIC
+    theirs = v2.Compose([v2.RandomResizedCrop(32, interpolation=mode), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    torch.manual_seed(4)
+    assert torch.equal(dataset.augment(image, generator(4)), theirs(image))
+    judged = v2.functional.center_crop(v2.functional.resize(image, [40], interpolation=mode), [32])
+    assert torch.equal(dataset.view(image), v2.functional.pil_to_tensor(judged))
+    assert not torch.equal(dataset.view(image), load(config(root)).view(image))
+
+
 def test_draws_come_from_the_given_generator_alone(root, v2):
     dataset, image = load(config(root)), photograph(3)
     torch.manual_seed(1)

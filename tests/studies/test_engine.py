@@ -13,13 +13,14 @@ from torch import nn
 import saprof
 from saprof.operators import RELATIONS
 from saprof.records.environment import tf32
-from studies.config import Config
+from studies.config import RECIPES, Config, load
 from studies.data.views import Plan, TrainingViews
 from studies.failures import NonFinite, Preempted
 from studies.training.distributed import World
 from studies.training.engine import (
     Hooks,
     State,
+    decayed,
     evaluate,
     learning_rate,
     loss_function,
@@ -149,6 +150,86 @@ def test_steps_are_those_of_the_released_recipe(few, precision, tolerance, model
                 p -= rate * velocity[i]
         for p, q in zip(state.classifier.parameters(), parameters, strict=True):
             assert (p - q).abs().max() <= tolerance * q.abs().max()
+
+
+def test_the_schedule_of_sasa_is_that_of_torch():
+    """Linear warm-up over 10 of 130 epochs, then a cosine to 0: torch's schedulers in sequence."""
+    config, steps = load(RECIPES / "sasa_imagenet.yaml"), 5
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
+    warm, total = 10 * steps, 130 * steps
+    rising = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warm, 1.0, warm - 1)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total - warm)
+    expected = []
+    for step in range(total):
+        if step == warm:
+            optimizer.param_groups[0]["lr"] = config.lr
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        (rising if step < warm else falling).step()
+    assert [learning_rate(config, step, steps) for step in range(total)] == pytest.approx(expected, abs=1e-12)
+    assert max(expected) == config.lr == 1.6 == 0.1 * config.batch / 256
+
+
+def test_steps_are_those_of_the_recipe_of_sasa(few):
+    """Nesterov's SGD of torch with one group for decayed weights, batch norms of momentum 1e-4, and a moving average of
+    parameters only; a step in pieces, for which batch norms see a piece at a time."""
+    recipe = load(RECIPES / "sasa_imagenet.yaml")
+    small = {"data": "few", "batch": 16, "accumulate": 2, "epochs": 20, "precision": "fp64", "workers": 0}
+    config = replace(recipe, model="networks:mapped", **small)
+    state, twin = begin(config, few), network(config, few)
+    weighted = [p for name, p in twin.named_parameters() if name.endswith("weight") and p.dim() > 1]
+    others = [p for p in twin.parameters() if all(p is not one for one in weighted)]
+    assert len(weighted) == 2
+    assert len(others) == 4
+    groups = [{"params": weighted, "weight_decay": 1e-4}, {"params": others}]
+    optimizer = torch.optim.SGD(groups, lr=1.6, momentum=0.9, nesterov=True)
+    views, average = TrainingViews(few, few.train, config.seed), None
+    keys = Plan(80, 16, 2, config.seed).pieces(0, 100, 0, 1)
+    for step in range(6):
+        train_until(step + 1, state, few, few.train, Hooks())
+        optimizer.zero_grad()
+        for _ in range(2):
+            batch = next(keys)
+            pixels = torch.stack([views[key][0] for key in batch])
+            labels = torch.tensor([int(views[key][1]) for key in batch])
+            (F.cross_entropy(twin.train()(pixels), labels) / 2).backward()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step, 5)
+        optimizer.step()
+        now = [p.detach().clone() for p in twin.parameters()]
+        average = now if average is None else [0.9999 * a + 1e-4 * p for a, p in zip(average, now, strict=True)]
+        for p, q in zip(state.classifier.parameters(), twin.parameters(), strict=True):
+            assert (p - q).abs().max() <= 1e-12 * q.abs().max()
+        for p, q in zip(state.judged.parameters(), average, strict=True):
+            assert (p - q).abs().max() <= 1e-12 * q.abs().max()
+        for p, q in zip(state.judged.buffers(), twin.buffers(), strict=True):
+            assert torch.allclose(p, q, rtol=1e-12, atol=0)
+    norm = next(module for module in twin.modules() if isinstance(module, nn.BatchNorm2d))
+    assert 0 < (norm.running_var - 1).abs().max() < 12 * 1e-4 * 50
+
+
+def test_weights_that_decay_are_neither_biases_nor_of_norms():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.LayerNorm([4, 6, 6]), nn.GroupNorm(2, 4), nn.MultiheadAttention(4, 2)
+    )
+    model.append(model[0])  # a module that is used twice
+    weights, others = decayed(model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert [names[id(p)] for p in weights] == ["0.weight", "4.in_proj_weight", "4.out_proj.weight"]
+    assert len(weights) + len(others) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("name", ["san_mini_pairwise", "san_mini_patchwise", "resnet_mini", "sasa_mini"])
+def test_every_batch_norm_gets_the_momentum(few, name):
+    config = replace(PLAIN, model=name, norm_momentum=1e-3)
+    norms = [module for module in network(config, few).modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms
+    assert {norm.momentum for norm in norms} == {1e-3}
+
+
+def test_a_momentum_without_batch_norms_is_refused(few):
+    with pytest.raises(ValueError, match=r"norm_momentum is 0\.001, but Sequential has no batch norms; omit"):
+        network(replace(PLAIN, norm_momentum=1e-3), few)
 
 
 def test_pieces_of_a_step_add_up(few):
