@@ -2,8 +2,8 @@
 
     python -m saprof.tables [--paper san|sasa] [--table 3,4,sec5.3] [--format table|md|csv|json] [--output FILE]
 
-SAN's FLOPs follow the `paper` convention, SASA's `flop2` (see `saprof.operators.cost`). Accuracies are those that SAN
-prints. For some figures of SASA no known convention gives the printed value; the command prints the difference. The
+SAN's FLOPs follow the `paper` convention, SASA's `flop2` (see `saprof.operators.cost`). Accuracies are the printed
+ones. For some figures of SASA no known convention gives the printed value; the command prints the difference. The
 exit code is 0 if every other figure agrees, 1 if one does not, 2 if the command line is wrong.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from saprof import atomic, text
 from saprof.command import FAILED, OK, choices, path
-from saprof.paper.printed import PAPERS, Claim, claims, figures, paper
+from saprof.paper.printed import AP, PAPERS, Claim, claims, figures, paper
 from saprof.paper.recount import compute, disagreements, saved
 
 
@@ -38,8 +38,8 @@ def _section(computed: Sequence[Mapping[str, Any]], form: str) -> str:
     varies = [] if table.varies is None else [table.varies]
     header = ["network", "family", *varies, "params", "M", "printed", f"FLOPs ({PAPERS[of][2]})", "G", "printed"]
     title = f"{'## ' if form == 'md' else ''}{table.caption}"
+    header += [f"{column} as printed" for column in _accuracies(computed[0])]
     if table.evaluation_set:
-        header += ["top-1 as printed", "top-5 as printed"]
         title += f" (accuracy as printed, ImageNet {table.evaluation_set})"
     return f"{title}\n\n{text.align(header, [_cells(row) for row in computed], form)}"
 
@@ -51,7 +51,13 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     for figure, rounded in figures(row["paper"]).items():
         decimals = 0 if isinstance(row[f"{rounded}_printed"], int) else 1
         cells += [f"{row[figure]:,}", f"{row[rounded]:.{decimals}f}", _beside(row, figure, rounded)]
-    return cells if row["top1_printed"] is None else [*cells, f"{row['top1_printed']}", f"{row['top5_printed']}"]
+    return cells + [f"{value}" for value in _accuracies(row).values()]
+
+
+def _accuracies(row: Mapping[str, Any]) -> dict[str, float]:
+    """The printed accuracies, by the titles of their columns."""
+    columns = {"top-1": "top1_printed", "top-5": "top5_printed"} | {name: f"{name}_printed" for name in AP}
+    return {title: row[column] for title, column in columns.items() if row.get(column) is not None}
 
 
 def _beside(row: Mapping[str, Any], figure: str, rounded: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,10 @@ from saprof.text import unknown
 
 PAPERS = {"san": ("san.json", "paper", "paper convention"), "sasa": ("sasa.json", "flop2", "2 per multiply-add")}
 """The file of the printed tables, and the convention of their FLOPs, by name and in words."""
+
+AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+"""The columns of average precision, in the names of COCO: the mean over thresholds of the intersection over union from
+0.50 to 0.95, at 0.50, and at 0.75; the first of small, of medium and of large objects."""
 
 
 def figures(paper: str) -> dict[str, str]:
@@ -40,6 +44,8 @@ class PaperRow:
     """Together with `model`, the arguments of `saprof.create_model`."""
     top1: float | None = None
     top5: float | None = None
+    ap: tuple[float, ...] | None = None
+    """The average precision of a detector, one value for each name in AP."""
     params_M: float | None
     flops_G: float
     unreproduced: tuple[str, ...] = ()
@@ -50,7 +56,8 @@ class PaperRow:
 class PaperTable:
     caption: str
     evaluation_set: str = ""
-    """The images on which accuracy was measured, if the table has accuracies."""
+    """The images of ImageNet on which accuracy was measured, if the table has accuracies of classifiers. SASA's
+    `validation` images are 4 % of the training set; the figures of its `test` fit ImageNet's validation set."""
     varies: str | None
     input_size: tuple[int, ...] = (3, 224, 224)
     """The size of the images for which FLOPs are counted."""
@@ -77,9 +84,14 @@ class Claim:
 def paper(name: str = "san") -> dict[str, PaperTable]:
     """The printed tables of a paper, by name."""
     return {
-        number: PaperTable(**table | {"rows": tuple(PaperRow(**row) for row in table["rows"])})
+        number: PaperTable(**table | {"rows": tuple(_row(row) for row in table["rows"])})
         for number, table in _printed(name)["tables"].items()
     }
+
+
+def _row(printed: Mapping[str, Any]) -> PaperRow:
+    row = PaperRow(**printed)
+    return row if row.ap is None else replace(row, ap=tuple(row.ap))
 
 
 @cache

@@ -8,7 +8,18 @@ from decimal import Decimal
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from saprof.paper.printed import PAPERS, Claim, PaperRow, figures, paper, printed_flops, printed_params, rounded, rows
+from saprof.paper.printed import (
+    AP,
+    PAPERS,
+    Claim,
+    PaperRow,
+    figures,
+    paper,
+    printed_flops,
+    printed_params,
+    rounded,
+    rows,
+)
 
 if TYPE_CHECKING:
     from saprof.operators.cost import Cost
@@ -45,7 +56,8 @@ def _compute(of: str, name: str, row: PaperRow) -> dict[str, Any]:
             f"{figure}_agree": None if printed is None else here == Decimal(str(printed)),
             f"{figure}_reproducible": figure.partition("_")[0] not in row.unreproduced,
         }
-    return facts | {"top1_printed": row.top1, "top5_printed": row.top5}
+    precision = {f"{name}_printed": value for name, value in zip(AP, row.ap or (), strict=row.ap is not None)}
+    return facts | {"top1_printed": row.top1, "top5_printed": row.top5} | precision
 
 
 def _as_printed(of: str, figure: str, count: int, printed: float | None) -> Decimal:
