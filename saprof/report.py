@@ -128,7 +128,7 @@ def _draw(run: Recorded, folder: Path, prefix: str) -> tuple[list[Figure], dict[
             missing.setdefault(str(error), []).append(drawing.title)
         else:
             _, svg = write(figure, folder / (prefix + drawing.stem))
-            shown.append(Figure(drawing.title, svg.read_bytes(), drawing.alt, drawing.caption))
+            shown.append(Figure(drawing.title, svg.read_bytes(), figure.alt, drawing.caption))
     return shown, missing
 
 
@@ -149,7 +149,7 @@ def _profiled(run: Recorded) -> list[Part]:
 
 def _swept(run: Recorded, shown: Sequence[Figure], missing: dict[str, list[str]], guide: Section | None) -> list[Part]:
     from saprof.plots import frame
-    from saprof.plots.gallery import extremes
+    from saprof.plots.findings import extremes
 
     found = extremes(frame(run.rows), "unfold")
     return [

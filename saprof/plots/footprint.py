@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from saprof.models.catalogue import MODELS
 from saprof.paper.printed import PaperRow
 from saprof.paper.printed import rows as paper_rows
-from saprof.plots import lines, style
+from saprof.plots import findings, lines, style
 from saprof.plots.lines import AGAINST
 from saprof.plots.style import STYLE
 from saprof.quantities import HARDWARE_FLOPS, LATENCY, MEMORY, PAPER_FLOPS, PARAMS, Quantity
@@ -38,7 +38,7 @@ def footprint_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
     axis = "map" if lines.across(rows) == "map" else "footprint"
     kinds = [kind for kind in ("model", "operator") if (rows["kind"] == kind).any()]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(15.5, 4.5 * len(kinds) + 0.8), layout="constrained")
+        figure = style.Chart(figsize=(15.5, 4.5 * len(kinds) + 0.8), layout="constrained")
         grid = figure.subplots(len(kinds), 3, squeeze=False)
         for kind, panels in zip(kinds, grid, strict=True):
             of_kind = lines.place(rows[rows["kind"] == kind], axis)
@@ -50,7 +50,9 @@ def footprint_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
             for axes in panels:
                 lines.label_across(axes, of_kind, axis)
         title = style.title(f"Cost, latency and memory {AGAINST[axis]}", rows)
-        style.finish(figure, title, style.notes(rows), provenance)
+        found = findings.of_growth(rows) if axis == "footprint" else findings.of_speed(rows)
+        alt = f"Charts of operations, latency and memory: {findings.extents(rows)}."
+        style.finish(figure, title, lines.remarks(figure) + style.notes(rows), provenance, found, alt)
     return figure
 
 
@@ -65,7 +67,7 @@ def cost_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
     rows = rows.drop_duplicates(["name", "footprint", "h", "w"])
     rows = lines.place(rows, "footprint")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12.5, 4.6), layout="constrained")
+        figure = style.Chart(figsize=(12.5, 4.6), layout="constrained")
         panels = figure.subplots(1, 2)
         for axes, quantity in zip(panels, (PAPER_FLOPS, PARAMS), strict=True):
             _draw_costs(axes, rows, quantity)
@@ -73,7 +75,9 @@ def cost_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
         _mark_printed(panels[0], _printed(rows), "flops_G")
         handles = lines.legend_of_names(rows) + _mark_printed(panels[1], _printed(rows), "params_M")
         panels[1].legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.02))
-        style.finish(figure, "FLOPs and parameters of networks against the footprint", [], provenance)
+        title = "FLOPs and parameters of networks against the footprint"
+        alt = f"Charts of {findings.extent(rows, PAPER_FLOPS)}; {findings.extent(rows, PARAMS)}."
+        style.finish(figure, title, lines.remarks(figure), provenance, findings.of_costs(rows), alt)
     return figure
 
 
@@ -81,22 +85,25 @@ def _draw_kind(panels: Sequence[Axes], rows: pd.DataFrame, operations: Quantity)
     """The overview of networks, or of operators: operations, latency, memory."""
     _draw_costs(panels[0], rows, operations)
     for axes, quantity in zip(panels[1:], (LATENCY, MEMORY), strict=True):
-        for _, line in rows.groupby(["name", "series"], sort=False):
-            lines.draw(axes, line, quantity, lines.look_of_line(line))
+        groups = [line for _, line in rows.groupby(["name", "series"], sort=False)]
+        drawn = [lines.draw(axes, line, quantity, lines.look_of_line(line)) for line in groups]
         style.log_axis(axes.yaxis)
+        lines.separate(axes, drawn)
         axes.set_ylabel(quantity.label)
 
 
 def _draw_costs(axes: Axes, rows: pd.DataFrame, quantity: Quantity) -> None:
-    """One line per name and setting; costs do not depend on the backend."""
+    """One line per name and setting. Costs are counted: they depend neither on the backend nor on the machine."""
+    drawn = []
     for (name, _), line in rows.dropna(subset=[quantity.column]).groupby(["name", "setting"], sort=False):
         line = line.drop_duplicates("x").sort_values("x")
         look = style.look(name)
         marks = {"color": look.colour, "marker": look.marker} | lines.weight(line)
-        axes.plot(line["x"], style.column_of(line, quantity), label=name, **marks)
+        drawn.append(axes.plot(line["x"], style.column_of(line, quantity), label=name, **marks))
     axes.set_ylim(bottom=0)
     axes.set_ylabel(quantity.label)
-    axes.grid(axis="y")
+    style.linear_axis(axes.yaxis)
+    lines.separate(axes, drawn)
 
 
 def _printed(rows: pd.DataFrame) -> list[PaperRow]:
@@ -107,10 +114,10 @@ def _printed(rows: pd.DataFrame) -> list[PaperRow]:
 
 
 def _mark_printed(axes: Axes, printed: Sequence[PaperRow], field: str) -> list[Line2D]:
-    """Draw the printed values as open squares; returns the handle for the legend."""
+    """Draw the printed values as grey squares behind the points; returns the handle for the legend."""
     if not printed:
         return []
-    mark = {"marker": "s", "markersize": 11, "fillstyle": "none", "linestyle": "none", "color": "0.45"}
+    mark = {"marker": "s", "markersize": 13, "linestyle": "none", "color": "0.82"}
     taps = [int(row.setting or 0) ** 2 for row in printed]
     axes.plot(taps, [getattr(row, field) for row in printed], label=TABLE_7, zorder=1, **mark)
     return [Line2D([], [], label=TABLE_7, **mark)]

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
 
 from saprof.plots import style
 from saprof.quantities import LATENCY, Quantity
-from saprof.records.rows import DOUBTFUL
 
 SETTINGS = ("mode", "dtype", "device", "n", "h", "v", "shape")
 """The columns in which rows of one name and one backend may differ, beside the size of the footprint."""
@@ -24,9 +27,14 @@ AGAINST = {"footprint": "against the footprint", "map": "at every map", "name": 
 """The values of `across` in words, for the title."""
 
 FAILED = "did not run"
-DOUBTFUL_NOTE = (
-    "* unstable or contended: the machine was busy with something else, or times differed too much to settle"
-)
+SIDE_BY_SIDE = "lines or points side by side have the same values"
+
+TIMES = (LATENCY.column, "images_per_s", "roof_share")
+"""Quantities that a disturbance of the machine changes. Memory and counts stay exact."""
+
+EQUAL, APART, WIDEST = 0.006, 4.0, 16.0
+"""Points are equal that differ by less than this share of the height of a panel. Equal lines are drawn this many points
+apart, and at most so many from the first to the last."""
 
 
 def with_footprint(rows: pd.DataFrame) -> pd.DataFrame:
@@ -84,16 +92,76 @@ def map_label(row: pd.Series) -> str:
     return f"{row['h']}×{row['w']}\n({style.footprint_label(row['footprint'])})"
 
 
-def draw(axes: Axes, line: pd.DataFrame, quantity: Quantity, look: dict[str, Any]) -> None:
+Series = list[Line2D]
+"""The artists of one line: the line itself, and its hollow points."""
+
+
+def draw(axes: Axes, line: pd.DataFrame, quantity: Quantity, look: dict[str, Any]) -> Series:
     """One line with its interval. Where a cell did not run, the line has a gap, and the panel has a cross at its
-    foot."""
+    foot. Doubtful times are hollow."""
     line = line.sort_values("x", kind="stable")
-    axes.plot(line["x"], style.column_of(line, quantity), label=line["series"].iloc[0], **look)
+    label = line["series"].iloc[0]
+    found = style.plot(axes, line["x"], style.column_of(line, quantity), hollow(line, quantity), label=label, **look)
     if quantity is LATENCY:
         low, high = interval(line)
         axes.fill_between(line["x"], low, high, color=look["color"], alpha=0.18, linewidth=0)
         axes.vlines(line["x"], low, high, color=look["color"], linewidth=1)
     mark_failed(axes, line["x"][line["latency_s"].isna()], look["color"])
+    return found
+
+
+def hollow(rows: pd.DataFrame, quantity: Quantity) -> pd.Series:
+    """Whether the value of each row is drawn hollow: it is a time, and the row is doubtful."""
+    return style.doubtful(rows) & (quantity.column in TIMES)
+
+
+def separate(axes: Axes, series: Sequence[Series], across: bool = False) -> None:
+    """Draw lines that would hide each other side by side, some points apart: lines whose values are equal wherever both
+    have one. The lines keep their values. `across` says that values are along the horizontal axis."""
+    axes.autoscale_view()
+    places = [_places(axes, one[0], across) for one in series]
+    left = list(range(len(series)))
+    while left:
+        first = left.pop(0)
+        group = [first, *(other for other in left if _hides(places[first], places[other]))]
+        left = [other for other in left if other not in group]
+        gap = min(APART, WIDEST / max(1, len(group) - 1))
+        for number, member in enumerate(group if len(group) > 1 else ()):
+            shift = gap * (number - (len(group) - 1) / 2)
+            for artist in series[member]:
+                _shift(artist, axes, 0, shift)
+
+
+def _shift(artist: Artist, axes: Axes, right: float, up: float) -> None:
+    """Move an artist by some points on the page; its data stay as they are."""
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    artist.set_transform(artist.get_transform() + ScaledTranslation(right / 72, up / 72, figure.dpi_scale_trans))
+    artist.set_gid(SEPARATED)
+
+
+SEPARATED = "side-by-side"
+"""The id of artists that were moved."""
+
+
+def _places(axes: Axes, line: Line2D, across: bool) -> dict[float, float]:
+    """The value at each place of a line, as shares of the panel."""
+    points = np.column_stack([np.asarray(part, float) for part in line.get_data()])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shares = axes.transLimits.transform(axes.transScale.transform(points[np.isfinite(points).all(1)]))
+    return {round(float(at), 4): float(value) for at, value in (shares[:, ::-1] if across else shares)}
+
+
+def _hides(one: dict[float, float], other: dict[float, float]) -> bool:
+    shared = one.keys() & other.keys()
+    smaller = min(len(one), len(other))
+    return 0 < smaller == len(shared) and all(abs(one[x] - other[x]) < EQUAL for x in shared)
+
+
+def remarks(figure: Figure) -> list[str]:
+    """What a figure must say about lines that were moved apart."""
+    moved = any(line.get_gid() == SEPARATED for axes in figure.axes for line in axes.lines)
+    return [SIDE_BY_SIDE] if moved else []
 
 
 def interval(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
@@ -111,13 +179,6 @@ def mark_failed(axes: Axes, at: pd.Series, colour: str, across: bool = False) ->
     where = axes.get_yaxis_transform() if across else axes.get_xaxis_transform()
     points = (edge, at) if across else (at, edge)
     axes.plot(*points, "x", color=colour, transform=where, label=FAILED, clip_on=False)
-
-
-def mark_doubtful(axes: Axes, line: pd.DataFrame) -> None:
-    """An asterisk at `x` and `y` of each row that is unstable or contended."""
-    colour = style.look_of(line["ran"].iloc[0])["color"]
-    for _, row in line[line["status"].isin(DOUBTFUL)].iterrows():
-        axes.annotate("*", (row["x"], row["y"]), (0, 3), textcoords="offset points", color=colour, ha="center")
 
 
 def look_of_line(line: pd.DataFrame) -> dict[str, Any]:
@@ -143,13 +204,15 @@ def legend_of_names(rows: pd.DataFrame) -> list[Line2D]:
     return [Line2D([], [], color=look.colour, marker=look.marker, label=name) for name, look in looks.items()]
 
 
-def legend_of_rans(rows: pd.DataFrame, grey: bool = False) -> list[Line2D]:
-    """What computed the lines, then the settings, then the meaning of a cross."""
+def legend_of_rans(rows: pd.DataFrame, grey: bool = False, doubts: bool = True) -> list[Line2D]:
+    """What computed the lines, then the settings, then the meaning of a hollow point and of a cross. `grey` is for
+    panels whose colours and markers are those of names."""
     rans = {ran: style.look_of(ran) for ran in rows["ran"].unique()}
-    neutral = {"color": "0.3", "marker": "o"} if grey else {}
+    neutral = {"color": "0.3", "marker": ""} if grey else {}
     handles = [Line2D([], [], label=ran, **look | neutral) for ran, look in rans.items()]
     for setting, line in rows[rows["setting"] != ""].groupby("setting", sort=False):
         handles.append(Line2D([], [], color="0.5", marker="o", label=setting, **weight(line)))
+    handles += style.legend_of_doubtful(rows) if doubts else []
     if rows["latency_s"].isna().any():
         handles.append(Line2D([], [], color="0.3", marker="x", linestyle="none", label=f"{FAILED}, see below"))
     return handles

@@ -7,20 +7,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from saprof.models.catalogue import MODELS
 from saprof.paper.evidence import front
-from saprof.plots import style
+from saprof.plots import findings, style
 from saprof.plots.style import STYLE
-from saprof.quantities import LATENCY, MEMORY, PAPER_FLOPS, PARAMS
-from saprof.records.rows import DOUBTFUL
+from saprof.quantities import LATENCY, MEMORY, PAPER_FLOPS, PARAMS, Quantity
 from saprof.text import unknown
 
 COSTS = {quantity.column: quantity for quantity in (PAPER_FLOPS, PARAMS, LATENCY, MEMORY)}
@@ -29,8 +29,17 @@ COSTS = {quantity.column: quantity for quantity in (PAPER_FLOPS, PARAMS, LATENCY
 OF_ROWS = (LATENCY.column, MEMORY.column)
 """Costs that depend on the backend, the mode and the batch."""
 
+Box = Sequence[float]
+"""A rectangle: left, bottom, right, top, in pt."""
+
 FONT = 8.5
-AROUND = [(reach, dx, dy) for reach in (1, 2, 3.2, 4.6) for dy, dx in product((1, -1, 0), (1, -1, 0)) if dx or dy]
+MARGIN = 1.5
+"""The space around a label, in pt."""
+POINT = 4.5
+"""Half the side of the square that a point covers, in pt."""
+AROUND = [(reach, dx, dy) for reach in (1, 2, 3.2, 4.6, 6.2, 8, 10, 13, 17, 22) for dx, dy in (
+    (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0), (0.5, 1), (-0.5, 1), (0.5, -1), (-0.5, -1),
+)]  # fmt: skip
 """The distances and directions of a label from its point, the best first."""
 
 
@@ -49,33 +58,62 @@ def accuracy_figure(points: pd.DataFrame, cost: str = "flops_paper", provenance:
     if points.empty:
         raise ValueError(f"no network has both {name} and an accuracy that SAN prints (at 224×224)")
     points = points.assign(cost=style.column_of(points, quantity), ran=style.who(points), label=_labels(points))
-    if cost == "latency_s":
-        points["label"] += points["status"].isin(DOUBTFUL).map({True: "*", False: ""})
+    points["hollow"] = style.doubtful(points) & (cost == LATENCY.column)
     apart = ["evaluation_set", *(("mode", "n", "dtype", "device") if cost in OF_ROWS else ())]
     if cost not in OF_ROWS:
         points = points.drop_duplicates(["name", "relation", "footprint", "evaluation_set"]).assign(ran="")
     panels = list(points.groupby(apart, sort=False))
     with matplotlib.rc_context(STYLE):
         lines, columns = -(-len(panels) // 2), min(2, len(panels))
-        figure = Figure(figsize=(7.4 * columns + 2.2, 5.4 * lines + 0.7), layout="constrained")
+        figure = style.Chart(figsize=(7.4 * columns + 2.2, 5.4 * lines + 0.7), layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False)
         for axes, (_, panel) in zip(grid.flat, panels, strict=False):
             _draw(axes, panel, cost)
+            style.linear_axis(axes.yaxis)
             judged = panel["evaluation_set"].iloc[0]
             axes.set(xlabel=label, ylabel=f"top-1 accuracy in the paper, %\n(ImageNet {judged})")
             axes.set_title(", ".join(_settings(panel, points)))
         for axes in grid.flat[len(panels) :]:
             axes.remove()
-        grid[0, -1].legend(handles=_legend(points), loc="upper left", bbox_to_anchor=(1.02, 1.02))
-        title = f"Accuracy against {name}"
+        handles = _legend(points, fronts=any(_best(panel).sum() > 1 for _, panel in panels))
+        grid[0, -1].legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.02))
         sources = "; ".join(points["source"].unique())
         notes = [f"Accuracies are those that the paper prints, not measured here: {sources}"]
-        notes += ["* unstable or contended"] if points["label"].str.endswith("*").any() else []
-        style.finish(figure, title, notes, provenance)
+        notes += ["Doubtful points are not part of the front"] if points["hollow"].any() else []
+        found, alt = _finding([panel for _, panel in panels], name), _alt(points, quantity)
+        style.finish(figure, f"Accuracy against {name}", notes, provenance, found, alt)
         figure.draw_without_rendering()
         for axes, (_, panel) in zip(grid.flat, panels, strict=False):
-            _write_labels(axes, panel)
+            if left := _write_labels(axes, panel):
+                axes.set_xlabel(f"{label}\n({left} labels have no room)")
     return figure
+
+
+def _best(panel: pd.DataFrame) -> pd.Series:
+    """The points of the front: sound ones that no other sound point beats."""
+    sound = panel[~panel["hollow"]]
+    return front(sound, ["cost"]).reindex(panel.index, fill_value=False) if len(sound) else panel["hollow"] & False
+
+
+def _finding(panels: Sequence[pd.DataFrame], name: str) -> str:
+    """The families on the front of each panel."""
+    said: dict[str, list[str]] = {}
+    for panel in panels:
+        if one := findings.of_front(panel[_best(panel)], panel):
+            said.setdefault(one, []).append(f"ImageNet {panel['evaluation_set'].iloc[0]}")
+    several = len(panels) > 1 and len(said) > 1
+    texts = [one + f" ({', '.join(dict.fromkeys(sets))})" * several for one, sets in said.items()]
+    return f"Against {name}, {'; '.join(texts)}" if texts else ""
+
+
+def _alt(points: pd.DataFrame, quantity: Quantity) -> str:
+    ends = [points.loc[points["cost"].idxmin()], points.loc[points["cost"].idxmax()]]
+    spelled = [f"{style.plain(end['cost'])} {quantity.unit} and {end['top1']} % ({end['label']})" for end in ends]
+    many = int(points["hollow"].sum())
+    return (
+        f"Chart of printed top-1 accuracy against {quantity.noun}, {len(points)} points from {spelled[0]} to "
+        f"{spelled[1]}, with the Pareto front." + (f" {many} points are doubtful, drawn hollow." if many else "")
+    )
 
 
 def _labels(points: pd.DataFrame) -> pd.Series:
@@ -103,52 +141,92 @@ def _settings(panel: pd.DataFrame, points: pd.DataFrame) -> list[str]:
 
 def _draw(axes: Axes, panel: pd.DataFrame, cost: str) -> None:
     """Draw the front as stairs, a point per line of the table, and the interval of a latency."""
-    best = panel[front(panel, ["cost"])].sort_values("cost")
+    best = panel[_best(panel)].sort_values("cost")
     if len(best) > 1:
         axes.step(best["cost"], best["top1"], where="post", color="0.6", linewidth=5, alpha=0.35, label="Pareto front")
     for _, point in panel.iterrows():
         look = style.look_of_family(point["family"])
-        ran = style.line_of(point["ran"] or "torch") | {"linestyle": "none"}
-        axes.plot([point["cost"]], [point["top1"]], look.marker, color=look.colour, label=point["label"], **ran)
+        marker = style.marker_of(point["ran"]) if point["ran"] else look.marker
+        mark = {"color": look.colour, "marker": marker, "linestyle": "none", "label": point["label"]}
+        style.plot(axes, [point["cost"]], [point["top1"]], [point["hollow"]], **mark)
         if cost == "latency_s":
             low, high = (LATENCY.in_unit(point[f"latency_{bound}_s"]) for bound in ("low", "high"))
             axes.hlines(point["top1"], low, high, color=look.colour, linewidth=1)
-    if cost in OF_ROWS:
-        style.log_axis(axes.xaxis)
+    style.log_axis(axes.xaxis) if cost in OF_ROWS else style.linear_axis(axes.xaxis)
     axes.margins(0.12, 0.14)
     axes.grid(visible=True)
 
 
-def _write_labels(axes: Axes, panel: pd.DataFrame) -> None:
-    """Place each label as near to its point as possible without covering a point or another label. A thin line connects
-    distant labels."""
-    per_pt = axes.figure.dpi / 72
+def _write_labels(axes: Axes, panel: pd.DataFrame) -> int:
+    """Place each label as near to its point as possible, without covering a point, an interval or another label, those
+    of the front first. A thin line connects distant labels. Returns the number of labels for which there is no room;
+    they are left out."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    per_pt = figure.dpi / 72
     places = axes.transData.transform(panel[["cost", "top1"]].to_numpy(float)) / per_pt
-    inside = axes.get_window_extent().extents / per_pt
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
-    for (x, y), (_, point) in zip(places, panel.iterrows(), strict=True):
-        half = 0.33 * FONT * len(point["label"]) + 1, 0.62 * FONT
-        offsets = [(dx * (half[0] + 5) * min(reach, 1.6), dy * (half[1] + 5) * reach) for reach, dx, dy in AROUND]
-        boxes = [(x + dx - half[0], y + dy - half[1], x + dx + half[0], y + dy + half[1]) for dx, dy in offsets]
-        free = [i for i, box in enumerate(boxes) if _within(box, inside) and not any(_overlap(box, t) for t in taken)]
-        best = free[0] if free else 0
-        taken.append(boxes[best])
+    inside = list(axes.get_window_extent().extents / per_pt)
+    taken = [(x - POINT, y - POINT, x + POINT, y + POINT) for x, y in places]
+    taken += [box for line in axes.collections for box in _boxes(axes, line, per_pt)]
+    order = np.argsort(~_best(panel).to_numpy(bool), kind="stable")
+    left = 0
+    for number in order:
+        point, (x, y) = panel.iloc[number], places[number]
         text = axes.annotate(
             point["label"],
             (point["cost"], point["top1"]),
-            offsets[best],
+            (0, 0),
             textcoords="offset points",
             ha="center",
             va="center",
             fontsize=FONT,
             color=style.look_of_family(point["family"]).colour,
-            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.6} if AROUND[best][0] > 1 else None,
         )
         text.set_in_layout(False)
+        extent = text.get_window_extent()
+        half = extent.width / per_pt / 2 + MARGIN, extent.height / per_pt / 2 + MARGIN
+        found = _room((x, y), half, inside, taken)
+        text.remove()
+        if found is None:
+            left += 1
+            continue
+        reach, dx, dy = found
+        taken.append((x + dx - half[0], y + dy - half[1], x + dx + half[0], y + dy + half[1]))
+        far = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.6, "shrinkB": 3} if reach > 1 else None
+        placed = axes.annotate(
+            point["label"],
+            (point["cost"], point["top1"]),
+            (dx, dy),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=FONT,
+            color=text.get_color(),
+            arrowprops=far,
+        )
+        placed.set_in_layout(False)
+    return left
 
 
-Box = Sequence[float]
-"""A rectangle: left, bottom, right, top, in pt."""
+def _room(
+    at: tuple[float, float], half: tuple[float, float], inside: Box, taken: Sequence[Box]
+) -> tuple[float, float, float] | None:
+    """The first free place around a point: its reach, and its offset in pt."""
+    for reach, dx, dy in AROUND:
+        right, up = dx * (half[0] + POINT) * min(reach, 2.4), dy * (half[1] + POINT) * reach
+        box = (at[0] + right - half[0], at[1] + up - half[1], at[0] + right + half[0], at[1] + up + half[1])
+        if _within(box, inside) and not any(_overlap(box, other) for other in taken):
+            return reach, right, up
+    return None
+
+
+def _boxes(axes: Axes, line: Collection, per_pt: float) -> list[Box]:
+    """The boxes that the intervals of latencies cover."""
+    found = []
+    for path in line.get_paths():
+        (left, low), (right, high) = axes.transData.transform(path.vertices)[[0, -1]] / per_pt
+        found.append((left, low - 1, right, high + 1))
+    return found
 
 
 def _within(box: Box, outer: Box) -> bool:
@@ -159,14 +237,16 @@ def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _legend(points: pd.DataFrame) -> list[Line2D]:
-    """The legend of families, of what computed them, and of the front."""
+def _legend(points: pd.DataFrame, fronts: bool) -> list[Line2D]:
+    """The legend of families, of what computed them, of hollow points, and of the front."""
     handles = []
+    several = points["ran"].any()
     for family in points["family"].unique():
         look = style.look_of_family(family)
-        marks = {"color": look.colour, "marker": look.marker, "linestyle": "none"}
-        handles.append(Line2D([], [], label=family.replace("_", "-"), **marks))
-    for ran in points["ran"].unique() if points["ran"].any() else ():
-        look = style.line_of(ran) | {"linestyle": "none"}
-        handles.append(Line2D([], [], color="0.4", marker="o", label=ran, **look))
-    return [*handles, Line2D([], [], color="0.6", linewidth=5, alpha=0.35, label="Pareto front")]
+        mark = {"marker": "", "linewidth": 7} if several else {"marker": look.marker, "linestyle": "none"}
+        handles.append(Line2D([], [], color=look.colour, label=family.replace("_", "-"), **mark))
+    for ran in points["ran"].unique() if several else ():
+        handles.append(Line2D([], [], color="0.4", marker=style.marker_of(ran), linestyle="none", label=ran))
+    handles += style.legend_of_doubtful(points[points["hollow"]])
+    stairs = {"color": "0.6", "linewidth": 5, "alpha": 0.35, "label": "Pareto front"}
+    return [*handles, Line2D([], [], **stairs)] if fronts else handles

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from saprof.plots import style
+from saprof.plots import findings, style
 from saprof.plots.style import STYLE
 from saprof.records.calibration import FORWARD, Calibration
 
@@ -39,12 +39,12 @@ def roofline_figure(rows: pd.DataFrame, calibration: Calibration, provenance: st
     lines = [f"not drawn, since they only move bytes: {moving}"] if moving else []
     if idle.all():
         raise ValueError("no operator's forward computes and has a latency, in a dtype whose roofs were measured")
-    rows = _with_places(rows[~idle])
+    rows = _with_places(style.with_roofs(rows[~idle], calibration))
     panels = [(key, panel) for key, panel in rows.groupby(PANEL, sort=False)]
     across = min(len(panels), 2)
     down = -(-len(panels) // across)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.2 * across + 2.9, 4.6 * down + 1.0), layout="constrained")
+        figure = style.Chart(figsize=(6.2 * across + 2.9, 4.6 * down + 1.0), layout="constrained")
         grid = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
         _limit(grid[0, 0], rows, calibration)
         for axes, ((ran, mode, dtype), panel) in zip(grid.flat, panels, strict=False):
@@ -61,9 +61,26 @@ def roofline_figure(rows: pd.DataFrame, calibration: Calibration, provenance: st
             axes.remove()
         figure.legend(handles=_legend(rows), loc="outside right center", labelspacing=0.7)
         when = f"roofs measured {calibration.time} on {calibration.device}"
-        when += "; they are too low, see the table" if calibration.why_too_low(rows["dtype"]) else ""
-        style.finish(figure, style.title("Roofline", rows), [*lines, when], provenance)
+        too_low = calibration.why_too_low(rows["dtype"])
+        when += "; they are too low, see the table" if too_low else ""
+        found = "" if too_low else findings.of_roofs(rows)
+        style.finish(figure, style.title("Roofline", rows), [*lines, when], provenance, found, alt(rows))
     return figure
+
+
+def alt(rows: pd.DataFrame) -> str:
+    """The figure in words; `rows` are operators with a latency."""
+    flops = rows["flops_hardware"].astype(float)
+    rates, intensities = flops / rows["latency_s"].astype(float) / 1e9, flops / rows["compulsory_bytes"].astype(float)
+    ends = [
+        f"{style.plain(rates[i])} GFLOP/s ({findings.where(rows.loc[i])})" for i in (rates.idxmin(), rates.idxmax())
+    ]
+    many = int(style.doubtful(rows).sum())
+    return (
+        f"Roofline chart of {len(rows)} rows, from {ends[0]} to {ends[1]}, at {style.plain(intensities.min())} to "
+        f"{style.plain(intensities.max())} FLOP per compulsory byte, under the roofs of memory and compute."
+        + (f" {many} rows are doubtful, drawn hollow." if many else "")
+    )
 
 
 def _with_places(rows: pd.DataFrame) -> pd.DataFrame:
@@ -95,9 +112,9 @@ def _bandwidths(calibration: Calibration) -> list[tuple[str, float]]:
     largest = max(moved for stream in calibration.streams.values() for moved in stream)
     memory = calibration.bandwidth(largest) / 1e9
     rate, moved = max((rate, moved) for stream in calibration.streams.values() for moved, rate in stream.items())
-    found = [(f"memory, {memory:.3g} GB/s", memory)]
+    found = [(f"memory, {style.plain(memory)} GB/s", memory)]
     if rate / 1e9 > APART * memory:
-        found.append((f"cache ({_binary(moved)}), {rate / 1e9:.3g} GB/s", rate / 1e9))
+        found.append((f"cache ({_binary(moved)}), {style.plain(rate / 1e9)} GB/s", rate / 1e9))
     return found
 
 
@@ -117,9 +134,9 @@ def _draw_roofs(axes: Axes, calibration: Calibration, dtype: str) -> None:
     bandwidths = _bandwidths(calibration)
     for (label, slope), where in zip(bandwidths, ("below", "above"), strict=False):
         _draw_bandwidth(axes, label, slope, top, where)
-    _draw_rate(axes, f"{high}, {top:.3g} GFLOP/s", top / bandwidths[-1][1], top, "above")
+    _draw_rate(axes, f"{high}, {style.plain(top)} GFLOP/s", top / bandwidths[-1][1], top, "above")
     if lower:
-        _draw_rate(axes, f"{low}, {lower:.3g} GFLOP/s", lower / bandwidths[-1][1], lower, "below")
+        _draw_rate(axes, f"{low}, {style.plain(lower)} GFLOP/s", lower / bandwidths[-1][1], lower, "below")
 
 
 def _draw_bandwidth(axes: Axes, label: str, slope: float, top: float, where: str) -> None:
@@ -144,19 +161,19 @@ def _draw_points(axes: Axes, panel: pd.DataFrame) -> None:
     for (name, *_), line in panel.groupby(LINE, sort=False, dropna=False):
         line, look = line.sort_values("taps"), style.look(name)
         axes.plot(line["x"], line["y"], color=look.colour, linewidth=0.8, alpha=0.7)
-        for x, y, size in zip(line["x"], line["y"], line["size"], strict=True):
-            axes.plot(
-                x, y, look.marker, color=look.colour, markersize=size, markeredgecolor="white", markeredgewidth=0.5
-            )
+        for (_, row), hollow in zip(line.iterrows(), style.doubtful(line), strict=True):
+            point = {"color": look.colour, "marker": look.marker, "linestyle": "none", "markersize": row["size"]}
+            style.plot(axes, [row["x"]], [row["y"]], [hollow], **point)
 
 
 def _legend(rows: pd.DataFrame) -> list[Line2D]:
-    """Operators by colour and marker, then the footprints by size, at most five."""
+    """Operators by colour and marker, the footprints by size, at most five, and the meaning of hollow points."""
     names = [(name, style.look(name)) for name in rows["name"].unique()]
     handles = [Line2D([], [], ls="", marker=look.marker, color=look.colour, label=name) for name, look in names]
     sizes = rows.drop_duplicates("taps").sort_values("taps")
     shown = sizes.iloc[sorted({round(i * (len(sizes) - 1) / 4) for i in range(5)})]
-    return handles + [
-        Line2D([], [], ls="", marker="o", color="0.5", markersize=row["size"], label=f"{row['taps']:.0f} taps")
+    handles += [
+        Line2D([], [], ls="", marker="o", color="0.5", markersize=row["size"], label=f"{row['taps']:,.0f} taps")
         for _, row in shown.iterrows()
     ]
+    return handles + style.legend_of_doubtful(rows)

@@ -11,10 +11,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saprof.plots import lines, style
+from saprof.plots import findings, lines, style
 from saprof.plots.style import STYLE
 from saprof.quantities import LATENCY, MEMORY, Quantity
-from saprof.records.rows import DOUBTFUL
 
 
 def shapes_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
@@ -30,35 +29,40 @@ def shapes_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
     rows = rows.assign(y=rows["footprint"].map(footprints.index))
     with matplotlib.rc_context(STYLE):
         size = (3.1 * len(names) + 3.6, 2 * (0.3 * len(footprints) + 0.9) + 0.9)
-        figure = Figure(figsize=size, layout="constrained")
+        figure = style.Chart(figsize=size, layout="constrained")
         panels = figure.subplots(2, len(names), squeeze=False, sharey=True, sharex="row")
+        drawn = []
         for quantity, above in zip((LATENCY, MEMORY), panels, strict=True):
             for name, axes in zip(names, above, strict=True):
-                _draw(axes, rows[rows["name"] == name], quantity)
+                drawn.append((axes, _draw(axes, rows[rows["name"] == name], quantity)))
                 axes.set_title(name if quantity is LATENCY else "")
             style.log_axis(above[0].xaxis)
             for axes in above:
-                axes.grid(axis="x")
+                axes.grid(visible=True, axis="x")
                 axes.tick_params(axis="x", labelsize=9)
             above[len(names) // 2].set_xlabel(style.label_of_bars(quantity))
         _label_footprints(panels[0, 0], rows)
+        for axes, series in drawn:
+            lines.separate(axes, series, across=True)
         panels[0, -1].legend(handles=lines.legend_of_rans(rows), loc="upper left", bbox_to_anchor=(1.02, 1.02))
-        doubtful = [lines.DOUBTFUL_NOTE] if rows["status"].isin(DOUBTFUL).any() else []
         title = style.title("Latency and peak memory at equally many taps", rows)
-        style.finish(figure, title, doubtful + style.notes(rows), provenance)
+        alt = f"Charts of {findings.extents(rows)}."
+        found = findings.of_shapes(rows)
+        style.finish(figure, title, lines.remarks(figure) + style.notes(rows), provenance, found, alt)
     return figure
 
 
-def _draw(axes: Axes, rows: pd.DataFrame, quantity: Quantity) -> None:
+def _draw(axes: Axes, rows: pd.DataFrame, quantity: Quantity) -> list[lines.Series]:
     """Draw a mark per footprint, backend and setting. Latencies have their interval."""
+    drawn = []
     for _, line in rows.groupby(["ran", "setting"], sort=False):
         look = style.look_of(line["ran"].iloc[0]) | lines.weight(line) | {"linestyle": "none"}
         line = line.assign(x=style.column_of(line, quantity))
-        axes.plot(line["x"], line["y"], **look)
+        drawn.append(style.plot(axes, line["x"], line["y"], lines.hollow(line, quantity), **look))
         lines.mark_failed(axes, line["y"][line["latency_s"].isna()], look["color"], across=True)
         if quantity is LATENCY:
             axes.hlines(line["y"], *lines.interval(line), color=look["color"], linewidth=1.2)
-            lines.mark_doubtful(axes, line)
+    return drawn
 
 
 def _label_footprints(axes: Axes, rows: pd.DataFrame) -> None:

@@ -230,7 +230,7 @@ def test_doubtful_rows_of_tables_are_marked_and_explained(full):
 def test_pictures_are_told_in_words(full):
     alts = page_of(full).alts
     assert all(len(alt) > 40 for alt in alts)
-    assert any("latency, ms, from 3 (aggregation, 3×3 at 56×56, numba) to 28 (aggregation, 7×7" in alt for alt in alts)
+    assert any("latency from 3 ms (aggregation, 3×3 at 56×56, numba) to 28 ms (aggregation, 7×7" in alt for alt in alts)
 
 
 def test_what_to_doubt_comes_first(full):

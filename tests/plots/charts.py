@@ -3,6 +3,7 @@
 import itertools
 
 import made_up
+from matplotlib.text import Annotation
 
 KEYS = itertools.count()
 BACKENDS = {"unfold": 4.0, "numba": 1.0}
@@ -53,3 +54,20 @@ def footer(figure):
 
 def ticks(axis):
     return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def hollow(axes):
+    """The hollow points of a panel, as a list of (x, y)."""
+    lines = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    return [point for line in lines for point in zip(*map(list, line.get_data()), strict=True)]
+
+
+def title_of(figure):
+    """The finding, or the description if there is no finding."""
+    return " ".join(figure.get_suptitle().split("\n")).strip()
+
+
+def description_of(figure):
+    """The line below the finding."""
+    (below,) = [artist for artist in figure.get_children() if isinstance(artist, Annotation)]
+    return below.get_text()
