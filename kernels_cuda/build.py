@@ -18,18 +18,24 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from kernels_cuda import CSRC, SOURCES, compiler
 from kernels_cuda.compiler import BuildError
-from kernels_cuda.processes import run_all
+from kernels_cuda.processes import Tell, printed, run_all
 from kernels_cuda.report import Kernel, demangled, kernels_of, table, without_resources
 
 _NAME = "saprof_kernels-{}.so"
 _KEPT = 4  # the newest libraries of a folder are kept: other architectures and versions of torch may use them
 _LOADING = threading.Lock()
+
+Announce = Callable[[str, str], AbstractContextManager[Tell]]
+"""Tells of a build: a context for what is compiled and the folder where it is kept, whose value takes the progress."""
+
+announce: Announce = printed
+"""Tells of the build that `load` starts. saprof sets it."""
 
 
 def load() -> Callable[..., None]:
@@ -55,10 +61,10 @@ def why_not() -> str | None:
     return None
 
 
-def library(wanted: Sequence[str] | None = None, force: bool = False) -> Path:
+def library(wanted: Sequence[str] | None = None, force: bool = False, told: Announce = printed) -> Path:
     """The path of the kernels' library for the architectures `wanted`, or those of `compiler.architectures`.
 
-    It is built if there is none, or if `force`. BuildError if that fails.
+    It is built if there is none, or if `force`, and `told` tells of that. BuildError if that fails.
     """
     inputs = inputs_of(compiler.architectures() if wanted is None else wanted)
     found = None if force else _find(inputs)
@@ -67,7 +73,7 @@ def library(wanted: Sequence[str] | None = None, force: bool = False) -> Path:
     nvcc, folder = compiler.usable_nvcc(), writable_folder()
     with _alone_in(folder):
         found = None if force else _find(inputs)
-        return found or _build(nvcc, inputs, folder)
+        return found or _build(nvcc, inputs, folder, told)
 
 
 def report(library: Path) -> list[Kernel]:
@@ -109,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
 def _launch() -> Any:
     import torch
 
-    path = library()
+    path = library(told=announce)
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -205,14 +211,16 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _build(nvcc: str, inputs: dict[str, Any], folder: Path) -> Path:
+def _build(nvcc: str, inputs: dict[str, Any], folder: Path, told: Announce) -> Path:
     path = folder / file_name(inputs)
     if path.exists() and (flaw := _flaw(path, inputs)):
         print(f"saprof: {path} {flaw}; compiling it again", file=sys.stderr)
     for left in folder.glob(".building-*"):  # a killed process left it
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".building-", dir=folder, ignore_cleanup_errors=True) as scratch:
-        made, kernels = _compile(nvcc, inputs["architectures"], Path(scratch))
+        names = ", ".join(code.rpartition("=")[2] for code in compiler.codes_of(inputs["architectures"]))
+        with told(f"CUDA kernels for {names}", str(folder)) as tell:
+            made, kernels = _compile(nvcc, inputs["architectures"], Path(scratch), tell)
         if inputs_of(inputs["architectures"]) != inputs:
             raise BuildError(f"a file in {CSRC} changed while it was compiled; build again")
         stamp = {"sha256": _sha256(made), "inputs": inputs, "nvcc": compiler.version_of(nvcc), "kernels": kernels}
@@ -225,14 +233,13 @@ def _build(nvcc: str, inputs: dict[str, Any], folder: Path) -> Path:
     return path
 
 
-def _compile(nvcc: str, wanted: Sequence[str], scratch: Path) -> tuple[Path, list[Kernel]]:
+def _compile(nvcc: str, wanted: Sequence[str], scratch: Path, tell: Tell) -> tuple[Path, list[Kernel]]:
     """Compile a library in `scratch`. Returns its path, and what its kernels need."""
     import torch
 
     home, codes, made = Path(torch.__file__).parent, compiler.codes_of(wanted), scratch / "library.so"
     start = [nvcc, *compiler.FLAGS, *codes, "-isystem", str(home / "include")]
-    task = f"saprof: compiling CUDA kernels for {', '.join(code.rpartition('=')[2] for code in codes)}"
-    logs = run_all({name: [*start, "-c", str(CSRC / name), "-o", f"{name}.o"] for name in SOURCES}, scratch, task)
+    logs = run_all({name: [*start, "-c", str(CSRC / name), "-o", f"{name}.o"] for name in SOURCES}, scratch, tell)
     with_cuda = ["-ltorch_cuda"] if (home / "lib/libtorch_cuda.so").exists() else []
     linked = [*(f"{name}.o" for name in SOURCES), f"-L{home / 'lib'}", "-ltorch", "-ltorch_cpu", *with_cuda, "-lc10"]
     logs |= run_all({"linking": [nvcc, "-shared", *codes, *linked, "-o", made.name]}, scratch)

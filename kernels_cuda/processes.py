@@ -7,42 +7,54 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Generator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kernels_cuda.compiler import BuildError
 from kernels_cuda.report import without_resources
 
+Tell = Callable[[str, int, int], object]
+"""Is called with the name of a command that has finished, or an empty one in between; how many have finished, and how
+many there are."""
 
-def run_all(commands: dict[str, list[str]], scratch: Path, task: str = "") -> dict[str, str]:
-    """The output of each command, by name. If `task` is given, progress is printed to stderr.
+
+def run_all(commands: dict[str, list[str]], scratch: Path, tell: Tell = lambda *_: None) -> dict[str, str]:
+    """The output of each command, by name; `tell` is called with the progress.
 
     The first command that fails ends the others and raises BuildError.
     """
     outputs: dict[str, str] = {}
-    start, finished = time.monotonic(), _finished(commands, scratch)
+    finished = _finished(commands, scratch)
     try:
         for name, code in finished:
             if name:
                 outputs[name] = (scratch / f"{name}.log").read_text(errors="replace")
             if code:
                 raise BuildError(_failure(name, code, outputs[name]))
-            if task:
-                _tell(task, name, f"{len(outputs)}/{len(commands)}, {time.monotonic() - start:.0f} s")
+            tell(name, len(outputs), len(commands))
     finally:
         finished.close()
-        if task and sys.stderr.isatty():
-            print(file=sys.stderr)
     return outputs
 
 
-def _tell(task: str, name: str, done: str) -> None:
-    """Print progress: in one line if stderr is a terminal, otherwise in a line for each command."""
-    if sys.stderr.isatty():
-        print(f"\x1b[K{task}: {done}", end="\r", file=sys.stderr, flush=True)
-    elif name:
-        print(f"{task}: {name} {done}", file=sys.stderr, flush=True)
+@contextmanager
+def printed(what: str, folder: str) -> Iterator[Tell]:
+    """Print the progress to stderr: in one line if it is a terminal, otherwise in a line for each command."""
+    start, terminal = time.monotonic(), sys.stderr.isatty()
+
+    def tell(name: str, finished: int, of: int) -> None:
+        done = f"{finished}/{of}, {time.monotonic() - start:.0f} s"
+        if terminal:
+            print(f"\x1b[Ksaprof: compiling {what}: {done}", end="\r", file=sys.stderr, flush=True)
+        elif name:
+            print(f"saprof: compiling {what}: {name} {done}", file=sys.stderr, flush=True)
+
+    try:
+        yield tell
+    finally:
+        if terminal:
+            print(file=sys.stderr)
 
 
 def _finished(commands: dict[str, list[str]], scratch: Path) -> Generator[tuple[str, int], None, None]:

@@ -1,5 +1,8 @@
 """Numba kernels for CPUs and CUDA GPUs: they take arrays and integers, and import nothing of saprof."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 NUMBA = "0.61"
 """The oldest Numba that compiles them."""
 
@@ -15,3 +18,7 @@ OPERATORS = (
     "aggregation",
 )
 """The operators with a kernel in cpu/relations.py and its twin in gpu/relations.py; each has a `_backward` as well."""
+
+announce: Callable[[str, str, str | None], AbstractContextManager[object]] | None = None
+"""Tells of a kernel: the context in which it is compiled, for its name, its dtype, and the folder where it is kept from
+then on, or None. saprof sets it."""

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
+import threading
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba import njit
+
+import kernels_numba
 
 SOURCE_STAMP = hashlib.sha256(
     b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))
@@ -35,7 +39,36 @@ It has no wrappers for Python, which would be most of LLVM's input. The cache on
 
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile a kernel whose threads share the iterations of `prange`, and keep it on disk."""
-    return kept_on_disk(njit(nogil=True, error_model="numpy", parallel=True)(function))
+    return announced(kept_on_disk(njit(nogil=True, error_model="numpy", parallel=True)(function)))
+
+
+def announced(dispatcher: Any) -> Any:
+    """The same dispatcher. From now on it compiles in the context `kernels_numba.announce`.
+
+    What it finds in memory or on disk is not announced. The dispatcher looks there while it compiles, and then knows.
+    """
+    compile_, load, here = dispatcher.compile, dispatcher._cache.load_overload, threading.local()
+
+    def compile(signature: Any) -> Any:
+        with ExitStack() as here.stack:
+            return compile_(signature)
+
+    def load_overload(signature: Any, *arguments: Any) -> Any:
+        found = load(signature, *arguments)
+        if found is None and kernels_numba.announce:
+            here.stack.enter_context(kernels_numba.announce(*_described(dispatcher, signature)))
+        return found
+
+    dispatcher.compile, dispatcher._cache.load_overload = compile, load_overload
+    return dispatcher
+
+
+def _described(dispatcher: Any, signature: Any) -> tuple[str, str, str | None]:
+    """The name of a kernel with its family, the dtype of its numbers, and the folder where it is kept."""
+    function, dtype = dispatcher.py_func, re.search(r"array\((float\d+)", str(signature))
+    family = function.__module__.rpartition(".")[2] if function.__name__.startswith("_") else ""
+    folder = dispatcher._cache.cache_path
+    return f"{family}{function.__name__}", dtype[1] if dtype else "", folder and str(folder)
 
 
 def kept_on_disk(dispatcher: Any) -> Any:

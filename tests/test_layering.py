@@ -12,6 +12,7 @@ import saprof
 ORDER = [
     [
         "saprof.atomic",
+        "saprof.compiling",
         "saprof.lazy",
         "saprof.lock",
         "saprof.markup",

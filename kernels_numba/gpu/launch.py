@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda
 
-from kernels_numba.compiled import kept_on_disk
+from kernels_numba.compiled import announced, kept_on_disk
 
 SIMULATED = cuda.config.ENABLE_CUDASIM
 THREADS = 8 if SIMULATED else 128
@@ -37,7 +37,7 @@ def kernel(function: Callable[..., None]) -> Any:
     """Compile a CUDA kernel and keep it on disk until a file of kernels_numba changes: it inlines functions of
     others."""
     dispatcher: Any = cuda.jit(function)
-    return dispatcher if SIMULATED else kept_on_disk(dispatcher)
+    return dispatcher if SIMULATED else announced(kept_on_disk(dispatcher))
 
 
 class Lookups(NamedTuple):

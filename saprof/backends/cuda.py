@@ -6,7 +6,8 @@ dtype without a conversion.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from itertools import pairwise
 
@@ -15,8 +16,10 @@ from torch import Tensor
 
 import kernels_cuda
 from kernels_cuda import build
+from kernels_cuda.processes import Tell
 from saprof.backends import cores, fused, library
 from saprof.backends.library import Kernels, register_operator
+from saprof.compiling import compiling
 from saprof.operators import OPERATORS, Operator
 from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint, readers
@@ -60,6 +63,16 @@ def _launch(name: str, arrays: Sequence[Tensor], tables: Sequence[Tensor], numbe
 
 LAUNCH = {"cuda": _launch}
 """The function that starts the kernels, by the type of the device."""
+
+
+@contextmanager
+def _told(what: str, folder: str) -> Iterator[Tell]:
+    """Tell of a build that a call has started."""
+    with compiling(what, f"once; kept in {folder}", kernels=0) as progress:
+        yield lambda name, finished, of: progress(f"{finished} of {of}") if name else None
+
+
+build.announce = _told
 
 
 @cache

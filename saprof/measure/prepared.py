@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 from torch._inductor import config as inductor_config
 
+from saprof.compiling import compiling
 from saprof.measure.memory import peak_bytes, predicted_peak_bytes, saved_bytes
 from saprof.measure.trace import backward_range
 from saprof.models.inputs import arguments, copied, replaced, tensors
@@ -159,13 +160,20 @@ def _compile(eager: Prepared, fullgraph: bool, expected: object) -> tuple[Callab
     torch._dynamo.reset()
     compiled = replace(eager, function=torch.compile(eager.function, fullgraph=fullgraph)).with_copies()
     start = time.perf_counter()
-    got = _seeded(compiled, 0)
-    if torch.device(eager.device).type == "cuda":
-        torch.cuda.synchronize(eager.device)
+    with compiling(f"{_name(eager.function)} with torch.compile", "for this process", kernels=0):
+        got = _seeded(compiled, 0)
+        if torch.device(eager.device).type == "cuda":
+            torch.cuda.synchronize(eager.device)
     seconds = time.perf_counter() - start
     if expected is not None and (found := _off(expected, got, _least_share(fullgraph))) is not None:
         raise Refused("incorrect", f"compiled {eager.mode} is {found}")
     return compiled.function, seconds
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """The name of a function, or of the class of the module that it is or whose method it is."""
+    module = module_of(function)
+    return getattr(function, "__name__", "the function") if module is None else type(module).__name__
 
 
 def _seeded(prepared: Prepared, seed: int) -> object:

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import saprof
+from saprof.compiling import compiling
 from studies.config import Config
 from studies.data import Dataset, Images
 from studies.data.views import Change, JudgedViews, Plan, TrainingViews, batches, number
@@ -248,6 +249,13 @@ def plan(config: Config, images: Images, world: World) -> Plan:
     return Plan(len(images.labels), config.batch, config.accumulate, config.seed, config.remainder)
 
 
+def _told(config: Config) -> AbstractContextManager[object]:
+    """The context of the first step, which compiles the network if the configuration says so."""
+    if not config.compile:
+        return nullcontext()
+    return compiling(f"{config.model} with torch.compile", "for this process", kernels=0)
+
+
 def train_until(stop_at: int, state: State, dataset: Dataset, images: Images, hooks: Hooks) -> None:
     """Train until step `stop_at`.
 
@@ -259,12 +267,14 @@ def train_until(stop_at: int, state: State, dataset: Dataset, images: Images, ho
     loss_of = loss_function(config, len(dataset.classes))
     coming = _coming(state, schedule, stop_at, dataset, images)
     state.classifier.train()
+    first = state.step
     while state.step < stop_at:
         started = time.perf_counter()
         torch.manual_seed(number(config.seed, state.step, world.rank))  # for dropout and other random layers
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.step, schedule.steps)
-        loss, correct, waited = _accumulated(state, coming, loss_of)
+        with _told(config) if state.step == first else nullcontext():
+            loss, correct, waited = _accumulated(state, coming, loss_of)
         broken = not math.isfinite(loss)
         stopping, broken, loss, correct = world.sum([hooks.stop(), broken, loss / world.size, correct])
         if broken:

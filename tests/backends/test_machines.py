@@ -7,6 +7,7 @@ import shutil
 import signal
 import tomllib
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,9 @@ from test_numba import alone
 import kernels_numba
 import saprof
 from kernels_numba import compiled
-from saprof.backends.numba import installed, threads
+from saprof.backends import numba as numba_backend
+from saprof.backends.numba import installed, threads, told
+from saprof.compiling import heard_by
 
 FOOTPRINT = saprof.Footprint.square(3)
 
@@ -122,6 +125,71 @@ class TestCache:
         monkeypatch.setattr(compiled.numba.config, "CACHE_DIR", "/")
         compiled.kept_on_disk(entries()[1])
         assert len(warned()) == 1
+
+
+class TestAnnouncements:
+    """A made-up dispatcher that looks on disk and then compiles, as Numba's do."""
+
+    SIGNATURE = "(Inputs(array(int64, 1d, C), array(float32, 4d, C)), array(float64, 1d, C))"
+
+    def dispatcher(self, monkeypatch, found=None, folder="/folder"):
+        order = []
+
+        @contextmanager
+        def announce(*what):
+            order.append(what)
+            yield
+            order.append("ended")
+
+        def compile(signature):
+            if made._cache.load_overload(signature, "context") is None:
+                order.append("compiles")
+            return "entry point"
+
+        monkeypatch.setattr(kernels_numba, "announce", announce)
+        cache = SimpleNamespace(load_overload=lambda signature, context: found, cache_path=folder)
+        made = SimpleNamespace(py_func=compiled._checksum, compile=compile, _cache=cache)
+        return compiled.announced(made), order
+
+    def test_tells_what_is_compiled_and_where_it_is_kept(self, monkeypatch):
+        made, order = self.dispatcher(monkeypatch)
+        assert made.compile(self.SIGNATURE) == "entry point"
+        assert order == [("compiled_checksum", "float32", "/folder"), "compiles", "ended"]
+
+    def test_a_kernel_that_is_found_on_disk_is_not_told_of(self, monkeypatch):
+        made, order = self.dispatcher(monkeypatch, found="code")
+        assert made.compile(self.SIGNATURE) == "entry point"
+        assert not order
+
+    def test_without_a_folder_there_is_none(self, monkeypatch):
+        made, order = self.dispatcher(monkeypatch, folder=None)
+        made.compile("(int64,)")
+        assert order[0] == ("compiled_checksum", "", None)
+
+    def test_nothing_is_told_without_saprof(self, monkeypatch):
+        made, order = self.dispatcher(monkeypatch)
+        monkeypatch.setattr(kernels_numba, "announce", None)
+        made.compile(self.SIGNATURE)
+        assert order == ["compiles"]
+
+    def test_saprof_names_the_operator_and_the_folder(self, monkeypatch):
+        heard = []
+        monkeypatch.setenv("NUMBA_CACHE_DIR", "/cache")
+        with heard_by(heard.append), told.tell_of("combine", "float32", "/cache/cpu_1"):
+            pass
+        with heard_by(heard.append), told.wanted_by("aggregation"), told.tell_of("aggregate", "float64", None):
+            pass
+        assert heard == ["compiling combine for float32", None, "compiling aggregation for float64", None]
+        assert told.where_kept("/cache/cpu_1") == "once; kept in /cache (NUMBA_CACHE_DIR)"
+        assert told.where_kept("/home/me/cpu_1") == "once; kept in /home/me/cpu_1"
+        assert told.where_kept(None).startswith("in every process again; set NUMBA_CACHE_DIR to")
+
+    @pytest.mark.parametrize("family", ["relations", "pairwise", "patchwise", "stand_alone", "frames", "rates"])
+    def test_every_kernel_is_told_of(self, family):
+        module = numba_backend.kernels_of("cpu", family)
+        kernels = [x for x in vars(module).values() if getattr(x, "targetoptions", {}).get("parallel")]
+        assert kernels
+        assert all("announced" in x.compile.__qualname__ for x in kernels)
 
 
 class TestReasons:

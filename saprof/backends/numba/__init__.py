@@ -4,8 +4,8 @@ On a CPU the kernels run in torch's own threads, as many as torch uses, and comp
 conversions take time and memory. On a GPU the kernels run in torch's current stream, and only bfloat16 is converted.
 
 `cpu` and `gpu` prepare lookups and memory for a call, `lookups` makes both from a footprint, `threads` shares torch's
-threads with Numba, `installed` imports it. Kernels themselves are in `kernels_numba`. No module here imports Numba
-before the first call of `why_not`, or of a kernel.
+threads with Numba, `installed` imports it, `told` tells of what is compiled. Kernels themselves are in `kernels_numba`.
+No module here imports Numba before the first call of `why_not`, or of a kernel.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from saprof.backends.numba.cpu import cpu_work, empty
 from saprof.backends.numba.gpu import as_array, gpu_work, on_stream, why_no_gpu
 from saprof.backends.numba.installed import starting
 from saprof.backends.numba.threads import threads_set_to, why_no_threads
+from saprof.backends.numba.told import tell_of, wanted_by
 from saprof.operators import OPERATORS, Operator
 from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint
@@ -107,10 +108,12 @@ def _call(
 ) -> None:
     """Run the entry point `name` on the tensors' memory, then the options, then the work that `call` describes."""
     device = DEVICES[call[2].device.type]
-    with device.work(*call) as work:
+    with device.work(*call) as work, wanted_by(name):
         arrays = [None if x is None else as_array(x) for x in tensors]
         getattr(kernels_of(device.folder, family), name)(*arrays, *options, work)
 
+
+kernels_numba.announce = tell_of
 
 _KERNELS = {
     name: register_operator(Kernels("numba", _run, _working, empty), OPERATORS[name])

@@ -1,0 +1,40 @@
+"""What is told of a kernel while Numba compiles it: the operator that needs it, its dtype, and where it is kept."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from saprof.compiling import compiling
+
+_here = threading.local()
+
+
+@contextmanager
+def wanted_by(operator: str) -> Iterator[None]:
+    """Kernels that this thread compiles inside the `with` block are named after the operator."""
+    _here.operator = operator
+    try:
+        yield
+    finally:
+        _here.operator = None
+
+
+def tell_of(kernel: str, dtype: str, folder: str | None) -> AbstractContextManager[object]:
+    """The context in which a kernel is compiled, as `kernels_numba.announce`."""
+    name = getattr(_here, "operator", None) or kernel
+    return compiling(f"{name} for {dtype}" if dtype else name, where_kept(folder))
+
+
+def where_kept(folder: str | None) -> str:
+    """What is told of the folder where compiled kernels are kept, or of none."""
+    if folder is None:
+        return "in every process again; set NUMBA_CACHE_DIR to a folder that can be written to"
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
+    return (
+        f"once; kept in {chosen} (NUMBA_CACHE_DIR)"
+        if chosen and folder.startswith(chosen)
+        else f"once; kept in {folder}"
+    )
