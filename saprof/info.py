@@ -161,7 +161,8 @@ def _last_roofs() -> str | None:
     rates = {dtype: roofs.flop_rate(dtype) for dtype in dict.fromkeys([*roofs.fma, *roofs.gemm])}
     return "\n".join(
         [
-            f"{folder}, {roofs.time}{f', too low, since {reason}' if (reason := roofs.why_too_low()) else ''}",
+            f"{folder}, {roofs.time}",
+            *filter(None, [roofs.warning()]),
             f"{roofs.device}, {counted(roofs.threads, 'thread')}",
             f"memory {roofs.bandwidth(largest) / 1e9:.1f} GB/s",
             *(f"{dtype} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in rates.items() if rate),

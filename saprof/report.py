@@ -191,8 +191,8 @@ def _doubts(run: Recorded) -> list[str]:
     ]
     if wrong := [row for row in run.rows if row.status == "incorrect"]:
         doubts.append(_named(f"{text.counted(len(wrong), 'cell')} did not agree with the reference: not timed", wrong))
-    if run.calibration and (reason := run.calibration.why_too_low(row.dtype for row in run.rows)):
-        doubts.append(f"the roofs are too low, and shares of them too high: {reason}")
+    if run.calibration and (warning := run.calibration.warning(row.dtype for row in run.rows)):
+        doubts.append(warning)
     if run.calibration and (above := [row for row in measured if calibration.above_roof(row, run.calibration)]):
         what = f"{text.counted(len(above), 'row')} faster than the machine allows, a measurement error"
         doubts.append(_named(what, above))

@@ -14,11 +14,14 @@ from typing import Any
 
 from saprof import atomic, command, lock, text
 from saprof.operators.workload import ITEMSIZE
-from saprof.quantities import LATENCY, digits, who_ran
+from saprof.paper.shown import cell_columns
+from saprof.quantities import LATENCY, digits, factor, who_ran
 from saprof.records import calibration as roofs
 from saprof.records.calibration import Bound, Calibration
 from saprof.records.rows import Row
 from saprof.records.runs import Recorded, read_run
+from saprof.records.verdicts import doubt
+from saprof.terminal import Column, Table, fitted, laid_out, paragraphs
 
 COLUMNS = (
     "what", "footprint", "map", "mode", "ran on", "FLOP/byte", "bound by", "least ms", "latency ms", "% of roof",
@@ -43,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         raise ValueError(f"{run.folder} has no {roofs.FILE}; measure the roofs now with --calibrate")
     lines = place(run.rows, calibration)
     print(render(lines, run.rows, calibration, arguments.format))
-    reason = calibration.why_too_low(row.dtype for row in run.rows)
-    if reason and arguments.format in ("csv", "json"):
-        print(f"the roofs are too low, since {reason}", file=sys.stderr)
+    warning = calibration.warning(row.dtype for row in run.rows)
+    if warning and arguments.format in ("csv", "json"):
+        print(warning, file=sys.stderr)
     _draw(run, calibration, arguments.output or run.folder)
     return command.OK if lines and not any(line["note"] for line in lines) else command.FAILED
 
@@ -110,6 +113,7 @@ def _record(row: Row, bound: Bound, slowest: Row | None) -> dict[str, Any]:
         "slowest": compared.ran_on if compared else None,
         "speed_up": (compared.ratio or 1) / (row.ratio or 1) if compared else None,
         "speed_up_at_most": (compared.latency_s or 0) / bound.seconds if compared else None,
+        "doubt": doubt(row) or (compared and doubt(compared) and f"{compared.ran_on} is {compared.status}") or "",
     }
 
 
@@ -123,14 +127,33 @@ def render(lines: Sequence[Mapping[str, Any]], rows: Sequence[Row], calibration:
     if form in ("csv", "json"):
         return text.records(lines, form)
     left = Counter(reason for row in rows if (reason := roofs.why_not(row, calibration)))
-    parts = [_origin(rows, calibration)]
-    if lines:
-        parts += [text.align(COLUMNS, [_cells(line) for line in lines], form)]
+    above, below = [_origin(rows, calibration)], []
+    if warning := calibration.warning({row.dtype for row in rows} or None):
+        above.append(warning)
     if left:
-        parts += ["\n".join(f"not placed, {count} of {len(rows)} rows: {reason}" for reason, count in left.items())]
+        below += ["\n".join(f"not placed, {count} of {len(rows)} rows: {reason}" for reason, count in left.items())]
     if wrong := sum(bool(line["note"]) for line in lines):
-        parts += [f"{wrong} of {len(lines)} rows are faster than the roofs allow: measurement error"]
-    return "\n\n".join(parts)
+        below += [f"{wrong} of {len(lines)} rows are faster than the roofs allow: measurement error"]
+    if form == "md":
+        return "\n\n".join([*above, *([text.align(COLUMNS, [*map(_cells, lines)], form)] if lines else []), *below])
+    tables = [fitted(_table(lines))] if lines else []
+    return "\n\n".join([*map(paragraphs, above), *tables, *map(paragraphs, below)])
+
+
+def _table(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """The records of `place` for the terminal, with a remark beside each latency that should not be believed."""
+    cells = [dict(zip(COLUMNS, _cells(line), strict=True)) for line in lines]
+    measured = ("FLOP/byte", 3), ("bound by", 4), ("least ms", 2), ("latency ms", 0), ("% of roof", 0)
+    return Table(
+        [
+            *cell_columns(lines, "operator or network"),
+            Column("ran on", [cell["ran on"] for cell in cells], 0, "{}"),
+            *(Column(title, [cell[title] for cell in cells], rank) for title, rank in measured),
+            Column("speed-up", [cell["speed-up"] for cell in cells], 1),
+            Column("at most", [cell["at most"] for cell in cells], 5),
+        ],
+        notes=[line["note"] or line["doubt"] for line in lines],
+    )
 
 
 def _origin(rows: Sequence[Row], calibration: Calibration) -> str:
@@ -140,14 +163,12 @@ def _origin(rows: Sequence[Row], calibration: Calibration) -> str:
     late = ", before the roofs" if times and times[-1] < calibration.time else ""
     noise = f"identical calls differed by ± {calibration.noise_within:.1%} in the same rounds, "
     noise += f"by {calibration.noise_between:.1%} from time to time"
-    reason = calibration.why_too_low({row.dtype for row in rows} or None)
-    low = f"; too low, since {reason}" if reason else ""
-    return f"Roofs of {calibration.device} ({threads}), measured {calibration.time}{low}{when}{late}; {noise}"
+    return f"Roofs of {calibration.device} ({threads}), measured {calibration.time}{when}{late}; {noise}"
 
 
 def _cells(line: Mapping[str, Any]) -> list[str]:
     intensity = line["flop_hardware_per_byte"]
-    compared = line["slowest"] is not None
+    compared = line["slowest"] is not None and not line["doubt"]
     return [
         line["name"],
         line["footprint"],
@@ -159,9 +180,9 @@ def _cells(line: Mapping[str, Any]) -> list[str]:
         LATENCY.text(line["bound_s"]),
         LATENCY.text(line["latency_s"]),
         digits(100 * line["roof_share"]),
-        f"{digits(line['speed_up'])}× {line['slowest']}" if compared else "",
-        f"{digits(line['speed_up_at_most'])}×" if compared else "",
-        line["note"],
+        f"{factor(line['speed_up'])} {line['slowest']}" if compared else "",
+        factor(line["speed_up_at_most"]) if compared else "",
+        line["note"] or line["doubt"],
     ]
 
 
@@ -199,7 +220,13 @@ def _roofs_here(form: str) -> str:
     found = [calibrate(device, tuple(ITEMSIZE)) for device in devices]
     if form in ("csv", "json"):
         return text.records([record for calibration in found for record in _records_of(calibration)], form)
-    return "\n\n".join(f"{_origin([], calibration)}\n\n{_tables_of(calibration, form)}" for calibration in found)
+    parts = [
+        part
+        for calibration in found
+        for part in (_origin([], calibration), calibration.warning(), _tables_of(calibration, form))
+        if part
+    ]
+    return "\n\n".join(parts if form == "md" else map(paragraphs, parts))
 
 
 def _records_of(calibration: Calibration) -> list[dict[str, Any]]:
@@ -229,8 +256,11 @@ def _tables_of(calibration: Calibration, form: str) -> str:
         ]
         for dtype in calibration.gemm
     ]
-    bandwidth = text.align(["MiB moved", *(f"{name} GB/s" for name in calibration.streams)], streams, form)
-    return f"{bandwidth}\n\n{text.align(['dtype', 'FMA GFLOP/s', 'GEMM GFLOP/s'], rates, form)}"
+    tables = (
+        (["MiB moved", *(f"{name} GB/s" for name in calibration.streams)], streams),
+        (["dtype", "FMA GFLOP/s", "GEMM GFLOP/s"], rates),
+    )
+    return "\n\n".join(laid_out(header, body, form) for header, body in tables)
 
 
 def _draw(run: Recorded, calibration: Calibration, folder: Path) -> None:

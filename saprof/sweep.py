@@ -21,6 +21,7 @@ from saprof.operators import BACKENDS, RELATIONS
 from saprof.operators.attention import CHOICES
 from saprof.operators.footprint import BOUNDARIES
 from saprof.operators.workload import ITEMSIZE, STAGES
+from saprof.paper.shown import planned
 from saprof.paper.summary import summarise
 from saprof.quantities import HARDWARE_FLOPS, LEAST_BYTES, MACS
 from saprof.records import calibration
@@ -156,9 +157,12 @@ def _planned(groups: list[Group], form: str) -> str:
     cells = [cell for group in groups for cell in group]
     if form in ("csv", "json"):
         return text.records([cell.what | cell.costs for cell in cells], form)
-    columns = (MACS, HARDWARE_FLOPS, LEAST_BYTES)
-    lines = [[str(cell), *(quantity.text(cell.costs.get(quantity.column)) for quantity in columns)] for cell in cells]
-    table = text.align(["cell", "MMACs", "MFLOPs (hardware)", "least MB"], lines, form)
+    if form == "table":
+        table = planned([cell.what | cell.costs for cell in cells])
+    else:
+        costs = (MACS, HARDWARE_FLOPS, LEAST_BYTES)
+        lines = [[str(cell), *(quantity.text(cell.costs.get(quantity.column)) for quantity in costs)] for cell in cells]
+        table = text.align(["cell", "MMACs", "MFLOPs (hardware)", "least MB"], lines, form)
     return f"{table}\n\n{len(cells)} cells in {len(groups)} groups; nothing was measured"
 
 

@@ -19,6 +19,10 @@ from saprof import atomic, text
 from saprof.command import FAILED, OK, choices, path
 from saprof.paper.printed import AP, PAPERS, Claim, claims, figures, paper
 from saprof.paper.recount import compute, disagreements, saved
+from saprof.terminal import Column, Table, fitted, paragraphs
+
+RANKS = {"top-1": 1, "FLOPs": 2, "params": 3, "top-5": 4}
+"""The columns that a narrow terminal may lack, by the beginning of their heads. The exact counts are among them."""
 
 
 def render(computed: Sequence[Mapping[str, Any]], form: str) -> str:
@@ -29,7 +33,8 @@ def render(computed: Sequence[Mapping[str, Any]], form: str) -> str:
     sections = [_section([row for row in computed if row["table"] == name], form) for name in names]
     of = computed[0]["paper"]
     lines = [_claimed(claim, computed) for claim in claims(of) if claim.table in names]
-    return "\n\n".join([*sections, *(["\n".join(lines)] if lines else []), _summary(computed)])
+    below = [*(["\n".join(lines)] if lines else []), _summary(computed)]
+    return "\n\n".join([*sections, *(below if form == "md" else map(paragraphs, below))])
 
 
 def _section(computed: Sequence[Mapping[str, Any]], form: str) -> str:
@@ -41,7 +46,14 @@ def _section(computed: Sequence[Mapping[str, Any]], form: str) -> str:
     header += [f"{column} as printed" for column in _accuracies(computed[0])]
     if table.evaluation_set:
         title += f" (accuracy as printed, ImageNet {table.evaluation_set})"
-    return f"{title}\n\n{text.align(header, [_cells(row) for row in computed], form)}"
+    body = [_cells(row) for row in computed]
+    if form == "md":
+        return f"{title}\n\n{text.align(header, body, form)}"
+    columns = [
+        Column(head, [line[place] for line in body], next((r for n, r in RANKS.items() if head.startswith(n)), 0))
+        for place, head in enumerate(header)
+    ]
+    return fitted(Table(columns, title))
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

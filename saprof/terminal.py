@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from saprof.text import breadth, is_number, padded, plain
+from saprof.text import align, breadth, is_number, padded, plain
 
 NARROWEST = 40
 """The text is never narrower than this, even if the terminal is."""
@@ -14,8 +14,8 @@ GAP = 2
 """Spaces between columns."""
 INDENT = 4
 """Spaces before a note under its line."""
-LEAST = 4
-"""The characters that a column must have before its cells are wrapped."""
+LEAST = 10
+"""Names are not wrapped into fewer characters than these; numbers are never wrapped."""
 SEAMS = " -_./,:;|"
 """A long word is broken after one of these, if there is one."""
 
@@ -76,6 +76,14 @@ def fitted(table: Table, most: int | None = None) -> str:
     return "\n\n".join("\n".join(part) for part in (caption, lines, below) if part)
 
 
+def laid_out(header: Sequence[str], body: Sequence[Sequence[str]], form: str, most: int | None = None) -> str:
+    """A table whose columns are all shown: fitted for the form `table`, or as Markdown."""
+    if form == "md":
+        return align(header, body, form)
+    columns = [Column(title, [line[place] for line in body]) for place, title in enumerate(header)]
+    return fitted(Table(columns), most)
+
+
 def chosen(tables: Iterable[Sequence[Column]], most: int) -> set[str]:
     """The titles of the columns for which there is room in every one of several tables."""
     fits = [{column.title for column in _fit(columns, most)[0]} for columns in tables]
@@ -86,6 +94,16 @@ def wrapped(text: str, most: int, indent: int = 0) -> list[str]:
     """The lines of a text, each of at most `most` characters with its indentation."""
     room = max(LEAST, most - indent)
     return [" " * indent + line for line in _broken(text, room) if line]
+
+
+def paragraphs(text: str, most: int | None = None) -> str:
+    """A text of several lines, each wrapped to the width of the terminal; the rest of a line is indented as its start."""
+    most = max(NARROWEST, most or width())
+    lines = []
+    for line in text.split("\n"):
+        indent = min(len(line) - len(line.lstrip(" ")), most // 2)
+        lines += wrapped(plain(line).strip(), most, indent) or [""]
+    return "\n".join(lines)
 
 
 def _plain(column: Column) -> Column:
@@ -114,7 +132,8 @@ def _fit(columns: Sequence[Column], most: int) -> tuple[list[Column], list[int]]
             kept.add(id(column))
     shown = [column for column in columns if id(column) in kept]
     widths = [least[id(column)] for column in shown]
-    widths = _stretched(widths, [natural[id(column)] for column in shown], most)
+    floors = [wide if is_number(c.cells) else min(wide, LEAST) for c, wide in zip(shown, widths, strict=True)]
+    widths = _stretched(widths, [natural[id(column)] for column in shown], floors, most)
     return shown, _flattened(shown, widths, most)
 
 
@@ -136,16 +155,16 @@ def _least(column: Column, natural: int, most: int) -> int:
     return natural if is_number(column.cells) else min(natural, max(2 * most // 5, 1))
 
 
-def _stretched(widths: list[int], natural: Sequence[int], most: int) -> list[int]:
-    """The widths, with the room that is left, or without the characters that are too many."""
+def _stretched(widths: list[int], natural: Sequence[int], floors: Sequence[int], most: int) -> list[int]:
+    """The widths, with the room that is left, or as near to the floors as needed."""
     spare = most - _needed(widths)
     widths = list(widths)
     for index, wanted in enumerate(natural):
         more = max(0, min(spare, wanted - widths[index]))
         widths[index] += more
         spare -= more
-    while spare < 0 and (widest := max(widths)) > LEAST:
-        widths[widths.index(widest)] -= 1
+    while spare < 0 and (above := [n for n, wide in enumerate(widths) if wide > floors[n]]):
+        widths[max(above, key=widths.__getitem__)] -= 1
         spare += 1
     return widths
 

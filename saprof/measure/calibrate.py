@@ -73,8 +73,8 @@ def calibrate(device: str, dtypes: Sequence[str], seconds_each: float = 0.2) -> 
     found = replace(found, anchors=(_beside(found.anchors[0], usage.since()[2]),))
     if kind == "cuda":
         torch.cuda.empty_cache()  # the cells need the memory
-    if reason := found.why_too_low():
-        print(f"the roofs are too low, since {reason}", file=sys.stderr)
+    if warning := found.warning():
+        print(warning, file=sys.stderr)
     print(f"… in {time.perf_counter() - started:.1f} s", file=sys.stderr)
     return found
 

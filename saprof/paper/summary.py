@@ -10,10 +10,12 @@ from decimal import Decimal
 from saprof import text
 from saprof.paper.evidence import printed
 from saprof.paper.printed import printed_flops, printed_params
+from saprof.paper.shown import shown
 from saprof.quantities import IMAGES, LATENCY, LEAST_BYTES, MACS, MEMORY, PAPER_FLOPS, PARAMS, Quantity, digits
 from saprof.records import verdicts
 from saprof.records.calibration import Calibration, share
 from saprof.records.rows import Row
+from saprof.terminal import paragraphs
 
 NETWORK_COLUMNS = (
     "network", "footprint", "params M", "paper", "FLOPs G (paper)", "paper", "top-1 in paper",
@@ -32,12 +34,18 @@ def summarise(rows: Sequence[Row], form: str, roofs: Calibration | None = None) 
     """
     if form in ("csv", "json"):
         return text.records([asdict(row) | {"roof_share": roofs and share(row, roofs)} for row in rows], form)
-    parts = [part for title, header, body in tables(rows, roofs) for part in (title, text.align(header, body, form))]
+    if form == "table":
+        parts = shown(rows, roofs)
+    else:
+        parts = [
+            part for title, header, body in tables(rows, roofs) for part in (title, text.align(header, body, form))
+        ]
     left = Counter((row.reason or "").partition(": ")[2] for row in rows if row.status == "unsupported")
-    if left:
-        parts += ["\n".join(f"not run, {count} of {len(rows)} cells: {reason}" for reason, count in left.items())]
-    if roofs and (reason := roofs.why_too_low(row.dtype for row in rows)):
-        parts += [f"the roofs are too low, and shares of them too high: {reason}"]
+    below = [f"not run, {count} of {len(rows)} cells: {reason}" for reason, count in left.items()]
+    if roofs and (warning := roofs.warning(row.dtype for row in rows)):
+        below.append(warning)
+    if below:
+        parts.append("\n".join(below) if form == "md" else paragraphs("\n".join(below)))
     return "\n\n".join(parts) + "\n"
 
 

@@ -108,12 +108,8 @@ def _doubts(profiles: Sequence[Profile]) -> Html:
                 f"{len(some)} of {len(layers)} layers of {one.network.name} are unstable or contended (hatched below); "
                 f"their self time is {100 * share:.0f} % of the time"
             )
-    reasons = {
-        reason
-        for one in profiles
-        if one.calibration and (reason := one.calibration.why_too_low([one.network.dtype])) is not None
-    }
-    doubts += [f"the roofs are too low, and shares of them too high: {reason}" for reason in sorted(reasons)]
+    warnings = {one.calibration.warning([one.network.dtype]) for one in profiles if one.calibration}
+    doubts += sorted(filter(None, warnings))
     if any(one.provenance.get("dirty") for one in profiles):
         doubts.append("the code had uncommitted changes, so nobody else can run the same code")
     return page.warning(doubts)

@@ -128,6 +128,11 @@ class Calibration:
         reasons = [*(["other processes ran meanwhile"] if self.contended else []), *self.impossible(dtypes)]
         return "; ".join(reasons) or None
 
+    def warning(self, dtypes: Iterable[str] | None = None) -> str | None:
+        """The sentence about roofs that are too low, with the reasons of `why_too_low`; None without a reason."""
+        reason = self.why_too_low(dtypes)
+        return reason and f"the roofs are too low, and shares of them too high: {reason}"
+
     def bandwidth(self, size: float) -> float:
         """The most bytes/s for `size` bytes: the rate of the fastest stream that moves as many bytes or more, or of the
         largest one that moves fewer. Streams of still fewer bytes fit into a faster cache."""

@@ -26,6 +26,11 @@ class Ratio:
     low: float
     high: float
 
+    @property
+    def inverse(self) -> Ratio:
+        """The ratio with the candidates exchanged."""
+        return Ratio(*(1 / end if end > 0 else math.inf for end in (self.median, self.high, self.low)))
+
     def verdict(self, band: float = SAME_BAND) -> str:
         """`slower` or `faster` if the whole interval is beyond the band, `same` if it is within one of at most ± 10 %,
         else `ambiguous`.

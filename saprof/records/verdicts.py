@@ -31,10 +31,8 @@ def in_words(ours: str, theirs: str, ratio: Ratio, band: float = SAME_BAND) -> s
         if not (ratio.low > 0 and math.isfinite(ratio.high)):
             return "undecided: the ratio has no interval"
         return f"undecided: {factor(ratio.low)} to {factor(ratio.high)} the time of {theirs}"
-    ends = ratio.median, ratio.low, ratio.high
-    if verdict == "faster":
-        ends = tuple(1 / end if end > 0 else math.inf for end in (ratio.median, ratio.high, ratio.low))
-    times, low, high = map(factor, ends)
+    ends = ratio.inverse if verdict == "faster" else ratio
+    times, low, high = map(factor, (ends.median, ends.low, ends.high))
     return f"{ours} {times} {verdict} than {theirs}" + (f" ({low} to {high})" if low != high else "")
 
 
@@ -62,14 +60,18 @@ def group(row: Row) -> Identity:
 
 
 def verdict(row: Row, first: Row | None, roofs: Calibration | None = None) -> str:
-    """The ratio of a row to `first`, the row of `firsts(rows)`, in words; empty if the row has no ratio, or should not
-    be believed. If `first` should not be believed, the text says so."""
+    """The ratio of a row to `first`, the row of `firsts(rows)`, in words: the faster of the two is named first.
+
+    Empty if the row has no ratio, or should not be believed. If `first` should not be believed, the text says so."""
     if row.ratio is None or row.ratio_low is None or row.ratio_high is None or doubt(row, roofs):
         return ""
     if first is not None and (why := doubt(first, roofs)):
         return f"no verdict: {first.ran_on} is {'too fast for its roof' if why == TOO_FAST else first.status}"
     theirs = "the first of its group" if first is None else first.ran_on
-    return in_words(row.ran_on, theirs, Ratio(row.ratio, row.ratio_low, row.ratio_high))
+    ratio = Ratio(row.ratio, row.ratio_low, row.ratio_high)
+    if ratio.verdict() == "slower" and first is not None:
+        return in_words(theirs, row.ran_on, ratio.inverse)
+    return in_words(row.ran_on, theirs, ratio)
 
 
 def notes(rows: Sequence[Row], roofs: Calibration | None = None) -> list[str]:

@@ -272,7 +272,7 @@ def test_roofs_that_cannot_be_are_measured_again(monkeypatch, capsys, rates, fma
     assert bool(found.impossible()) is (fma < 4e9)
     error = capsys.readouterr().err
     assert error.count("reached 3 GFLOP/s, less than the 4 of the float32 matrix product: measuring again") == times - 1
-    assert ("the roofs are too low, since" in error) is bool(found.why_too_low())
+    assert ("the roofs are too low, and shares of them too high: " in error) is bool(found.why_too_low())
 
 
 @pytest.mark.parametrize(("others", "contended"), [(0.1, False), (0.2, True)])

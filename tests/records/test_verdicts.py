@@ -55,6 +55,8 @@ def test_the_first_of_a_group_is_found_and_named():
     others = [made_up.row(name="other", backend="cuda", latency_s=1e-3)]
     assert notes([*others, *rows]) == ["", "", "numba 2.0× faster than unfold (1.96× to 2.0×)"]
     assert firsts(rows) == {group(rows[0]): rows[0]}
+    slow = pair(ratio=3.0, ratio_low=2.9, ratio_high=3.1, verdict="slower")
+    assert notes(slow)[1] == "unfold 3.0× faster than numba (2.9× to 3.1×)", "the faster one is named first"
     assert note(rows[1], {}) == "numba 2.0× faster than the first of its group (1.96× to 2.0×)"
     failed = made_up.row(backend="cuda", status="error", reason="no luck")
     assert notes([failed, *rows])[0] == "error: no luck"
@@ -102,9 +104,8 @@ def test_recorded_runs_read_as_before(name):
             assert "×" not in words
         else:
             assert "the first of its group" not in words
-            assert {"same": "the same as", "ambiguous": "undecided"}.get(
-                row.verdict, f" {row.verdict} than "
-            ) in words or (words.startswith("no verdict: "))
+            expected = {"same": "the same as", "ambiguous": "undecided: "}.get(row.verdict, "× faster than ")
+            assert expected in words or words.startswith("no verdict: ")
 
 
 @pytest.mark.parametrize(
