@@ -142,11 +142,11 @@ def render(lines: Sequence[Mapping[str, Any]], rows: Sequence[Row], calibration:
 
 def _table(lines: Sequence[Mapping[str, Any]]) -> Table:
     """The records of `place` for the terminal, with a remark beside each latency that should not be believed."""
-    cells = [dict(zip(COLUMNS, _cells(line), strict=True)) for line in lines]
+    cells: list[dict[str, str]] = [dict(zip(COLUMNS, _cells(line), strict=True)) for line in lines]
     measured = ("FLOP/byte", 3), ("bound by", 4), ("least ms", 2), ("latency ms", 0), ("% of roof", 0)
     return Table(
         [
-            *cell_columns(lines, "operator or network"),
+            *cell_columns(lines, "name"),
             Column("ran on", [cell["ran on"] for cell in cells], 0, "{}"),
             *(Column(title, [cell[title] for cell in cells], rank) for title, rank in measured),
             Column("speed-up", [cell["speed-up"] for cell in cells], 1),

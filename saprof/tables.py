@@ -21,8 +21,8 @@ from saprof.paper.printed import AP, PAPERS, Claim, claims, figures, paper
 from saprof.paper.recount import compute, disagreements, saved
 from saprof.terminal import Column, Table, fitted, paragraphs
 
-RANKS = {"top-1": 1, "FLOPs": 2, "params": 3, "top-5": 4}
-"""The columns that a narrow terminal may lack, by the beginning of their heads. The exact counts are among them."""
+RANKS = {"top-1": 1, "M": 2, "G": 3, "FLOPs": 4, "params": 5, "top-5": 6}
+"""The columns that a narrow terminal may lack, by the first words of their heads. What the paper prints stays."""
 
 
 def render(computed: Sequence[Mapping[str, Any]], form: str) -> str:
@@ -50,10 +50,15 @@ def _section(computed: Sequence[Mapping[str, Any]], form: str) -> str:
     if form == "md":
         return f"{title}\n\n{text.align(header, body, form)}"
     columns = [
-        Column(head, [line[place] for line in body], next((r for n, r in RANKS.items() if head.startswith(n)), 0))
+        Column(_title(header, place), [line[place] for line in body], RANKS.get(head.partition(" ")[0], 0))
         for place, head in enumerate(header)
     ]
     return fitted(Table(columns, title))
+
+
+def _title(header: Sequence[str], place: int) -> str:
+    """The head of a column; that of a printed figure has its unit."""
+    return f"{header[place - 1]} printed" if header[place] == "printed" else header[place]
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

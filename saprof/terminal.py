@@ -97,7 +97,7 @@ def wrapped(text: str, most: int, indent: int = 0) -> list[str]:
 
 
 def paragraphs(text: str, most: int | None = None) -> str:
-    """A text of several lines, each wrapped to the width of the terminal; the rest of a line is indented as its start."""
+    """A text of several lines, each wrapped to the width of the terminal and indented as it begins."""
     most = max(NARROWEST, most or width())
     lines = []
     for line in text.split("\n"):

@@ -52,11 +52,14 @@ def cell_columns(rows: Sequence[Mapping[str, Any]], what: str) -> list[Column]:
 
     maps = [f"{row['h']}×{row['w']}" if row["h"] else "" for row in rows]
     sizes = [", ".join(f"{row[axis]}" for axis in "rvg" if row.get(axis) is not None) for row in rows]
+    others = ("name", "footprint", "h", "w", "mode", "dtype", "n", "device")
+    alike = {tuple(row.get(name) for name in others) for row in rows}
+    tell_apart = len({(*(row.get(name) for name in others), size) for row, size in zip(rows, sizes, strict=True)})
     return [
         column(what, "name", ""),
         column("footprint", "footprint", "footprint {}"),
         Column("pixels", maps, 0, "{} pixels") if what == "network" else Column("map", maps, 0, "map {}"),
-        Column("r, v, g", sizes, 0, "r, v, g = {}"),
+        Column("r, v, g", sizes, 0 if tell_apart > len(alike) else 6, "r, v, g = {}"),
         column("mode", "mode", "{}"),
         column("dtype", "dtype", "{}"),
         column("images", "n", "{} images" if any(row["n"] != 1 for row in rows) else "1 image", digits),
