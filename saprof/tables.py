@@ -50,10 +50,13 @@ def _section(computed: Sequence[Mapping[str, Any]], form: str) -> str:
     if form == "md":
         return f"{title}\n\n{text.align(header, body, form)}"
     columns = [
-        Column(_title(header, place), [line[place] for line in body], RANKS.get(head.partition(" ")[0], 0))
-        for place, head in enumerate(header)
+        Column(_title(header, place), [line[place] for line in body], _rank(head)) for place, head in enumerate(header)
     ]
     return fitted(Table(columns, title))
+
+
+def _rank(head: str) -> int:
+    return RANKS.get(head.partition(" ")[0], max(RANKS.values()) + 1 if head.endswith(" as printed") else 0)
 
 
 def _title(header: Sequence[str], place: int) -> str:

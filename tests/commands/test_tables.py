@@ -144,7 +144,8 @@ def test_agreement_exits_with_0(capsys, form):
     assert capsys.readouterr().err == ""
 
 
-def test_the_whole_command(computed, capsys):
+def test_the_whole_command(computed, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     assert tables.main([]) == 0
     out = capsys.readouterr().out
     assert "100 of 100 printed figures agree, over 36 models" in out
