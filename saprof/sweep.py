@@ -14,8 +14,8 @@ from typing import Any
 
 from saprof import command, text
 from saprof.measure.cells import MODES
-from saprof.measure.plan import Group, plan
-from saprof.measure.request import DEFAULT_STAGE, Request, read_request
+from saprof.measure.plan import Group, left_out, plan, runnable
+from saprof.measure.request import AGAIN, DEFAULT_STAGE, Request, read_request
 from saprof.models.named import OTHERS
 from saprof.operators import BACKENDS, RELATIONS
 from saprof.operators.attention import CHOICES
@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(str(cell) for group in groups for cell in group))
         return command.OK
     if arguments.dry_run:
+        if impossible := left_out(groups):
+            print(impossible, file=sys.stderr)
         print(_planned(groups, request.output.form))
         return command.OK
     return _run(groups, request)
@@ -95,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     output = options.add_argument_group("output")
     output.add_argument("--output", type=command.path, help="run folder (default runs/<time>)")
     output.add_argument("--resume", action="store_true", help="continue an interrupted run in --output")
+    output.add_argument("--again", metavar=AGAIN, help="with --resume, measure the doubtful rows of the run again")
     output.add_argument("--format", default="table", choices=("table", "md", "csv", "json"))
     output.add_argument("--list", action="store_true", help="print the cells and stop")
     output.add_argument("--dry-run", action="store_true", help="print the cells with their declared costs and stop")
@@ -107,11 +110,13 @@ def _run(groups: list[Group], request: Request) -> int:
     from saprof.records import environment
 
     how, output = request.how, request.output
-    where = environment.provenance(how.device, set_up_torch(how))
+    threads = set_up_torch(how)
+    _print_counts(groups, output.form)
+    where = environment.provenance(how.device, threads)
     folder = output.folder or Path("runs") / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     with Run(folder, where, resume=output.resume) as run:
-        print(_understood(groups, where), file=sys.stderr)
-        rows = execute(groups, run, how)
+        print("\n".join(filter(None, [_understood(groups, where), left_out(groups)])), file=sys.stderr)
+        rows = execute(groups, run, how, output.again)
         print(summarise(rows, output.form, calibration.read(folder)))
         left = sum(map(len, groups)) - len(rows)
         if left:
@@ -123,9 +128,18 @@ def _run(groups: list[Group], request: Request) -> int:
     return command.OK if found & {*MEASURED} and found <= fine and not left else command.FAILED
 
 
+def _print_counts(groups: list[Group], form: str) -> None:
+    """Print what can be counted before anything is measured. Rows for programs must stay alone on stdout."""
+    from saprof.paper.counted import counted
+
+    for_people = form in ("table", "md")
+    known = counted((cell for group in groups for cell in group), form if for_people else "table")
+    print(known, end="", file=sys.stdout if for_people else sys.stderr, flush=True)
+
+
 def _understood(groups: list[Group], where: dict[str, Any]) -> str:
     """One line that says what will be measured, and where."""
-    cells = [cell.what for group in groups for cell in group]
+    cells = [cell.what for cell in runnable(groups)]
     axes = {
         "": [cell["name"] for cell in cells],
         "footprint ": [cell["footprint"] for cell in cells],
@@ -135,7 +149,8 @@ def _understood(groups: list[Group], where: dict[str, Any]) -> str:
         **{f"{axis} ": [cell[axis] for cell in cells] for axis in ("dtype", "mode", "backend")},
     }
     listed = "; ".join(f"{axis}{text.shortened(values)}" for axis, values in axes.items() if values)
-    count = f"{text.counted(len(cells), 'cell')} in {text.counted(len(groups), 'group')}"
+    measured = [group for group in groups if runnable([group])]
+    count = f"{text.counted(len(cells), 'cell')} in {text.counted(len(measured), 'group')}"
     return f"{count}: {listed}; on {where['device']}, {text.counted(where['threads'], 'thread')}"
 
 
@@ -154,7 +169,7 @@ def _draw(rows: list[Row], folder: Path, where: dict[str, Any]) -> None:
 
 def _planned(groups: list[Group], form: str) -> str:
     """The cells with their declared costs."""
-    cells = [cell for group in groups for cell in group]
+    cells = runnable(groups)
     if form in ("csv", "json"):
         return text.records([cell.what | cell.costs for cell in cells], form)
     if form == "table":

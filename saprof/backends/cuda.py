@@ -20,7 +20,7 @@ from kernels_cuda.processes import Tell
 from saprof.backends import cores, fused, library
 from saprof.backends.library import Kernels, register_operator
 from saprof.compiling import compiling
-from saprof.operators import OPERATORS, Operator
+from saprof.operators import OPERATORS, Operator, no_kernels
 from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint, readers
 
@@ -34,7 +34,7 @@ LONGEST = 8
 
 def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     if device not in LAUNCH:
-        return f"no kernels for {device} tensors"
+        return no_kernels(device)
     return (why_no_library() if device == "cuda" else None) or library.why_not(operator)
 
 

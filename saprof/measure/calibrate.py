@@ -139,10 +139,8 @@ def _median(pair: tuple[Latency, Latency]) -> float:
 
 def _interval(pairs: Sequence[tuple[Latency, Latency]]) -> tuple[float, float]:
     """The 95 % interval of the ratios within rounds, over all blocks."""
-    one, other = (
-        [sample for latency in latencies for sample in latency.samples] for latencies in zip(*pairs, strict=True)
-    )
-    found = within_rounds(one, other)
+    in_both = [rounds for one, other in pairs for rounds in zip(one.samples, other.samples, strict=False)]
+    found = within_rounds(*zip(*in_both, strict=True))
     return found.low, found.high
 
 

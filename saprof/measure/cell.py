@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from saprof.backends import choose, run
 from saprof.measure.cells import Cell, Network
 from saprof.measure.conformance import check, sample_positions
+from saprof.measure.latency import MIN_ROUNDS
 from saprof.measure.network import Runnable, network
 from saprof.measure.prepared import (
     Prepared,
@@ -23,29 +25,42 @@ from saprof.measure.prepared import (
     prepared_for,
     refuse_what_cannot_fit,
 )
-from saprof.measure.rounds import Ready, failure, time_and_weigh, warm
+from saprof.measure.rounds import Ready, failure, ready, timed_together
 from saprof.models.inputs import tensors
 from saprof.models.named import REGISTERED, place
 from saprof.operators.workload import Workload
 from saprof.records.rows import Row
 
+TIMING = "timing"
+"""How a step begins in which nothing else may run on this machine."""
+Say = Callable[[Cell, str], None]
+"""Is told the cell and the step that begin now: `checking`, `compiling`, `weighing` or `timing round 3 of 9`."""
 
-def measure(cells: Sequence[Cell], fingerprint: str, max_seconds: float = 2.0) -> list[Row]:
+
+def measure(
+    cells: Sequence[Cell], fingerprint: str, max_seconds: float = 2.0, say: Say = lambda cell, step: None
+) -> list[Row]:
     """One row per cell. The cells that can run are timed in interleaved rounds, and compared with the first of them."""
     found: dict[str, dict[str, Any]] = {}
-    ready: dict[str, Ready] = {}
+    by_name = {str(cell): cell for cell in cells}
+    can_run: dict[str, Ready] = {}
+
+    def watch(name: str, done: int, most: int) -> None:
+        say(by_name[name], f"{TIMING} round {done} of {'' if most == MIN_ROUNDS else 'at most '}{most}")
+
     for cell in cells:
         try:
-            prepared, found[str(cell)] = _make_ready(cell)
-            ready[str(cell)] = warm(prepared)
+            prepared, found[str(cell)] = _checked(cell, partial(say, cell))
+            say(cell, "weighing")
+            can_run[str(cell)] = ready(prepared)
         except Exception as error:  # a cell that fails becomes a row, and the others are still measured
             others = isinstance(cell.subject, Network) and cell.subject.about.kind != REGISTERED
             found[str(cell)] = failure(error, place(error) if others else None)
     try:
-        for name, measured in time_and_weigh(ready, max_seconds).items():
+        for name, measured in timed_together(can_run, max_seconds, watch).items():
             found[name] |= measured
     except Exception as error:  # a cell that ran alone may fail beside the others
-        found |= {name: failure(error) for name in ready}
+        found |= {name: failure(error) for name in can_run}
     return [row(cell, fingerprint, **found[str(cell)]) for cell in cells]
 
 
@@ -62,9 +77,10 @@ def row(cell: Cell, fingerprint: str, **found: Any) -> Row:
     return Row(key=cell.key(fingerprint), fingerprint=fingerprint, time=now, **known)
 
 
-def _make_ready(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
-    """Check a cell, or raise if it cannot run or does not fit into memory; also returns the fields of its row so
-    far."""
+def _checked(cell: Cell, say: Callable[[str], None]) -> tuple[Prepared, dict[str, Any]]:
+    """The cell after a call that was right, and the fields of its row so far. Raises if it cannot run, is wrong, or
+    does not fit into memory."""
+    say("checking")
     refuse_what_cannot_fit(cell.costs.get("compulsory_bytes", 0), "", cell.device)
     runnable = _runnable(cell)
     facts: dict[str, Any] = {**runnable.facts, **_predicted(cell, runnable)}
@@ -72,8 +88,11 @@ def _make_ready(cell: Cell) -> tuple[Prepared, dict[str, Any]]:
     if isinstance(cell.subject, Workload):
         facts["error"] = _check_operator(cell.subject, cell, facts["backend"])
     else:
-        check_finite(prepared)
+        check_finite(prepared.run() if cell.mode == "forward" and not cell.compiled else prepared.forward())
+        if cell.mode != "forward" and not cell.compiled:
+            prepared.run()
     if cell.compiled:
+        say("compiling")
         prepared, facts["first_call_s"] = compiled(prepared, runnable.fullgraph)
     return prepared, facts
 

@@ -19,7 +19,7 @@ from saprof.measure.cells import MODES
 from saprof.measure.network import counts, what_runs
 from saprof.measure.prepared import Prepared, Refused, module_of, prepared_for
 from saprof.measure.profiled import unchanged
-from saprof.measure.rounds import Ready, time_and_weigh, warm
+from saprof.measure.rounds import Ready, timed_together, warm
 from saprof.models.inputs import arguments, copied, dtype_of, moved, sizes, tensors
 from saprof.quantities import IMAGES, LATENCY, MEMORY, SAVED
 from saprof.records.ratios import Ratio
@@ -144,7 +144,7 @@ def _measure(
             error.add_note(f"raised by the first call of {name!r}, in mode {mode}")
             raise
         facts[name] = _facts(name, prepared)
-    measured = time_and_weigh(ready, seconds)
+    measured = timed_together(ready, seconds)
     return [Measured(**_identity(name, facts[name]), **facts[name], **measured[name]) for name in candidates]
 
 

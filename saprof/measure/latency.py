@@ -1,12 +1,13 @@
 """Latency, by interleaved rounds.
 
 Each round calls every candidate once, in a new random order, so that a disturbance of the machine affects all of them.
-Candidates are compared within rounds. All samples are kept; a latency is their median, with a bootstrap confidence
-interval.
+A candidate whose interval is narrow, or whose time is over, leaves; the others go on. Candidates are compared within
+the rounds that both have. All samples are kept; a latency is their median, with a bootstrap confidence interval.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import resource
 import time
@@ -31,12 +32,24 @@ class Timed:
     seconds: Callable[[int], float]
 
 
-Candidate = Call | Timed
+@dataclass(frozen=True)
+class Warm:
+    """A candidate that has just run, which took `once` seconds. If that is long, it needs no other warm-up."""
+
+    call: Call
+    once: float
+
+
+Candidate = Call | Timed | Warm
+
+Watch = Callable[[str, int, int], None]
+"""Is called before each sample, with the name of the candidate, the number of the round, and how many rounds it will
+have at most."""
 
 MIN_ROUNDS = 7
 MAX_ROUNDS = 200
 NARROW = 0.02
-"""Measuring stops when the confidence interval is within ± this share of the median."""
+"""A candidate leaves when its confidence interval is within ± this share of the median."""
 UNSTABLE = 0.10
 """If the interval is wider than ± this share of the median at the end, the latency is unstable."""
 CONTENDED = 0.15
@@ -86,42 +99,39 @@ class Latency:
 
 
 def interleave(
-    candidates: Mapping[str, Candidate], device: str = "cpu", max_seconds: float = 2.0, seed: int = 0
+    candidates: Mapping[str, Candidate],
+    device: str = "cpu",
+    max_seconds: float = 2.0,
+    seed: int = 0,
+    watch: Watch = lambda name, done, most: None,
 ) -> dict[str, Latency]:
-    """Measure all candidates for up to `max_seconds` in total, but at least `MIN_ROUNDS` rounds, after a warm-up of
-    each."""
+    """Measure all candidates, each in at least `MIN_ROUNDS` rounds, after a warm-up of each.
+
+    After these rounds a candidate leaves if its interval is narrow, or if both its share of `max_seconds` and all of
+    `max_seconds` are used: what the others leave over goes to the candidates that need it.
+    """
     clock = _CudaClock(device) if torch.device(device).type == "cuda" else _CpuClock()
-    calls = {name: one.call if isinstance(one, Timed) else one for name, one in candidates.items()}
-    plans = {name: _warm_up(call, clock) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
-    order = list(candidates)
-    rng = random.Random(seed)
-    usage = Usage()
-    deadline = time.perf_counter() + max_seconds
-    stopped = "rounds"
+    timings = {name: _Timing(candidate, clock) for name, candidate in candidates.items()}
+    rng, usage, budget = random.Random(seed), Usage(), _Budget(max_seconds, len(timings))
+    order = list(timings)
     for done in range(1, MAX_ROUNDS + 1):
         rng.shuffle(order)
         for name in order:
-            samples[name].append(_sample(candidates[name], plans[name], clock))
-        if done < MIN_ROUNDS:
-            continue
-        if all(_narrow(values) for values in samples.values()):
-            stopped = "narrow"
+            timing = timings[name]
+            watch(name, done, budget.rounds(timing))
+            budget.spent += timing.sample()
+        for name in list(order):
+            timings[name].stopped = budget.why_stop(timings[name])
+            if timings[name].stopped:
+                order.remove(name)
+        if not order:
             break
-        if time.perf_counter() > deadline:
-            stopped = "time"
-            break
-    switches, cpu_per_wall, others = usage.since()
-    return {
-        name: Latency(
-            tuple(values), plans[name].timed, stopped, switches, cpu_per_wall, others, clock.host(calls[name])
-        )
-        for name, values in samples.items()
-    }
+    of_all = usage.since()
+    return {name: timing.latency(*of_all) for name, timing in timings.items()}
 
 
 def ratio(one: Latency, other: Latency) -> Ratio:
-    """one / other, over the rounds of both."""
+    """one / other, over the rounds that both have."""
     return within_rounds(one.samples, other.samples)
 
 
@@ -137,16 +147,68 @@ class _Sample(NamedTuple):
     timed: int
 
 
-def _sample(candidate: Candidate, plan: _Sample, clock: _CpuClock | _CudaClock) -> float:
-    if not isinstance(candidate, Timed):
-        return clock.time(candidate, plan)
-    for _ in range(plan.untimed):
-        candidate.call()
-    return candidate.seconds(plan.timed)
+class _Timing:
+    """A candidate with its samples. It is warmed up when this is created."""
+
+    def __init__(self, candidate: Candidate, clock: _CpuClock | _CudaClock) -> None:
+        self.candidate, self.clock = candidate, clock
+        self.call = candidate.call if isinstance(candidate, Timed | Warm) else candidate
+        self.plan = _warm_up(candidate, self.call, clock)
+        self.samples: list[float] = []
+        self.seconds = 0.0
+        """The time of all samples, with their untimed calls."""
+        self.stopped = ""
+
+    def sample(self) -> float:
+        """Take a sample, and return the seconds that it took."""
+        start = time.perf_counter()
+        if isinstance(self.candidate, Timed):
+            for _ in range(self.plan.untimed):
+                self.call()
+            self.samples.append(self.candidate.seconds(self.plan.timed))
+        else:
+            self.samples.append(self.clock.time(self.call, self.plan))
+        took = time.perf_counter() - start
+        self.seconds += took
+        return took
+
+    def latency(self, switches: int, cpu_per_wall: float, others_cpu: float) -> Latency:
+        usage = (switches, cpu_per_wall, others_cpu)
+        return Latency(tuple(self.samples), self.plan.timed, self.stopped, *usage, self.clock.host(self.call))
 
 
-def _warm_up(call: Call, clock: _CpuClock | _CudaClock) -> _Sample:
+class _Budget:
+    """The time of some candidates. Each has its share of it, and the time that the others leave over."""
+
+    def __init__(self, seconds: float, candidates: int) -> None:
+        self.seconds, self.share = seconds, seconds / max(candidates, 1)
+        self.spent = 0.0
+
+    def why_stop(self, timing: _Timing) -> str:
+        """Why a candidate leaves after this round; nothing if it goes on."""
+        if len(timing.samples) < MIN_ROUNDS:
+            return ""
+        if _narrow(timing.samples):
+            return "narrow"
+        if self._left(timing) <= 0:
+            return "time"
+        return "rounds" if len(timing.samples) >= MAX_ROUNDS else ""
+
+    def rounds(self, timing: _Timing) -> int:
+        """The largest number of rounds that a candidate will have, as far as is known."""
+        done = len(timing.samples)
+        each = timing.seconds / done if done else math.inf
+        most = done + 1 + int(max(self._left(timing), 0.0) / max(each, 1e-9))
+        return min(MAX_ROUNDS, max(MIN_ROUNDS, most))
+
+    def _left(self, timing: _Timing) -> float:
+        return max(self.share - timing.seconds, self.seconds - self.spent)
+
+
+def _warm_up(candidate: Candidate, call: Call, clock: _CpuClock | _CudaClock) -> _Sample:
     """Call until caches, allocator and lazy set-up have settled; returns the plan of a sample."""
+    if isinstance(candidate, Warm) and clock.is_long(candidate.once):
+        return clock.plan(candidate.once)
     call()
     return clock.plan(min(clock.time(call, _Sample(0, 1)) for _ in range(2)))
 
@@ -162,6 +224,10 @@ class _CpuClock:
 
     def plan(self, once: float) -> _Sample:
         return _Sample(int(once < SETTLE_S), max(1, round(SAMPLE_S / max(once, 1e-9))))
+
+    def is_long(self, once: float) -> bool:
+        """Whether a call of this time, which was perhaps a slow one, is certainly a sample of its own."""
+        return once > 2 * SETTLE_S
 
     def host(self, call: Call) -> None:
         return None
@@ -190,6 +256,9 @@ class _CudaClock:
 
     def plan(self, once: float) -> _Sample:
         return _Sample(0, 1)  # a second call would read its inputs from L2
+
+    def is_long(self, once: float) -> bool:
+        return False
 
     def host(self, call: Call) -> float:
         times = []

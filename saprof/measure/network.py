@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from saprof.layers import LocalAttention
 from saprof.measure.cells import Cell, Network
-from saprof.models.counting import count
+from saprof.models.counting import blueprint, count
 from saprof.models.inputs import first, image_channels, images, moved, sizes
 from saprof.models.named import REGISTERED
 
@@ -57,9 +58,7 @@ def network(cell: Cell, subject: Network) -> Runnable:
             return images(subject.batch, subject.size, channels).to(cell.device, dtype)
         return moved(built.inputs, cell.device, dtype)
 
-    image = torch.empty((1, channels, subject.size, subject.size), dtype=dtype, device="meta")
-    one = image if built.inputs is None else built.inputs
-    cost = count(model, inputs=image).figures if ours else counts(subject.name, model, one)
+    cost = figures(subject) if ours else counts(subject.name, model, _one(subject, channels, built.inputs))
     return Runnable(
         model,
         inputs,
@@ -67,6 +66,23 @@ def network(cell: Cell, subject: Network) -> Runnable:
         fullgraph=ours,
         predictable=ours,
     )
+
+
+def figures(subject: Network) -> dict[str, int]:
+    """The counts of a registered network for one image; each is counted once in a process."""
+    return dict(_figures(replace(subject, batch=1)))
+
+
+@cache
+def _figures(subject: Network) -> dict[str, int]:
+    model = blueprint(subject.name, **subject.overrides).to(getattr(torch, subject.dtype))
+    return count(model, inputs=_one(subject, image_channels(model))).figures
+
+
+def _one(subject: Network, channels: int, own: Any = None) -> Any:
+    """One image without values, or the inputs that a network has of its own."""
+    sizes = (1, channels, subject.size, subject.size)
+    return torch.empty(sizes, dtype=getattr(torch, subject.dtype), device="meta") if own is None else own
 
 
 def what_runs(model: nn.Module, dtype: torch.dtype, device: str) -> dict[str, Any]:

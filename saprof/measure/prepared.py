@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 from torch._inductor import config as inductor_config
 
+<<<<<<< HEAD
 from saprof.compiling import compiling
 from saprof.measure.memory import peak_bytes, predicted_peak_bytes, saved_bytes
+=======
+from saprof.measure.memory import predicted_peak_bytes, saved_bytes, weighed
+>>>>>>> bd04766 (A sweep counts first, shows the cell and its step, calls each cell less often, and measures doubtful rows again)
 from saprof.measure.trace import backward_range
 from saprof.models.inputs import arguments, copied, replaced, tensors
 
@@ -90,6 +94,11 @@ class Prepared:
             raise Refused("error", reason)
         return found
 
+    def forward(self) -> object:
+        """The output of one forward on copies of the inputs, without gradients."""
+        with torch.no_grad():
+            return replace(self, mode="forward").with_copies().run()
+
     def with_copies(self) -> Prepared:
         """The same with copies of the inputs, which a call may change in place."""
         return replace(self, inputs=copied(self.inputs))
@@ -127,11 +136,9 @@ def refuse_what_cannot_fit(needed: int, beside: str, device: str, held: int = 0)
         raise Refused("predicted_oom", reason)
 
 
-def check_finite(prepared: Prepared) -> None:
-    """A network has no reference, but its output must be finite."""
-    with torch.no_grad():
-        output = tensors(replace(prepared, mode="forward").with_copies().run())
-    if not all(x.isfinite().all() for x in output):
+def check_finite(output: object) -> None:
+    """A network has no reference, but its output must be finite; else raises Refused."""
+    if not all(x.isfinite().all() for x in tensors(output)):
         raise Refused("incorrect", "its output is not all finite")
 
 
@@ -207,14 +214,15 @@ def _off(expected: object, got: object, share: float) -> str | None:
     return None
 
 
-def weigh(prepared: Prepared, call: Callable[[], object]) -> dict[str, Any]:
-    """The fields of a row about memory."""
-    output = tensors(prepared.output())
-    weights = {
-        "output_bytes": sum(x.numel() * x.element_size() for x in output),
-        "peak_bytes": peak_bytes(call, prepared.device),
-    }
+def weigh(prepared: Prepared, call: Callable[[], object]) -> tuple[dict[str, Any], float]:
+    """The fields of a row about memory, and the seconds of the call that was weighed."""
+    found = weighed(call, prepared.device)
+    weights, output = {"peak_bytes": found.peak}, found.output
     if prepared.mode in ("train_forward", "train_step"):
-        forward = replace(prepared, mode="train_forward").call()
-        weights["saved_bytes"] = saved_bytes(lambda *_: forward(), tensors(prepared.inputs), prepared.own)
-    return weights
+        forward, kept = replace(prepared, mode="train_forward").call(), []
+        known = tensors(prepared.inputs)
+        weights["saved_bytes"] = saved_bytes(lambda *_: kept.append(forward()) or kept[0], known, prepared.own)
+        output = kept[0]
+    elif prepared.mode == "backward":
+        output = prepared.output()
+    return weights | {"output_bytes": sum(x.numel() * x.element_size() for x in tensors(output))}, found.seconds

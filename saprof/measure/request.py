@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from saprof.operators.footprint import BOUNDARIES, Footprint
 from saprof.operators.footprint_lists import read_footprints
 from saprof.operators.workload import ITEMSIZE, STAGES
 from saprof.records.runs import check_folder
+from saprof.text import unknown
 
 DEFAULT_OPERATORS = ("pairwise_attention", "patchwise_attention", "aggregation")
 DEFAULT_MODELS = ("resnet26", "san10_pairwise", "san10_patchwise")
@@ -26,6 +28,8 @@ FARTHEST_MEASURED = 1 << 16
 """The largest distance of a tap. The reference walks there step by step."""
 DEFAULT_STAGE = 2
 DEFAULT_FOOTPRINT = "7"
+AGAIN = "doubtful"
+"""The rows that --again measures again."""
 MOST_GROUPS = 20_000
 """The largest number of groups of a request. More of them would take days to measure, and long to plan."""
 
@@ -87,6 +91,8 @@ class Output:
     folder: Path | None
     """None is a new folder, named for the time."""
     resume: bool
+    again: bool
+    """Whether the doubtful rows of a run that is continued are measured again."""
     form: str
 
 
@@ -146,18 +152,26 @@ def _how(arguments: Namespace) -> How:
 
 
 def _output(arguments: Namespace) -> Output:
+    if arguments.again not in (None, AGAIN):
+        raise ValueError(unknown("again", arguments.again, [AGAIN]))
+    if arguments.again is not None and not arguments.resume:
+        raise ValueError("--again measures rows of a run again; expected --resume, and its folder as --output")
     if arguments.resume and arguments.output is None:
         raise ValueError("--resume continues a run; expected its folder as --output")
     if arguments.output is not None:
         check_folder(arguments.output, arguments.resume)
-    return Output(folder=arguments.output, resume=arguments.resume, form=arguments.format)
+    again = arguments.again is not None
+    return Output(folder=arguments.output, resume=arguments.resume, again=again, form=arguments.format)
 
 
 def _networks(arguments: Namespace, footprints: list[Footprint]) -> Iterator[tuple[NamedNetwork, Footprint | None]]:
     """The networks with their footprints. A footprint that a convolution cannot have is left out, unless the user named
     the network."""
     named = arguments.model not in (None, "all")
-    networks = read_networks(",".join(DEFAULT_MODELS) if arguments.model is None else arguments.model)
+    names = ",".join(DEFAULT_MODELS) if arguments.model is None else arguments.model
+    if others := [name for name in names.split(",") if ":" in name]:
+        print(f"importing {', '.join(others)} …", file=sys.stderr)  # torch and the user's modules may take a while
+    networks = read_networks(names)
     for network in networks:
         _refuse_what_others_ignore(arguments, network)
     for network, footprint in product(networks, footprints if arguments.footprint is not None else [None]):

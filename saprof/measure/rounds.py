@@ -1,39 +1,57 @@
-"""Time what is ready in interleaved rounds, and measure its memory: the measured fields of rows."""
+"""Measure the memory of what was prepared, and time it in interleaved rounds: the measured fields of rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from time import time_ns
+from typing import Any, NamedTuple
 
 import torch
 
 from saprof.backends import Unsupported
-from saprof.measure.latency import Latency, interleave, ratio
+from saprof.measure.latency import Latency, Warm, Watch, interleave, ratio
 from saprof.measure.prepared import Prepared, Refused, weigh
+from saprof.records.rows import key_of
 
-Ready = tuple[Prepared, Callable[[], object]]
-"""What was prepared, and its call, which has run once."""
+
+class Ready(NamedTuple):
+    """What has run, and can be timed."""
+
+    call: Callable[[], object]
+    device: str
+    weights: dict[str, Any]
+    """The fields of its row about memory."""
+    once: float
+    """The seconds of the last call."""
+
+
+def ready(prepared: Prepared) -> Ready:
+    """What was prepared, after a call that measures its memory. It should have run once, in some other way."""
+    call = prepared.call()
+    return Ready(call, prepared.device, *weigh(prepared, call))
 
 
 def warm(prepared: Prepared) -> Ready:
-    """What was prepared, after one call."""
-    call = prepared.call()
-    call()
-    return prepared, call
+    """What was prepared, after a first call, and one that measures its memory."""
+    prepared.run()
+    return ready(prepared)
 
 
-def time_and_weigh(ready: Mapping[str, Ready], max_seconds: float) -> dict[str, dict[str, Any]]:
-    """The measured fields of rows, by the same names. All are timed in the same rounds, for at most `max_seconds` each,
+def timed_together(
+    candidates: Mapping[str, Ready], max_seconds: float, watch: Watch = lambda name, done, most: None
+) -> dict[str, dict[str, Any]]:
+    """The measured fields of rows, by the same names. All are timed in the same rounds, for about `max_seconds` each,
     and compared with the first."""
-    calls = {name: call for name, (_, call) in ready.items()}
-    device = next((prepared.device for prepared, _ in ready.values()), "cpu")
-    latencies = interleave(calls, device, max_seconds * len(calls)) if calls else {}
-    first = next(iter(latencies.values()), None)
-    measured = {}
-    for name, (prepared, call) in ready.items():
-        measured[name] = timed(latencies[name]) | weigh(prepared, call)
-        if first is not None and latencies[name] is not first:
-            measured[name] |= _compared(latencies[name], first)
+    if not candidates:
+        return {}
+    calls = {name: Warm(one.call, one.once) for name, one in candidates.items()}
+    device = next(iter(candidates.values())).device
+    latencies = interleave(calls, device, max_seconds * len(calls), watch=watch)
+    first, *others = latencies
+    together = {"rounds": key_of([*calls], time_ns())}
+    measured = {name: timed(latencies[name]) | together | one.weights for name, one in candidates.items()}
+    for name in others:
+        measured[name] |= _compared(latencies[name], latencies[first])
     return measured
 
 

@@ -17,7 +17,8 @@ from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from saprof.models.catalogue import MODELS, list_models, named_model
-from saprof.text import unknown
+from saprof.models.defined import names_in
+from saprof.text import nearest, unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -118,6 +119,7 @@ def read_networks(names: str) -> list[NamedNetwork]:
 
 
 def _read_own(name: str) -> NamedNetwork:
+    _refuse_unknown(name)  # before torch is imported, which takes seconds
     from saprof.layers import LocalAttention
     from saprof.models.inputs import sizes
 
@@ -144,11 +146,28 @@ def _own(name: str) -> Built:
     return _checked(name, returned)
 
 
-def _function(name: str) -> Callable[[], Any]:
+def _refuse_unknown(name: str) -> None:
+    """ValueError if the source of the module shows that it does not define the function."""
     module, _, attribute = name.partition(":")
+    _find_here()
+    known, first = names_in(module), attribute.partition(".")[0]
+    if known is not None and first not in known:
+        raise ValueError(
+            f"model {name!r} cannot be imported: AttributeError: module {module!r} has no attribute {first!r}; "
+            f"{EXPECTED}{nearest(first, known)}"
+        )
+
+
+def _find_here() -> None:
+    """Let modules in the current directory be imported."""
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
+
+
+def _function(name: str) -> Callable[[], Any]:
+    module, _, attribute = name.partition(":")
+    _find_here()
     try:
         function = reduce(getattr, attribute.split("."), import_module(module))
     except (Exception, SystemExit) as error:  # a module of a user can raise anything

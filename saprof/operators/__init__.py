@@ -8,6 +8,7 @@ from saprof.operators.attention import pairwise_attention, patchwise_attention
 from saprof.operators.declaration import (
     BACKENDS,
     DECLARED,
+    DEVICES,
     FAMILIES,
     OPERATORS,
     RELATIONS,
@@ -15,6 +16,7 @@ from saprof.operators.declaration import (
     declare,
     describe,
     for_every_operator,
+    no_kernels,
     operator,
 )
 from saprof.operators.relations import (
@@ -33,6 +35,7 @@ from saprof.operators.stand_alone import stand_alone_attention
 __all__ = [
     "BACKENDS",
     "DECLARED",
+    "DEVICES",
     "FAMILIES",
     "OPERATORS",
     "RELATIONS",
@@ -41,6 +44,7 @@ __all__ = [
     "declare",
     "describe",
     "for_every_operator",
+    "no_kernels",
     "operator",
     "pairwise_attention",
     "pairwise_concatenation",

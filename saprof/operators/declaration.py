@@ -163,6 +163,15 @@ FAMILIES = ("pairwise", "patchwise", "stand_alone")
 BACKENDS = ("cuda", "numba", "unfold")
 """The backends, the best first; each is a module of `saprof.backends`."""
 
+DEVICES = {"cuda": ("cuda",), "numba": ("cpu", "cuda"), "unfold": ("cpu", "cuda")}
+"""The kinds of devices for which each backend has kernels."""
+
+
+def no_kernels(device: str) -> str:
+    """The reason why a backend cannot compute on a kind of device that is not among its DEVICES."""
+    return f"no kernels for {device} tensors"
+
+
 OPERATORS: dict[str, Operator] = {}
 """The operators that are verified, measured and tested one by one, by name, in the order of their declarations."""
 

@@ -73,18 +73,25 @@ class Printed:
 def variant(row: Row) -> Variant | None:
     """The network that a row is about; None for an operator, for a model that is not in the catalogue, and for a
     footprint that is not a plain square."""
-    if row.kind != "model":
-        return None
-    if row.footprint == "default":
-        return _variant(row.name)
-    footprint = Footprint.parse(row.footprint)
-    side = footprint.lattice[0][0] if footprint.lattice else 1
-    return _variant(row.name, side) if footprint == Footprint.square(side) else None
+    return _named(row.name, row.footprint) if row.kind == "model" else None
+
+
+def _named(name: str, footprint: str) -> Variant | None:
+    if footprint == "default":
+        return _variant(name)
+    taps = Footprint.parse(footprint)
+    side = taps.lattice[0][0] if taps.lattice else 1
+    return _variant(name, side) if taps == Footprint.square(side) else None
 
 
 def printed(row: Row) -> tuple[Printed, ...]:
     """The printed rows about the network of a row, one per evaluation set; none unless the images are 224 × 224."""
-    network = variant(row) if (row.h, row.w) == _IMAGE else None
+    return printed_of(row.name, row.footprint, (row.h, row.w)) if row.kind == "model" else ()
+
+
+def printed_of(name: str, footprint: str, image: tuple[int, int]) -> tuple[Printed, ...]:
+    """The printed rows about a network with a footprint, as `printed` finds them; `image` is (rows, columns)."""
+    network = _named(name, footprint) if image == _IMAGE else None
     return () if network is None else _all_printed().get(network, ())
 
 

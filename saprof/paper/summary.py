@@ -8,7 +8,7 @@ from dataclasses import asdict
 from decimal import Decimal
 
 from saprof import text
-from saprof.paper.evidence import printed
+from saprof.paper.evidence import Printed, printed
 from saprof.paper.printed import printed_flops, printed_params
 from saprof.paper.shown import shown
 from saprof.quantities import IMAGES, LATENCY, LEAST_BYTES, MACS, MEMORY, PAPER_FLOPS, PARAMS, Quantity, digits
@@ -76,8 +76,7 @@ def _network_line(row: Row, note: str, roofs: Calibration | None) -> list[str]:
     return [
         row.name,
         row.footprint,
-        *_counted(PARAMS, row.params, printed_params, about and about.row.params_M),
-        *_counted(PAPER_FLOPS, row.flops_paper, printed_flops, about and about.row.flops_G),
+        *counts_beside_paper(row.params, row.flops_paper, about),
         f"{about.row.top1} {about.evaluation_set}" if about else "",
         *measured[:4],
         IMAGES.text(row.images_per_s),
@@ -88,6 +87,14 @@ def _network_line(row: Row, note: str, roofs: Calibration | None) -> list[str]:
 def _operator_line(row: Row, note: str, roofs: Calibration | None) -> list[str]:
     macs, least = MACS.text(row.macs or 0), LEAST_BYTES.text(row.compulsory_bytes or 0)
     return [row.name, row.footprint, f"{row.n}×{row.h}×{row.w}", macs, least, *_measured(row, note, roofs)]
+
+
+def counts_beside_paper(params: int | None, flops: int | None, about: Printed | None) -> list[str]:
+    """Parameters and FLOPs (`paper`) of a network, each with the printed figure and a mark."""
+    return [
+        *_counted(PARAMS, params, printed_params, about and about.row.params_M),
+        *_counted(PAPER_FLOPS, flops, printed_flops, about and about.row.flops_G),
+    ]
 
 
 def _counted(

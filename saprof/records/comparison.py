@@ -167,8 +167,13 @@ class Comparison:
 
 
 def same_rounds(one: Row, other: Row) -> bool:
-    """Whether two rows of one run were measured in the same interleaved rounds."""
-    if not one.samples_s or not other.samples_s or len(one.samples_s) != len(other.samples_s):
+    """Whether two rows of one run were measured in the same interleaved rounds. Older rows do not say; the numbers of
+    their samples and their times tell."""
+    if not (one.samples_s and other.samples_s):
+        return False
+    if one.rounds is not None or other.rounds is not None:
+        return one.rounds == other.rounds
+    if len(one.samples_s) != len(other.samples_s):
         return False
     if one.time is None or other.time is None:
         return False

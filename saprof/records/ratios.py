@@ -52,8 +52,9 @@ def median_interval(samples: Sequence[float] | ndarray, resamples: int = RESAMPL
 
 
 def within_rounds(one: Sequence[float], other: Sequence[float]) -> Ratio:
-    """one / other of two candidates in the same rounds: the median of the ratios of the rounds."""
-    ratios = [a / b for a, b in zip(one, other, strict=True)]
+    """one / other of two candidates in the same rounds: the median of the ratios of the rounds that both have, which
+    are the first ones of each."""
+    ratios = [a / b for a, b in zip(one, other, strict=False)]
     return Ratio(statistics.median(ratios), *median_interval(ratios))
 
 

@@ -97,6 +97,9 @@ class Row:
     samples_s: list[float] | None = None
     calls_per_sample: int | None = None
     stopped: str | None = None
+    rounds: str | None = None
+    """Rows with the same value were timed in the same interleaved rounds. Sample i is that of round i; the row with
+    more samples went on alone."""
     host_s: float | None = None
     first_call_s: float | None = None
     """The first call of a compiled cell, with its compilation: a forward, or a training step if the mode has

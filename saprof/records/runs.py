@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from saprof.records.calibration import Calibration
 from saprof.records.environment import MAY_CHANGE, fingerprint
 from saprof.records.profiles import Profile, profiles
 from saprof.records.ratios import self_difference
-from saprof.records.rows import ROWS, SCHEMA, Row, append_rows, read_rows
+from saprof.records.rows import DOUBTFUL, ROWS, SCHEMA, Row, append_rows, read_rows
 
 HEADER = "run.json"
 """The file of a run folder with the provenance of its rows."""
@@ -49,7 +49,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The content of a run folder; a cell that was measured more than once has its last row."""
+    """The content of a run folder; a cell that was measured more than once has its most believable row."""
 
     folder: Path
     rows: tuple[Row, ...]
@@ -113,10 +113,28 @@ def read_run(folder: str | Path) -> Recorded:
     for name, kind in REQUIRED.items():
         if not isinstance(provenance[name], kind):
             raise ValueError(f"{folder / HEADER}: {name} is {provenance[name]!r}; expected what a sweep writes")
-    rows = {identity(row): row for row in read_rows(folder)}
+    rows = believed(read_rows(folder), identity)
     if not rows:
         raise ValueError(f"{folder} has no rows; expected a run with at least one")
     return Recorded(folder, tuple(rows.values()), provenance, calibration.read(folder))
+
+
+def believed(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, Row]:
+    """One row for each key: the most believable one, and of equally believable ones the last.
+
+    A row that was found to be incorrect counts most, then a latency that is `ok`, then one that is in doubt, then a
+    cell that was not measured. Numbers are never compared: a faster row is no better than a slower one.
+    """
+    found: dict[Any, Row] = {}
+    for row in rows:
+        name = key(row)
+        if name not in found or _trust(row) >= _trust(found[name]):
+            found[name] = row
+    return found
+
+
+def _trust(row: Row) -> int:
+    return {"incorrect": 3, "ok": 2, **dict.fromkeys(DOUBTFUL, 1)}.get(row.status, 0)
 
 
 def identity(row: Row, without: Collection[str] = ()) -> Identity:
@@ -216,7 +234,7 @@ class Run:
 
     def append(self, rows: Sequence[Row]) -> None:
         append_rows(self.rows_path, rows)
-        self.done |= {row.key: row for row in rows}
+        self.done = believed([*self.done.values(), *rows], _key)
 
     def rows(self, keys: Iterable[str]) -> list[Row]:
         """The rows of the cells that are done."""
@@ -257,5 +275,9 @@ class Run:
             was = ", ".join(f"{name} was {before.get(name)!r} and is {provenance[name]!r}" for name in changed)
             raise ValueError(f"{self.folder} was measured under other conditions: {was}; choose another --output")
         if self.rows_path.exists():
-            self.done = {row.key: row for row in rows}
+            self.done = believed(rows, _key)
             atomic.write(self.rows_path, "".join(row.line() + "\n" for row in rows).encode())  # drops a cut line
+
+
+def _key(row: Row) -> str:
+    return row.key

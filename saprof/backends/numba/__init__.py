@@ -28,7 +28,7 @@ from saprof.backends.numba.gpu import as_array, gpu_work, on_stream, why_no_gpu
 from saprof.backends.numba.installed import starting
 from saprof.backends.numba.threads import threads_set_to, why_no_threads
 from saprof.backends.numba.told import tell_of, wanted_by
-from saprof.operators import OPERATORS, Operator
+from saprof.operators import OPERATORS, Operator, no_kernels
 from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint
 
@@ -65,7 +65,7 @@ DEVICES = {
 
 def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
     if device not in DEVICES:
-        return f"no kernels for {device} tensors"
+        return no_kernels(device)
     return (why_no_gpu() if device == "cuda" else why_no_threads()) or library.why_not(operator)
 
 
