@@ -7,6 +7,7 @@ attention at the second stage, and the aggregation alone.
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from saprof import command, text
 from saprof.measure.cells import MODES
 from saprof.measure.plan import Group, left_out, plan, runnable
-from saprof.measure.request import AGAIN, DEFAULT_STAGE, Request, read_request
+from saprof.measure.request import AGAIN, DEFAULT_STAGE, How, Request, read_request
 from saprof.models.named import OTHERS
 from saprof.operators import BACKENDS, RELATIONS
 from saprof.operators.attention import CHOICES
@@ -105,13 +106,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _run(groups: list[Group], request: Request) -> int:
-    """Measure the remaining cells, then print and draw all of them."""
-    from saprof.measure.execute import execute, set_up_torch
+    """Print what is counted, measure the remaining cells, then print and draw all of them."""
+    how, output = request.how, request.output
+    threads = _set_up_torch(how)
+    _print_counts(groups, output.form)
+
+    from saprof.measure.execute import execute  # imports what the counts do not need
     from saprof.records import environment
 
-    how, output = request.how, request.output
-    threads = set_up_torch(how)
-    _print_counts(groups, output.form)
     where = environment.provenance(how.device, threads)
     folder = output.folder or Path("runs") / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     with Run(folder, where, resume=output.resume) as run:
@@ -126,6 +128,19 @@ def _run(groups: list[Group], request: Request) -> int:
     fine = {*MEASURED, "unsupported"} if how.every_backend else {*MEASURED}
     found = {row.status for row in rows}
     return command.OK if found & {*MEASURED} and found <= fine and not left else command.FAILED
+
+
+def _set_up_torch(how: How) -> int:
+    """Import torch, set the number of threads, and return it; ValueError if torch does not see the device."""
+    import torch
+
+    from saprof.backends import check_device
+
+    gc.freeze()  # else garbage collection goes through the objects of torch while networks are counted
+    check_device(how.device)
+    if how.threads is not None:
+        torch.set_num_threads(how.threads)
+    return torch.get_num_threads()
 
 
 def _print_counts(groups: list[Group], form: str) -> None:

@@ -8,10 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
 from saprof.atomic import WriteError
-from saprof.backends import check_device
 from saprof.measure.calibrate import anchor, calibrate
 from saprof.measure.cell import Say, measure, row
 from saprof.measure.cells import Cell
@@ -26,14 +23,6 @@ from saprof.text import counted
 
 AGAIN_SHARE = 0.2
 """Without a time budget, doubtful rows are measured again for at most this share of the time of the sweep."""
-
-
-def set_up_torch(how: How) -> int:
-    """Set the number of threads, and return it; ValueError if torch does not see the device."""
-    check_device(how.device)
-    if how.threads is not None:
-        torch.set_num_threads(how.threads)
-    return torch.get_num_threads()
 
 
 def execute(groups: list[Group], run: Run, how: How, again: bool = False) -> list[Row]:
@@ -91,7 +80,7 @@ class _Sweep:
         others = [one for key, one in self.run.done.items() if one.status in DOUBTFUL and key not in keys]
         if others:
             raise ValueError(
-                f"{counted(len(others), 'doubtful row')} of {self.run.folder} belong to cells that were not requested; "
+                f"{counted(len(others), 'doubtful row')} of {self.run.folder} are of cells that were not requested; "
                 f"expected the options of that run: {shlex.join(read_provenance(self.run.folder).get('argv', []))}"
             )
 

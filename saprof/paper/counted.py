@@ -3,7 +3,7 @@ their declared costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from saprof import text
 from saprof.measure.cells import Cell, Network
@@ -13,13 +13,15 @@ from saprof.operators.workload import Workload
 from saprof.paper.evidence import printed_of
 from saprof.paper.summary import counts_beside_paper
 from saprof.quantities import HARDWARE_FLOPS, LEAST_BYTES, MACS
+from saprof.terminal import Column, Table, fitted
 
 NETWORKS = ("network", "footprint", "params M", "paper", "FLOPs G (paper)", "paper", "top-1 in paper")
 OPERATORS = ("operator", "footprint", "map", "MMACs", "MFLOPs (hardware)", "least MB")
 
 
 def counted(cells: Iterable[Cell], form: str) -> str:
-    """The tables of the registered networks and of the operators of some cells, each once; nothing without any."""
+    """The tables of the registered networks and of the operators of some cells, each once; nothing without any. `form`
+    is `md`, or `table` for the terminal."""
     subjects = list(dict.fromkeys(cell.subject for cell in cells))
     networks = [_network(one) for one in subjects if isinstance(one, Network) and one.about.kind == REGISTERED]
     operators = [_operator(one) for one in subjects if isinstance(one, Workload)]
@@ -27,7 +29,14 @@ def counted(cells: Iterable[Cell], form: str) -> str:
         ("Networks, counted, beside SAN Tables 7, 4 and 3 (accuracy as printed)", NETWORKS, networks),
         ("Operators, as declared", OPERATORS, operators),
     ]
-    return "".join(f"{title}\n\n{text.align(header, body, form)}\n\n" for title, header, body in parts if body)
+    return "".join(f"{_written(title, header, body, form)}\n\n" for title, header, body in parts if body)
+
+
+def _written(title: str, header: Sequence[str], body: Sequence[Sequence[str]], form: str) -> str:
+    if form == "md":
+        return f"{title}\n\n{text.align(header, body, form)}"
+    columns = [Column(name, cells) for name, cells in zip(header, zip(*body, strict=True), strict=True)]
+    return fitted(Table(columns, title))
 
 
 def _network(subject: Network) -> list[str]:

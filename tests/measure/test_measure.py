@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ import saprof
 from saprof.backends import run
 from saprof.measure import latency as timing
 from saprof.measure import rounds
-from saprof.measure.latency import MIN_ROUNDS, Latency, interleave, ratio
+from saprof.measure.latency import MIN_ROUNDS, Latency, Warm, interleave, ratio
 from saprof.measure.memory import peak_bytes, predicted_peak_bytes, saved_bytes
 from saprof.operators import OPERATORS
 from saprof.operators.workload import Workload
@@ -113,9 +114,8 @@ def test_unfold_saves_the_unfolded_value():
 
 def test_rounds_are_interleaved_and_shuffled():
     calls = []
-    measured = interleave({name: lambda name=name: calls.append(name) for name in "abc"}, max_seconds=0.01)
-    assert {len(x.samples) for x in measured.values()} == {len(measured["a"].samples)}
-    assert len(measured["a"].samples) >= MIN_ROUNDS
+    measured = interleave({name: lambda name=name: calls.append(name) for name in "abc"}, max_seconds=0)
+    assert {len(x.samples) for x in measured.values()} == {MIN_ROUNDS}
     runs = [name for name, before in zip(calls, [None, *calls], strict=False) if name != before]
     assert len(runs) > 2 * MIN_ROUNDS, "each candidate's calls should be spread over the rounds"
     assert len({tuple(runs[i : i + 3]) for i in range(6, len(runs) - 3, 3)}) > 1, "rounds should be shuffled"
@@ -146,6 +146,80 @@ def test_measuring_stops_when_every_interval_is_narrow(monkeypatch):
         low, high = median_interval(latency.samples, resamples=200)
         assert latency.stopped == "narrow"
         assert high - low <= 2 * timing.NARROW * latency.median
+
+
+def simulated(monkeypatch, seconds, **options):
+    """The latencies of candidates whose calls take the seconds that their generators give, and the order of calls."""
+    now, order = 0.0, []
+
+    def call(name):
+        nonlocal now
+        order.append(name)
+        now += next(seconds[name])
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    return interleave({name: partial(call, name) for name in seconds}, **options), order
+
+
+def steady(seconds):
+    while True:
+        yield seconds
+
+
+def noisy(seconds, spread=0.3):
+    noise = np.random.default_rng(0)
+    while True:
+        yield seconds * (1 + spread * noise.uniform(-1, 1))
+
+
+def test_a_candidate_leaves_when_its_interval_is_narrow_and_the_others_go_on(monkeypatch):
+    found, _ = simulated(monkeypatch, {"steady": steady(1.0), "noisy": noisy(1.0)}, max_seconds=60)
+    assert (len(found["steady"].samples), found["steady"].stopped) == (MIN_ROUNDS, "narrow")
+    assert len(found["noisy"].samples) > 3 * MIN_ROUNDS, "it has the time that the other one left over"
+    assert found["noisy"].stopped == "time"
+    assert sum(sum(x.samples) for x in found.values()) == pytest.approx(60, abs=3)
+
+
+def test_a_short_candidate_has_its_share_of_the_time_beside_a_long_one(monkeypatch):
+    """The long one uses all of the time in the first rounds."""
+    found, _ = simulated(monkeypatch, {"short": noisy(0.2), "long": noisy(1.0)}, max_seconds=4)
+    assert len(found["long"].samples) == MIN_ROUNDS
+    assert sum(found["short"].samples) == pytest.approx(2, abs=0.3)
+    assert {x.stopped for x in found.values()} == {"time"}
+
+
+def test_a_ratio_uses_the_rounds_that_both_have():
+    assert ratio(latency([2.0, 4.0, 6.0]), latency([1.0, 2.0, 3.0, 500.0, 900.0])).median == 2
+
+
+def test_a_candidate_that_has_just_run_for_long_is_not_warmed_up_again(monkeypatch):
+    calls = {"long": 0, "short": 0}
+    now = 0.0
+
+    def call(name, seconds):
+        nonlocal now
+        calls[name] += 1
+        now += seconds
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now)
+    took = {"long": 0.3, "short": 0.15}
+    found = interleave({name: Warm(partial(call, name, s), s) for name, s in took.items()}, max_seconds=0)
+    assert calls == {"long": MIN_ROUNDS, "short": MIN_ROUNDS + 3}
+    assert [x.calls_per_sample for x in found.values()] == [1, 1]
+
+
+def test_who_watches_knows_the_round_and_the_most_that_there_will_be():
+    seen = []
+    interleave({"a": lambda: None}, max_seconds=0, watch=lambda *what: seen.append(what))
+    assert seen == [("a", done, MIN_ROUNDS) for done in range(1, MIN_ROUNDS + 1)]
+
+
+def test_the_number_of_rounds_is_estimated_from_the_time_that_is_left(monkeypatch):
+    seen = []
+    watch = lambda name, done, most: seen.append(most)  # noqa: E731
+    simulated(monkeypatch, {"a": noisy(1.0)}, max_seconds=30, watch=watch)
+    assert seen[0] == MIN_ROUNDS
+    assert all(25 <= most <= 35 for most in seen[MIN_ROUNDS:])
 
 
 def test_a_median_is_no_mean():

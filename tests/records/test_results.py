@@ -10,7 +10,7 @@ import pytest
 
 from saprof import atomic
 from saprof.records.rows import MEASURED, SCHEMA, append_rows, read_rows
-from saprof.records.runs import Run, identity, read_run
+from saprof.records.runs import Run, believed, identity, read_run
 
 PROVENANCE = {"device": "a CPU", "commit": "abc", "argv": ["--footprint", "3"]}
 
@@ -253,3 +253,31 @@ def test_a_profile_cannot_be_continued_as_a_sweep(tmp_path):
     made_up.run_folder(tmp_path / "run", made_up.profile_rows())
     with pytest.raises(ValueError, match="is a profile, which cannot be continued; expected the folder of a sweep"):
         Run(tmp_path / "run", made_up.PROVENANCE, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "chosen"),
+    [
+        (["ok", "ok"], 1),
+        (["ok", "contended"], 0),
+        (["contended", "ok"], 1),
+        (["unstable", "contended"], 1),
+        (["contended", "unstable"], 1),
+        (["unstable", "error"], 0),
+        (["timeout", "contended"], 1),
+        (["ok", "incorrect"], 1),
+        (["incorrect", "ok"], 0),
+        (["error", "timeout"], 1),
+        (["unstable", "ok", "contended"], 1),
+    ],
+)
+def test_the_most_believable_row_counts_and_of_equals_the_newest(tmp_path, statuses, chosen):
+    """Never the fastest: each row here is faster than the one before, and then each is slower."""
+    for factor in (0.5, 2.0):
+        rows = [
+            made_up.row(status=status, **({"latency_s": factor**n} if status in MEASURED else {"reason": str(n)}))
+            for n, status in enumerate(statuses)
+        ]
+        assert believed(rows, lambda row: row.key) == {"k": rows[chosen]}
+        folder = made_up.run_folder(tmp_path / str(factor), rows)
+        assert read_run(folder).rows == (rows[chosen],)
