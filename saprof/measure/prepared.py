@@ -13,12 +13,8 @@ from torch import Tensor, nn
 from torch._functorch import config as functorch_config
 from torch._inductor import config as inductor_config
 
-<<<<<<< HEAD
 from saprof.compiling import compiling
-from saprof.measure.memory import peak_bytes, predicted_peak_bytes, saved_bytes
-=======
 from saprof.measure.memory import predicted_peak_bytes, saved_bytes, weighed
->>>>>>> bd04766 (A sweep counts first, shows the cell and its step, calls each cell less often, and measures doubtful rows again)
 from saprof.measure.trace import backward_range
 from saprof.models.inputs import arguments, copied, replaced, tensors
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from saprof.compiling import heard_by
 from saprof.measure.cell import TIMING
 from saprof.quantities import LATENCY, digits
 from saprof.records.rows import DOUBTFUL, Row
@@ -35,13 +36,14 @@ UNITS = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 
 class Progress:
-    """A bar over cells. While it is open, what others print on stderr is shown above it."""
+    """A bar over cells. While it is open, what others print on stderr is shown above it, and it says what is
+    compiled."""
 
     def __init__(self, total: int, stream: TextIO | None = None) -> None:
         self.total, self.done = total, 0
         self._stream = stream or sys.stderr
         self.on_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._now = ""
+        self._now = self._what = self._step = ""
         self._started = self._written = time.monotonic()
         self._lock = threading.RLock()
         self._may_tick, self._closed = threading.Event(), threading.Event()
@@ -50,11 +52,17 @@ class Progress:
         """The cell, or the part of the sweep, that is worked on now, and its step."""
         with self._lock:
             changed = self._kind(self._now) != self._kind(now := f"{what}: {step}")
-            self._now = now
+            self._now, self._what, self._step = now, what, step
             waited = time.monotonic() - self._written
             if waited >= (REDRAW_S if self.on_terminal else QUIET_S) or (changed and self.on_terminal):
                 self._show()
         (self._may_tick.clear if step.startswith(TIMING) else self._may_tick.set)()
+
+    def compiles(self, text: str | None) -> None:
+        """A kernel is compiled on behalf of the current cell: `text` says which; None if it is done."""
+        what, step = self._what, self._step
+        self.at(what, text or step)
+        self._step = step
 
     def above(self, line: str) -> None:
         """Print a line above the bar."""
@@ -76,7 +84,8 @@ class Progress:
         before, sys.stderr = sys.stderr, _Above(self)
         thread.start()
         try:
-            yield self
+            with heard_by(self.compiles):
+                yield self
         finally:
             sys.stderr = before
             self._closed.set()

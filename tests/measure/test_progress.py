@@ -8,6 +8,7 @@ import time
 import pytest
 from made_up import row
 
+from saprof.compiling import compiling
 from saprof.measure import progress as shown
 from saprof.measure.progress import Progress, line_of
 
@@ -109,6 +110,15 @@ def test_what_others_print_is_above_the_bar(monkeypatch):
         assert stream.screen()[-2] == "a warning"
         assert stream.screen()[-1].endswith("a: checking")
     assert sys.stderr is stream
+
+
+def test_the_bar_says_what_is_compiled():
+    stream = Terminal()
+    with Progress(1, stream).open() as progress:
+        progress.at("a", "checking")
+        with compiling("pairwise_attention for float32"):
+            assert stream.screen()[-1].endswith("a: compiling pairwise_attention for float32")
+        assert stream.screen()[-1].endswith("a: checking")
 
 
 @pytest.mark.parametrize(
