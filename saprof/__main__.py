@@ -28,7 +28,7 @@ class Command(NamedTuple):
     @property
     def name(self) -> str:
         """The name of the command after `saprof`."""
-        return "build" if self.module == "kernels_cuda.build" else self.module.rpartition(".")[2]
+        return self.module.rpartition(".")[2]
 
 
 GROUPS = {
@@ -45,7 +45,7 @@ GROUPS = {
         ),
         Command("saprof.verify", "Compare every operator with the float64 reference.", "--backend numba"),
         Command("saprof.info", "Print versions, processor, GPU, backends, caches and roofs of this machine.", ""),
-        Command("kernels_cuda.build", "Compile the CUDA kernels ahead of their first use.", "--arch 8.0,9.0"),
+        Command("saprof.build", "Compile kernels ahead of their first use.", "--operator pairwise_attention"),
     ),
     "Read what was measured": (
         Command(

@@ -4,14 +4,15 @@ On a CPU the kernels run in torch's own threads, as many as torch uses, and comp
 conversions take time and memory. On a GPU the kernels run in torch's current stream, and only bfloat16 is converted.
 
 `cpu` and `gpu` prepare lookups and memory for a call, `lookups` makes both from a footprint, `threads` shares torch's
-threads with Numba, `installed` imports it, `told` tells of what is compiled. Kernels themselves are in `kernels_numba`.
-No module here imports Numba before the first call of `why_not`, or of a kernel.
+threads with Numba, `installed` imports it, `told` tells of what is compiled, `ahead` compiles kernels before they are
+used. Kernels themselves are in `kernels_numba`. No module here imports Numba before the first call of `why_not`, or of
+a kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -34,10 +35,12 @@ from saprof.operators.footprint import Footprint
 
 __all__ = [
     "DEVICES",
+    "Call",
     "as_array",
     "kernel",
     "kernels_of",
     "on_stream",
+    "recorded",
     "statistics",
     "threads_set_to",
     "why_no_gpu",
@@ -99,18 +102,49 @@ def _run_core(name: str, tensors: Sequence[Tensor | None], options: cores.Option
     _call(cores.KERNELS[name].family, name, tensors, options, (footprint, (map_.shape[2], map_.shape[3]), map_))
 
 
-def _call(
-    family: str,
-    name: str,
-    tensors: Sequence[Tensor | None],
-    options: tuple[Any, ...],
-    call: tuple[Footprint, tuple[int, int], Tensor],
-) -> None:
-    """Run the entry point `name` on the tensors' memory, then the options, then the work that `call` describes."""
-    device = DEVICES[call[2].device.type]
-    with device.work(*call) as work, wanted_by(name):
-        arrays = [None if x is None else as_array(x) for x in tensors]
-        getattr(kernels_of(device.folder, family), name)(*arrays, *options, work)
+class Call(NamedTuple):
+    """A call of a kernel's entry point in `kernels_numba`."""
+
+    family: str
+    name: str
+    tensors: Sequence[Tensor | None]
+    options: tuple[Any, ...]
+    work: tuple[Footprint, tuple[int, int], Tensor]
+    """The footprint, the size of the map, and a tensor of the call's dtype."""
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that the kernel computes in."""
+        return str(self.work[2].dtype).removeprefix("torch.")
+
+    def run(self) -> None:
+        """Run the entry point on the tensors' memory, then the options, then the work."""
+        device = DEVICES[self.work[2].device.type]
+        with device.work(*self.work) as work, wanted_by(self.name):
+            arrays = [None if x is None else as_array(x) for x in self.tensors]
+            getattr(kernels_of(device.folder, self.family), self.name)(*arrays, *self.options, work)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Call]]:
+    """Record the calls of this process inside the `with` block, in place of running them. What they would compute is
+    undefined."""
+    global _record
+    before, _record = _record, []
+    try:
+        yield _record
+    finally:
+        _record = before
+
+
+_record: list[Call] | None = None
+
+
+def _call(family: str, name: str, tensors: Sequence[Tensor | None], *facts: Any) -> None:
+    if _record is None:
+        Call(family, name, tensors, *facts).run()
+    else:  # an output requires gradients once autograd has returned it
+        _record.append(Call(family, name, [None if x is None else x.detach() for x in tensors], *facts))
 
 
 kernels_numba.announce = tell_of
