@@ -2,9 +2,9 @@
 
     python -m saprof.advise --max-latency 100ms --max-params 12M --max-flops 2G --max-memory 100MB
 
-Costs are read from recorded runs, accuracies from SAN's tables. If several rows are of the same network on the same
-machine, the last one that is neither contended nor unstable counts, or else the last one. The exit code is 0 with a
-recommendation, 1 if nothing is within the budget, 2 if the input is wrong or nothing was measured.
+Costs are read from recorded runs, accuracies from the tables of SAN and SASA. If several rows are of the same network
+on the same machine, the last one that is neither contended nor unstable counts, or else the last one. The exit code is
+0 with a recommendation, 1 if nothing is within the budget, 2 if the input is wrong or nothing was measured.
 """
 
 # pandas' annotations do not cover the result of indexing a DataFrame:
@@ -178,8 +178,8 @@ def _measured(sources: Sequence[Source], arguments: argparse.Namespace) -> pd.Da
         there = "; ".join(f"{mode}, batch {n}, {dtype}, {backend}" for mode, n, dtype, backend in kinds)
         raise ValueError(
             f"mode {arguments.mode}, batch {arguments.batch}, {arguments.dtype}, backend {arguments.backend}: no such "
-            f"measurement, at 224 × 224, of a network that SAN judges in {', '.join(str(s.folder) for s in sources)}; "
-            f"expected one of: {there or 'none'}"
+            "measurement, at 224 × 224, of a network that SAN or SASA judges in "
+            f"{', '.join(str(s.folder) for s in sources)}; expected one of: {there or 'none'}"
         )
     believed = found.assign(sound=found["status"] == "ok").sort_values(["sound", "time"], kind="stable")
     return believed.drop_duplicates([*SUBJECT, "evaluation_set"], keep="last").drop(columns="sound").sort_index()
@@ -247,7 +247,7 @@ def _evidence(used: Sequence[Source], lines: pd.DataFrame) -> Iterator[str]:
         yield f"These {len(used)} runs were made at different times. A machine may differ between them{within}."
     yield f"Accuracy: {'; '.join(sorted(lines['source'].unique()))}. It was not measured here."
     if dtype != "float32":
-        yield f"SAN does not report accuracies for {dtype}."
+        yield f"The papers do not report accuracies for {dtype}."
     yield "FLOPs are those of one image, in the paper's convention."
     statuses = list(lines.drop_duplicates([*SUBJECT])["status"])
     for status in [status for status in CAVEATS if status in statuses]:

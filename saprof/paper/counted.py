@@ -26,7 +26,7 @@ def counted(cells: Iterable[Cell], form: str) -> str:
     networks = [_network(one) for one in subjects if isinstance(one, Network) and one.about.kind == REGISTERED]
     operators = [_operator(one) for one in subjects if isinstance(one, Workload)]
     parts = [
-        ("Networks, counted, beside SAN Tables 7, 4 and 3 (accuracy as printed)", NETWORKS, networks),
+        ("Networks, counted, beside the tables of SAN and SASA (accuracy as printed)", NETWORKS, networks),
         ("Operators, as declared", OPERATORS, operators),
     ]
     return "".join(f"{_written(title, header, body, form)}\n\n" for title, header, body in parts if body)

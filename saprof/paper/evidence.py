@@ -1,7 +1,7 @@
-"""Measured costs of networks beside the accuracies that SAN prints, and the Pareto front of them.
+"""Measured costs of networks beside the accuracies that the papers print, and the Pareto front of them.
 
-The paper has two evaluation sets, whose accuracies must not be compared: ResNet26 has 76.0 on val-split and 73.6 on
-val-original.
+Each paper has two evaluation sets, and a recipe of its own. Accuracies of different sets or papers must not be
+compared: SAN's ResNet26 has 76.0 on val-split and 73.6 on val-original, SASA's has 74.5 on its test images.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from saprof.models.catalogue import MODELS
 from saprof.operators.footprint import Footprint
-from saprof.paper.printed import PaperRow, paper, rows
+from saprof.paper.printed import PAPERS, PaperRow, paper, rows
 from saprof.quantities import LATENCY, MEMORY, PAPER_FLOPS, PARAMS, who_ran
 from saprof.records.rows import Row
 
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-TABLES = ("7", "4", "3")
-"""The tables of accuracies. If two have the same network on the same set, the first counts."""
+TABLES = {"san": ("7", "4", "3"), "sasa": ("1", "4", "3")}
+"""The tables of accuracies, by paper. If two have the same network on the same set, the first counts. The other tables
+vary what the name and the footprint of a network do not say."""
+_NAMED_BY = ("footprints", "footprint")
+"""The settings of a printed row that make another footprint, and not another network."""
 COSTS = tuple(quantity.column for quantity in (LATENCY, MEMORY, PARAMS, PAPER_FLOPS))
 ALIKE = ("mode", "n", "dtype", "device", "evaluation_set")
 """The columns in which all lines of a front must agree."""
@@ -55,19 +58,30 @@ class Variant:
 
 @dataclass(frozen=True)
 class Printed:
-    """A row of one of SAN's tables, and its network."""
+    """A row of a paper's table, and its network."""
 
     network: Variant
+    of: str
+    """The paper, `san` or `sasa`."""
     table: str
     row: PaperRow
 
     @property
     def evaluation_set(self) -> str:
-        return paper()[self.table].evaluation_set
+        """The images of ImageNet; for SASA also the paper, since its networks were trained with another recipe."""
+        images = paper(self.of)[self.table].evaluation_set
+        return images if self.of == "san" else f"{images} ({self.of.upper()})"
 
     @property
     def source(self) -> str:
-        return f"SAN Table {self.table}, as printed, ImageNet {self.evaluation_set}"
+        """The place of the figure in words."""
+        images = paper(self.of)[self.table].evaluation_set
+        return f"{self.of.upper()} Table {self.table}, as printed, ImageNet {images}"
+
+    @property
+    def flops_G(self) -> float | None:
+        """The printed FLOPs in the `paper` convention; None for SASA, which counts 2 per multiply-add."""
+        return self.row.flops_G if PAPERS[self.of][1] == "paper" else None
 
 
 def variant(row: Row) -> Variant | None:
@@ -97,11 +111,15 @@ def printed_of(name: str, footprint: str, image: tuple[int, int]) -> tuple[Print
 
 def points(rows: Sequence[Row]) -> pd.DataFrame:
     """One line per row of a network and per evaluation set with a printed accuracy; rows without a latency are kept if
-    they have counts. Names, relations and footprints are those of `Variant`, so none is `default`."""
+    they have counts. Names, relations and footprints are those of `Variant`, so none is `default`.
+
+    The sets of a paper count only if one of its networks with attention is among the rows. Beside SAN's networks, the
+    accuracy that SASA prints for a ResNet is compared with nothing."""
     import pandas as pd
 
-    known = [row for row in rows if row.params is not None]
-    return pd.DataFrame([_point(row, about) for row in known for about in printed(row)], columns=list(COLUMNS))
+    known = [(row, about) for row in rows if row.params is not None for about in printed(row)]
+    papers = {about.of for _, about in known if about.row.family != "convolution"} or {"san"}
+    return pd.DataFrame([_point(*one) for one in known if one[1].of in papers], columns=list(COLUMNS))
 
 
 def label(line: Mapping[Any, Any]) -> str:
@@ -146,12 +164,12 @@ def _variant(name: str, size: int | None = None) -> Variant | None:
 @cache
 def _all_printed() -> dict[Variant, tuple[Printed, ...]]:
     found: dict[Variant, dict[str, Printed]] = {}
-    for table in TABLES:
-        for row in rows(table):
-            *_, size = row.overrides.get("footprints", [None])
+    for of, table in ((of, table) for of, tables in TABLES.items() for table in tables):
+        for row in rows(table, of):
+            *_, size = row.overrides.get("footprints", [row.overrides.get("footprint")])
             network = _variant(row.model, size=size)
-            if network is not None:
-                about = Printed(network, table, row)
+            if network is not None and row.overrides.keys() <= {*_NAMED_BY}:
+                about = Printed(network, of, table, row)
                 found.setdefault(network, {}).setdefault(about.evaluation_set, about)
     return {network: tuple(by_set.values()) for network, by_set in found.items()}
 

@@ -85,7 +85,7 @@ def _networks(rows: Sequence[Row], note: Callable[[Row], str], roofs: Calibratio
         counted(PARAMS, row.params, printed_params, it and it.row.params_M) for row, it in zip(rows, about, strict=True)
     ]
     flops = [
-        counted(PAPER_FLOPS, row.flops_paper, printed_flops, it and it.row.flops_G)
+        counted(PAPER_FLOPS, row.flops_paper, printed_flops, it and it.flops_G)
         for row, it in zip(rows, about, strict=True)
     ]
     columns = [
@@ -96,7 +96,7 @@ def _networks(rows: Sequence[Row], note: Callable[[Row], str], roofs: Calibratio
         *_measured(rows, roofs),
         Column("images/s", [IMAGES.text(row.images_per_s) for row in rows], 5),
     ]
-    beside = "; ✓ and ✗ compare with SAN Tables 7, 4 and 3, whose accuracies are of the set in brackets"
+    beside = "; ✓ and ✗ compare with the tables of SAN and SASA, whose accuracies are of the set in brackets"
     title = "Networks" + (beside if any(about) else "")
     return Table(columns, title, [note(row) for row in rows], explained=PLUS_MINUS)
 

@@ -1,4 +1,4 @@
-"""Rows as text: networks beside the printed figures of SAN, then operators."""
+"""Rows as text: networks beside the printed figures, then operators."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _networks(lines: list[list[str]]) -> tuple[str, Sequence[str], list[list[str
     """The table of networks. It has the columns of the paper if one of the networks is printed there."""
     paper = [index for index, title in enumerate(NETWORK_COLUMNS) if title in ("paper", "top-1 in paper")]
     if any(line[index] for line in lines for index in paper):
-        title = "Networks, beside SAN Tables 7, 4 and 3 (accuracy as the paper prints it, and ImageNet's set)"
+        title = "Networks, beside the tables of SAN and SASA (accuracy as printed, and ImageNet's set)"
         return title, NETWORK_COLUMNS, lines
     kept = [index for index in range(len(NETWORK_COLUMNS)) if index not in paper]
     return "Networks", [NETWORK_COLUMNS[index] for index in kept], [[line[index] for index in kept] for line in lines]
@@ -93,7 +93,7 @@ def counts_beside_paper(params: int | None, flops: int | None, about: Printed | 
     """Parameters and FLOPs (`paper`) of a network, each with the printed figure and a mark."""
     return [
         *_counted(PARAMS, params, printed_params, about and about.row.params_M),
-        *_counted(PAPER_FLOPS, flops, printed_flops, about and about.row.flops_G),
+        *_counted(PAPER_FLOPS, flops, printed_flops, about and about.flops_G),
     ]
 
 

@@ -16,7 +16,7 @@ from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from saprof.models.catalogue import MODELS
+from saprof.models.catalogue import MODELS, NamedModel
 from saprof.paper.evidence import front
 from saprof.plots import findings, style
 from saprof.plots.style import STYLE
@@ -56,7 +56,7 @@ def accuracy_figure(points: pd.DataFrame, cost: str = "flops_paper", provenance:
     label, name = style.label_of_bars(quantity), quantity.noun
     points = points.dropna(subset=[cost, "top1"])
     if points.empty:
-        raise ValueError(f"no network has both {name} and an accuracy that SAN prints (at 224×224)")
+        raise ValueError(f"no network has both {name} and an accuracy that SAN or SASA prints (at 224×224)")
     points = points.assign(cost=style.column_of(points, quantity), ran=style.who(points), label=_labels(points))
     points["hollow"] = style.doubtful(points) & (cost == LATENCY.column)
     apart = ["evaluation_set", *(("mode", "n", "dtype", "device") if cost in OF_ROWS else ())]
@@ -121,7 +121,7 @@ def _labels(points: pd.DataFrame) -> pd.Series:
     several of them, and the relation if it is not the usual one."""
     several = points.groupby("family")[["name", "footprint"]].transform("nunique") > 1
     models = points["name"].map(MODELS)
-    network = models.map(lambda model: f"{model.architecture}{model.depth or ''}")
+    network = models.map(_short)
     footprint = points["footprint"].map(style.footprint_label)
     relation = points["relation"].fillna("")
     usual = relation == models.map(lambda model: model.relation)
@@ -131,6 +131,11 @@ def _labels(points: pd.DataFrame) -> pd.Series:
         relation.str.replace("_", " ").where(~usual, ""),
     ]
     return pd.concat(parts, axis=1).agg(lambda words: " ".join(filter(None, words)), axis=1)
+
+
+def _short(model: NamedModel) -> str:
+    """`SAN10`, `SASA50 conv stem`."""
+    return f"{model.architecture}{model.depth or ''}{' conv stem' if model.convolution_stem else ''}"
 
 
 def _settings(panel: pd.DataFrame, points: pd.DataFrame) -> list[str]:

@@ -1,4 +1,4 @@
-"""Rows beside the figures that SAN prints for the same network, and their fronts."""
+"""Rows beside the figures that the papers print for the same network, and their fronts."""
 
 import math
 
@@ -33,8 +33,16 @@ USUAL = [("7", 77.4), ("3", 74.9)]
         ("san10_patchwise", "square:3", [("7", 77.4)]),
         ("resnet26", "square:5", [("7", 77.4)]),
         ("resnet26_5x5", "default", [("7", 77.4)]),
-        ("resnet26_5x5", "square:3", [("7", 76.0), ("3", 73.6)]),
-        ("resnet50", "default", [("3", 76.9)]),
+        ("resnet26_5x5", "square:3", [("7", 76.0), ("3", 73.6), ("1", 74.5)]),
+        ("resnet50", "default", [("3", 76.9), ("1", 76.9), ("3", 79.5)]),
+        ("sasa_resnet26", "default", [("1", 74.8)]),
+        ("sasa_resnet38_convolution_stem", "square:7", [("1", 77.1)]),
+        ("sasa_resnet50_convolution_stem", "default", [("1", 77.4), ("3", 80.2)]),
+        ("sasa_resnet50_convolution_stem", "square:11", [("4", 77.6)]),
+        ("sasa_resnet50", "default", [("1", 77.6)]),
+        ("sasa_resnet50", "square:9", []),
+        ("sasa_mini", "default", []),
+        ("retinanet_resnet50", "default", []),
         ("san19_patchwise", "square:7", [("3", 78.2)]),
         ("san10_pairwise_summation", "default", [("4", 77.4)]),
         ("san10_patchwise_clique_product", "square:7", [("4", 79.1)]),
@@ -58,16 +66,34 @@ def test_nothing_is_printed_of_other_images_nor_of_operators(changes):
     assert found(network(**changes)) == []
 
 
-@pytest.mark.parametrize("table", evidence.TABLES)
-def test_every_printed_row_is_found_by_its_network(table):
-    evaluation_set = paper()[table].evaluation_set
-    for printed in rows(table):
-        assert printed.overrides.keys() <= {"footprints"}, "what else makes a network another one?"
-        *_, size = printed.overrides.get("footprints", [None])
+@pytest.mark.parametrize(("of", "table"), [(of, table) for of, some in evidence.TABLES.items() for table in some])
+def test_every_printed_row_is_found_by_its_network(of, table):
+    images = paper(of)[table].evaluation_set
+    for printed in rows(table, of):
+        if printed.overrides.keys() - {"footprints", "footprint"}:
+            assert (of, table) == ("sasa", "3"), "what else makes a network another one?"
+            continue
+        *_, size = printed.overrides.get("footprints", [printed.overrides.get("footprint")])
         row = network(printed.model, f"square:{size}" if size else "default")
-        (about,) = (about for about in evidence.printed(row) if about.evaluation_set == evaluation_set)
+        (about,) = (
+            about for about in evidence.printed(row) if (about.of, about.evaluation_set.split()[0]) == (of, images)
+        )
         assert about.row.top1 == printed.top1
-        assert about.source.endswith(f", as printed, ImageNet {evaluation_set}")
+        assert about.source.endswith(f", as printed, ImageNet {images}")
+        assert about.source.startswith(of.upper())
+        assert (about.flops_G is None) == (of == "sasa"), "its FLOPs are counted in another way"
+
+
+def test_rows_without_settings_are_the_default_network():
+    """So that another table does not say something else about a name and a footprint."""
+    for number, table in paper("sasa").items():
+        plain = [row for row in table.rows if not row.overrides]
+        assert len({row.model for row in plain}) == len(plain), number
+
+
+def test_sets_of_two_papers_have_two_names():
+    sets = {about.evaluation_set for name in ("resnet26", "resnet50") for about in evidence.printed(network(name))}
+    assert sets == {"val-split", "val-original", "test (SASA)", "validation (SASA)"}
 
 
 def test_default_footprints_are_those_of_table_7():
@@ -100,6 +126,16 @@ def test_points_have_a_line_per_row_and_evaluation_set():
     assert (first["family"], first["relation"], first["attention"]) == ("pairwise", "subtraction", "fused")
     assert first["source"] == "SAN Table 7, as printed, ImageNet val-split"
     assert frame["latency_s"].isna().tolist() == [False] * 4 + [True] * 2, "counted, but not measured"
+
+
+def test_sets_of_a_paper_count_beside_its_networks():
+    def sets(*names):
+        return set(evidence.points([network(name) for name in names])["evaluation_set"])
+
+    san, sasa = {"val-split", "val-original"}, {"test (SASA)"}
+    assert sets("resnet26") == sets("resnet26", "san10_pairwise") == san
+    assert sets("resnet26", "sasa_resnet26") == sasa
+    assert sets("resnet26", "sasa_resnet26", "san10_pairwise") == san | sasa
 
 
 def test_points_of_nothing_have_columns():
