@@ -101,7 +101,7 @@ def of_growth(rows: pd.DataFrame) -> str:
     some."""
     if (rows["kind"] == "model").any():
         rows = rows.loc[rows["kind"] == "model"]
-    rows = _squares(rows).assign(ran=style.who(_squares(rows)))
+    rows = _squares(rows.assign(ran=style.who(rows)))
     sound = rows[~style.doubtful(rows)].dropna(subset=["latency_s", "latency_low_s", "latency_high_s"])
     lines = [(ran, *_ends(line)) for (ran, *_), line in sound.groupby(["ran", *LINE], sort=False, dropna=False)]
     lines = [line for line in lines if line[1]["taps"] < line[2]["taps"]]
@@ -155,18 +155,18 @@ def of_costs(rows: pd.DataFrame) -> str:
 
 
 def of_shapes(rows: pd.DataFrame) -> str:
-    """`At equally many taps, the slowest shape takes 1.1 to 1.4 times as long as the fastest with numba`."""
+    """`At equally many taps, the latencies of shapes differ by factors of 1.1 to 1.4 with numba`."""
     known = rows.dropna(subset=["taps", "latency_s"])
-    sound = known[~style.doubtful(known)].assign(ran=style.who(known))
+    sound = known.assign(ran=style.who(known))[~style.doubtful(known)]
     said = []
     for ran, part in sound.groupby("ran", sort=False):
         groups = [line["latency_s"] for _, line in part.groupby([*LINE, "taps"], dropna=False) if len(line) > 1]
         if groups:
-            said.append(f"{_factors(pd.Series([times.max() / times.min() for times in groups]))} times with {ran}")
+            said.append(f"{_factors(pd.Series([times.max() / times.min() for times in groups]))} with {ran}")
     if not said:
         return ""
-    least = f"At equally many taps, the slowest shape takes {_listed(said)} as long as the fastest"
-    return least + _left_out(len(sound), len(known))
+    factors = f"At equally many taps, the latencies of shapes differ by factors of {_listed(said)}"
+    return factors + _left_out(len(sound), len(known))
 
 
 def of_roofs(rows: pd.DataFrame) -> str:

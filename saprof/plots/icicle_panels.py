@@ -15,7 +15,8 @@ from saprof.plots.style import HOLLOW, STYLE, Chart, finish, linear_axis
 from saprof.quantities import digits
 from saprof.records.profiles import Profile
 
-WIDTH = 12.0
+WIDTH, LEGEND = 12.0, 2.9
+"""The width of the icicles and of the legend, in inches."""
 LEVEL = 0.19
 """The height of a box, in inches."""
 LETTER = 0.066
@@ -32,7 +33,7 @@ def icicle_figure(profiles: Sequence[Profile], measure: Measure = MEASURES[0], p
     found = [boxes(one, measure) for one in profiles]
     levels = [1 + max(one.level for one in of) for of in found]
     with matplotlib.rc_context(STYLE):
-        figure = Chart(figsize=(WIDTH, LEVEL * sum(levels) + 0.55 * len(levels) + 1.5), layout="constrained")
+        figure = Chart(figsize=(WIDTH + LEGEND, LEVEL * sum(levels) + 0.55 * len(levels) + 1.5), layout="constrained")
         panels = figure.subplots(len(found), 1, squeeze=False, height_ratios=levels)[:, 0]
         for axes, one, of, deep in zip(panels, profiles, found, levels, strict=True):
             _draw(
@@ -48,9 +49,9 @@ def icicle_figure(profiles: Sequence[Profile], measure: Measure = MEASURES[0], p
         handles = [Patch(color=COLOURS[name], label="modules" if name == MODULE else SPELLED[name]) for name in kinds]
         hollow = any(patch.get_label() == HOLLOW for axes in panels for patch in axes.patches)
         if hollow:
-            label = "hollow: unstable or contended, do not trust"
+            label = "hollow: unstable or contended,\ndo not trust"
             handles.append(Patch(facecolor="white", edgecolor="0.4", label=label))
-        figure.legend(handles=handles, loc="outside lower right", ncols=4, fontsize=9)
+        figure.legend(handles=handles, loc="outside right upper", fontsize=9)
         found = _finding(profiles, measure)
         finish(figure, measure.title, [], provenance, found, alt(profiles, measure))
     return figure

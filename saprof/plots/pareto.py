@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import Collection
+from matplotlib.collections import Collection, LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -73,6 +73,7 @@ def accuracy_figure(points: pd.DataFrame, cost: str = "flops_paper", provenance:
             judged = panel["evaluation_set"].iloc[0]
             axes.set(xlabel=label, ylabel=f"top-1 accuracy in the paper, %\n(ImageNet {judged})")
             axes.set_title(", ".join(_settings(panel, points)))
+            axes.set_title(" ", loc="right", fontsize=FONT)
         for axes in grid.flat[len(panels) :]:
             axes.remove()
         handles = _legend(points, fronts=any(_best(panel).sum() > 1 for _, panel in panels))
@@ -85,7 +86,7 @@ def accuracy_figure(points: pd.DataFrame, cost: str = "flops_paper", provenance:
         figure.draw_without_rendering()
         for axes, (_, panel) in zip(grid.flat, panels, strict=False):
             if left := _write_labels(axes, panel):
-                axes.set_xlabel(f"{label}\n({left} labels have no room)")
+                axes.set_title(f"{left} labels have no room", loc="right", fontsize=FONT)
     return figure
 
 
@@ -174,7 +175,7 @@ def _write_labels(axes: Axes, panel: pd.DataFrame) -> int:
     taken = [(x - POINT, y - POINT, x + POINT, y + POINT) for x, y in places]
     taken += [box for line in axes.collections for box in _boxes(axes, line, per_pt)]
     order = np.argsort(~_best(panel).to_numpy(bool), kind="stable")
-    left = 0
+    left, leaders = 0, []
     for number in order:
         point, (x, y) = panel.iloc[number], places[number]
         text = axes.annotate(
@@ -191,25 +192,17 @@ def _write_labels(axes: Axes, panel: pd.DataFrame) -> int:
         extent = text.get_window_extent()
         half = extent.width / per_pt / 2 + MARGIN, extent.height / per_pt / 2 + MARGIN
         found = _room((x, y), half, inside, taken)
-        text.remove()
         if found is None:
+            text.remove()
             left += 1
             continue
         reach, dx, dy = found
+        text.set_position((dx, dy))
         taken.append((x + dx - half[0], y + dy - half[1], x + dx + half[0], y + dy + half[1]))
-        far = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.6, "shrinkB": 3} if reach > 1 else None
-        placed = axes.annotate(
-            point["label"],
-            (point["cost"], point["top1"]),
-            (dx, dy),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=FONT,
-            color=text.get_color(),
-            arrowprops=far,
-        )
-        placed.set_in_layout(False)
+        if reach > 1:
+            end = np.clip((x, y), np.subtract((x + dx, y + dy), half), np.add((x + dx, y + dy), half))
+            leaders.append(axes.transData.inverted().transform(np.array([(x, y), end]) * per_pt))
+    axes.add_collection(LineCollection(leaders, colors="0.7", linewidths=0.6, zorder=1), autolim=False)
     return left
 
 

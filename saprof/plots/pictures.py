@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from saprof.operators.footprint import Footprint
-from saprof.plots.style import STYLE
+from saprof.plots.style import STYLE, Chart, plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-TAP, CENTRE = "#56b4e9", "#d55e00"
-"""Sky blue and vermilion of the Okabe-Ito palette."""
+TAP, CENTRE = "#a8d4ef", "#ff9a1f"
+"""Light blue and orange; no operator, backend or family has these colours."""
 SIDE = 2.6
 """The side of the picture of one footprint, in inches."""
 
@@ -28,7 +28,7 @@ SIDE = 2.6
 def footprint_picture(footprints: Sequence[Footprint]) -> Figure:
     """Draw the taps of each footprint around its centre, numbered in tap order."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(SIDE * len(footprints), SIDE + 0.6), layout="compressed")
+        figure = Chart(figsize=(SIDE * len(footprints), SIDE + 0.6), layout="compressed")
         reach = max(abs(bound) for footprint in footprints for axis in footprint.reach for bound in axis)
         tap = 72 * SIDE / (2 * reach + 2)  # points
         for footprint, axes in zip(footprints, figure.subplots(1, len(footprints), squeeze=False)[0], strict=True):
@@ -39,6 +39,8 @@ def footprint_picture(footprints: Sequence[Footprint]) -> Figure:
             axes.set(xlim=(-reach - 1, reach + 1), ylim=(reach + 1, -reach - 1), aspect="equal")
             axes.set_title(f"{footprint}\n{footprint.taps} taps", fontsize="medium")
             _bare(axes)
+    named = ", ".join(f"{footprint} with {footprint.taps} taps" for footprint in footprints)
+    figure.alt = f"Footprints, the taps of each around its centre and numbered in tap order: {named}."
     return figure
 
 
@@ -61,7 +63,7 @@ def attention_picture(
     if alpha.min() >= 0:
         norm, colours = PowerNorm(0.5, 0, most), "cividis"  # this makes small weights visible
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.9 * (groups + 2) + 0.8, 2.0 * len(centres) + 0.6), layout="compressed")
+        figure = Chart(figsize=(1.9 * (groups + 2) + 0.8, 2.0 * len(centres) + 0.6), layout="compressed")
         panels = figure.subplots(len(centres), groups + 2, squeeze=False)
         for row, (y, x) in zip(panels, centres, strict=True):
             _draw_image(row[0], image, footprint, (y, x))
@@ -74,6 +76,13 @@ def attention_picture(
             axes.set_title(name, fontsize="medium")
         figure.colorbar(ScalarMappable(norm, colours), ax=panels, shrink=0.6, label="attention weight α")
         figure.suptitle(title)
+    at = ", ".join(f"({y}, {x})" for y, x in centres)
+    shown = np.concatenate([alpha[:, :, y * w + x].ravel() for y, x in centres])
+    low, high = plain(float(shown.min())), plain(float(shown.max()))
+    figure.alt = (
+        f"{title or 'Attention weights'}: the image and the weights of the {footprint.taps} taps at the centres {at}, "
+        f"the mean and each of {groups} groups, from {low} to {high}."
+    )
     return figure
 
 

@@ -101,8 +101,8 @@ BACKENDS = {"numba": "#2418c8", "unfold": "#f0103c", "cuda": "#a673ff", "torch":
 """Colours in panels of one operator or network. Neither LOOKS nor FAMILY_LOOKS has one of them: on a page, a colour has
 one meaning."""
 
-MARKERS = {"numba": "opd8", "unfold": "shPX", "cuda": "^v<>", "torch": "DH*d"}
-"""Markers in these panels: of a backend as it is, fused, compiled, and both."""
+MARKERS = {"numba": "opd8", "unfold": "shPX", "cuda": "^v<>", "torch": "DDHH"}
+"""Markers in these panels: of a backend as it is, fused, compiled, and both. Plain torch fuses nothing."""
 
 DASHES = {"numba": (), "unfold": (4, 2), "cuda": (6, 2, 1.5, 2), "torch": (1.5, 1.2)}
 """Dashes and gaps of the line of a backend, in line widths."""

@@ -19,15 +19,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saprof.plots.style import STYLE
+from saprof.plots.style import STYLE, Chart, finish, linear_axis, look_of_family, plain
+from saprof.text import counted
 from studies.judging.statistics import OPPOSITE, SAME_SIGN
 from studies.reproduction import records
 from studies.reproduction.report import page
 
-COLOURS = {"convolution": "0.35", "pairwise": "#0072b2", "patchwise": "#d55e00", "stand_alone": "#009e73"}
-MARKERS = {"convolution": "s", "pairwise": "o", "patchwise": "^", "stand_alone": "D"}
-VERDICTS = {SAME_SIGN: "#009e73", OPPOSITE: "#d55e00"}
+VERDICTS = {SAME_SIGN: "#4f9a12", OPPOSITE: "#6a0f12"}
 """Colours of resolved verdicts; the others are gray."""
+
+PAPER = {"marker": "_", "markersize": 15, "markeredgewidth": 2.2, "linestyle": "none", "alpha": 0.75}
+"""The mark of a value that the paper prints: a dash, in the colour of its family."""
 
 
 def frame(folder: str | Path, *tables: str) -> pd.DataFrame:
@@ -44,10 +46,10 @@ def claims_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
     if claims.empty:
         raise ValueError("no row is compared with another; expected those of Tables 3 to 8")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(13, 0.36 * len(claims) + 1.8), layout="constrained")
+        figure = Chart(figsize=(13, 0.36 * len(claims) + 1.8), layout="constrained")
         paper, ours = figure.subplots(1, 2, sharey=True)
         places = np.arange(len(claims))[::-1]
-        paper.plot(claims["paper_difference"], places, "D", color="0.2", fillstyle="none")
+        paper.plot(claims["paper_difference"], places, "|", color="0.2", markersize=12, markeredgewidth=2.2)
         for place, (_, row) in zip(places, claims.iterrows(), strict=True):
             colour = VERDICTS.get(str(row["verdict"]).partition(",")[0], "0.55")
             ours.plot([row["difference_low"], row["difference_high"]], [place, place], color=colour, linewidth=2)
@@ -59,15 +61,16 @@ def claims_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
             axes.set_title(title, loc="left", fontsize="medium")
             axes.set_xlabel("difference in top-1, points")
             axes.margins(x=0.1)
+            linear_axis(axes.xaxis)
         for name, colour in [*VERDICTS.items(), ("not resolved, or no difference in the paper", "0.55")]:
             ours.plot([], [], "o-", color=colour, label=name)
-        figure.legend(frameon=False, fontsize="small", loc="outside upper right", ncols=3)
-        _sign(figure, claims, provenance)
+        figure.legend(frameon=False, fontsize="small", loc="outside lower right", ncols=3)
+        _sign(figure, claims, "Differences of top-1 accuracy, the paper's and ours", _verdicts(claims), provenance)
     return figure
 
 
 def turned_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
-    """The drop in accuracy on rotated images: the paper's as an open marker, ours with its interval."""
+    """The drop in accuracy on rotated images: the paper's as a dash, ours with its interval."""
     return _families(rows[rows["measure"] == "top-1 drop"], "drop in top-1 accuracy, points", provenance)
 
 
@@ -79,31 +82,23 @@ def attacked_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
     rows = rows[rows["steps"] == 4]  # lines with one number of steps
     with matplotlib.rc_context(STYLE):
         depths = _depths(rows)
-        figure = Figure(figsize=(4.0 * len(depths) + 2.4, 4.2), layout="constrained")
+        figure = Chart(figsize=(4.0 * len(depths) + 2.4, 4.2), layout="constrained")
         for axes, (depth, of_depth) in zip(
             figure.subplots(1, len(depths), sharey=True, squeeze=False)[0], depths, strict=True
         ):
             for family, line in of_depth.groupby("family", sort=False):
-                style = {"color": COLOURS[family], "marker": MARKERS[family]}
-                axes.plot(line["epsilon"], line["ours"], label=f"{family}, here", **style)
-                axes.fill_between(
-                    line["epsilon"], line["low"], line["high"], color=style["color"], alpha=0.2, linewidth=0
-                )
-                axes.plot(
-                    line["epsilon"],
-                    line["paper"],
-                    linestyle="",
-                    fillstyle="none",
-                    markersize=9,
-                    label=f"{family}, paper",
-                    **style,
-                )
+                look = look_of_family(str(family))
+                axes.plot(line["epsilon"], line["ours"], label=f"{family}, here", color=look.colour, marker=look.marker)
+                axes.fill_between(line["epsilon"], line["low"], line["high"], color=look.colour, alpha=0.2, linewidth=0)
+                axes.plot(line["epsilon"], line["paper"], label=f"{family}, paper", color=look.colour, **PAPER)
+            linear_axis(axes.yaxis)
             axes.set_title(depth, loc="left")
             axes.set_xlabel("ε of PGD, gray levels of 255 (4 steps)")
             axes.set_xticks(sorted(rows["epsilon"].unique()))
-        figure.axes[0].set_ylabel("top-1 accuracy, %  (band: 95 % over seeds)")
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
-        _sign(figure, rows, provenance)
+        figure.axes[0].set_ylabel("top-1 accuracy, %\n(band: 95 % over seeds)")
+        _legend(figure)
+        found = _verdicts(rows)
+        _sign(figure, rows, "Top-1 accuracy under attack against its radius, the paper's and ours", found, provenance)
     return figure
 
 
@@ -113,7 +108,7 @@ def footprints_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
     groups = [group for _, group in rows.groupby("taps", sort=False)]
     sizes = [group["footprint"].nunique() for group in groups]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11.5, 0.5 * sum(sizes) + 0.9 * len(groups) + 0.9), layout="constrained")
+        figure = Chart(figsize=(11.5, 0.5 * sum(sizes) + 0.9 * len(groups) + 0.9), layout="constrained")
         panels = figure.subplots(len(groups), 2, squeeze=False, sharey="row", sharex="col", height_ratios=sizes)
         for group, (accuracy, difference) in zip(groups, panels, strict=True):
             names = list(dict.fromkeys(group["footprint"]))
@@ -129,20 +124,55 @@ def footprints_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
             accuracy.set_ylim(len(names) - 0.5, -0.5)
             accuracy.set_title(f"{group['taps'].iloc[0]} taps")
             difference.axvline(0, color="0.7", linewidth=1)
-            accuracy.grid(axis="x")
-            difference.grid(axis="x")
+            linear_axis(accuracy.xaxis)
+            linear_axis(difference.xaxis)
         panels[-1, 0].set_xlabel("top-1, %  (bar: 95 % over seeds)")
         panels[-1, 1].set_xlabel("difference to the base, points  (bar: Holm's interval)")
-        figure.legend(*panels[0, 0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
-        _sign(figure, rows, provenance)
+        _legend(figure)
+        _sign(figure, rows, "Top-1 accuracy of footprints with equally many taps", _shapes(rows), provenance)
     return figure
+
+
+def _shapes(rows: pd.DataFrame) -> str:
+    """`4 of 21 differences to the base are resolved: 4 losses`."""
+    compared = rows.dropna(subset=["difference_low", "difference_high"])
+    gains, losses = int((compared["difference_low"] > 0).sum()), int((compared["difference_high"] < 0).sum())
+    if compared.empty:
+        return ""
+    spelled = [counted(gains, "gain")] * bool(gains) + [f"{losses} loss{'es' * (losses > 1)}"] * bool(losses)
+    resolved, bases = gains + losses, compared["against"].unique()
+    many = f"{resolved or 'None'} of {counted(len(compared), 'difference')} to the base"
+    many = many.replace("the base", "the square") if all(base.startswith("square") for base in bases) else many
+    return f"{many} {'is' if resolved < 2 else 'are'} resolved" + (f": {' and '.join(spelled)}" if resolved else "")
+
+
+def _verdicts(rows: pd.DataFrame) -> str:
+    """`3 of 12 differences are resolved here: 2 have the sign of the paper's, 1 has the opposite sign`."""
+    claims = rows.dropna(subset=["paper_difference", "difference"])
+    verdicts = claims["verdict"].astype(str).str.partition(",")[0] if len(claims) else pd.Series(dtype=str)
+    same, opposite = (int((verdicts == verdict).sum()) for verdict in VERDICTS)
+    if claims.empty:
+        return ""
+    resolved = same + opposite
+    many = f"{resolved or 'None'} of the {counted(len(claims), 'difference')} that the paper reports"
+    many = many.replace(f"{resolved} of the", "All") if resolved == len(claims) else many
+    signs = [f"{number} with the {word} sign" for number, word in ((same, "same"), (opposite, "opposite")) if number]
+    return f"{many} {'is' if resolved < 2 else 'are'} resolved here" + (f": {', '.join(signs)}" if signs else "")
+
+
+def _legend(figure: Figure) -> None:
+    """The legend of the first panel, at the right."""
+    figure.axes[len(figure.axes) - 1 if len(figure.axes) < 4 else 1].legend(
+        *figure.axes[0].get_legend_handles_labels(), frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1.02)
+    )
 
 
 def _draw_interval(axes: Axes, rows: pd.DataFrame, places: Sequence[float], family: str, names: Sequence[str]) -> None:
     """The values of a family, with their intervals if they have one."""
     value, low, high = (rows[name].astype(float) for name in names)
-    axes.hlines(places, low, high, color=COLOURS[family], linewidth=1.5)
-    axes.plot(value, places, MARKERS[family], color=COLOURS[family], label=family)
+    look = look_of_family(family)
+    axes.hlines(places, low, high, color=look.colour, linewidth=1.5)
+    axes.plot(value, places, look.marker, color=look.colour, label=family)
 
 
 def looked_at_figure(network: str | Path, number: int, centres: Sequence[tuple[int, int]], groups: int = 4) -> Figure:
@@ -172,7 +202,7 @@ def _families(rows: pd.DataFrame, label: str, provenance: str) -> Figure:
     """One panel per network size, with one position per setting and one marker per family."""
     with matplotlib.rc_context(STYLE):
         depths = _depths(rows)
-        figure = Figure(figsize=(4.0 * len(depths) + 2.4, 4.2), layout="constrained")
+        figure = Chart(figsize=(4.0 * len(depths) + 2.4, 4.2), layout="constrained")
         for axes, (depth, of_depth) in zip(
             figure.subplots(1, len(depths), sharey=True, squeeze=False)[0], depths, strict=True
         ):
@@ -182,16 +212,19 @@ def _families(rows: pd.DataFrame, label: str, provenance: str) -> Figure:
             axes.set_xticks(range(len(settings)), [s.replace("_", "\n") for s in settings])
             axes.set_title(depth, loc="left")
         figure.axes[0].set_ylabel(label)
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), frameon=False, loc="outside right upper")
-        _sign(figure, rows, provenance)
+        linear_axis(figure.axes[0].yaxis)
+        _legend(figure)
+        found = _verdicts(rows)
+        _sign(figure, rows, f"The {label.partition(',')[0]} on rotated images, the paper's and ours", found, provenance)
     return figure
 
 
 def _draw_family(axes: Axes, family: str, line: pd.DataFrame, places: list[float]) -> None:
-    style = {"color": COLOURS[family], "marker": MARKERS[family], "linestyle": ""}
+    look = look_of_family(family)
     bars = [line["ours"] - line["low"], line["high"] - line["ours"]]
-    axes.errorbar(places, line["ours"], bars, capsize=2, label=f"{family}, here (95 % over seeds)", **style)
-    axes.plot(places, line["paper"], fillstyle="none", markersize=8, label=f"{family}, paper", **style)
+    here = {"color": look.colour, "marker": look.marker, "linestyle": "", "label": f"{family}, here (95 % over seeds)"}
+    axes.errorbar(places, line["ours"], bars, capsize=2, **here)
+    axes.plot(places, line["paper"], label=f"{family}, paper", color=look.colour, **PAPER)
 
 
 def _depths(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -202,6 +235,20 @@ def _depths(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [(f"SAN{n}, ResNet{resnets[n]}", of_depth) for n, of_depth in rows.groupby(numbers, sort=False)]
 
 
-def _sign(figure: Figure, rows: pd.DataFrame, provenance: str) -> None:
+def _sign(figure: Chart, rows: pd.DataFrame, description: str, finding: str, provenance: str) -> None:
+    """Title, caution, provenance, and the description in words."""
     caution = rows["caution"].iloc[0].partition(";")[0]
-    figure.supxlabel("  ·  ".join(filter(None, [caution, provenance])), fontsize="x-small", color="0.4")
+    value = next(
+        column
+        for column in ("ours", "top1", "difference")
+        if column in rows and not rows[column].isna().to_numpy().all()
+    )
+    low, high = rows[value].min(), rows[value].max()
+    where = rows.loc[[rows[value].idxmin(), rows[value].idxmax()]]
+    named = [", ".join(f"{one[name]}" for name in NAMED if one.get(name)) for one in where.to_dict("records")]
+    alt = f"{description}. Ours: from {plain(low)} ({named[0]}) to {plain(high)} ({named[1]})."
+    finish(figure, description, [], "  ·  ".join(filter(None, [caution, provenance])), finding, alt)
+
+
+NAMED = ("network", "family", "setting", "footprint")
+"""The columns that name a row in a description."""
