@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -46,7 +46,13 @@ TRIES = 3
 """The largest number of measurements. Impossible roofs are measured again."""
 
 
-def calibrate(device: str, dtypes: Sequence[str], seconds_each: float = 0.2) -> Calibration:
+Say = Callable[[str], object]
+"""Is told what is timed now."""
+
+
+def calibrate(
+    device: str, dtypes: Sequence[str], seconds_each: float = 0.2, say: Say = lambda step: None
+) -> Calibration:
     """Measure the roofs of `device` with torch's threads: streams over working sets from L1 to memory; an FMA loop and
     a matrix product for each of `dtypes`, and for the dtypes in which kernels may compute these; each for about
     `seconds_each`; then the first anchor.
@@ -64,12 +70,12 @@ def calibrate(device: str, dtypes: Sequence[str], seconds_each: float = 0.2) -> 
     if missing := _why_no_fma(kind):
         print(f"without an FMA loop: {missing}", file=sys.stderr)
     usage = Usage()
-    found = _measure(device, dtypes, seconds_each)
+    found = _measure(device, dtypes, seconds_each, say)
     for _ in range(1, TRIES):
         if not found.impossible():
             break
         print(f"{'; '.join(found.impossible())}: measuring again", file=sys.stderr)
-        found = _higher(found, _measure(device, dtypes, seconds_each))
+        found = _higher(found, _measure(device, dtypes, seconds_each, say))
     found = replace(found, anchors=(_beside(found.anchors[0], usage.since()[2]),))
     if kind == "cuda":
         torch.cuda.empty_cache()  # the cells need the memory
@@ -79,17 +85,22 @@ def calibrate(device: str, dtypes: Sequence[str], seconds_each: float = 0.2) -> 
     return found
 
 
-def _measure(device: str, dtypes: Sequence[str], seconds_each: float) -> Calibration:
+def _measure(device: str, dtypes: Sequence[str], seconds_each: float, say: Say) -> Calibration:
+    say(f"FMAs in {' and '.join(dtypes)}")
     fma = {dtype: _fma_rate(device, dtype, seconds_each) for dtype in dtypes if dtype in FMA_DTYPES}
+    streams = _streams(device, seconds_each, say)
+    say(f"matrix products in {' and '.join(dtypes)}")
+    gemm = {dtype: _gemm_rate(device, dtype, seconds_each) for dtype in dtypes}
+    say("the noise of identical calls")
     return Calibration(
         device=device_name(device),
         threads=torch.get_num_threads(),
         cpu=cpu_name(),
         torch=torch.__version__,
         time=_now(),
-        streams=_streams(device, seconds_each),
+        streams=streams,
         fma={dtype: rate for dtype, rate in fma.items() if rate is not None},
-        gemm={dtype: _gemm_rate(device, dtype, seconds_each) for dtype in dtypes},
+        gemm=gemm,
         anchors=(anchor(device, seconds_each),),
     )
 
@@ -144,13 +155,14 @@ def _interval(pairs: Sequence[tuple[Latency, Latency]]) -> tuple[float, float]:
     return found.low, found.high
 
 
-def _streams(device: str, seconds_each: float) -> dict[str, dict[int, float]]:
+def _streams(device: str, seconds_each: float, say: Say = lambda step: None) -> dict[str, dict[int, float]]:
     """Bytes/s by the bytes moved, of a copy and of an inner product. The inner product only reads, uses all threads,
     and is faster on a CPU than torch's sums."""
     sizes = list(_working_sets(device))
     buffer = _buffer(device, sizes[-1])
     rates: dict[str, dict[int, float]] = {"copy": {}, "read": {}}
     for size in sizes:
+        say(f"a copy and a read of {size >> 10:,} KiB")
         halves = buffer[: size // 4].chunk(2)
         calls = {"copy": _copy(*halves), "read": partial(torch.dot, *halves)}
         for name, latency in interleave(calls, device, len(calls) * seconds_each).items():

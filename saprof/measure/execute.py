@@ -10,8 +10,9 @@ from pathlib import Path
 
 from saprof.atomic import WriteError
 from saprof.measure.calibrate import anchor, calibrate
-from saprof.measure.cell import Say, measure, row
+from saprof.measure.cell import TIMING, Say, measure, row
 from saprof.measure.cells import Cell
+from saprof.measure.compiled_first import compile_first
 from saprof.measure.own_process import measure_in_own_process
 from saprof.measure.plan import Group, runnable, short_names, ways, why_not_here
 from saprof.measure.progress import Progress, line_of
@@ -41,8 +42,11 @@ def execute(groups: list[Group], run: Run, how: How, again: bool = False) -> lis
         print("nothing to measure again: no row is in doubt", file=sys.stderr)
     sweep.add_impossible()
     calibrating = how.roofs and bool(missing or doubtful)
-    if calibrating:
-        _calibrate(run.folder, groups, how.device)
+    if missing or doubtful:
+        with Progress(len(runnable(groups))).open() as progress:
+            compile_first(runnable([*missing, *doubtful]), progress)
+            if calibrating:
+                _calibrate(run.folder, groups, how.device, progress)
     try:
         sweep.measure(missing)
         sweep.measure_again(groups if again else missing, all_of_them=again)
@@ -168,11 +172,12 @@ def measure_group(group: Group, fingerprint: str, how: How, say: Say = lambda ce
     return measure(group, fingerprint, how.seconds, say)
 
 
-def _calibrate(folder: Path, groups: list[Group], device: str) -> None:
+def _calibrate(folder: Path, groups: list[Group], device: str, progress: Progress) -> None:
     """Keep the roofs of the machine beside the rows, unless the folder has them since the run began."""
     if calibration.read(folder) is None:
         dtypes = dict.fromkeys(cell.subject.dtype for group in groups for cell in group)
-        calibration.write(folder, calibrate(device, list(dtypes)))
+        found = calibrate(device, list(dtypes), say=lambda step: progress.at("roofs", f"{TIMING} {step}"))
+        calibration.write(folder, found)
 
 
 def _note_drift(folder: Path, device: str) -> None:

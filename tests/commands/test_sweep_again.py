@@ -33,6 +33,7 @@ def measured(monkeypatch):
     measured = measure_group
     measured.plan = {}
     monkeypatch.setattr(execute, "measure_group", measure_group)
+    monkeypatch.setattr(execute, "compile_first", lambda cells, progress: None)
     monkeypatch.setattr(execute, "AGAIN_SHARE", 1e9)
     return lambda **plan: (measured.plan.update(plan), done)[1]
 
