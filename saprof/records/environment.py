@@ -74,7 +74,7 @@ def caption(provenance: dict[str, Any]) -> str:
     """One line for the foot of a figure."""
     commit = (provenance["commit"] or "no commit")[:10] + ("+changes" if provenance["dirty"] else "")
     threads = f"{text.counted(provenance['threads'], 'thread')} of {text.counted(provenance['cores'], 'core')}"
-    torch = f"torch {provenance['versions']['torch']}"
+    torch = f"torch {provenance['versions'].get('torch') or 'unknown'}"
     return "  ·  ".join([provenance["device"], threads, torch, f"saprof {commit}"])
 
 
