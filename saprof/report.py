@@ -31,8 +31,9 @@ HOW_TO_READ = (
     "A latency is the median of many calls; its 95 % interval says how well that median is known, not how much calls "
     "differ. Backends of one cell were timed in the same interleaved rounds, so that their ratio holds even where the "
     "machine was disturbed; latencies of different cells were taken at different times.",
-    "Rows marked * are unstable (calls differed too much for the interval to close) or contended (other processes ran "
-    "meanwhile). Believe their order of magnitude, and measure them again before you rest anything on them.",
+    "Rows that are hollow in figures, and ○ and grey in tables, are unstable (calls differed too much for the interval "
+    "to close) or contended (other processes ran meanwhile). Believe their order of magnitude, and measure them again "
+    "before you rest anything on them.",
     "FLOPs never go without their convention: paper counts as the authors of SAN do, hardware counts 2 per "
     "multiply-add and 1 per other operation.",
 )
@@ -128,7 +129,7 @@ def _draw(run: Recorded, folder: Path, prefix: str) -> tuple[list[Figure], dict[
             missing.setdefault(str(error), []).append(drawing.title)
         else:
             _, svg = write(figure, folder / (prefix + drawing.stem))
-            shown.append(Figure(drawing.title, svg.read_bytes(), figure.alt, drawing.caption))
+            shown.append(Figure(drawing.title, svg.read_bytes(), figure.alt, drawing.caption, figure.notes))
     return shown, missing
 
 

@@ -64,7 +64,7 @@ def _options(rows: pd.DataFrame, column: str) -> Values:
 def _first(rows: pd.DataFrame, column: str, across: str, options: Values) -> Values:
     """What is chosen at first: everything along the axis and of what computed a row; elsewhere the forward, or the
     value that most rows have."""
-    if column in (across, "run", *WAYS, *FOLLOWERS.get(across, ())) and column != "kind":
+    if column in (across, "run", "threads", *WAYS, *FOLLOWERS.get(across, ())) and column != "kind":
         return _of_one_shape(rows, options) if column == across == "footprint" else options
     if "forward" in options:
         return ("forward",)

@@ -17,17 +17,15 @@ from typing import Any
 
 import matplotlib
 import pandas as pd
-from matplotlib.figure import Figure
 
 from saprof.markup import Html, join, tag
 from saprof.plots import page, style
 from saprof.plots.choices import Offer, narrowed, shared
-from saprof.plots.icicle import MEASURES, finding, scale_of
+from saprof.plots.icicle import MEASURES, scale_of
 from saprof.plots.icicle_panels import icicle_figure
 from saprof.plots.metrics import (
     AGAINST,
     AXES,
-    DOUBT,
     MANY,
     SPEEDUP,
     against,
@@ -211,14 +209,17 @@ class Explorer:
         self._draw_rows(drawn, metric, across)
 
     def _draw_rows(self, rows: pd.DataFrame, metric: str, across: str) -> None:
-        self._draw(figure_of(rows, metric_of(metric), across), f"{_label(metric)} against the {AGAINST[across]}")
+        self._draw(figure_of(rows, metric_of(metric), across))
         lines = lined(rows, across, metric_of(metric))["label"].nunique()
         doubtful, same = int(rows["doubtful"].sum()), shared(self._offers)
         facts = [worded(name, value) for name, value in same.items() if name not in ("kind", "run")]
         said = [f"Common to all: {', '.join(filter(None, facts))}." if any(facts) else ""]
         if doubtful:
-            verb = "is" if doubtful == 1 else "are"
-            said.append(f"{doubtful} of {counted(len(rows), 'row')} {verb} {DOUBT}, and grey.")
+            verb, why = (
+                "is" if doubtful == 1 else "are",
+                style.doubts(rows[rows["doubtful"]]) or "compared with a doubtful row",
+            )
+            said.append(f"{doubtful} of {counted(len(rows), 'row')} {verb} {why}, and hollow: do not trust.")
         if lines > MANY:
             said.append(f"{lines} lines are hard to tell apart; choose fewer.")
         if failed := _why(self._like(rows)):
@@ -240,16 +241,15 @@ class Explorer:
         self._choose(self.metric, [(name, name) for name in measures], title)
         for control in (self.across, *self.picks.values()):
             self._show(control, False)
-        findings = [f"{one.network.name}: {finding(one, measures[title])}." for one in profiles]
-        self._draw(icicle_figure(profiles, measures[title]), f"Icicles of {title.lower()}. {' '.join(findings)}")
+        self._draw(icicle_figure(profiles, measures[title]))
         self.said.value = join(*(tag("p", one) for one in [_PROFILE, *self._captions()]))
 
     def _captions(self) -> list[str]:
         """Machine and code of the chosen runs."""
         return list(dict.fromkeys(one.run.caption for one in self._chosen() if one.run))
 
-    def _draw(self, figure: Figure, alt: str) -> None:
-        self.plot.value = _image(figure, alt)
+    def _draw(self, figure: style.Chart) -> None:
+        self.plot.value = _image(figure)
 
     def _say(self, sentence: str) -> None:
         self.plot.value, self.said.value = tag("p", sentence), ""
@@ -261,14 +261,14 @@ _PROFILE = (
 )
 
 
-def _image(figure: Figure, alt: str) -> Html:
+def _image(figure: style.Chart) -> Html:
     """A figure as an image that is as wide as its place."""
     content = BytesIO()
     with matplotlib.rc_context(style.STYLE):
         figure.savefig(content, format="svg", metadata={"Date": None})
     data = base64.b64encode(content.getvalue()).decode()
     looks = "width: 100%; max-width: 75rem; background: white"
-    return Html(f'<img alt="{html.escape(alt)}" style="{looks}" src="data:image/svg+xml;base64,{data}">')
+    return Html(f'<img alt="{html.escape(figure.alt)}" style="{looks}" src="data:image/svg+xml;base64,{data}">')
 
 
 def _distinct(found: Sequence[Found]) -> dict[str, str]:

@@ -13,24 +13,23 @@ from typing import Any
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from saprof import quantities
 from saprof.plots import style
-from saprof.plots.lines import map_label
-from saprof.plots.speedup import ALIKE, speedups
+from saprof.plots.beside import ALIKE, speedups
+from saprof.plots.lines import TIMES, Series, map_label, remarks, separate
 from saprof.quantities import Quantity
-from saprof.records.calibration import share
-from saprof.records.rows import DOUBTFUL
 from saprof.records.runs import Recorded
 from saprof.text import counted, unknown
 
 SPEEDUP = "speedup_over_"
 """A metric of this name and a backend is the speed-up over that backend."""
 ROOF = "roof_share"
-DOUBT = "unstable or contended"
 MANY = 12
 """More lines than these cannot be told apart."""
+
+HOLLOW = {"color": "0.3", "marker": "o", "linestyle": "none", **style.HOLLOW_LOOK}
 
 AXES = {
     "kind": "kind",
@@ -96,16 +95,13 @@ METRICS = {
 
 def frame_of(run: Recorded) -> pd.DataFrame:
     """The rows of a run as `saprof.plots.frame` has them, with the share of the roof, the threads and the run."""
-    found = style.frame(run.cells)
-    roofs = run.calibration
-    shares = [share(row, roofs) if roofs else None for row in run.cells]
-    known = found.assign(**{ROOF: pd.Series(shares, found.index, dtype=float)})
-    return ready(known.assign(run=run.name, threads=run.provenance["threads"]))
+    found = style.frame(run.cells, run.calibration)
+    return ready(found.assign(run=run.name, threads=run.provenance["threads"]))
 
 
 def ready(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with every column of AXES; what is not known is the same for all of them."""
-    missing = {name: None for name in ("run", "threads", ROOF) if name not in rows}
+    missing = {name: None for name in ("run", "threads", ROOF, "above_roof") if name not in rows}
     channels = [
         " ".join(f"{name}{value:.0f}" for name, value in zip("rvg", of, strict=True) if not pd.isna(value))
         for of in zip(rows["r"], rows["v"], rows["g"], strict=True)
@@ -142,10 +138,8 @@ def with_metric(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     rows = ready(rows)
     if name.startswith(SPEEDUP):
         rows = speedups(rows, name.removeprefix(SPEEDUP))
-    elif metric.counted:
-        rows = rows.assign(doubtful=False)
     else:
-        rows = rows.assign(doubtful=rows["status"].isin(DOUBTFUL))
+        rows = rows.assign(doubtful=style.doubtful(rows) & (name in TIMES))
     found = rows[rows[metric.column].notna()]
     if found.empty:
         raise ValueError(f"no row has {name}; expected other rows, or another metric")
@@ -166,7 +160,7 @@ def against(rows: pd.DataFrame) -> list[str]:
 
 def metric_figure(
     rows: pd.DataFrame, metric: str = "latency_s", provenance: str = "", across: str | None = None
-) -> Figure:
+) -> style.Chart:
     """One metric of the rows, with a line for every setting in which they differ.
 
     `metric` is a field of rows such as `peak_bytes`, `roof_share` (of `frame_of`), or `speedup_over_unfold`. `across`
@@ -184,26 +178,34 @@ def metric_figure(
     return figure_of(drawn, metric_of(metric), across, provenance)
 
 
-def figure_of(drawn: pd.DataFrame, what: Metric, across: str, provenance: str = "") -> Figure:
+def figure_of(drawn: pd.DataFrame, what: Metric, across: str, provenance: str = "") -> style.Chart:
     """The same for rows of `with_metric`."""
     placed = lined(drawn, across, what)
     with matplotlib.rc_context(style.STYLE):
-        figure = Figure(figsize=(9.5, 5.2), layout="constrained")
+        figure = style.Chart(figsize=(9.5, 5.2), layout="constrained")
         axes = figure.subplots()
-        for _, line in placed.groupby("label", sort=False):
+        series = [
             _draw(axes, line.sort_values("x"), what, _look(line, placed, what), across == "name")
+            for _, line in placed.groupby("label", sort=False)
+        ]
         if (placed[what.column] > 0).all():
             style.log_axis(axes.yaxis)
         _label_across(axes, placed, across)
         if what.mark is not None:
             axes.axhline(what.mark, color="0.4", linewidth=1, linestyle=(0, (1, 2)), zorder=0)
         axes.set_ylabel(what.label)
+        separate(axes, series)
         if placed["label"].nunique() > 1 or placed["doubtful"].any():
-            handles, labels = axes.get_legend_handles_labels()
-            order = sorted(range(len(labels)), key=lambda place: labels[place] == DOUBT)
-            beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.02)}
-            axes.legend([handles[i] for i in order], [labels[i] for i in order], **beside)
-        style.finish(figure, style.title(_subject(placed, across, what), placed), [], provenance)
+            lines = [one[0] for one in series]
+            doubtful = placed[placed["doubtful"]]
+            explained = style.legend_of_doubtful(doubtful)
+            if len(doubtful) and not explained:  # only the rows that these are compared with
+                explained = [Line2D([], [], **HOLLOW, label="hollow: compared with\na doubtful row")]
+            handles = [*lines, *explained]
+            axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.02))
+        subject = _subject(placed, across, what)
+        alt = f"{subject}, with {counted(len(series), 'line')}: {'; '.join(placed['label'].unique())}."
+        style.finish(figure, style.title(subject, placed), remarks(figure), provenance, alt=alt)
     return figure
 
 
@@ -303,18 +305,13 @@ def _look(line: pd.DataFrame, rows: pd.DataFrame, what: Metric) -> dict[str, Any
     return found | {"linewidth": 1.6 + 1.8 * weight, "markersize": 5.5 + 2.5 * weight, "label": first["label"]}
 
 
-def _draw(axes: Axes, line: pd.DataFrame, what: Metric, look: dict[str, Any], alone: bool) -> None:
-    """One line with its interval; doubtful points are grey. Points that are `alone` are not connected."""
+def _draw(axes: Axes, line: pd.DataFrame, what: Metric, look: dict[str, Any], alone: bool) -> Series:
+    """One line with its interval. Points that are `alone` are not connected."""
     values = line[what.column].astype(float) / what.per_unit
-    axes.plot(line["x"], values, **look | ({"linestyle": "none"} if alone else {}))
+    found = style.plot(axes, line["x"], values, line["doubtful"], **look | ({"linestyle": "none"} if alone else {}))
     if what.bounds is not None:
         low, high = (line[bound].astype(float) / what.per_unit for bound in what.bounds)
         if not alone:
             axes.fill_between(line["x"], low, high, color=look["color"], alpha=0.15, linewidth=0)
         axes.vlines(line["x"], low, high, color=look["color"], linewidth=1)
-    if line["doubtful"].any():
-        again = {"linestyle": "none", "marker": look["marker"], "markersize": look.get("markersize", 6) + 1}
-        known = {drawn.get_label() for drawn in axes.lines}
-        label = {} if DOUBT in known else {"label": DOUBT}
-        grey = {"color": "0.6", "markeredgecolor": "0.45", "zorder": 3}
-        axes.plot(line["x"][line["doubtful"]], values[line["doubtful"]], **again, **grey, **label)
+    return found

@@ -122,6 +122,8 @@ class Chart(Figure):
 
     alt = ""
     """The description in words. `write` stores it in the files, and notebooks in their outputs."""
+    notes: Sequence[str] = ()
+    """The lines at the foot in full, if the figure has no room for them."""
 
     def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> tuple[dict[str, Any], Any]:
         """The description as metadata of the picture that IPython makes."""
@@ -417,8 +419,14 @@ def notes(rows: pd.DataFrame) -> list[str]:
         f"× {row['name']} {footprint_label(row['footprint'])} {row['ran']} {row['mode']}: {row['reason']}"
         for _, row in failed.assign(ran=who(failed)).iterrows()
     ]
-    more = len(lines) - NOTES
-    return [*lines[:NOTES], f"× and {more} more that did not run"] if more > 0 else lines
+    return lines
+
+
+def _few(lines: Sequence[str], width: int) -> list[str]:
+    """The lines for which a figure has room, each with at most two lines of the page."""
+    more = sum(line.startswith("×") for line in lines) - NOTES
+    kept = [*lines[: len(lines) - more], f"× and {more} more that did not run"] if more > 0 else lines
+    return [textwrap.shorten(line, 2 * width, placeholder=" …") for line in kept]
 
 
 def finish(figure: Figure, title: str, lines: Sequence[str], provenance: str, finding: str = "", alt: str = "") -> None:
@@ -428,7 +436,8 @@ def finish(figure: Figure, title: str, lines: Sequence[str], provenance: str, fi
     `alt` describes what is drawn for readers who cannot see it; the finding is put before it.
     """
     width = int(13 * figure.get_figwidth())
-    wrapped = [textwrap.fill(textwrap.shorten(line, 2 * width, placeholder=" …"), width) for line in lines]
+    few = _few(lines, width)
+    wrapped = [textwrap.fill(line, width) for line in few]
     head = textwrap.fill(finding, int(9.8 * figure.get_figwidth()))
     shown = figure.suptitle(f"{head}\n" if head else title, x=0.01, ha="left")
     if head:
@@ -437,6 +446,7 @@ def finish(figure: Figure, title: str, lines: Sequence[str], provenance: str, fi
     figure.supxlabel("\n".join([*wrapped, provenance]), x=0.01, ha="left", fontsize=9, color="0.35", linespacing=1.4)
     if isinstance(figure, Chart):
         figure.alt = " ".join(filter(None, [f"{finding}." if finding else "", alt]))
+        figure.notes = () if few == [" ".join(line.split()) for line in lines] else tuple(lines)
 
 
 def title(what: str, rows: pd.DataFrame) -> str:
