@@ -48,7 +48,7 @@ def drawings(rows: Sequence[Row], roofs: Calibration | None, provenance: str) ->
     tried = frame[frame["status"] != "unsupported"]
     yield from _overviews(tried, provenance)
     yield _costs(tried, provenance)
-    for kind, of_kind in tried.groupby("kind", sort=False):
+    for kind, of_kind in tried[tried["kind"].isin([*KINDS])].groupby("kind", sort=False):
         yield from _of_kind(KINDS[kind], of_kind, provenance)
     if roofs is not None:
         yield _roofline(tried, roofs, provenance)

@@ -32,6 +32,9 @@ MARKS = {
     "≈": "≈ not measured in the same rounds",
 }
 
+PALEST = 0.8
+"""The edge of a hollow cell whose colour is paler than this is grey, so that it can be seen."""
+
 LEAST_RANGE = 2.0
 """The colours on either side of 1 reach at least up to this factor, so that small differences look small."""
 
@@ -138,7 +141,8 @@ def _draw(axes: Axes, panel: pd.DataFrame, norm: TwoSlopeNorm) -> None:
         if not math.isnan(speedup := values.loc[name, place]):
             colour, ink = _colours(norm, speedup)
             if hollow.loc[name, place]:
-                look = {"facecolor": "white", "edgecolor": colour, "linewidth": 2.5, "label": style.HOLLOW}
+                edge = colour if min(colour[:3]) < PALEST else "0.75"
+                look = {"facecolor": "white", "edgecolor": edge, "linewidth": 2.5, "label": style.HOLLOW}
                 axes.add_patch(Rectangle((x + 0.05, y + 0.09), 0.9, 0.82, **look))
                 ink = "0.35"
             axes.text(**middle, s=_number(cells.loc[(name, place)], wide=len(columns) == 1), color=ink)
