@@ -1,9 +1,14 @@
 """`python -m saprof.compare A B`: two runs cell by cell, or with `--backends numba,unfold` two backends of one run.
 
 A is before and B is after; a ratio is B / A. A cell is slower or faster if its whole 95 % interval is beyond ± 2 % and
-beyond the noise, which is how far identical calls differed. Nothing is averaged over cells. For profiles, the
-layers that differ are shown, the largest difference first. The exit code is 0; 2 if the command line or a run is wrong;
-3 with `--fail-on-regression` if there is a regression."""
+beyond the noise, which is how far identical calls differed. The largest change is first. For profiles, the
+layers that differ are shown.
+
+The rows of plain torch and the anchors of the calibration are the control: they run none of our kernels. If the
+control of two runs moved by more than the noise, the machine changed. Verdicts and regressions then are relative to the
+control: B / A divided by the median of B / A over the control, with the uncertainty of both. A row that is contended,
+unstable or faster than its roof has no verdict, and is no regression. The exit code is 0; 2 if the command line or a
+run is wrong; 3 with `--fail-on-regression` if there is a regression."""
 
 from __future__ import annotations
 
@@ -16,10 +21,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saprof import command, text
+from saprof.paper.shown import cell_columns
+from saprof.quantities import factor
 from saprof.records.comparison import METRICS, Compared, Comparison, Matched, Metric, match
+from saprof.records.control import Control, is_plain
 from saprof.records.layers import LEAST_CHANGE
 from saprof.records.rows import Row
 from saprof.records.runs import IDENTITY, Recorded, differences, read_run, require_same_machine
+from saprof.records.verdicts import in_words
+from saprof.terminal import Column, Table, fitted, paragraphs
 
 NAMED = 3
 """How many cells a count names."""
@@ -37,20 +47,42 @@ def main(argv: list[str] | None = None) -> int:
     compared = [one for one in found if one is not None]
     if not compared:
         raise ValueError(_nothing(matched, metric))
+    cells = _control(compared, arguments, comparison) if metric is METRICS["latency"] else []
+    moved = comparison.moved(cells)
+    if moved:
+        compared = [comparison.against(moved, one) for one in compared]
     wholes = _wholes(compared)
     shown = _shown(compared, wholes)
     legend, notes = _legend(comparison, compared, arguments), _notes(matched, compared, len(compared) - len(shown))
+    if moved:
+        legend.append(_moved(moved, cells))
     if arguments.format in ("csv", "json"):
         print("\n".join([*legend, *notes]), file=sys.stderr)
         print(text.records([record(one) for one in compared], arguments.format))
     else:
-        table = render(shown, metric, arguments.format)
-        print("\n\n".join(["\n".join(legend), table, "\n".join(notes)]))
+        names = [name.strip() for name in arguments.backends.split(",")] if arguments.backends else ["A", "B"]
+        listed = (
+            shown
+            if arguments.all or arguments.format == "md"
+            else [one for one in shown if one.is_clear or one.doubts or _is_whole(one, shown)]
+        )
+        if folded := len(shown) - len(listed):
+            notes.append(f"{folded} of {len(compared)} cells: no difference, or undecided; --all shows them")
+        parts = [
+            "\n".join(legend),
+            *([render(listed, metric, arguments.format, names)] if listed else []),
+            "\n".join(notes),
+        ]
+        print(
+            "\n\n".join(
+                parts if arguments.format == "md" else [paragraphs(parts[0]), *parts[1:-1], paragraphs(parts[-1])]
+            )
+        )
     if limit is None:
         return command.OK
     worse = [one for one in shown if one.is_regression(limit) and _is_large(one, wholes)]
     for one in worse:
-        by = [] if one.ratio is None else [f"{one.ratio.median:.3f}×", *filter(None, [_interval(one)])]
+        by = [] if one.judged is None else [f"{one.judged.median:.3f}×", *filter(None, [_interval(one)])]
         print(f"regression: {_cell(one)}: {', '.join([*by, one.verdict, *one.remarks])}", file=sys.stderr)
     return command.REGRESSION if worse else command.OK
 
@@ -78,6 +110,13 @@ def _parser() -> argparse.ArgumentParser:
         f"{100 * LEAST_LAYER:g} %% of their network or more",
     )
     parser.add_argument(
+        "--control",
+        metavar="NAMES",
+        help="backends, networks or operators that cannot have changed, such as unfold,resnet26, or none (default: all "
+        "rows of plain torch; none for profiles and across devices)",
+    )
+    parser.add_argument("--all", action="store_true", help="also show the cells without a clear difference")
+    parser.add_argument(
         "--across-devices", action="store_true", help="compare runs even if their devices, CPUs or threads differ"
     )
     parser.add_argument("--format", default="table", choices=text.FORMATS)
@@ -99,12 +138,41 @@ def _choose(arguments: argparse.Namespace) -> tuple[Comparison, Matched]:
     if arguments.backends is not None:
         return _backends(runs, arguments.backends)
     if len(runs) != 2:
-        raise ValueError(f"got {len(runs)} runs; expected two, or one with --backends")
+        hint = "two, or one with --backends, such as --backends numba,unfold"
+        raise ValueError(f"got {text.counted(len(runs), 'run')}; expected {hint}")
     before, after = runs
     if not arguments.across_devices:
         require_same_machine(before.provenance, after.provenance)
     without = [*(["device"] if arguments.across_devices else []), *_ways(before, after)]
     return Comparison(before, after, arguments.across_devices), match(_rows(before), _rows(after), without)
+
+
+def _control(compared: Sequence[Compared], arguments: argparse.Namespace, comparison: Comparison) -> list[Compared]:
+    """The cells that cannot have changed; none if all are such, because a run is no control of itself."""
+    asked = arguments.control
+    if asked is not None and arguments.backends:
+        raise ValueError("--control has no effect with --backends, whose cells are of one run; omit it")
+    if asked is None:
+        profiled = comparison.before.profiles or comparison.after.profiles
+        no_control = arguments.backends or arguments.across_devices or profiled
+        cells = [] if no_control else [one for one in compared if is_plain(one.after)]
+        return cells if len(cells) < len(compared) else []
+    names = [] if asked == "none" else [name.strip() for name in asked.split(",")]
+    known = dict.fromkeys(name for one in compared for name in (one.after.backend, one.after.name))
+    for name in names:
+        if name not in known:
+            raise ValueError(text.unknown("control", name, [*known, "none"]))
+    return [one for one in compared if {one.after.backend, one.after.name} & {*names}]
+
+
+def _moved(moved: Control, cells: Sequence[Compared]) -> str:
+    ends = ", ".join(f"{end:.2f}" for end in (moved.ratio.low, moved.ratio.high))
+    anchors = f" and {text.counted(moved.anchors, 'anchor')}" if moved.anchors else ""
+    which = text.shortened(list(dict.fromkeys(one.after.backend for one in cells)))
+    return (
+        f"control cells moved {factor(moved.ratio.median)} [{ends}] from A to B, so the machine changed "
+        f"({text.counted(moved.cells, 'cell')} of {which}{anchors}); verdicts are relative to them"
+    )
 
 
 def _rows(run: Recorded) -> list[Row]:
@@ -149,7 +217,20 @@ def _shown(compared: Sequence[Compared], wholes: Mapping[tuple[Any, ...], Compar
             found.append(one)
             if one.after.kind == "model":
                 found += _differing(layers.pop(_network(one.after), []), wholes)
-    return found + [one for rest in layers.values() for one in _differing(rest, wholes)]
+    rest = [one for rest in layers.values() for one in _differing(rest, wholes)]
+    return found + rest if any(one.after.kind == "layer" for one in compared) else sorted(found, key=_effect)
+
+
+def _effect(one: Compared) -> tuple[int, float]:
+    """The key by which cells are sorted: the clear ones first, and of these the largest change."""
+    ratio = one.judged
+    size = math.inf if ratio is None or not 0 < ratio.median < math.inf else abs(math.log(ratio.median))
+    return 0 if one.is_clear else 1 if one.doubts else 2, -size
+
+
+def _is_whole(one: Compared, shown: Sequence[Compared]) -> bool:
+    """Whether a cell is the network of layers that are shown."""
+    return one.after.kind == "model" and any(other.after.kind == "layer" for other in shown)
 
 
 def _differing(layers: Sequence[Compared], wholes: Mapping[tuple[Any, ...], Compared]) -> list[Compared]:
@@ -162,7 +243,7 @@ def _differing(layers: Sequence[Compared], wholes: Mapping[tuple[Any, ...], Comp
         one
         for one in layers
         if (one.after.operation is None or operators[one.after.layer] > 1)  # else it is the same as its module
-        and (one.ratio is None or (one.verdict not in ("same", "equal", "ambiguous") and _change(one) >= least(one)))
+        and (one.ratio is None or (one.is_clear and _change(one) >= least(one)))
     ]
     return sorted(kept, key=lambda one: -round(_change(one), 9))
 
@@ -214,26 +295,60 @@ def _short(value: Any) -> str:
     return "none" if value is None else str(value)[:40]
 
 
-def render(compared: Sequence[Compared], metric: Metric, form: str) -> str:
-    """One line per cell."""
+def render(compared: Sequence[Compared], metric: Metric, form: str, names: Sequence[str] = ("A", "B")) -> str:
+    """The cells, with what `names` the sides have in verdicts."""
     header = ["cell", f"A {metric.quantity.unit}", f"B {metric.quantity.unit}", "B / A"]
+    relative = any(one.relative for one in compared)
+    header += ["relative"] if relative else []
     header += ["verdict"] if metric.exact else ["95 % interval", "noise ± %", "verdict"]
-    return text.align(header, [_line(one) for one in compared], form)
+    lines = [_line(one, names, relative) for one in compared]
+    if form == "md":
+        return text.align(header, lines, form)
+    of = dict(zip(header, zip(*lines, strict=True), strict=True))
+    layers = any(one.after.kind == "layer" for one in compared)
+    cells = [Column("cell", [*map(_cell, compared)])] if layers else _cell_columns(compared)
+    ranks = {title: 0 if title in ("B / A", "relative") else 3 if title[:2] in ("A ", "B ") else 5 for title in header}
+    columns = [Column(title, of[title], ranks[title]) for title in header[1:-1]]
+    return fitted(Table([*cells, *columns], notes=of["verdict"]))
 
 
-def _line(one: Compared) -> list[str]:
+def _cell_columns(compared: Sequence[Compared]) -> list[Column]:
+    same = [one.before.ran_on == one.after.ran_on for one in compared]
+    ran = [one.after.ran_on if alike else "" for one, alike in zip(compared, same, strict=True)]
+    return [*cell_columns([vars(one.after) for one in compared], "name"), Column("ran on", ran, 0, "{}")]
+
+
+def _line(one: Compared, names: Sequence[str], relative: bool) -> list[str]:
     values = (one.metric.of(row) for row in (one.before, one.after))
     cells = [_cell(one), *(one.metric.quantity.text(value) for value in values)]
-    cells.append("" if one.ratio is None else f"{one.ratio.median:.3f}")
+    cells.append("" if one.ratio is None else f"{one.ratio.median:,.3f}")
+    if relative:
+        cells.append("" if one.relative is None else f"{one.relative.median:,.3f}")
     if not one.metric.exact:
         cells += [_interval(one), "" if one.ratio is None else _percent(one.floor.share)]
-    return [*cells, ", ".join([one.verdict, *one.remarks])]
+    return [*cells, ", ".join([*([] if one.doubts else [_words(one, *names)]), *one.doubts, *one.remarks])]
+
+
+def _words(one: Compared, a: str, b: str) -> str:
+    """The verdict as a sentence."""
+    ratio = one.judged
+    if ratio is None:
+        return one.verdict
+    if not one.metric.exact:
+        if a != "A" and ratio.verdict(one.band) == "slower":
+            return in_words(a, b, ratio.inverse, one.band)
+        return in_words(b, a, ratio, one.band) + (", relative to the control" if one.relative else "")
+    if one.verdict == "equal" or not 0 < ratio.median < math.inf:
+        return one.verdict
+    times = factor(max(ratio.median, 1 / ratio.median))
+    return f"{b} {times} as much as {a}" if one.verdict == "more" else f"{a} {times} as much as {b}"
 
 
 def _interval(one: Compared) -> str:
-    if one.ratio is None or one.metric.exact:
+    ratio = one.judged
+    if ratio is None or one.metric.exact:
         return ""
-    return "none" if math.isinf(one.ratio.high) else f"{one.ratio.low:.3f} – {one.ratio.high:.3f}"
+    return "none" if math.isinf(ratio.high) else f"{ratio.low:,.3f} – {ratio.high:,.3f}"
 
 
 def _percent(part: float) -> str:
@@ -242,25 +357,31 @@ def _percent(part: float) -> str:
 
 def record(one: Compared) -> dict[str, Any]:
     """A line for programs: the cell, both values, their ratio, noise and verdict; SI units are in the names."""
-    ratio = one.ratio and {"ratio": one.ratio.median, "ratio_low": one.ratio.low, "ratio_high": one.ratio.high}
+    ratio: dict[str, float] = {}
+    for name, known in (("ratio", one.ratio), ("relative", one.relative)):
+        if known:
+            ratio |= {name: known.median, f"{name}_low": known.low, f"{name}_high": known.high}
     own = ("backend", "attention", "status", one.metric.quantity.column)
-    known = {name: None if math.isinf(value) else value for name, value in (ratio or {}).items()}
+    finite = {name: None if math.isinf(value) else value for name, value in ratio.items()}
     return {
         **{name: vars(one.after).get(name) for name in IDENTITY if name not in own},
         **{f"{side}_{name}": getattr(row, name) for side, row in (("a", one.before), ("b", one.after)) for name in own},
-        **dict.fromkeys(("ratio", "ratio_low", "ratio_high")),
-        **known,
+        **dict.fromkeys(f"{name}{end}" for name in ("ratio", "relative") for end in ("", "_low", "_high")),
+        **finite,
         "noise": one.floor.share,
         "noise_source": one.floor.source,
         "verdict": one.verdict,
-        "remarks": ", ".join(one.remarks),
+        "remarks": ", ".join([*one.doubts, *one.remarks]),
     }
 
 
 def _notes(matched: Matched, compared: Sequence[Compared], left_out: int) -> list[str]:
     """Counts of verdicts, and the cells that were not shown or not compared."""
     counts = Counter(one.verdict for one in compared)
-    notes = [f"{len(compared)} cells: " + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())]
+    notes = [
+        f"{text.counted(len(compared), 'cell')}: "
+        + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+    ]
     if left_out:
         notes.append(
             f"not shown: {left_out} layers and operators without a clear difference of {100 * LEAST_CHANGE:g} % of "
@@ -268,11 +389,11 @@ def _notes(matched: Matched, compared: Sequence[Compared], left_out: int) -> lis
         )
     without = len(matched.pairs) - len(compared)
     if without:
-        notes.append(f"in both, and not compared, since not measured: {without} cells")
+        notes.append(f"in both, and not compared, since not measured: {text.counted(without, 'cell')}")
     for side, rows in (("A", matched.only_before), ("B", matched.only_after)):
         if rows:
             named = ", ".join(label(row) for row in rows[:NAMED]) + (", …" if len(rows) > NAMED else "")
-            notes.append(f"only in {side}: {len(rows)} cells: {named}")
+            notes.append(f"only in {side}: {text.counted(len(rows), 'cell')}: {named}")
     return notes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -13,10 +14,16 @@ from typing import TYPE_CHECKING
 from saprof import command, text
 from saprof.operators import BACKENDS, OPERATORS, Operator
 from saprof.operators.workload import ITEMSIZE, Workload, edge, stages, tiny
+from saprof.terminal import Column, Table, fitted, paragraphs
 
 if TYPE_CHECKING:
     from saprof.measure.conformance import Verdict
 
+NAMED = 4
+"""So many operators that cannot run are named."""
+REST = "a wider terminal shows all"
+SILENT_S = 2.0
+"""If stderr is no terminal, a line says what is checked whenever so many seconds have passed."""
 WORKLOADS = {"tiny": tiny, "edge": edge, "stages": stages}
 HEADER = ("operator", "backend", "dtype", "passed", "worst error / tolerance", "gradients", "not run because")
 
@@ -35,12 +42,47 @@ def main(argv: list[str] | None = None) -> int:
         return command.OK
     lines = [Line(OPERATORS[name], backend, dtype) for name, backend, dtype in product(operators, backends, dtypes)]
     _judge(lines, arguments.workloads, device)
-    print(text.align(HEADER, [line.cells() for line in lines]))
+    ran = [line for line in lines if line.verdicts]
+    if ran:
+        print(fitted(_table(ran)))
+    for sentence in _folded([line for line in lines if not line.verdicts]):
+        print(paragraphs(f"\n{sentence}"))
     failures = [verdict.message for line in lines for verdict in line.verdicts if not verdict.ok]
-    if arguments.backend != "all":
-        failures += [f"{line.operator.name} did not run: {line.reason}" for line in lines if not line.verdicts]
-    print("".join(f"\nFAILED {message}" for message in failures) or "\nall that ran passed")
-    return command.FAILED if failures else command.OK
+    for message in failures:
+        print(paragraphs(f"\nFAILED {message}"))
+    print(f"\n{_ending(ran)}")
+    missing = arguments.backend != "all" and len(ran) < len(lines)
+    return command.FAILED if failures or missing or not ran else command.OK
+
+
+def _table(lines: Sequence[Line]) -> Table:
+    """One line for each operator, backend and dtype that ran."""
+    body = [line.cells() for line in lines]
+    ranks = {"gradients": 2, "worst error / tolerance": 1}
+    columns = [
+        Column(title, [cells[place] for cells in body], ranks.get(title, 0)) for place, title in enumerate(HEADER[:-1])
+    ]
+    return Table(columns, notes=[line.reason and f"some not run: {line.reason}" for line in lines], rest=REST)
+
+
+def _folded(lines: Sequence[Line]) -> Iterator[str]:
+    """One sentence for each reason why lines did not run."""
+    alike: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        alike.setdefault((line.backend, line.reason.removeprefix(f"{line.operator.name}: ")), []).append(line)
+    for (backend, reason), some in alike.items():
+        named = "" if len(some) > NAMED else f" ({', '.join(dict.fromkeys(line.operator.name for line in some))})"
+        why = reason.removeprefix(f"{backend}: ") or "no workload"
+        yield f"{backend} cannot run here: {why}; {text.counted(len(some), 'line')} not shown{named}"
+
+
+def _ending(ran: Sequence[Line]) -> str:
+    """`48 of 48 passed`; lines of the table, not workloads."""
+    failed = [line for line in ran if not all(verdict.ok for verdict in line.verdicts)]
+    names = ", ".join(f"{line.operator.name} {line.backend} {line.dtype}" for line in failed)
+    if not ran:
+        return "0 of 0 passed: nothing could run"
+    return f"{len(ran) - len(failed)} of {len(ran)} passed" + (f"; {len(failed)} failed: {names}" if failed else "")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,7 +143,16 @@ def _judge(lines: Sequence[Line], which: str, device: str) -> None:
     if which != "stages":
         torch.set_num_threads(1)  # with such small tensors, threads only wait for each other
     cases = [(line, workload) for line in lines for workload in line.workloads(which)]
-    for line, case in tqdm(cases, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False, unit="workload"):
+    bar = tqdm(cases, file=sys.stderr, disable=not sys.stderr.isatty(), leave=False, unit="workload")
+    if bar.disable:
+        print(f"checking {text.counted(len(cases), 'workload')} …", file=sys.stderr, flush=True)
+    said = time.monotonic()
+    for number, (line, case) in enumerate(bar):
+        what = f"{line.operator.name} {line.backend} {line.dtype}"
+        bar.set_description(what, refresh=False)
+        if bar.disable and time.monotonic() - said > SILENT_S:
+            print(f"{number:,} of {len(cases):,}: {what}", file=sys.stderr, flush=True)
+            said = time.monotonic()
         reason = why_not(line.backend, line.operator, getattr(torch, line.dtype), device, case.footprint)
         if reason is not None:
             line.reason = reason

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
 from saprof.quantities import LATENCY, MEMORY, SAVED, Quantity
 from saprof.records import calibration
+from saprof.records.control import Control, control
 from saprof.records.ratios import SAME_BAND, Ratio, independent, within_rounds
 from saprof.records.rows import DOUBTFUL, MEASURED, Row
 from saprof.records.runs import Floor, Identity, Recorded, change, identity
@@ -43,6 +44,8 @@ METRICS = {
 }
 EXACT = Floor(0.0, "exact")
 FAILED_IN_B = "failed in B"
+DOUBTED = "doubtful"
+"""The verdict on cells of which one side should not be believed."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,20 @@ class Compared:
     ratio: Ratio | None
     floor: Floor
     remarks: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    """Why there is no verdict: sides that should not be believed."""
+    relative: Ratio | None = None
+    """The ratio divided by that of the control, if the control moved."""
+
+    @property
+    def judged(self) -> Ratio | None:
+        """The ratio of the verdict."""
+        return self.relative or self.ratio
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the sides differ, or one of them failed."""
+        return self.verdict not in ("same", "equal", "ambiguous", DOUBTED)
 
     @property
     def band(self) -> float:
@@ -107,14 +124,18 @@ class Compared:
         """The verdict of the ratio, in the words of the metric; or the side on which the cell failed."""
         if self.ratio is None:
             return FAILED_IN_B if self.before.status in MEASURED else "failed in A"
-        verdict = self.ratio.verdict(self.band)
+        if self.doubts:
+            return DOUBTED
+        verdict = (self.relative or self.ratio).verdict(self.band)
         return self.metric.words.get(verdict, verdict)
 
     def is_regression(self, limit: float) -> bool:
-        """Whether B failed, or is worse than A by more than `limit` (a share of A) and by more than noise."""
-        if self.ratio is None:
+        """Whether B failed, or is worse than A by more than `limit` (a share of A) and by more than noise. What should
+        not be believed is no regression."""
+        ratio = self.relative or self.ratio
+        if ratio is None:
             return self.verdict == FAILED_IN_B
-        return self.ratio.low > 1 + max(limit, self.band)
+        return not self.doubts and ratio.low > 1 + max(limit, self.band)
 
 
 @dataclass(frozen=True)
@@ -144,7 +165,8 @@ class Comparison:
         floor = self.before.within if shared else self._between
         sides = ("A", self.before, one), ("B", self.after, other)
         doubtful = {status: [side for side, _, row in sides if row.status == status] for status in DOUBTFUL}
-        remarks = [f"{status} in {' and '.join(where)}" for status, where in doubtful.items() if where]
+        doubts = [f"{status} in {' and '.join(where)}" for status, where in doubtful.items() if where]
+        remarks = []
         if same_run and not shared:
             remarks.append("not in the same rounds")
         if self.before.profiles and one.ran_on != other.ran_on:
@@ -153,8 +175,25 @@ class Comparison:
             remarks.append("no samples")
         for side, run, row in sides:
             if run.calibration is not None and calibration.above_roof(row, run.calibration):
-                remarks.append(f"{side} is faster than its roof: a measurement error")
-        return Compared(one, other, metric, latency_ratio(other, one, shared), floor, tuple(remarks))
+                doubts.append(f"{side} is faster than its roof: a measurement error")
+        ratio = latency_ratio(other, one, shared)
+        return Compared(one, other, metric, ratio, floor, tuple(remarks), tuple(doubts))
+
+    def against(self, moved: Control, one: Compared) -> Compared:
+        """A comparison relative to the control. Its noise is that of the two runs and of the control; what the anchors
+        changed is in the control."""
+        if one.ratio is None:
+            return one
+        floors = [self.before.between, self.after.between, Floor(moved.spread, "the spread of the control cells")]
+        floor = max(floors, key=lambda floor: floor.share)
+        return replace(one, relative=moved.relative(one.ratio), floor=floor)
+
+    def moved(self, found: Iterable[Compared]) -> Control | None:
+        """The control, if it moved from A to B by more than the noise of both runs."""
+        ratios = [one.ratio for one in found if one.ratio is not None and not one.doubts]
+        measured = control(ratios, self.before.calibration, self.after.calibration)
+        noise = max(SAME_BAND, self.before.between.share, self.after.between.share)
+        return measured if measured and measured.ratio.verdict(noise) in ("slower", "faster") else None
 
     @cached_property
     def _between(self) -> Floor:

@@ -15,12 +15,19 @@ from made_up import PROVENANCE, TIME
 
 from saprof import command, compare
 from saprof.records.comparison import METRICS, Comparison, match
+from saprof.records.control import is_plain
 from saprof.records.ratios import Ratio, independent, self_difference, within_rounds
 from saprof.records.rows import MEASURED
 from saprof.records.runs import change, read_run
 
 RECORDED = Path(__file__).parents[2] / "studies" / "recorded" / "backends_cpu"
 WHERE = PROVENANCE | {"versions": {"torch": "2.13"}}
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal in which nothing is wrapped."""
+    monkeypatch.setenv("COLUMNS", "1000")
 
 
 def samples(median, spread=0.002, count=21, seed=0):
@@ -161,11 +168,11 @@ def test_a_run_against_itself_and_scaled(tmp_path, capsys):
         found[pair] = json.loads(capsys.readouterr().out)
     for itself, there, back in zip(found[a, a], found[a, b], found[b, a], strict=True):
         assert itself["ratio"] == 1
-        assert itself["verdict"] in ("same", "ambiguous")
+        assert itself["verdict"] in ("same", "ambiguous", "doubtful")
         assert there["ratio"] == pytest.approx(1.5)
         assert there["ratio"] * back["ratio"] == pytest.approx(1)
         assert there["ratio_low"] * back["ratio_high"] == pytest.approx(1)
-        mirror = {"slower": "faster", "ambiguous": "ambiguous"}
+        mirror = {"slower": "faster", "ambiguous": "ambiguous", "doubtful": "doubtful"}
         assert mirror[there["verdict"]] == back["verdict"]
     slower = sum(line["verdict"] == "slower" for line in found[a, b])
     assert slower > 0.5 * len(found[a, b])
@@ -183,9 +190,18 @@ def test_slower_faster_same_and_regressions(tmp_path, capsys):
     assert verdicts(a, b, capsys=capsys) == [(name, name) for name in times]
     assert compare.main([a, b]) == 0
     printed = capsys.readouterr()
-    assert printed.out.startswith(f"A: {a}\nB: {b}\nnoise ± 1.0 %: identical calls at different times, {a}\n\ncell ")
-    assert "slower-n1-8x8-square:3-float32 forward numba     1   1.2  1.200  1.19" in printed.out
-    assert printed.out.endswith("3 cells: 1 slower, 1 faster, 1 same\n")
+    assert printed.out.startswith(f"A: {a}\nB: {b}\nnoise ± 1.0 %: identical calls at different times, {a}\n\n")
+    lines = [line.split() for line in printed.out.splitlines()]
+    clear = [line for line in lines if line[:1] in (["faster"], ["slower"])]
+    assert [line[:4] for line in clear] == [["faster", "1", "0.7", "0.700"], ["slower", "1", "1.2", "1.200"]], (
+        "by effect"
+    )
+    assert "B 1.43× faster than A" in printed.out
+    assert "B 1.20× slower than A" in printed.out
+    assert "3 cells: 1 slower, 1 faster, 1 same\n" in printed.out
+    assert printed.out.endswith("1 of 3 cells: no difference, or undecided; --all shows them\n")
+    compare.main([a, b, "--all"])
+    assert "the same as A within 2 %" in capsys.readouterr().out
     assert printed.err == ""
     assert compare.main([a, b, "--fail-on-regression", "10%"]) == 3
     (line,) = capsys.readouterr().err.splitlines()
@@ -278,10 +294,10 @@ def test_cells_of_one_side_and_failed_ones(tmp_path, capsys):
     assert compare.main([a, b, "--fail-on-regression", "50%"]) == 3
     printed = capsys.readouterr()
     assert "failed in B, oom: no luck" in printed.out
-    assert printed.out.splitlines()[-4:] == [
+    assert printed.out.splitlines()[-5:-1] == [
         "3 cells: 1 same, 1 failed in B, 1 failed in A",
-        "in both, and not compared, since not measured: 1 cells",
-        "only in A: 1 cells: old-n1-8x8-square:3-float32 forward numba",
+        "in both, and not compared, since not measured: 1 cell",
+        "only in A: 1 cell: old-n1-8x8-square:3-float32 forward numba",
         "only in B: 4 cells: " + ", ".join(f"new{n}-n1-8x8-square:3-float32 forward numba" for n in (1, 2, 3)) + ", …",
     ]
     assert printed.err == "regression: breaks-n1-8x8-square:3-float32 forward numba: failed in B, oom: no luck\n"
@@ -338,12 +354,16 @@ def test_verdicts_carry_what_is_doubtful(tmp_path, capsys):
     a, b = recorded(tmp_path / "a", a, calibrated()), recorded(tmp_path / "b", b, calibrated())
     compare.main([a, b])
     lines = capsys.readouterr().out.splitlines()
-    ends = {line.split("-")[0]: line.rpartition("1.0  ")[2] for line in lines if "forward" in line}
-    assert ends == {
-        "busy": "same, contended in A and B",
-        "wide": "same, unstable in B",
-        "magic": "faster, B is faster than its roof: a measurement error",
+    ends = {
+        line.split()[0]: line.rpartition("1.0  ")[2] for line in lines if line.startswith(("busy", "wide", "magic"))
     }
+    assert ends == {
+        "busy": "contended in A and B",
+        "wide": "unstable in B",
+        "magic": "B is faster than its roof: a measurement error",
+    }
+    assert "3 cells: 3 doubtful" in lines
+    assert compare.main([b, a, "--fail-on-regression", "10%"]) == 0, "what should not be believed is no regression"
 
 
 def test_rows_without_samples(tmp_path, capsys):
@@ -376,10 +396,10 @@ def test_memory_is_exact(tmp_path, capsys):
     assert compare.main([a, b, "--metric", "peak", "--fail-on-regression", "0"]) == 3
     printed = capsys.readouterr()
     assert "noise" not in printed.out
-    assert "in both, and not compared, since not measured: 1 cells" in printed.out
+    assert "in both, and not compared, since not measured: 1 cell" in printed.out
     assert printed.err.splitlines() == [
-        "regression: more-n1-8x8-square:3-float32 forward numba: 1.001×, more",
         "regression: nothing-n1-8x8-square:3-float32 forward numba: inf×, more",
+        "regression: more-n1-8x8-square:3-float32 forward numba: 1.001×, more",
     ]
     with pytest.raises(ValueError, match=r"^none of the 5 cells in common has saved_bytes; expected cells that were"):
         compare.main([a, b, "--metric", "saved"])
@@ -406,7 +426,7 @@ def test_other_machines_are_refused_and_other_versions_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["a"], "got 1 runs; expected two, or one with --backends"),
+        (["a"], "got 1 run; expected two, or one with --backends, such as --backends numba,unfold"),
         (["a", "a", "a"], "got 3 runs; expected two"),
         (["a", "a", "--backends", "numba,unfold"], "got 2 runs; expected one with --backends"),
         (["a", "--backends", "numba"], "backends is 'numba'; expected two, such as numba,unfold"),
@@ -448,7 +468,7 @@ def test_formats_keep_notes_apart_from_records(tmp_path, capsys):
     printed = capsys.readouterr()
     header, line = printed.out.splitlines()
     assert dict(zip(header.split(","), line.split(","), strict=False))["a_latency_s"] == "0.001"
-    assert "only in A: 1 cells: old" in printed.err
+    assert "only in A: 1 cell: old" in printed.err
     compare.main([a, str(tmp_path / "b"), "--format", "md"])
     assert "| ----" in capsys.readouterr().out
 
@@ -487,7 +507,8 @@ def test_layers_that_ran_otherwise_are_compared_with_a_remark(tmp_path, capsys):
     b = recorded(tmp_path / "b", unfold(made_up.profile_rows(attention_ms=12)), calibrated())
     compare.main([a, b])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("tiny body.1  ")]
-    assert line.endswith("slower, numba fused in A, unfold in B")
+    assert "B 2.0× slower than A" in line
+    assert line.endswith(", numba fused in A, unfold in B")
 
 
 @pytest.mark.parametrize(("ms", "code"), [(12, command.REGRESSION), (6, command.OK)])
@@ -517,3 +538,84 @@ def test_the_backends_of_a_profile_are_not_those_of_its_layers(tmp_path):
     run = recorded(tmp_path / "a", made_up.profile_rows(), calibrated())
     with pytest.raises(ValueError, match="has no rows of backend 'numba'; expected torch"):
         compare.main([run, "--backends", "numba,torch"])
+
+
+# the control
+
+
+def two_runs(tmp_path, machine, ours=1.0, cells=6, anchors=1.0, **kinds):
+    """Runs of `cells` operators with unfold and numba. In B the machine takes `machine` times as long, and our kernels
+    `ours` times as long as that."""
+    names = [f"operator{n}" for n in range(cells)]
+    a = [row(name, 1e-3, backend) for name in names for backend in ("unfold", "numba")]
+    b = [
+        row(name, machine * (ours if backend == "numba" else 1.0) * 1e-3, backend)
+        for name in names
+        for backend in ("unfold", "numba")
+    ]
+    a, b = ([replace(one, **kinds) for one in rows] for rows in (a, b))
+    return recorded(tmp_path / "a", a, calibrated()), recorded(tmp_path / "b", b, calibrated(copy=anchors))
+
+
+@pytest.mark.parametrize(("machine", "anchors"), [(0.55, 0.55), (0.55, 1.0), (1.8, 1.7)])
+def test_a_machine_that_changed_is_no_change_of_the_code(tmp_path, capsys, machine, anchors):
+    a, b = two_runs(tmp_path, machine, anchors=anchors)
+    assert compare.main([a, b, "--fail-on-regression", "5%"]) == 0
+    out = capsys.readouterr().out
+    assert f"control cells moved {machine:.2f}× [" in out
+    assert "so the machine changed (6 cells of unfold and 1 anchor); verdicts are relative to them" in out
+    assert "12 cells: 12 same" in out
+    assert compare.main([a, b, "--control", "none", "--format", "json"]) == 0
+    assert {line["relative"] for line in json.loads(capsys.readouterr().out)} == {None}
+
+
+def test_a_regression_that_the_machine_hides_is_found(tmp_path, capsys):
+    a, b = two_runs(tmp_path, 0.5, ours=1.3, anchors=0.5)
+    assert compare.main([a, b, "--fail-on-regression", "10%"]) == command.REGRESSION
+    printed = capsys.readouterr()
+    assert "B 1.30× slower than A" in printed.out
+    assert "relative to the control" in printed.out
+    assert printed.err.count("regression: ") == 6
+    assert compare.main([a, b, "--fail-on-regression", "10%", "--control", "none"]) == 0, "as measured, B is faster"
+    capsys.readouterr()
+    compare.main([a, b, "--format", "json"])
+    ours = [line for line in json.loads(capsys.readouterr().out) if line["a_backend"] == "numba"]
+    for line in ours:
+        assert (line["ratio"], line["relative"]) == (pytest.approx(0.65), pytest.approx(1.3))
+        own, relative = (line[f"{name}_high"] / line[f"{name}_low"] for name in ("ratio", "relative"))
+        assert relative >= own, "the interval has the uncertainty of the control"
+
+
+def test_a_control_that_did_not_move_changes_nothing(tmp_path, capsys):
+    a, b = two_runs(tmp_path, 1.0, ours=1.3)
+    compare.main([a, b])
+    out = capsys.readouterr().out
+    assert "control cells" not in out
+    assert "B 1.30× slower than A" in out
+
+
+def test_the_control_may_be_named(tmp_path, capsys):
+    a, b = two_runs(tmp_path, 0.5, ours=1.3, anchors=0.5)
+    compare.main([a, b, "--control", "numba"])
+    assert "control cells moved 0.65×" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"^unknown control 'unfald'; expected .*'none'; did you mean 'unfold'"):
+        compare.main([a, b, "--control", "unfald"])
+    with pytest.raises(ValueError, match=r"^--control has no effect with --backends"):
+        compare.main([a, "--backends", "numba,unfold", "--control", "unfold"])
+
+
+def test_what_a_user_may_have_changed_is_no_control():
+    assert is_plain(made_up.row(backend="unfold"))
+    assert is_plain(made_up.network("resnet26", backend="torch"))
+    assert is_plain(made_up.network("torchvision:resnet18", backend="torch"))
+    assert not is_plain(made_up.row(backend="numba"))
+    assert not is_plain(made_up.network("my.nets:mine", backend="torch"))
+    assert not is_plain(made_up.row(kind="function", backend="torch"))
+    assert not is_plain(made_up.layer("body", 1.0))
+
+
+def test_a_run_of_plain_torch_alone_is_no_control_of_itself(tmp_path, capsys):
+    a = recorded(tmp_path / "a", [row("one", backend="unfold")], calibrated())
+    b = recorded(tmp_path / "b", [row("one", 2e-3, "unfold")], calibrated())
+    assert compare.main([a, b, "--fail-on-regression", "10%"]) == command.REGRESSION
+    assert "control cells" not in capsys.readouterr().out

@@ -351,6 +351,11 @@ def line_of(backend: str, capsys) -> list[str]:
 
 
 class TestCommand:
+    @pytest.fixture(autouse=True)
+    def wide(self, monkeypatch):
+        """A terminal in which nothing is wrapped."""
+        monkeypatch.setenv("COLUMNS", "1000")
+
     def test_a_line_per_operator_backend_and_dtype(self, capsys):
         backends = ("numba", "unfold")
         assert verify.main(["--workloads", "tiny", "--dtype", "float32,bfloat16", "--backend", ",".join(backends)]) == 0
@@ -362,14 +367,14 @@ class TestCommand:
             "passed",
             "worst error / tolerance",
             "gradients",
-            "not run because",
         ]
         assert set("".join(rule)) == {"-"}
         table = [line for line in body if len(line) == 6]
         asked = product(OPERATORS, backends, ("float32", "bfloat16"))
         assert [line[:4] for line in table] == [[*names, "5/5"] for names in asked]
         assert all(0 <= float(line[4]) < 0.5 and line[5] == "yes" for line in table)
-        assert body[-1] == ["all that ran passed"]
+        count = len(OPERATORS) * 4
+        assert body[-1] == [f"{count} of {count} passed"]
 
     def test_a_failure_is_named_and_fails(self, capsys, monkeypatch):
         monkeypatch.setattr(unfold, "gather", edge_repeated)
@@ -379,6 +384,8 @@ class TestCommand:
         output = capsys.readouterr().out
         assert code == 1
         assert "\naggregation           unfold   float64     1/5" in output
+        failed = "aggregation unfold float64, pairwise_dot_product unfold float64"
+        assert output.endswith(f"\n2 of 4 passed; 2 failed: {failed}\n")
         workload = "aggregation-n2-v4-g2-5x5-square:3,boundary=circular-float64"
         assert f"\nFAILED {workload} on unfold: value is off by " in output
         assert output.count("FAILED") == 8
@@ -405,16 +412,28 @@ class TestCommand:
     def test_a_backend_that_cannot_run_is_listed_with_its_reason(self, capsys, monkeypatch):
         monkeypatch.setattr(unfold, "why_not", lambda *_: "no GPU")
         assert verify.main(["--workloads", "tiny", "--operator", "aggregation", "--dtype", "float32"]) == 0
-        assert line_of("unfold", capsys) == ["aggregation", "unfold", "float32", "-", "-", "-", "no GPU"]
+        output = capsys.readouterr().out
+        assert "unfold cannot run here: no GPU; 1 line not shown (aggregation)" in output
+        assert output.endswith("\n1 of 1 passed\n")
         arguments = ["--workloads", "tiny", "--operator", "aggregation", "--dtype", "float32", "--backend", "unfold"]
         assert verify.main(arguments) == 1
-        assert "\nFAILED aggregation did not run: no GPU\n" in capsys.readouterr().out
+        output = capsys.readouterr().out
+        assert output == (
+            "\nunfold cannot run here: no GPU; 1 line not shown (aggregation)\n\n0 of 0 passed: nothing could run\n"
+        )
+
+    def test_what_cannot_run_is_one_line_per_reason_and_progress_is_seen(self, capsys):
+        assert verify.main(["--workloads", "tiny", "--dtype", "float32", "--backend", "cuda"]) == 1
+        printed = capsys.readouterr()
+        reasons = [line for line in printed.out.splitlines() if line.startswith("cuda cannot run here: ")]
+        assert len(reasons) == 1 or torch.cuda.is_available()
+        assert printed.err.startswith(f"checking {5 * len(OPERATORS)} workloads …\n")
 
     def test_what_runs_only_in_part_shows_both(self, capsys, monkeypatch):
         only = lambda operator, dtype, device, footprint: None if footprint.boundary == "zero" else "zero alone"  # noqa: E731
         monkeypatch.setattr(unfold, "why_not", only)
         assert verify.main(["--workloads", "tiny", "--operator", "aggregation", "--dtype", "float32"]) == 0
-        assert line_of("unfold", capsys)[3::3] == ["1/1", "zero alone"]
+        assert line_of("unfold", capsys)[3::3] == ["1/1", "some not run: zero alone"]
 
     @pytest.mark.parametrize("option", ["operator", "backend", "dtype", "device"])
     def test_a_list_with_an_unknown_name(self, capsys, option):
