@@ -28,10 +28,12 @@ from saprof.operators import BACKENDS
 from saprof.operators.workload import ITEMSIZE
 from saprof.paper import budget, evidence
 from saprof.paper.budget import LIMITED, Budget
-from saprof.quantities import LATENCY, MEMORY, PAPER_FLOPS, PARAMS
+from saprof.paper.shown import PLUS_MINUS
+from saprof.quantities import LATENCY, MEMORY, PAPER_FLOPS, PARAMS, around
 from saprof.records import calibration, environment
 from saprof.records.rows import Row
 from saprof.records.runs import RECORDED, Recorded, read_run
+from saprof.terminal import Column, Table, fitted, paragraphs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +46,8 @@ COLUMNS = (
     "network", "footprint", "ran on", "top-1 in paper", "latency ms", "95 % interval", "peak MB", "params M",
     "FLOPs G (paper)", "note",
 )  # fmt: skip
+LATENCY_COLUMNS = ("latency ms", "95 % interval", "note")
+"""The columns that the terminal shows in another form."""
 CAVEATS = {
     "contended": "other processes took part of the processor, so the latency may be too long",
     "unstable": "the interval of the latency is wider than ± 10 %, so small differences mean nothing",
@@ -100,6 +104,10 @@ def main(argv: list[str] | None = None) -> int:
         print(text.records([line for kept in shown for line in _flat(kept, sources)], arguments.format))
     else:
         tables = [_table(kept, limits, arguments.format) for kept in shown if len(kept)]
+        if arguments.format == "table":  # commands stay in one line, so that they can be copied
+            said, notes = (
+                [line if line.startswith("  python") else paragraphs(line) for line in lines] for lines in (said, notes)
+            )
         print("\n\n".join(["\n".join(said), *tables, "\n".join(notes)]))
     return command.OK if any(map(len, judged)) else command.FAILED
 
@@ -206,7 +214,15 @@ def _table(kept: pd.DataFrame, limits: Budget, form: str) -> str:
     first = kept.iloc[0]
     title = f"{'## ' if form == 'md' else ''}{first['machine']}, ImageNet {first['evaluation_set']}"
     body = [_line(line, limits) for line in kept.to_dict("records")]
-    return f"{title}\n\n{text.align(COLUMNS, body, form)}"
+    if form == "md":
+        return f"{title}\n\n{text.align(COLUMNS, body, form)}"
+    of = dict(zip(COLUMNS, zip(*body, strict=True), strict=True))
+    ends = ("latency_s", "latency_low_s", "latency_high_s")
+    latencies = [around(*(LATENCY.in_unit(line[end]) for end in ends)) for line in kept.to_dict("records")]
+    ranks = {"network": 0, "footprint": 0, "ran on": 0, "top-1 in paper": 0, "peak MB": 1, "params M": 3}
+    columns = [Column(name, of[name], ranks.get(name, 2)) for name in COLUMNS if name not in LATENCY_COLUMNS]
+    columns.insert(4, Column("latency ms", latencies))
+    return fitted(Table(columns, title, of["note"], explained=PLUS_MINUS))
 
 
 def _line(line: Mapping[Any, Any], limits: Budget) -> list[str]:

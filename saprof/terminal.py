@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from saprof.text import align, breadth, is_number, padded, plain
@@ -82,12 +82,6 @@ def laid_out(header: Sequence[str], body: Sequence[Sequence[str]], form: str, mo
         return align(header, body, form)
     columns = [Column(title, [line[place] for line in body]) for place, title in enumerate(header)]
     return fitted(Table(columns), most)
-
-
-def chosen(tables: Iterable[Sequence[Column]], most: int) -> set[str]:
-    """The titles of the columns for which there is room in every one of several tables."""
-    fits = [{column.title for column in _fit(columns, most)[0]} for columns in tables]
-    return set.intersection(*fits) if fits else set()
 
 
 def wrapped(text: str, most: int, indent: int = 0) -> list[str]:

@@ -18,7 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from saprof import command, text
+from saprof import command
+from saprof.terminal import laid_out
 from studies.config import Config, config_of, refuse_empty_paths
 from studies.config import parser as config_parser
 from studies.failures import BadData
@@ -105,13 +106,13 @@ def _counts(classes: Sequence[str], parts: dict[str, Images]) -> str:
     """A table of classes, images, and images per class."""
     counts = {part: images.labels.bincount(minlength=len(classes)).tolist() for part, images in parts.items()}
     rows = [
-        (part, str(sum(count)), _extreme(min, classes, count), _extreme(max, classes, count))
+        (part, f"{sum(count):,}", _extreme(min, classes, count), _extreme(max, classes, count))
         for part, count in counts.items()
     ]
-    table = text.align(("part", "images", "smallest class", "largest class"), rows)
+    table = laid_out(("part", "images", "smallest class", "largest class"), rows, "table")
     if 0 < len(classes) <= FEW:
         each = [(name, *map(str, count)) for name, *count in zip(classes, *counts.values(), strict=True)]
-        table += "\n\n" + text.align(("class", *counts), each)
+        table += "\n\n" + laid_out(("class", *counts), each, "table")
     return f"{len(classes)} classes\n\n{table}"
 
 

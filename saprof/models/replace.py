@@ -18,7 +18,8 @@ from saprof.layers.exactly import changed
 from saprof.layers.local2d import bounded, read
 from saprof.layers.running import around
 from saprof.operators.footprint import Footprint
-from saprof.text import align, counted, unknown
+from saprof.terminal import laid_out
+from saprof.text import counted, unknown
 
 IMAGE_CHANNELS = 4
 """The most channels that an image has."""
@@ -57,9 +58,17 @@ class Replacement:
     def __str__(self) -> str:
         lines = [f"{counted(len(self.replaced), 'convolution')} replaced, {len(self.kept)} kept"]
         if self.replaced:
-            lines += ["", align(("replaced", "before", "after"), [(c.name, c.before, c.after) for c in self.replaced])]
+            lines += [
+                "",
+                laid_out(
+                    ("replaced", "before", "after"), [(c.name, c.before, c.after) for c in self.replaced], "table"
+                ),
+            ]
         if self.kept:
-            lines += ["", align(("kept", "convolution", "reason"), [(k.name, k.before, k.reason) for k in self.kept])]
+            lines += [
+                "",
+                laid_out(("kept", "convolution", "reason"), [(k.name, k.before, k.reason) for k in self.kept], "table"),
+            ]
         return "\n".join(lines)
 
 

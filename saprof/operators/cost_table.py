@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from saprof.markup import tag
-from saprof.text import align, counted
+from saprof.terminal import laid_out
+from saprof.text import counted
 
 
 class Counts(Protocol):
@@ -42,7 +43,7 @@ def line(cost: Counts) -> str:
 def table(cost: Counts, depth: int, form: str) -> str:
     """The network, then its modules down to `depth`, each with its children; `form` is `table` or `md`."""
     body = [["  " * level + name, *map(scaled, _figures(part))] for level, name, part in _parts(cost, depth)]
-    return align(HEADER, body, form)
+    return laid_out(HEADER, body, form)
 
 
 def html(cost: Counts, depth: int) -> str:

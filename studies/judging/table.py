@@ -8,6 +8,7 @@ from typing import Any
 from saprof import text
 from saprof.paper import printed
 from saprof.paper import robustness as printed_robustness
+from saprof.terminal import laid_out
 
 
 def rows(name: str, report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -89,7 +90,7 @@ def _table(group: Sequence[Mapping[str, Any]], cells: Any, form: str) -> str:
     """The table of a group, without columns that are empty in every row."""
     lines = [cells(row) for row in group]
     header = [name for name in lines[0] if any(line[name] for line in lines)]
-    return text.align(header, [[line[name] for name in header] for line in lines], form)
+    return laid_out(header, [[line[name] for name in header] for line in lines], form)
 
 
 def _turned_cells(row: Mapping[str, Any]) -> dict[str, str]:

@@ -14,8 +14,8 @@ from functools import cache
 from statistics import fmean
 from typing import Any
 
-from saprof import text
 from saprof.models.catalogue import named_model
+from saprof.terminal import laid_out, paragraphs
 from studies.config import Config
 from studies.reproduction.executors import Task
 from studies.reproduction.miniatures import SIDES
@@ -99,12 +99,12 @@ def budget(tasks: Sequence[Task], *, jobs: int, gpus: int, bandwidth: float) -> 
         hours = "" if each is None else f"{left * each / 3600:.2f}"
         body.append([name, f"{len(group)}", f"{left}", hours, f"{memory(group[0].config, gpus) / 2**30:.2f}"])
     place = "per GPU" if not small else "per run"
-    table = text.align(["network", "runs", "left", "hours left", f"GiB {place}"], body)
+    table = laid_out(["network", "runs", "left", "hours left", f"GiB {place}"], body, "table")
     known = bool(measured) or not small
     lines = [table, "", f"{len(tasks)} runs: {finished} finished, {len(tasks) - finished} left"]
     lines.append(_hours(total, bool(measured), jobs, bandwidth) if known else "hours: unknown, no run is finished here")
     lines.append("memory: kept for the backward pass, attention composed, and 4 times the weights; from shapes alone")
-    return "\n".join(lines)
+    return "\n".join([lines[0], *map(paragraphs, lines[1:])])
 
 
 def _hours(total: float, measured: bool, jobs: int, bandwidth: float) -> str:
