@@ -148,6 +148,7 @@ class TestFolder:
     def _path(self, monkeypatch, tmp_path):
         self.cache = numba.kernels_of("cpu", "frames").fold_tiles._cache
         self.path = tmp_path / "new"
+        monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
         monkeypatch.setattr(type(self.cache), "cache_path", property(lambda cache: self.path and str(self.path)))
 
     def test_is_made(self):
@@ -165,6 +166,11 @@ class TestFolder:
 
         monkeypatch.setattr(ahead.tempfile, "TemporaryFile", full)
         with pytest.raises(ahead.CannotBuild, match=r"\(No space left on device\); set NUMBA_CACHE_DIR"):
+            ahead.folder()
+
+    def test_other_than_the_chosen_one_is_refused(self, monkeypatch):
+        monkeypatch.setenv("NUMBA_CACHE_DIR", "/chosen")
+        with pytest.raises(ahead.CannotBuild, match="NUMBA_CACHE_DIR is /chosen, which cannot be written to"):
             ahead.folder()
 
     def test_that_does_not_exist_cannot_be_written(self):
