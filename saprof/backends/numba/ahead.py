@@ -160,7 +160,7 @@ def folder() -> str:
         raise CannotBuild(next(iter(str(warning.message) for warning in caught), "no folder can be written to"))
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     if chosen and not Path(path).is_relative_to(chosen):
-        raise CannotBuild(f"NUMBA_CACHE_DIR is {chosen}, which cannot be written to; expected a folder that can")
+        raise CannotBuild(f"NUMBA_CACHE_DIR is {chosen}, which cannot be written to; expected one that can be")
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path) as file:
