@@ -32,7 +32,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import prange
 
-from kernels_numba.compiled import compiled, part
+from kernels_numba.compiled import compiled, or_empty, part
 from kernels_numba.cpu.frames import (
     BLOCK,
     SLACK,
@@ -639,6 +639,79 @@ def _statistics_backward(upstream, inputs, transposed, gradients, memory, plan, 
                     _relate_gradient(scratch, found, plan, views, tile, chunk, first, rows)
 
 
+# In training, the first layer is an operator of its own, and so are the last layer and the aggregation. What is between
+# them has one value per centre and channel, and is no part of a kernel.
+
+
+@compiled
+def _hidden(inputs, hidden, memory, plan, view, centres, own):
+    for thread in prange(plan.threads):
+        views = Views(view, centres, own)
+        mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
+        for item in range(mine[0], mine[1]):
+            tile = _begin(scratch, plan, own, item, mine[0])
+            _first(scratch, inputs, plan, views, tile)
+            _write_rows(scratch, plan.hidden, hidden, plan.widths[1], plan, own, tile)
+
+
+@compiled
+def _hidden_backward(gradient, inputs, transposed, gradients, memory, plan, view, centres, own):
+    for thread in prange(plan.threads):
+        views = Views(view, centres, own)
+        mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
+        found, outputs = _of_thread(gradients, thread), plan.widths[1]
+        for item in range(mine[0], mine[1]):
+            tile = _begin(scratch, plan, own, item, mine[0])
+            _clear_frames(found, plan, views, item)
+            _frames(scratch, plan.hidden_gradient, gradient, outputs, range(outputs), own, tile)
+            _keep_gradient(scratch, inputs, transposed, found, plan, views, tile)
+
+
+@compiled
+def _weighted(inputs, y, memory, plan, view, own):
+    for thread in prange(plan.threads):
+        views, depth = Views(view, own, own), plan.widths[1]
+        mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
+        for item in range(mine[0], mine[1]):
+            tile = _begin(scratch, plan, own, item, mine[0])
+            _frames(scratch, plan.top, inputs.centres, depth, range(depth), own, tile)
+            for group in range(plan.groups):
+                alpha = _weigh(scratch, inputs, plan, tile, group)
+                _aggregate(scratch, alpha, inputs, y, plan, views, tile, group)
+
+
+@compiled
+def _weighted_backward(gradient, inputs, transposed, hidden_gradient, gradients, memory, plan, view, own):
+    for thread in prange(plan.threads):
+        views, depth = Views(view, own, own), plan.widths[1]
+        mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
+        found = _of_thread(gradients, thread)
+        for item in range(mine[0], mine[1]):
+            tile = _begin(scratch, plan, own, item, mine[0])
+            _clear_frames(found, plan, views, item)
+            _frames(scratch, plan.top, inputs.centres, depth, range(depth), own, tile)
+            for group in range(plan.groups):
+                alpha = _weigh(scratch, inputs, plan, tile, group)
+                _aggregate_gradient(
+                    scratch, alpha, plan.chunk_gradient, inputs, gradient, found, plan, views, tile, group
+                )  # fmt: skip
+                _weigh_gradient(scratch, transposed, 0, found, plan, tile, group)
+            if hidden_gradient.size:
+                _write_rows(scratch, plan.top_gradient, hidden_gradient, depth, plan, own, tile)
+
+
+@part
+def _write_rows(memory, at, map_, channels, plan, own, tile):
+    """Write rows of a tile to the centres of a map; the transpose of reading them with `_frames`."""
+    height = tile.lines // tile.images
+    start = tile.image * channels * own.h * own.w + tile.index * own.rows.shape[1] * own.w
+    for channel in range(channels):
+        for i in range(tile.images):
+            to, here = start + (i * channels + channel) * own.h * own.w, at + channel * plan.step + i * own.apart
+            for x in range(0, height * own.w, lanes(memory)):
+                write(map_, to + x, load(memory, here + x), height * own.w - x)
+
+
 @part
 def _of_thread(gradients, thread):
     """The gradients with the sums of one thread, which begin with 0."""
@@ -815,6 +888,54 @@ def patchwise_statistics_backward(
         plan,
         views,
     )
+
+
+def patchwise_hidden(centres, map_, scale, shift, parameters, hidden, widths, kind, work):
+    plan, views = _plan(kind, map_, 0, widths, 1, False, work)
+    inputs = _flat(centres, map_, work.empty(0), scale, shift, parameters)
+    _hidden(inputs, hidden.reshape(-1), work.empty(plan.threads, plan.memory), plan, *views)
+
+
+def patchwise_hidden_backward(
+    gradient, centres, map_, scale, shift, parameters,
+    centres_gradient, map_gradient, scale_gradient, shift_gradient, parameters_gradient,
+    widths, kind, work,
+):  # fmt: skip
+    plan, views = _plan(kind, map_, 0, widths, 1, True, work)
+    inputs = _flat(centres, map_, work.empty(0), scale, shift, parameters)
+    maps = centres_gradient, map_gradient, None
+    gradients = _gradients(inputs, maps, plan, views, work)
+    _hidden_backward(
+        gradient.reshape(-1), inputs, transpose(parameters, widths, work.empty), gradients,
+        work.empty(plan.threads, plan.memory), plan, *views,
+    )  # fmt: skip
+    _add_up(gradients, maps, (scale_gradient, shift_gradient, parameters_gradient), plan, views)
+
+
+def patchwise_weighted(hidden, beta, parameters, y, widths, work):
+    inputs, plan, views = _weighted_call(hidden, beta, parameters, widths, False, work)
+    _weighted(inputs, y.reshape(-1), work.empty(plan.threads, plan.memory), plan, views.map, views.own)
+
+
+def patchwise_weighted_backward(
+    gradient, hidden, beta, parameters, hidden_gradient, beta_gradient, parameters_gradient, widths, work
+):  # fmt: skip
+    inputs, plan, views = _weighted_call(hidden, beta, parameters, widths, True, work)
+    maps = None, None, beta_gradient
+    gradients = _gradients(inputs, maps, plan, views, work)
+    _weighted_backward(
+        gradient.reshape(-1), inputs, transpose(parameters, widths, work.empty),
+        or_empty(hidden_gradient, 3, work).reshape(-1), gradients,
+        work.empty(plan.threads, plan.memory), plan, views.map, views.own,
+    )  # fmt: skip
+    _add_up(gradients, maps, (None, None, parameters_gradient), plan, views)
+
+
+def _weighted_call(hidden, beta, parameters, widths, backward, work):
+    """Inputs, plan and views: the rows of `hidden` are the outputs of a layer that is kept and has no inputs."""
+    plan, views = _plan("concatenation", beta[:, :1], beta.shape[1], [0, *widths], 1, backward, work)
+    nothing = work.empty(0)
+    return _flat(hidden, nothing, beta, nothing, nothing, parameters), plan, views
 
 
 def _flat(*arrays):

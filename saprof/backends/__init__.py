@@ -2,8 +2,9 @@
 
 A backend is a module with three functions. `kernel(operator)` returns the function that computes the operator from its
 inputs and a footprint, or None if there is none. `statistics(attention)` returns the function that computes the
-statistics of a fused attention. `why_not` returns the reason why the backend cannot compute, or None. A backend
-computes or raises; only `backend="auto"` may choose another.
+statistics of a fused attention. A backend may also have `training(attention, device)`, which returns the function that
+computes a fused attention in training, or None. `why_not` returns the reason why the backend cannot compute, or None.
+A backend computes or raises; only `backend="auto"` may choose another.
 """
 
 from __future__ import annotations
@@ -68,6 +69,26 @@ def run_statistics(
         )
     checked = _check(operator, named, backend)
     return _dispatch(f"{operator.name}_statistics", [checked], _text(operator, footprint), backend)
+
+
+def run_in_training(
+    operator: Attention, *inputs: Tensor, eps: Sequence[float], footprint: Footprint | int | str, backend: str = "auto"
+) -> list[Tensor]:
+    """The attention whose batch norms use the statistics of the batch, then the mean and the biased variance of every
+    norm.
+
+    `inputs` are those of `run`, with the weight and bias of each norm in place of its scale and shift; `eps` has the ε
+    of each norm. Raises like `run`, and Unsupported where `in_parts` is false.
+    """
+    operator.check_count(inputs)
+    checked = _check(operator, [(name, x) for (name, _), x in zip(operator.inputs, inputs, strict=True)], backend)
+    return _dispatch(f"{operator.name}_training", [checked, list(eps)], _text(operator, footprint), backend)
+
+
+def in_parts(backend: str, operator: Attention, device: str) -> bool:
+    """Whether `backend` computes the attention in training by `run_in_training`, without a second run of γ's layers."""
+    module = BACKENDS[backend]
+    return hasattr(module, "training") and module.training(operator, device) is not None
 
 
 def why_not(backend: str, operator: Operator, dtype: torch.dtype, device: str, footprint: Footprint) -> str | None:
@@ -203,6 +224,8 @@ def register(operator: Operator) -> None:
     _compose(library, operator.name, compute)
     if isinstance(operator, Attention):
         _register_statistics(library, operator)
+        if operator.family == "patchwise":
+            _register_training(library, operator)
 
 
 def _register_statistics(library: torch.library.Library, operator: Attention) -> None:
@@ -224,6 +247,24 @@ def _compose(library: torch.library.Library, name: str, compute: Callable[..., A
     _entries[name] = compute
     for key in ("CompositeImplicitAutograd", "FuncTorchDynamicLayerFrontMode"):
         library.impl(name, compute, key)
+
+
+def _register_training(library: torch.library.Library, operator: Attention) -> None:
+    name = f"{operator.name}_training"
+
+    def compute(inputs: list[Tensor], eps: list[float], text: str, backend: str) -> list[Tensor]:
+        footprint = Footprint.parse(text)
+        operator.bind([x.shape for x in inputs], footprint)
+        device = inputs[0].device.type
+        chosen = choose(operator, inputs[0].dtype, device, footprint, backend)
+        if not in_parts(chosen, operator, device):
+            raise Unsupported(
+                f"{operator.name}: {chosen} does not compute it in parts; expected run_statistics and run"
+            )
+        return BACKENDS[chosen].training(operator, device)(*inputs, eps, footprint)
+
+    library.define(f"{name}(Tensor[] inputs, float[] eps, str footprint, str backend) -> Tensor[]")
+    _compose(library, name, compute)
 
 
 for_every_operator(register)

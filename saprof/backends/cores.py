@@ -9,6 +9,9 @@
     patchwise   y_i = Σ_j γ(rows_i)_j ⊙ β_j. The rows are max(0, scale ⊙ δ + shift). For the concatenation δ_i is
                 ψ_R(i), and the rows start with `centres`, unchanged. For the star product `centres` are φ at the
                 centres; for the clique product they are the whole map φ.
+    parts       In training, the statistics of γ's second layer need the outputs of the first, (n, e, p). The patchwise
+                attention is then two cores: `hidden` gives the outputs of the first linear, `weighted` computes
+                y_i = Σ_j (W·hidden_i + b)_j ⊙ β_j. Torch computes what is between them.
     statistics  Mean and biased variance of γ over images, centres and, if pairwise, taps. Without linears they are
                 those of the rows before ρ, or of δ.
 
@@ -52,7 +55,13 @@ class StandAloneOptions(NamedTuple):
     widths: tuple[int, ...]
 
 
-Options = PairwiseOptions | PatchwiseOptions | StandAloneOptions
+class WeightedOptions(NamedTuple):
+    """The options of the second part of a patchwise core, as its kernels take them."""
+
+    widths: tuple[int, ...]
+
+
+Options = PairwiseOptions | PatchwiseOptions | StandAloneOptions | WeightedOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +142,20 @@ def _stand_alone_attention(shapes: Sequence[Shape | None], widths: Sequence[int]
     return _attention(beta, StandAloneOptions(tuple(widths)), text, macs)
 
 
+def _patchwise_hidden(shapes: Sequence[Shape], widths: Sequence[int], relation: str, text: str) -> Plan:
+    footprint, (n, r, h, w) = Footprint.parse(text), shapes[1]
+    p, (rows, outputs) = math.prod(footprint.output_size(h, w)), widths
+    macs = rows * (outputs + (0 if relation == "concatenation" else r))
+    return Plan([(n, outputs, p)], n * p * macs, (PatchwiseOptions(tuple(widths), relation), footprint))
+
+
+def _patchwise_weighted(shapes: Sequence[Shape], widths: Sequence[int], text: str) -> Plan:
+    footprint, (n, v, h, w), (depth, outputs) = Footprint.parse(text), shapes[1], widths
+    p = math.prod(footprint.output_size(h, w))
+    macs = depth * outputs + footprint.taps * v
+    return Plan([(n, v, p)], n * p * macs, (WeightedOptions(tuple(widths)), footprint))
+
+
 _PAIRWISE, _PATCHWISE = "bool rectified", "str kind"
 
 CORES = (
@@ -166,13 +189,20 @@ CORES = (
     ),
 )
 
-KERNELS = {kernel: core for core in CORES for kernel in (core.name, core.backward)}
+PARTS = (
+    _core("patchwise", "hidden", "centres map scale shift parameters", _PATCHWISE, _patchwise_hidden),
+    _core("patchwise", "weighted", "hidden beta parameters", "", _patchwise_weighted),
+)
+"""The two parts of the patchwise attention in training, for backends on a CPU."""
+
+KERNELS = {kernel: core for core in (*CORES, *PARTS) for kernel in (core.name, core.backward)}
 """The core that each kernel belongs to, by the name of the kernel."""
 
 
-def register_all(kernels: Kernels) -> None:
-    """Define the cores of a backend. It runs a kernel as run(name, arrays, options, footprint)."""
-    for core in CORES:
+def register_all(kernels: Kernels, *, parts: bool = False) -> None:
+    """Define the cores of a backend, and the `parts` of the patchwise attention if it has kernels for them. It runs a
+    kernel as run(name, arrays, options, footprint)."""
+    for core in (*CORES, *(PARTS if parts else ())):
         register(kernels, core)
 
 

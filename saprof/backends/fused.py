@@ -55,6 +55,19 @@ def statistics(backend: str, operator: Attention) -> Callable[..., tuple[Tensor,
     return run
 
 
+def training(backend: str, operator: Attention) -> Callable[..., list[Tensor]]:
+    """A patchwise attention whose batch norms use the statistics of the batch, as a function of tensors, the ε of each
+    norm, and a footprint; `saprof.backends.run_in_training` describes it."""
+
+    def run(*arguments: Any) -> list[Tensor]:
+        *inputs, eps, footprint = arguments
+        cores = getattr(torch.ops, f"saprof_{backend}")
+        y, *statistics = _in_parts(cores, operator, operator.roles(_widened(inputs)), eps, footprint)
+        return [y.unflatten(2, footprint.output_size(*inputs[0].shape[-2:])).to(inputs[0].dtype), *statistics]
+
+    return run
+
+
 def _widened(inputs: Sequence[Tensor]) -> list[Tensor]:
     """The inputs in float64 if the first has this dtype, else in float32."""
     wide = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
@@ -179,6 +192,89 @@ def _patchwise(cores: Any, relation: str, inputs: Roles, footprint: Footprint) -
     if inputs.beta is None:
         return cores.patchwise_statistics(centres, psi, *facts)
     return cores.patchwise_attention(centres, psi, inputs.beta, *facts)
+
+
+def _in_parts(
+    cores: Any, operator: Attention, inputs: Roles, eps: Sequence[float], footprint: Footprint
+) -> list[Tensor]:
+    """y, then the mean and the biased variance of every norm.
+
+    The first linear runs once, and its gradient is as cheap as that of a convolution. The statistics of each later norm
+    then need no kernel. A backward that computes the first linear again for every norm takes nearly three times as many
+    products.
+    """
+    relation, psi = operator.delta.relation, inputs.psi
+    first, *others = inputs.steps
+    found = _first_statistics(cores, relation, inputs, footprint)
+    scale, shift = _affine(first, *found, eps[0])
+    centres, before = inputs.phi, 0
+    if relation != "clique_product":
+        centres = _centres(centres, footprint)
+    if relation == "concatenation":
+        before = centres.shape[1]
+        centres = torch.addcmul(shift[:before, None], centres, scale[:before, None]).relu()
+    weight = first.weight.flatten(0, -2)
+    hidden = cores.patchwise_hidden(
+        centres, psi, scale[before:], shift[before:], _flat([(weight, weight.new_zeros(len(weight)))], psi),
+        [weight.shape[1], len(weight)], relation, str(footprint),
+    )  # fmt: skip
+    for number, (step, one) in enumerate(zip(others, eps[1:], strict=True), start=1):
+        variance, mean = torch.var_mean(hidden, (0, 2), correction=0)
+        found += [mean, variance]
+        scale, shift = _affine(step, mean, variance, one)
+        hidden = torch.addcmul(shift[:, None], hidden, scale[:, None]).relu()
+        if number < len(others):
+            hidden = step.weight.flatten(0, -2) @ hidden
+    layer = others[-1].weight.flatten(0, -2), inputs.bias.flatten()
+    widths = [hidden.shape[1], len(layer[0])]
+    return [cores.patchwise_weighted(hidden, inputs.beta, _flat([layer], psi), widths, str(footprint)), *found]
+
+
+def _first_statistics(cores: Any, relation: str, inputs: Roles, footprint: Footprint) -> list[Tensor]:
+    """Mean and biased variance of δ."""
+    if relation != "concatenation":
+        return [*_patchwise(cores, relation, inputs._replace(steps=(), beta=None), footprint)]
+    variance, mean = torch.var_mean(_centres(inputs.phi, footprint), (0, 2), correction=0)
+    return [torch.cat(pair) for pair in zip((mean, variance), _of_taps(inputs.psi, footprint), strict=True)]
+
+
+def _of_taps(map_: Tensor, footprint: Footprint) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of a map at every tap, over images and centres: an element per channel and tap.
+
+    A tap reads the position (a, b) as often as its row offset reads row a, times as often as its column offset reads
+    column b. So the images are added up first, then the rows, then the columns, and nothing has an element per tap and
+    centre. The mean of a channel is subtracted before, so that squares lose no digits.
+    """
+    (n, _, h, w), (oh, ow) = map_.shape, footprint.output_size(*map_.shape[2:])
+    middle = map_.detach().mean((0, 2, 3))
+    apart = map_ - middle[:, None, None]
+    by_row, row_of = _reads([y for y, _ in footprint.offsets], footprint.rows(h), h, map_)
+    by_column, column_of = _reads([x for _, x in footprint.offsets], footprint.columns(w), w, map_)
+    outside = oh * ow - (by_row.sum(1)[row_of] * by_column.sum(1)[column_of])  # centres whose tap reads 0
+    middle = middle.double()[:, None]
+
+    def over_centres(x: Tensor, elsewhere: Tensor) -> Tensor:
+        rows = (by_row[:, :, None] * x.sum(0, dtype=torch.float64)[:, None]).sum(2)  # r, row offsets, w
+        sums = (by_column * rows[:, :, None]).sum(3)  # r, row offsets, column offsets
+        return (sums[:, row_of, column_of] + n * outside * elsewhere) / (n * oh * ow)
+
+    mean, square = over_centres(apart, -middle), over_centres(apart.square(), middle.square())
+    found = (mean + middle).flatten(), (square - mean.square()).clamp_min(0).flatten()
+    return found[0].to(map_.dtype), found[1].to(map_.dtype)
+
+
+def _reads(offsets: Sequence[int], table: Tensor, side: int, like: Tensor) -> tuple[Tensor, list[int]]:
+    """How often each distinct offset reads each row, and the number of the distinct offset of each tap. `table` has
+    the row that a tap reads, for every row of centres."""
+    distinct = [*dict.fromkeys(offsets)]
+    times = (table[[offsets.index(one) for one in distinct], :, None] == torch.arange(side, device="cpu")).sum(1)
+    return times.to(like.device, torch.float64), [distinct.index(one) for one in offsets]
+
+
+def _affine(norm: Step, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The scale and shift of a norm that has this weight and bias."""
+    scale = norm.scale * torch.rsqrt(variance + eps)
+    return scale, norm.shift - mean * scale
 
 
 def _centres(map_: Tensor, footprint: Footprint) -> Tensor:

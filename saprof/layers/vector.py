@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.backends import run, run_statistics
+from saprof.backends import in_parts, run, run_in_training, run_statistics
 from saprof.backends.taps import softmax
 from saprof.layers.config import AttentionConfig
 from saprof.layers.exactly import as_written, not_linear, not_mapping, overridden, watch
@@ -216,8 +216,30 @@ class PatchwiseAttention(VectorAttention):
         self.gamma = mapping([width, *hidden, self.groups * self.footprint.taps])
         self.taps = self.footprint.taps
 
-    fuse = VectorAttention.fuse
-    """It computes what this class's `alpha` does. It is not used in a subclass that only overrides `alpha`."""
+    def fuse(self, phi: Tensor, psi: Tensor, beta: Tensor, backend: str) -> Float[Tensor, "n v h w"]:
+        """The attention as one operator; in training in two parts where the backend can, so that no layer of γ runs
+        twice. It computes what this class's `alpha` does."""
+        fused, steps = self.fused_operator, list(self.steps())
+        assert fused is not None
+        if not in_parts(backend, fused, phi.device.type) or not all(_of_batch(norm) for norm, _ in steps):
+            return super().fuse(phi, psi, beta, backend)
+        parameters, unread, samples = [], self.first_channel, self.samples(phi)
+        for norm, weight in steps:
+            _need_samples(samples)
+            given = (*_weight_and_bias(norm, weight), weight)
+            parameters += [F.pad(x, (unread, 0)) for x in given] if unread else given
+            unread = 0
+        last: Any = self.gamma[-1]
+        parameters[-1] = parameters[-1].view(*self.outputs, -1)
+        y, *found = run_in_training(
+            fused, phi, psi, beta, *parameters, last.bias.view(self.outputs),
+            eps=[norm.eps for norm, _ in steps], footprint=self.footprint, backend=backend,
+        )  # fmt: skip
+        found[:2] = (x[self.first_channel :] for x in found[:2])
+        for (norm, _), mean, variance in zip(steps, found[::2], found[1::2], strict=True):
+            if norm.training and norm.track_running_stats:
+                _follow(norm, mean, variance, samples)
+        return y
 
     def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.footprint.taps != self.taps:
@@ -241,11 +263,8 @@ def affine(norm: nn.BatchNorm2d, statistics: Callable[[], tuple[Tensor, ...]], s
     """The scale and shift of a batch norm. In training they are computed from the batch's `statistics`, the mean and
     biased variance over `samples` values, and the running statistics are updated as in torch."""
     mean, variance = norm.running_mean, norm.running_var
-    if norm.training or mean is None or variance is None:
-        if samples < 2:
-            raise ValueError(
-                "a batch norm of γ sees one value per channel in training; expected more, to have a variance"
-            )
+    if _of_batch(norm) or mean is None or variance is None:
+        _need_samples(samples)
         mean, variance = statistics()
         if norm.training and norm.track_running_stats:
             _follow(norm, mean, variance, samples)
@@ -253,6 +272,23 @@ def affine(norm: nn.BatchNorm2d, statistics: Callable[[], tuple[Tensor, ...]], s
     if norm.weight is not None:
         scale = norm.weight * scale
     return scale, -mean * scale if norm.bias is None else norm.bias - mean * scale
+
+
+def _of_batch(norm: nn.BatchNorm2d) -> bool:
+    """Whether a batch norm uses the statistics of the batch."""
+    return norm.training or norm.running_mean is None or norm.running_var is None
+
+
+def _need_samples(samples: int) -> None:
+    if samples < 2:
+        raise ValueError("a batch norm of γ sees one value per channel in training; expected more, to have a variance")
+
+
+def _weight_and_bias(norm: nn.BatchNorm2d, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight and bias of a batch norm; 1 and 0 if it has none."""
+    size = norm.num_features
+    weight = like.new_ones(size) if norm.weight is None else norm.weight
+    return weight, like.new_zeros(size) if norm.bias is None else norm.bias
 
 
 @torch.no_grad()

@@ -43,6 +43,7 @@ __all__ = [
     "recorded",
     "statistics",
     "threads_set_to",
+    "training",
     "why_no_gpu",
     "why_no_threads",
     "why_not",
@@ -78,6 +79,12 @@ def kernel(operator: Operator) -> Callable[..., Tensor] | None:
 
 def statistics(operator: Attention) -> Callable[..., tuple[Tensor, Tensor]]:
     return fused.statistics("numba", operator)
+
+
+def training(operator: Attention, device: str) -> Callable[..., list[Tensor]] | None:
+    """The function that computes the attention in training in two parts, or None."""
+    in_parts = operator.family == "patchwise" and operator.mapping != "l" and device == "cpu"
+    return fused.training("numba", operator) if in_parts else None
 
 
 @cache
@@ -155,4 +162,4 @@ _KERNELS = {
 }
 """The operators with a kernel of their own, by name."""
 
-cores.register_all(Kernels("numba", _run_core, empty=empty))
+cores.register_all(Kernels("numba", _run_core, empty=empty), parts=True)
