@@ -26,6 +26,7 @@ chunks stay in the first-level cache, take 0.67 µs a centre; tiles of 224, whic
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -757,10 +758,15 @@ def _fold_frames(frames, map_, channels, plan, view):
 
 def _plan(kind, map_, v, widths, kept, backward, work):
     """The plan of a call, and its views."""
-    (n, r, h, w), concatenates = map_.shape, kind == "concatenation"
-    images, height = _tiling(n, work)
-    own = _own(images, height, work)
-    view = _view(work.tiles(height), images, h, w)
+    return _planned(kind, map_.shape, v, tuple(widths), kept, backward, work.places)
+
+
+@lru_cache(maxsize=256)
+def _planned(kind, shape, v, widths, kept, backward, places):
+    (n, r, h, w), concatenates = shape, kind == "concatenation"
+    images, height = _tiling(n, places)
+    own = _own(images, height, places)
+    view = _view(places.lookups(height), images, h, w)
     centres = view if kind == "clique_product" else own
     k, tiles = len(view.taps), len(view.rows)
     groups = widths[-1] // k if v else 0
@@ -787,8 +793,8 @@ def _plan(kind, map_, v, widths, kept, backward, work):
         starts = np.arange(k) * own.step
     before = sum(widths[1:kept]) * own.step
     plan = Plan(
-        n=n, r=r, v=v, groups=groups, taps=k, threads=work.threads, items=-(-n // images) * tiles, tiles=tiles,
-        images=images, width=work.width, columns=images * height * work.width, step=own.step,
+        n=n, r=r, v=v, groups=groups, taps=k, threads=places.threads, items=-(-n // images) * tiles, tiles=tiles,
+        images=images, width=places.width, columns=images * height * places.width, step=own.step,
         widths=np.array(widths, np.int64), kept=kept, lead=r if concatenates else 0,
         rows=(r if concatenates else chunks) * k, chunks=chunks, starts=starts,
         lines=view.lines if concatenates else own.lines, floor=0.0 if kept else -np.inf, memory=memory,
@@ -797,18 +803,18 @@ def _plan(kind, map_, v, widths, kept, backward, work):
     return plan, Views(view, centres, own)
 
 
-def _tiling(n, work):
+def _tiling(n, places):
     """The number of images in a tile, and of lines of each image, that give the busiest thread the fewest columns.
 
     The columns include the padding of vectors and the cost of a tile.
     """
-    lines = [(1, height) for height in range(1, work.height + 1) if height * work.width <= COLUMNS]
-    whole = [(images, work.height) for images in range(2, n + 1) if images * work.height * work.width <= COLUMNS]
+    lines = [(1, height) for height in range(1, places.height + 1) if height * places.width <= COLUMNS]
+    whole = [(images, places.height) for images in range(2, n + 1) if images * places.height * places.width <= COLUMNS]
 
     def columns(shape):
         images, height = shape
-        items = -(-n // images) * -(-work.height // height)
-        return -(-items // work.threads) * (-(-images * height * work.width // 8) * 8 + HALO)
+        items = -(-n // images) * -(-places.height // height)
+        return -(-items // places.threads) * (-(-images * height * places.width // 8) * 8 + HALO)
 
     return min(lines + whole, key=columns, default=(1, 1))
 
@@ -820,14 +826,14 @@ def _view(frame, images, h, w):
     return View(rows, columns, begin, end, taps, order, lines, size, row_step(images * size + 7), h, w)
 
 
-def _own(images, height, work):
+def _own(images, height, places):
     """The view of an array with one value per centre: its only tap is the centre, and lines follow each other."""
-    tiles, width = -(-work.height // height), work.width
+    tiles, width = -(-places.height // height), places.width
     rows = np.arange(tiles * height).reshape(tiles, height)
-    rows[rows >= work.height] = -1
+    rows[rows >= places.height] = -1
     lines = np.arange(images * height) * width
     step, centre = row_step(images * height * width + 7), np.zeros(1, np.int64)
-    return View(rows, np.arange(width), 0, width, centre, centre, lines, height * width, step, work.height, width)
+    return View(rows, np.arange(width), 0, width, centre, centre, lines, height * width, step, places.height, width)
 
 
 # The entry points: arrays, then the widths of the layers, the kind of relation, and the work (facts, lookups, memory).

@@ -36,6 +36,13 @@ class Unsupported(ValueError):
     """The backend cannot compute this operator on these inputs."""
 
 
+def constant(function: Function) -> Function:
+    """`torch.compiler.assume_constant_result` without the import of the compiler, which takes two seconds. The compiler
+    calls the function while it traces, and keeps the result."""
+    function.__dict__["_dynamo_marked_constant"] = True
+    return function
+
+
 def run(operator: Operator, *inputs: Tensor, footprint: Footprint | int | str, backend: str = "auto") -> Tensor:
     """Compute `operator` on `inputs`, given in the order of its declaration. The footprint may also be a size such as 7
     or text such as "disk:9". `backend="auto"` uses the first that can compute it.
@@ -85,6 +92,7 @@ def run_in_training(
     return _dispatch(f"{operator.name}_training", [checked, list(eps)], _text(operator, footprint), backend)
 
 
+@constant
 def in_parts(backend: str, operator: Attention, device: str) -> bool:
     """Whether `backend` computes the attention in training by `run_in_training`, without a second run of γ's layers."""
     module = BACKENDS[backend]
@@ -136,13 +144,6 @@ def _text(operator: Operator, footprint: Footprint | int | str) -> str:
         return _read(footprint)
     except ValueError as error:
         raise ValueError(f"{operator.name}: {error}") from None
-
-
-def constant(function: Function) -> Function:
-    """`torch.compiler.assume_constant_result` without the import of the compiler, which takes two seconds. The compiler
-    calls the function while it traces, and keeps the result."""
-    function.__dict__["_dynamo_marked_constant"] = True
-    return function
 
 
 @constant
@@ -258,9 +259,7 @@ def _register_training(library: torch.library.Library, operator: Attention) -> N
         device = inputs[0].device.type
         chosen = choose(operator, inputs[0].dtype, device, footprint, backend)
         if not in_parts(chosen, operator, device):
-            raise Unsupported(
-                f"{operator.name}: {chosen} does not compute it in parts; expected run_statistics and run"
-            )
+            raise Unsupported(f"{name}: {chosen} has no kernels for it; expected run_statistics and run")
         return BACKENDS[chosen].training(operator, device)(*inputs, eps, footprint)
 
     library.define(f"{name}(Tensor[] inputs, float[] eps, str footprint, str backend) -> Tensor[]")

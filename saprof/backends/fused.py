@@ -10,8 +10,10 @@ computed in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -205,8 +207,9 @@ def _in_parts(
     """
     relation, psi = operator.delta.relation, inputs.psi
     first, *others = inputs.steps
-    found = _first_statistics(cores, relation, inputs, footprint)
-    scale, shift = _affine(first, *found, eps[0])
+    mean, variance = _first_statistics(cores, relation, inputs, footprint)
+    found = [mean, variance]
+    scale, shift = _affine(first, mean, variance, eps[0])
     centres, before = inputs.phi, 0
     if relation != "clique_product":
         centres = _centres(centres, footprint)
@@ -246,29 +249,32 @@ def _of_taps(map_: Tensor, footprint: Footprint) -> tuple[Tensor, Tensor]:
     centre. The mean of a channel is subtracted before, so that squares lose no digits.
     """
     (n, _, h, w), (oh, ow) = map_.shape, footprint.output_size(*map_.shape[2:])
+    (by_row, row_of), (by_column, column_of) = (
+        (_on(times, map_), _on(of, map_)) for times, of in (_reads(footprint, h, 0), _reads(footprint, w, 1))
+    )
+    outside = oh * ow - by_row.sum(1)[row_of] * by_column.sum(1)[column_of]  # centres whose tap reads 0
     middle = map_.detach().mean((0, 2, 3))
     apart = map_ - middle[:, None, None]
-    by_row, row_of = _reads([y for y, _ in footprint.offsets], footprint.rows(h), h, map_)
-    by_column, column_of = _reads([x for _, x in footprint.offsets], footprint.columns(w), w, map_)
-    outside = oh * ow - (by_row.sum(1)[row_of] * by_column.sum(1)[column_of])  # centres whose tap reads 0
-    middle = middle.double()[:, None]
-
-    def over_centres(x: Tensor, elsewhere: Tensor) -> Tensor:
-        rows = (by_row[:, :, None] * x.sum(0, dtype=torch.float64)[:, None]).sum(2)  # r, row offsets, w
-        sums = (by_column * rows[:, :, None]).sum(3)  # r, row offsets, column offsets
-        return (sums[:, row_of, column_of] + n * outside * elsewhere) / (n * oh * ow)
-
-    mean, square = over_centres(apart, -middle), over_centres(apart.square(), middle.square())
-    found = (mean + middle).flatten(), (square - mean.square()).clamp_min(0).flatten()
+    over_images = torch.stack([apart.sum(0, dtype=torch.float64), apart.square().sum(0, dtype=torch.float64)])
+    rows = (by_row[:, :, None] * over_images[:, :, None]).sum(3)  # 2 r, distinct row offsets, w
+    sums = (by_column * rows[:, :, :, None]).sum(4)  # 2 r, distinct row and column offsets
+    elsewhere = -middle.double()[:, None]
+    elsewhere = torch.stack([elsewhere, elsewhere.square()])
+    mean, square = (sums[:, :, row_of, column_of] + n * outside * elsewhere) / (n * oh * ow)
+    found = (mean - elsewhere[0]).flatten(), (square - mean.square()).clamp_min(0).flatten()
     return found[0].to(map_.dtype), found[1].to(map_.dtype)
 
 
-def _reads(offsets: Sequence[int], table: Tensor, side: int, like: Tensor) -> tuple[Tensor, list[int]]:
-    """How often each distinct offset reads each row, and the number of the distinct offset of each tap. `table` has
-    the row that a tap reads, for every row of centres."""
-    distinct = [*dict.fromkeys(offsets)]
-    times = (table[[offsets.index(one) for one in distinct], :, None] == torch.arange(side, device="cpu")).sum(1)
-    return times.to(like.device, torch.float64), [distinct.index(one) for one in offsets]
+def _on(array: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(array).to(like.device)
+
+
+@lru_cache(maxsize=1024)
+def _reads(footprint: Footprint, side: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each distinct offset along an axis reads each row, and which of them each tap has."""
+    _, first, taps = np.unique([o[axis] for o in footprint.offsets], return_index=True, return_inverse=True)
+    table = (footprint.columns if axis else footprint.rows)(side).numpy()[first]
+    return (table[:, :, None] == np.arange(side)).sum(1).astype(np.float64), taps.reshape(-1)
 
 
 def _affine(norm: Step, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -156,17 +156,19 @@ class Counter(TorchDispatchMode):
 
     def run_declared(self, operator: Operator, entry: Callable[..., Any], arguments: Sequence[Any]) -> Any:
         """Run a declared operator, and count it as such."""
-        inputs, path = arguments[: len(operator.inputs)], self._where()
-        sizes = operator.bind([x.shape for x in inputs], Footprint.parse(arguments[len(inputs)]))
+        in_training = isinstance(arguments[0], list)
+        inputs, text = (arguments[0], arguments[2]) if in_training else (arguments[:-2], arguments[-2])
+        sizes, path = operator.bind([x.shape for x in inputs], Footprint.parse(text)), self._where()
         itemsize, needs = inputs[0].element_size(), [x.requires_grad for x in inputs]
         self.add(Key(path, operator.name), operator_cost(operator, sizes, itemsize))
         if inputs[0].is_meta:
             return inputs[0].new_empty(operator.output_shape(sizes))
-        output = self.run_inside(entry, arguments)
+        found = self.run_inside(entry, arguments)
+        output = found[0] if in_training else found
         if output.requires_grad:
             key, cost = Key(path, f"{operator.name}_backward"), backward_cost(operator, sizes, needs, itemsize)
             output.register_hook(lambda gradient: self.add(key, cost) if self._open else None)
-        return output
+        return found
 
     def run_inside(self, entry: Callable[..., Any], arguments: Sequence[Any]) -> Any:
         """Call `entry` without counting the operators that it runs."""
@@ -189,8 +191,9 @@ class _Entries(TorchFunctionMode):
         namespace, _, name = getattr(func, "_qualified_op_name", "").partition("::")
         if namespace != "saprof" or kwargs:
             return func(*args, **kwargs or {})
-        if name in DECLARED:
-            return self._counter.run_declared(DECLARED[name], func, args)
+        declared = DECLARED.get(name.removesuffix("_training"))
+        if declared is not None:
+            return self._counter.run_declared(declared, func, args)
         return self._counter.run_inside(func, args)  # statistics: the attention repeats the same products
 
 

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from derivatives import gradients, same_whatever_the_threads
 from test_cost import Calls, fvcore_analysis
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import saprof
-from saprof.backends import BACKENDS, Unsupported, cores, run, run_statistics, why_not
+from saprof.backends import BACKENDS, Unsupported, cores, in_parts, run, run_in_training, run_statistics, why_not
 from saprof.layers import ATTENTION, AttentionConfig, VectorAttention, pool
 from saprof.measure.conformance import check
 from saprof.measure.memory import peak_bytes, saved_bytes
@@ -367,24 +368,27 @@ class TestBadInput:
 
 def core_arguments(name, footprint, without=None):
     """The arguments of a core: tensors that require gradients, without the missing one, then widths and flag."""
-    core = next(core for core in cores.CORES if core.name == name)
+    core = next(core for core in ALL_CORES if core.name == name)
     new = torch.Generator().manual_seed(0)
     oh, ow = footprint.output_size(4, 5)
     e, d, g, v, n, k = 3, 5, 2, 4, 2, footprint.taps
     widths = {"pairwise": [e, 4, g], "patchwise": [e * (k + 1), g, g * k], "stand_alone": [d, g]}[core.family]
+    widths = {"patchwise_hidden": widths[:2], "patchwise_weighted": widths[1:]}.get(name, widths)
     flags = {"pairwise": [True], "patchwise": ["concatenation"], "stand_alone": []}[core.family]
+    flags = [] if name == "patchwise_weighted" else flags
     parameters = sum(i * o + o for i, o in pairwise(widths))
     shapes = {
         "offset": (n, e, oh * ow), "factor": (n, e, oh * ow), "centres": (n, e, oh * ow), "map": (n, e, 4, 5),
         "query": (n, d * g, oh * ow), "key": (n, d * g, 4, 5), "relative": (d * g, k), "beta": (n, v, 4, 5),
-        "scale": (e * k,), "shift": (e * k,), "parameters": (parameters,),
+        "hidden": (n, g, oh * ow), "scale": (e * k,), "shift": (e * k,), "parameters": (parameters,),
     }  # fmt: skip
     tensors = [None if x == without else torch.randn(shapes[x], generator=new).requires_grad_() for x in core.inputs]
     return core, tensors, [widths, *flags, str(footprint)]
 
 
-each_core = pytest.mark.parametrize("name", [core.name for core in cores.CORES])
-WITHOUT = [(core.name, x) for core in cores.CORES for x in (None, *core.inputs) if x is None or x in cores.OPTIONAL]
+ALL_CORES = (*cores.CORES, *cores.PARTS)
+each_core = pytest.mark.parametrize("name", [core.name for core in ALL_CORES])
+WITHOUT = [(core.name, x) for core in ALL_CORES for x in (None, *core.inputs) if x is None or x in cores.OPTIONAL]
 
 
 @pytest.mark.parametrize(("name", "without"), WITHOUT, ids=lambda x: x or "all")
@@ -411,6 +415,96 @@ def test_opcheck_of_a_backward(name, needed):
         assert x.shape == (like.shape if need_ else (0,))
         if need_:
             torch.testing.assert_close(x, whole)
+
+
+# the patchwise attention in training, in two parts
+
+each_in_parts = pytest.mark.parametrize(
+    "variant", [v for v in ATTENTIONS if in_parts("numba", ATTENTIONS[v], "cpu")], ids="-".join
+)
+EPS = 1e-5, 0.03, 1e-3
+
+
+def step_by_step(operator, inputs, eps, footprint):
+    """y and the statistics of every norm by the unfold backend: one run per norm, and one of the attention."""
+    phi, psi, beta, *parameters = inputs
+    found, done = [], []
+    for at, one in zip(range(0, len(parameters) - 1, 3), eps, strict=True):
+        mean, variance = run_statistics(operator, phi, psi, *done, footprint=footprint, backend="unfold")
+        found += [mean, variance]
+        scale = parameters[at] / (variance + one).sqrt()
+        done += [scale, parameters[at + 1] - mean * scale, parameters[at + 2]]
+    y = run(operator, phi, psi, beta, *done, parameters[-1], footprint=footprint, backend="unfold")
+    return [y, *found]
+
+
+@each_in_parts
+@pytest.mark.deep_unless(case=lambda variant: variant[1] == "concatenation")
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.deep)])
+def test_the_parts_agree_with_step_by_step(variant, dtype):
+    operator = ATTENTIONS[variant]
+    for footprint in (SQUARE, Footprint.square(5, boundary="zero"), Footprint.disk(3, stride=2, boundary="zero")):
+        for n, h, w in ((2, 4, 5), (3, 21, 18)):  # several images in a tile, and several tiles in an image
+            inputs = Workload(operator, footprint, n=n, r=5, v=8, g=4, h=h, w=w, dtype=dtype).tensors()
+            inputs = [x.requires_grad_() for x in inputs]
+            exact = [x.detach().double().requires_grad_() for x in inputs]
+            eps = EPS[: len(variant[3]) // 2 + 1]
+            got = run_in_training(operator, *inputs, eps=eps, footprint=footprint, backend="numba")
+            want = step_by_step(operator, exact, eps, footprint)
+            assert [x.dtype for x in got] == [x.dtype for x in inputs[:1] * len(want)]
+            cotangents = [torch.randn_like(x) for x in want]
+            found = gradients(got, inputs, [x.to(got[0].dtype) for x in cotangents])
+            for one, other in zip([*got, *found], [*want, *gradients(want, exact, cotangents)], strict=True):
+                scale = other.abs().max().clamp_min(1)
+                close(one.double() / scale, other / scale, TOLERANCE[dtype])
+
+
+def test_the_statistics_of_the_parts_stay_accurate():
+    """A variance of about 1 and a mean of thousands: sums of squares alone would lose all digits of the variance."""
+    phi, psi, *others = Workload(patchwise_attention, SQUARE, n=2).tensors()
+    inputs = [phi + 1e3, psi + 3e3, *others]
+    got = run_in_training(patchwise_attention, *inputs, eps=EPS[:2], footprint=SQUARE)[1:3]
+    exact = run_statistics(patchwise_attention, *(x.double() for x in inputs[:2]), footprint=SQUARE, backend="unfold")
+    for one, other in zip(got, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-3)
+
+
+def test_the_parts_are_the_same_whatever_the_threads():
+    workload = Workload(patchwise_attention, Footprint.square(5), n=2, r=5, v=18, h=13, w=11)
+    inputs = [x.requires_grad_() for x in workload.tensors()]
+    cotangent = torch.randn(patchwise_attention.output_shape(workload.sizes))
+
+    def compute():
+        output = run_in_training(patchwise_attention, *inputs, eps=EPS[:2], footprint=workload.footprint)[0]
+        return [output, *gradients(output, inputs, cotangent)]
+
+    same_whatever_the_threads(compute, [""] * len(inputs))
+
+
+def test_the_parts_need_a_backend_that_has_them():
+    inputs = Workload(patchwise_attention, SQUARE).tensors()
+    message = "patchwise_attention_training: unfold has no kernels for it; expected run_statistics and run"
+    with pytest.raises(Unsupported, match=f"^{message}$"):
+        run_in_training(patchwise_attention, *inputs, eps=EPS[:2], footprint=SQUARE, backend="unfold")
+
+
+def test_a_layer_in_training_runs_in_parts():
+    """The first linear runs once: no other core of the patchwise attention is called, forward or backward."""
+    layer = build(("patchwise", *DEFAULTS["patchwise"]))
+    calls = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            calls.append(str(func))
+            return func(*args, **kwargs or {})
+
+    with Record():
+        layer(image(2, 32, 4, 5).requires_grad_()).sum().backward()
+    ran = {name for name in calls if name.startswith("saprof_numba")}
+    parts = {
+        f"saprof_numba.patchwise_{part}{end}.default" for part in ("hidden", "weighted") for end in ("", "_backward")
+    }
+    assert ran == parts
 
 
 # the layers

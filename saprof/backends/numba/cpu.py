@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -33,24 +33,39 @@ glibc maps each of them afresh, and huge pages cause 500 times fewer page faults
 
 
 @dataclass(frozen=True)
-class CpuWork:
-    """A call's facts, lookups and memory: the last argument of each kernel's entry point."""
+class Places:
+    """The facts and lookups of a call. Two calls with equal places can have the same plan."""
 
     footprint: Footprint
     map_size: tuple[int, int]
-    like: Tensor
-    """A tensor with the dtype of the call's arrays."""
     threads: int
 
-    @property
+    @cached_property
     def height(self) -> int:
         """Rows of centres."""
         return self.footprint.output_size(*self.map_size)[0]
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Centres in a row."""
         return self.footprint.output_size(*self.map_size)[1]
+
+    def lookups(self, height: int) -> Tiles:
+        """Tiles of `height` rows of centres."""
+        return tiles_of_height(self.footprint, *self.map_size, height)
+
+
+@dataclass(frozen=True)
+class CpuWork(Places):
+    """A call's facts, lookups and memory: the last argument of each kernel's entry point."""
+
+    like: Tensor
+    """A tensor with the dtype of the call's arrays."""
+
+    @property
+    def places(self) -> Places:
+        """What does not depend on the arrays."""
+        return Places(self.footprint, self.map_size, self.threads)
 
     @property
     def itemsize(self) -> int:
@@ -64,7 +79,7 @@ class CpuWork:
 
     def tiles(self, height: int) -> Frame:
         """Tiles of `height` rows of centres, without memory for frames."""
-        return self._frame(tiles_of_height(self.footprint, *self.map_size, height), 0, 0)
+        return self._frame(self.lookups(height), 0, 0)
 
     def frames(self, planes: int, items: int = 0) -> Frame:
         """Tiles, with memory for `planes` frames per thread.
@@ -90,7 +105,7 @@ class CpuWork:
 @contextmanager
 def cpu_work(footprint: Footprint, map_size: tuple[int, int], like: Tensor) -> Iterator[CpuWork]:
     """The work of a kernel that reads maps of `map_size`; the kernel runs in as many threads as torch."""
-    work = CpuWork(footprint, map_size, like, torch.get_num_threads())
+    work = CpuWork(footprint, map_size, torch.get_num_threads(), like)
     with threads_set_to(work.threads):
         yield work
 
