@@ -17,11 +17,15 @@ describes the parameters and widths.
     backward   Everything is computed again. The gradients of maps are summed in the frames of each tile, and a second
                loop folds the frames into the maps. Each thread has its own sums of the parameters' gradients, so no
                lock is needed.
+    training   The statistics of the second layer need W_1 · z, which has a value per centre and hidden channel. So
+               `patchwise_hidden` writes it, `patchwise_weighted` reads the inputs of the last layer, and torch computes
+               what is between them. The twins on a GPU do not have these two, and run the layers again for each norm.
 
 What mattered, in SAN10's second stage (56 × 56, 7 × 7 taps, concatenation, one thread): tiles of 112 centres, whose
 chunks stay in the first-level cache, take 0.67 µs a centre; tiles of 224, which share fewer borders, 0.58 µs; tiles of
 392, 0.56 µs. A tile of 224 takes 130 µs: products 55, the sums of the aggregation 38, chunks and their ReLU 17, frames
-16.
+16. In training, W_1 takes part in 3 products, forward and backward; when each norm and the attention ran the layers
+again, it took part in 8.
 """
 
 from __future__ import annotations

@@ -212,15 +212,8 @@ def teach_fvcore(analysis: FlopCountAnalysis) -> FlopCountAnalysis:
     """Let a `fvcore.nn.FlopCountAnalysis` count our operators in multiply-adds, like all others. Returns the
     analysis."""
     handles: dict[str, Any] = {f"saprof::{name}": partial(_fvcore_macs, op) for name, op in DECLARED.items()}
-    handles |= {f"saprof::{name}_training": partial(_fvcore_macs_of_training, op) for name, op in DECLARED.items()}
     analysis.set_op_handle(**handles)
     return analysis
-
-
-def _fvcore_macs_of_training(operator: Operator, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """The entry of an attention in training takes its tensors as one list, then the ε of each norm."""
-    tensors, _, *others = inputs
-    return _fvcore_macs(operator, [*tensors.node().inputs(), *others], outputs)
 
 
 def _fvcore_macs(operator: Operator, inputs: Sequence[Any], outputs: Sequence[Any]) -> int:

@@ -18,6 +18,7 @@ from saprof.backends import BACKENDS, Unsupported, cores, in_parts, run, run_in_
 from saprof.layers import ATTENTION, AttentionConfig, VectorAttention, pool
 from saprof.measure.conformance import check
 from saprof.measure.memory import peak_bytes, saved_bytes
+from saprof.models.counter import Counter
 from saprof.operators import RELATIONS
 from saprof.operators.attention import (
     ATTENTIONS,
@@ -505,6 +506,23 @@ def test_a_layer_in_training_runs_in_parts():
         f"saprof_numba.patchwise_{part}{end}.default" for part in ("hidden", "weighted") for end in ("", "_backward")
     }
     assert ran == parts
+
+
+def test_the_parts_are_counted_as_the_attention():
+    layer, x = build(("patchwise", *DEFAULTS["patchwise"])), image(2, 32, 4, 5).requires_grad_()
+    with Counter() as counter:
+        layer(x).sum().backward()
+    sizes = patchwise_attention.bind([i.shape for i in _inputs_of(layer, x)], SQUARE)
+    macs = operator_cost(patchwise_attention, sizes).macs
+    found = {key.kind: cost.macs for key, cost in counter.costs.items() if key.kind.startswith("patchwise")}
+    assert found == {"patchwise_attention": macs, "patchwise_attention_backward": 2 * macs}
+
+
+def _inputs_of(layer, x):
+    first, second = layer.gamma[2].weight.flatten(1), layer.gamma[5].weight.flatten(1)
+    norms = [(norm.weight, norm.bias) for norm in layer.gamma[::3]]
+    last = second.view(*layer.outputs, -1), layer.gamma[5].bias.view(layer.outputs)
+    return [*layer.transform(x), *norms[0], first, *norms[1], *last]
 
 
 # the layers
