@@ -13,7 +13,6 @@ from typing import Any
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from saprof import quantities
 from saprof.plots import style
@@ -28,8 +27,6 @@ SPEEDUP = "speedup_over_"
 ROOF = "roof_share"
 MANY = 12
 """More lines than these cannot be told apart."""
-
-HOLLOW = {"color": "0.3", "marker": "o", "linestyle": "none", **style.HOLLOW_LOOK}
 
 AXES = {
     "kind": "kind",
@@ -200,9 +197,8 @@ def figure_of(drawn: pd.DataFrame, what: Metric, across: str, provenance: str = 
             doubtful = placed[placed["doubtful"]]
             explained = style.legend_of_doubtful(doubtful)
             if len(doubtful) and not explained:  # only the rows that these are compared with
-                explained = [Line2D([], [], **HOLLOW, label="hollow: compared with\na doubtful row")]
-            handles = [*lines, *explained]
-            axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.02))
+                explained = [style.legend_of_hollow("compared with\na doubtful row")]
+            axes.legend(handles=[*lines, *explained], loc="upper left", bbox_to_anchor=(1.01, 1.02))
         subject = _subject(placed, across, what)
         alt = f"{subject}, with {counted(len(series), 'line')}: {'; '.join(placed['label'].unique())}."
         style.finish(figure, style.title(subject, placed), remarks(figure), provenance, alt=alt)

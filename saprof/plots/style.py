@@ -202,10 +202,13 @@ def doubts(rows: pd.DataFrame) -> str:
 
 def legend_of_doubtful(rows: pd.DataFrame) -> list[Line2D]:
     """The entry of a legend that explains hollow points; empty if no row is doubtful."""
-    if not (why := doubts(rows)):
-        return []
-    label = f"hollow: {why},\ndo not trust"
-    return [Line2D([], [], color="0.3", marker="o", linestyle="none", label=label, **HOLLOW_LOOK)]
+    why = doubts(rows)
+    return [legend_of_hollow(f"{why},\ndo not trust")] if why else []
+
+
+def legend_of_hollow(why: str) -> Line2D:
+    """The entry of a legend that says why points are hollow."""
+    return Line2D([], [], color="0.3", marker="o", linestyle="none", label=f"hollow: {why}", **HOLLOW_LOOK)
 
 
 def column_of(rows: pd.DataFrame, quantity: Quantity) -> pd.Series:

@@ -1,7 +1,9 @@
 """Doubtful rows can be told apart from sound ones in every figure that draws times."""
 
+import pkgutil
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 
 import made_up
 import matplotlib.colors
@@ -14,6 +16,7 @@ from saprof.paper.evidence import points
 from saprof.plots import findings, lines, style
 from saprof.plots.gallery import drawings
 from saprof.plots.icicle import TIME
+from saprof.plots.metrics import metric_figure
 from saprof.records.profiles import profiles
 
 EXACT = ("memory-", "cost", "accuracy-flops", "accuracy-params", "accuracy-peak")
@@ -85,6 +88,7 @@ def figures(found):
         "shapes_figure": partial(plots.shapes_figure, operators),
         "accuracy_figure": partial(plots.accuracy_figure, points(found), "latency_s"),
         "roofline_figure": partial(plots.roofline_figure, operators, made_up.roofs()),
+        "metric_figure": partial(metric_figure, table),
     }
 
 
@@ -95,6 +99,7 @@ OF_ROWS = {
     "shapes_figure": 2,
     "accuracy_figure": 4,
     "roofline_figure": 2,
+    "metric_figure": 4,
 }
 """The number of doubtful values that each figure draws. Both networks of 7 × 7 are in two tables of the paper."""
 
@@ -107,9 +112,23 @@ def test_every_doubtful_value_is_hollow_and_every_other_is_not(name):
 
 def test_no_figure_function_is_forgotten():
     """A new figure has to be in one of these lists."""
-    public = {name for name in plots.__all__ if name.endswith(("_figure", "_picture"))}
-    assert public <= {*OF_ROWS, *EXACT_FIGURES, "icicle_figure"}
+    modules = [import_module(f"saprof.plots.{module.name}") for module in pkgutil.iter_modules(plots.__path__)]
+    named = {name for module in modules for name in vars(module) if not name.startswith("_")}
+    public = {name for name in named if name.endswith(("_figure", "_picture"))}
+    assert public == {*OF_ROWS, *EXACT_FIGURES, "icicle_figure"}
     assert {*figures(rows())} <= {*OF_ROWS, *EXACT_FIGURES}
+
+
+@pytest.mark.parametrize(
+    ("metric", "count"),
+    [("latency_s", 4), ("images_per_s", 4), ("roof_share", 4), ("speedup_over_unfold", 4), ("speedup_over_numba", 4),
+     ("peak_bytes", 0), ("flops_hardware", 0)],
+)  # fmt: skip
+def test_a_metric_is_hollow_if_a_disturbance_changes_it(metric, count):
+    table = plots.frame(rows()).assign(roof_share=0.5, images_per_s=1.0)
+    figure = metric_figure(table, metric)
+    assert len(hollow_marks(figure)) == count
+    assert explained(figure) == (count > 0)
 
 
 def test_rows_above_their_roof_are_hollow():
