@@ -43,6 +43,15 @@ _OFFICIAL_KEYS = [
 ]
 """Patterns of the names in the released checkpoints and their replacements here, applied in order."""
 
+_EARLIER_KEYS = {
+    "RetinaNet": [
+        (r"^backbone\.(?!network\.)", "backbone.network."),
+        (r"^(lateral|smooth|coarser)\.", r"pyramid.\1."),
+        (r"^(classes|boxes)\.", r"heads.\1."),
+    ]
+}
+"""The same for the names in checkpoints of earlier versions, by architecture."""
+
 
 def save(model: Model, path: str | Path) -> None:
     """Write the model's config and weights to `path`. If writing fails, `path` does not change.
@@ -178,9 +187,17 @@ def _rebuild(architecture: str, config: Mapping[str, Any], weights: Mapping[str,
         model = blueprint(architecture, config)  # all weights come from the file
     except ValueError as error:
         raise ValueError(f"{where} has a config that does not fit this version of saprof: {error}") from None
+    weights = {_current_key(architecture, key): value for key, value in weights.items()}
     _check_weights(model, weights, where)
     model.load_state_dict(weights, assign=True)
     return model
+
+
+def _current_key(architecture: str, key: str) -> str:
+    """The name of a parameter or buffer in this version, from that in a checkpoint of this or an earlier version."""
+    for pattern, name in _EARLIER_KEYS.get(architecture, ()):
+        key = re.sub(pattern, name, key)
+    return key
 
 
 def _state_dict(weights: object, where: str) -> dict[str, Tensor]:
