@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -54,7 +56,7 @@ def sizes_of_maps(network: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]
     They are its attributes `channels` and `reductions`, or what the `feature_info` of a network of timm says. Raises
     ValueError if it has neither, or if these are not as many positive integers.
     """
-    info = getattr(network, "feature_info", None)
+    info: Any = getattr(network, "feature_info", None)
     if callable(getattr(info, "channels", None)):
         found = {"channels": info.channels(), "reductions": info.reduction()}
     else:
