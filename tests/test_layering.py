@@ -45,6 +45,7 @@ ORDER = [
     ],
     ["studies.failures", "studies.config"],
     ["studies.data"],
+    ["studies.detection"],
     ["studies.training"],
     ["studies.judging"],
     ["studies.reproduction"],
