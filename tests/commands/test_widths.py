@@ -52,7 +52,7 @@ def test_the_roofline(monkeypatch, width, name):
         (compare, [str(RECORDED / "profile_cpu"), str(RECORDED / "profile_cpu"), "--all"]),
         (compare, [str(RECORDED / "backends_cpu"), str(RECORDED / "backends_cpu"), "--metric", "peak", "--all"]),
         (advise, ["--max-latency", "200ms", "--max-params", "12M", "--all"]),
-        (tables, ["--paper", "sasa"]),
+        pytest.param(tables, ["--paper", "sasa"], marks=pytest.mark.deep),
         (sweep, ["--footprint", "3,11", "--dry-run", "--mode", "forward,train_step", "--compile", "both"]),
     ],
     ids=["backends", "profiles", "peaks", "advise", "sasa", "dry-run"],
