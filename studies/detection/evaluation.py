@@ -1,0 +1,90 @@
+"""The average precision of detections, computed by faster-coco-eval (extra `detection`) as COCO defines it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+INSTALL = "pip install -e '.[detection]'"
+NUMBERS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+NUMBERS += ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
+"""The twelve numbers of COCO, in its order: average precision over the IoUs 0.50 to 0.95, at 0.50, at 0.75, and of
+small, medium and large objects (below 32², and from 96² square pixels on); average recall of the best 1, 10 and 100
+detections, and of the three sizes."""
+NO_OBJECTS = -1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation found. All numbers are from 0 to 1; None where there is no object of that size or class."""
+
+    numbers: Mapping[str, float | None]
+    """Each of NUMBERS."""
+    per_class: Mapping[str, float | None]
+    """AP of each category, by name."""
+
+
+def evaluate(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Evaluation:
+    """Compare results with the ground truth; both as COCO writes them (`Coco.ground_truth`, `coco.results`).
+
+    Neither is changed. Raises ValueError if faster-coco-eval is not installed, or if a result names an unknown image or
+    category, or has a box or a score that is not finite.
+    """
+    package = _package()
+    _check(truth, results)
+    with contextlib.redirect_stdout(io.StringIO()):
+        expected = package.COCO(copy.deepcopy(dict(truth)))
+        found = expected.loadRes([dict(result) for result in results])
+        judged = package.COCOeval_faster(expected, found, "bbox")
+        judged.evaluate()
+        judged.accumulate()
+        judged.summarize()
+    numbers = [_known(float(number)) for number in judged.stats[: len(NUMBERS)]]
+    precision = np.asarray(judged.eval["precision"])  # IoUs, recalls, classes, sizes, numbers of detections
+    ids = list(judged.params.catIds)
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    per_class = {names[number]: _mean(precision[:, :, place, 0, -1]) for place, number in enumerate(ids)}
+    return Evaluation(numbers=dict(zip(NUMBERS, numbers, strict=True)), per_class=per_class)
+
+
+def _package() -> ModuleType:
+    try:
+        return import_module("faster_coco_eval")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"the evaluation of boxes needs {error.name}, which is not installed; {INSTALL}") from None
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"faster-coco-eval is installed and cannot be imported ({reason}); {INSTALL}") from None
+
+
+def _check(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
+    known = {part: {entry["id"] for entry in truth[part]} for part in ("images", "categories")}
+    for number, result in enumerate(results):
+        for name, part in (("image_id", "images"), ("category_id", "categories")):
+            if result[name] not in known[part]:
+                raise ValueError(
+                    f"result {number} has {name} {result[name]!r}; expected one of the ground truth's {part}"
+                )
+        values = [*result["bbox"], result["score"]]
+        if len(values) != 5 or not all(math.isfinite(value) for value in values):
+            raise ValueError(
+                f"result {number} has the box {result['bbox']} and score {result['score']}; expected numbers"
+            )
+
+
+def _known(number: float) -> float | None:
+    return None if number == NO_OBJECTS else number
+
+
+def _mean(precision: np.ndarray) -> float | None:
+    found = precision[precision > NO_OBJECTS]
+    return float(found.mean()) if found.size else None
