@@ -35,16 +35,16 @@ GROUPS = {
     "Measure": (
         Command(
             "saprof.sweep",
-            "Measure operators and networks over footprints, sizes and backends.",
+            "Measure operators and networks over footprints and backends.",
             "--footprint 3,5,7,9,11",
         ),
         Command(
             "saprof.profile",
-            "Measure where the time, memory and operations of any network go, layer by layer.",
+            "Measure where a network spends time and memory, layer by layer.",
             "san10_pairwise --compare resnet26",
         ),
         Command("saprof.verify", "Compare every operator with the float64 reference.", "--backend numba"),
-        Command("saprof.info", "Print versions, processor, GPU, backends, caches and roofs of this machine.", ""),
+        Command("saprof.info", "Print versions, processor, GPU, backends, caches and roofs.", ""),
         Command("saprof.build", "Compile kernels ahead of their first use.", "--operator pairwise_attention"),
     ),
     "Read what was measured": (
@@ -75,7 +75,7 @@ GROUPS = {
         ),
     ),
     "Recount the papers": (
-        Command("saprof.tables", "Recompute the papers' parameters and FLOPs beside the printed ones.", "--table 7"),
+        Command("saprof.tables", "Recount the parameters and FLOPs that the papers print.", "--table 7"),
     ),
     "Train and judge (extra: studies)": (
         Command(
@@ -134,7 +134,7 @@ def listing() -> str:
         lines += ["", title]
         for command in commands:
             lines.append(f"  {command.name:{width}}{command.does}")
-            lines.append(f"  {'':{width}}  saprof {command.name} {command.example}".rstrip())
+            lines.append(f"      saprof {command.name} {command.example}".rstrip())
     return "\n".join([*lines, "", "saprof COMMAND --help explains the options of a command."])
 
 

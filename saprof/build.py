@@ -15,6 +15,7 @@ import sys
 import kernels_cuda.build
 import kernels_numba.build
 from saprof import command
+from saprof.terminal import paragraphs
 
 COMMANDS = {"numba": kernels_numba.build, "cuda": kernels_cuda.build}
 
@@ -56,7 +57,7 @@ def _options(backend: str) -> set[str]:
 def _help() -> str:
     parts = [
         "usage: python -m saprof.build [--backend numba|cuda] [OPTION ...]",
-        "Compile kernels ahead of their first use. Without options: all that can run on this machine.",
+        paragraphs("Compile kernels ahead of their first use. Without options: all that can run on this machine."),
     ]
     for backend, module in COMMANDS.items():
         parts += [f"With --backend {backend}, or with options of it:", module.parser().format_help()]

@@ -7,12 +7,13 @@ import os
 import re
 import signal
 import sys
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, HelpFormatter
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from saprof.terminal import paragraphs
 from saprof.text import nearest
 
 if TYPE_CHECKING:
@@ -87,6 +88,17 @@ def _discard_unwritable() -> None:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class Prose(HelpFormatter):
+    """Help whose description and epilog have paragraphs, which are wrapped to the terminal. Indented lines, such as
+    examples, are kept."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = text.strip("\n").split("\n\n")
+        return "\n\n".join(
+            part if part.startswith(" ") else paragraphs(" ".join(part.split()), width) for part in parts
+        )
 
 
 def choices(what: str, text: str, valid: Sequence[str], extra: Sequence[str] = ()) -> list[str]:

@@ -1,7 +1,7 @@
 """Compare the accuracy of footprints with equally many taps, irregular ones among them.
 
-    python -m studies.footprints --footprint square:5,cross:13,dilated:5x2,random:25@seed1
-    python -m studies.footprints --data digits16 --family pairwise --footprint square:7,disk:9 --seeds 12
+    python -m studies.footprints --footprint square:5,cross:13,dilated:5x2
+    python -m studies.footprints --data digits16 --family pairwise --seeds 12
     python -m studies.footprints --from studies/recorded/footprints_digits
 
 SAN says that the footprint of pairwise attention may be irregular (Sec. 3.1), but tries only squares. Here the first
@@ -66,7 +66,7 @@ def options() -> argparse.ArgumentParser:
         prog="python -m studies.footprints",
         description=description,
         epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=command.Prose,
     )
     runs = parser.add_argument_group("runs")
     runs.add_argument("--footprint", default=FOOTPRINTS, help="as for python -m saprof.sweep; default %(default)s")

@@ -1,7 +1,8 @@
 """Reproduce the accuracy tables of the paper.
 
     python -m studies.reproduce table4 --data digits --seeds 6
-    python -m studies.reproduce all --data folder --root /data/imagenet --executor slurm --gpus 8 --partition gpu
+    python -m studies.reproduce all --data folder --root /data/imagenet \\
+        --executor slurm --gpus 8 --partition gpu
     python -m studies.reproduce all --from studies/recorded/digits
 
 Every row is trained with every seed. A network that is in several tables is trained once, and Tables 9 and 10 judge the
@@ -63,7 +64,7 @@ def options() -> argparse.ArgumentParser:
         prog="python -m studies.reproduce",
         description=description,
         epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=command.Prose,
     )
     names = ", ".join(map(table_name, TABLES))
     parser.add_argument("tables", nargs="?", default="all", help=f"comma list of {names}; or all (default)")

@@ -1,8 +1,12 @@
 """What commands print fits the terminal, for the recorded runs: no line is too wide, and no latency is lost."""
 
+import contextlib
+from importlib import import_module
+
 import pytest
 
 from saprof import advise, compare, roofline, sweep, tables
+from saprof.__main__ import COMMANDS, listing
 from saprof.paper.summary import summarise
 from saprof.quantities import LATENCY
 from saprof.records.runs import RECORDED, read_run
@@ -17,6 +21,19 @@ def narrow(text, width):
     wide = [line for line in text.splitlines() if breadth(line) > width and not line.startswith("  python ")]
     assert not wide, wide
     return text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_help(monkeypatch, capsys, width, command):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with contextlib.suppress(SystemExit):
+        import_module(command.module).main(["--help"])
+    assert narrow(capsys.readouterr().out, width).startswith(f"usage: python -m {command.module}")
+
+
+def test_the_list_of_commands():
+    narrow(listing(), 80)
 
 
 @WIDTHS
