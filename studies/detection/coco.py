@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from studies.data import pictures
+from studies.detection.postprocess import Detections
 from studies.failures import BadData
 
 PARTS = ("images", "annotations", "categories")
@@ -306,15 +307,15 @@ def _listed(cases: Sequence[str]) -> str:
     return ", ".join(cases[:SHOWN]) + more
 
 
-def results(found: Iterable[tuple[int, Any]], data: Coco) -> list[dict[str, Any]]:
-    """Detections as COCO's list of results. `found` has pairs of the place of an image in `data` and its Detections, in
-    pixels of that image."""
+def results(found: Iterable[tuple[int, Detections]], truth: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Detections as COCO's list of results. `found` has pairs of the place of an image in the ground truth and its
+    detections, in pixels of that image; labels are places of categories in the ground truth."""
     listed = []
     for index, (boxes, scores, labels) in found:
-        image = data.images[index]["id"]
+        image = truth["images"][index]["id"]
         for box, score, label in zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True):
             x0, y0, x1, y1 = box
-            category = data.categories[label]["id"]
+            category = truth["categories"][label]["id"]
             bbox = [x0, y0, x1 - x0, y1 - y0]
             listed.append({"image_id": image, "category_id": category, "bbox": bbox, "score": score})
     return listed

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,8 @@ NUMBERS += ("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
 """The twelve numbers of COCO, in its order: average precision over the IoUs 0.50 to 0.95, at 0.50, at 0.75, and of
 small, medium and large objects (below 32², and from 96² square pixels on); average recall of the best 1, 10 and 100
 detections, and of the three sizes."""
+SIZES = (32.0**2, 96.0**2)
+"""COCO's limits of small and of large objects, in square pixels of the original image."""
 NO_OBJECTS = -1.0
 
 
@@ -33,8 +36,12 @@ class Evaluation:
     """AP of each category, by name."""
 
 
-def evaluate(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Evaluation:
+def evaluate(
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], sizes: tuple[float, float] = SIZES
+) -> Evaluation:
     """Compare results with the ground truth; both as COCO writes them (`Coco.ground_truth`, `coco.results`).
+
+    `sizes` are the limits of small and of large objects, in square pixels. Those of COCO are the default.
 
     Neither is changed. Raises ValueError if faster-coco-eval is not installed, or if a result names an unknown image or
     category, or has a box or a score that is not finite.
@@ -45,6 +52,9 @@ def evaluate(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> 
         expected = package.COCO(copy.deepcopy(dict(truth)))
         found = expected.loadRes([dict(result) for result in results])
         judged = package.COCOeval_faster(expected, found, "bbox")
+        everything = judged.params.areaRng[0]
+        limits = [everything[0], *sizes, everything[1]]
+        judged.params.areaRng = [everything, *([low, high] for low, high in pairwise(limits))]
         judged.evaluate()
         judged.accumulate()
         judged.summarize()

@@ -267,8 +267,9 @@ def extra():
     pytest.importorskip("faster_coco_eval", reason="needs the extra detection")
 
 
+@pytest.mark.parametrize("sizes", [evaluation.SIZES, (400.0, 1000.0)], ids=["of COCO", "own"])
 @pytest.mark.parametrize("seed", range(4))
-def test_all_numbers_are_those_of_pycocotools(extra, seed):
+def test_all_numbers_are_those_of_pycocotools(extra, seed, sizes):
     pytest.importorskip("pycocotools", reason="pycocotools, the judge, is not installed")
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -276,13 +277,15 @@ def test_all_numbers_are_those_of_pycocotools(extra, seed):
     truth = made_up(seed)
     results = results_of(truth, seed)
     kept = copy.deepcopy((truth, results))
-    found = evaluation.evaluate(truth, results)
+    found = evaluation.evaluate(truth, results, sizes)
     assert (truth, results) == kept, "nothing that was given has changed"
     with contextlib.redirect_stdout(io.StringIO()):
         expected = COCO()
         expected.dataset = copy.deepcopy(truth)
         expected.createIndex()
         judge = COCOeval(expected, expected.loadRes(copy.deepcopy(results)), "bbox")
+        low, high = sizes
+        judge.params.areaRng = [[0, 1e10], [0, low], [low, high], [high, 1e10]]
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
@@ -344,7 +347,7 @@ def test_detections_become_results_that_can_be_evaluated(extra, files):
     data = coco.load(*files())
     objects = [data.objects(index) for index in range(len(data))]
     found = [(i, Detections(x.boxes, torch.ones(len(x.boxes)), x.labels)) for i, x in enumerate(objects)]
-    listed = coco.results(found, data)
+    listed = coco.results(found, data.ground_truth())
     assert [(each["image_id"], each["category_id"]) for each in listed] == [(5, 3), (5, 7), (12, 3)]
     assert listed[1]["bbox"] == [4.5, 6, 20, 20.25]
     assert json.loads(json.dumps(listed)) == listed
