@@ -15,7 +15,7 @@ table7: $(VENV)/.base ## recount SAN's Table 7, three seconds
 quick: $(VENV)/.base ## measure one operator on this machine, less than half a minute
 	$(BIN)/python -m saprof.sweep --operator pairwise_subtraction --footprint 7 --seconds 1
 
-sweep: $(VENV)/.base ## the main job: SAN's Table 7 beside what this machine measures, four minutes
+sweep: $(VENV)/.base ## the main job: SAN's Table 7 beside what this machine measures, three minutes
 	$(BIN)/python -m saprof.sweep --footprint 3,5,7,9,11
 
 train: $(VENV)/.studies ## train and judge a small SAN on handwritten digits, half a minute
