@@ -33,6 +33,7 @@ from saprof.terminal import Column, Table, fitted, paragraphs
 
 NAMED = 3
 """How many cells a count names."""
+SPELLED = {"ambiguous": "undecided"}
 LEAST_LAYER = 0.05
 """Only layers with at least this share of their network, in A or in B, can be a regression. There are hundreds of
 smaller ones, and by chance one of them is always slower."""
@@ -307,9 +308,20 @@ def render(compared: Sequence[Compared], metric: Metric, form: str, names: Seque
     of = dict(zip(header, zip(*lines, strict=True), strict=True))
     layers = any(one.after.kind == "layer" for one in compared)
     cells = [Column("cell", [*map(_cell, compared)])] if layers else _cell_columns(compared)
-    ranks = {title: 0 if title in ("B / A", "relative") else 3 if title[:2] in ("A ", "B ") else 5 for title in header}
-    columns = [Column(title, of[title], ranks[title]) for title in header[1:-1]]
-    return fitted(Table([*cells, *columns], notes=of["verdict"]))
+    columns = [Column(title, of[title], _rank(title)) for title in header[1:-1]]
+    if len({one.floor for one in compared}) == 1:
+        columns = [column for column in columns if column.title != "noise ± %"]  # the legend has it
+    title = "verdict, relative to the control" if relative else "verdict"
+    judged = [one.judged is not None and not one.doubts for one in compared]
+    words = [_words(one, *names, interval=False) if known else "" for one, known in zip(compared, judged, strict=True)]
+    why = [[] if one.judged else [one.verdict] for one in compared]
+    notes = [", ".join([*said, *one.doubts, *one.remarks]) for said, one in zip(why, compared, strict=True)]
+    return fitted(Table([*cells, *columns, Column(title, words)], notes=notes))
+
+
+def _rank(title: str) -> int:
+    """The rank of a column of values: the ratios are shown first, then the values, then the interval."""
+    return {"B / A": 1, "relative": 1, "95 % interval": 3, "noise ± %": 4}.get(title, 2)
 
 
 def _cell_columns(compared: Sequence[Compared]) -> list[Column]:
@@ -329,15 +341,17 @@ def _line(one: Compared, names: Sequence[str], relative: bool) -> list[str]:
     return [*cells, ", ".join([*([] if one.doubts else [_words(one, *names)]), *one.doubts, *one.remarks])]
 
 
-def _words(one: Compared, a: str, b: str) -> str:
-    """The verdict as a sentence."""
+def _words(one: Compared, a: str, b: str, *, interval: bool = True) -> str:
+    """The verdict as a sentence, with the interval unless a column has it."""
     ratio = one.judged
     if ratio is None:
         return one.verdict
     if not one.metric.exact:
         if a != "A" and ratio.verdict(one.band) == "slower":
-            return in_words(a, b, ratio.inverse, one.band)
-        return in_words(b, a, ratio, one.band) + (", relative to the control" if one.relative else "")
+            return in_words(a, b, ratio.inverse, one.band, interval)
+        return in_words(b, a, ratio, one.band, interval) + (
+            ", relative to the control" if one.relative and interval else ""
+        )
     if one.verdict == "equal" or not 0 < ratio.median < math.inf:
         return one.verdict
     times = factor(max(ratio.median, 1 / ratio.median))
@@ -380,7 +394,7 @@ def _notes(matched: Matched, compared: Sequence[Compared], left_out: int) -> lis
     counts = Counter(one.verdict for one in compared)
     notes = [
         f"{text.counted(len(compared), 'cell')}: "
-        + ", ".join(f"{count} {verdict}" for verdict, count in counts.most_common())
+        + ", ".join(f"{count} {SPELLED.get(verdict, verdict)}" for verdict, count in counts.most_common())
     ]
     if left_out:
         notes.append(

@@ -31,7 +31,7 @@ class Measure:
     verb: str
     """The verb between a layer and its share in a title: `takes`."""
     what: str
-    """The words after the total in a title: `at the peak`."""
+    """The words after the total in a title: `at the peak`; or the convention of the count."""
     unit: str
     per_unit: float
     of: Callable[[Row], float | None]
@@ -40,6 +40,11 @@ class Measure:
 
     def value(self, row: Row) -> float:
         return self.of(row) or 0
+
+    @property
+    def header(self) -> str:
+        """The header of a column: `MFLOPs (hardware)`."""
+        return f"{self.unit} {self.what}".rstrip()
 
     def amount(self, value: float) -> str:
         """`119 ms`."""

@@ -177,10 +177,10 @@ def _kinds(profiles: Sequence[Profile]) -> Table:
     present = [name for name in SPELLED if any(name in amounts for of in found for amounts in of)]
     several = len(profiles) > 1
     header = [
-        f"{one.network.name} {measure.unit}" if several else unit
+        f"{one.network.name} {measure.header}" if several else unit
         for measure in measures
         for one in profiles
-        for unit in (measure.unit, "%")[: 1 if several else 2]
+        for unit in (measure.header, "%")[: 1 if several else 2]
     ]
     body = []
     for name in present:

@@ -18,8 +18,9 @@ COMPUTES = ("backend", "attention", "compiled")
 TOO_FAST = "measurement error: faster than the roofs allow"
 
 
-def in_words(ours: str, theirs: str, ratio: Ratio, band: float = SAME_BAND) -> str:
-    """The latency of `ours` over that of `theirs` in words, with the 95 % interval unless it is `same`.
+def in_words(ours: str, theirs: str, ratio: Ratio, band: float = SAME_BAND, interval: bool = True) -> str:
+    """The latency of `ours` over that of `theirs` in words, with the 95 % interval unless it is `same`; without
+    `interval`, only with the interval of what is undecided.
 
     `numba 2.0× faster than unfold (1.9× to 2.1×)`, `the same as unfold within 2 %`, or `undecided: 0.97× to 1.05× the
     time of unfold`. `band` is the share by which two equal latencies may differ.
@@ -33,7 +34,7 @@ def in_words(ours: str, theirs: str, ratio: Ratio, band: float = SAME_BAND) -> s
         return f"undecided: {factor(ratio.low)} to {factor(ratio.high)} the time of {theirs}"
     ends = ratio.inverse if verdict == "faster" else ratio
     times, low, high = map(factor, (ends.median, ends.low, ends.high))
-    return f"{ours} {times} {verdict} than {theirs}" + (f" ({low} to {high})" if low != high else "")
+    return f"{ours} {times} {verdict} than {theirs}" + (f" ({low} to {high})" if interval and low != high else "")
 
 
 def doubt(row: Row, roofs: Calibration | None = None) -> str:

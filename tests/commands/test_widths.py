@@ -78,3 +78,11 @@ def test_what_a_command_prints(monkeypatch, capsys, width, command, arguments):
     monkeypatch.setenv("COLUMNS", str(width))
     command.main(arguments)
     assert len(narrow(capsys.readouterr().out, width).splitlines()) > 10
+
+
+def test_a_cell_that_is_believed_is_one_line_of_80_characters(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    compare.main([str(RECORDED / "relations_cpu"), "--backends", "numba,unfold"])
+    lines = capsys.readouterr().out.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("---"))
+    assert all(line.endswith(" faster than unfold") for line in lines[first + 1 : first + 20])

@@ -137,6 +137,15 @@ def test_two_networks_are_drawn_on_one_scale_with_what_differs():
     assert lines[0][-4:] == ["+10", "2", "[2,", "2]"]
 
 
+@pytest.mark.parametrize("networks", [[tiny()], [tiny(), tiny(name="large")]], ids=["one", "two"])
+def test_the_table_of_kinds_names_the_convention_of_its_operations(networks):
+    table = profile_page.render(networks).partition('aria-label="What each kind of operator takes"')[2]
+    headers = re.findall("<th[^>]*>(.*?)</th>", table.partition("</tr>")[0])
+    found = [re.sub("<[^>]+>", "", header) for header in headers if "FLOPs" in header]
+    assert len(found) == len(networks)
+    assert all(header.endswith("MFLOPs (hardware)") for header in found)
+
+
 def test_networks_without_common_layers_have_no_table_of_differences():
     other = [replace(row, layer=row.layer and f"x.{row.layer}") for row in made_up.profile_rows(name="other")]
     assert "Layers whose times differ" not in profile_page.render([tiny(), *profiles(other)])
