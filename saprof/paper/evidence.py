@@ -15,6 +15,7 @@ from saprof.models.catalogue import MODELS
 from saprof.operators.footprint import Footprint
 from saprof.paper.printed import PAPERS, PaperRow, paper, rows
 from saprof.quantities import LATENCY, MEMORY, PAPER_FLOPS, PARAMS, who_ran
+from saprof.records.calibration import Calibration, above_roof
 from saprof.records.rows import Row
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ ALIKE = ("mode", "n", "dtype", "device", "evaluation_set")
 COLUMNS = (
     "name", "family", "relation", "footprint", "taps", "backend", "attention", "compiled", "mode", "n", "dtype",
     "device", "status", "time", "params", "flops_paper", "latency_s", "latency_low_s", "latency_high_s", "peak_bytes",
-    "top1", "evaluation_set", "source",
+    "above_roof", "top1", "evaluation_set", "source",
 )  # fmt: skip
 
 _IMAGE = (224, 224)
@@ -109,9 +110,10 @@ def printed_of(name: str, footprint: str, image: tuple[int, int]) -> tuple[Print
     return () if network is None else _all_printed().get(network, ())
 
 
-def points(rows: Sequence[Row]) -> pd.DataFrame:
+def points(rows: Sequence[Row], roofs: Calibration | None = None) -> pd.DataFrame:
     """One line per row of a network and per evaluation set with a printed accuracy; rows without a latency are kept if
-    they have counts. Names, relations and footprints are those of `Variant`, so none is `default`.
+    they have counts. Names, relations and footprints are those of `Variant`, so none is `default`. `above_roof` is true
+    if the row is faster than the roofs of its machine allow; without roofs it is false.
 
     The sets of a paper count only if one of its networks with attention is among the rows. Beside SAN's networks, the
     accuracy that SASA prints for a ResNet is compared with nothing."""
@@ -119,7 +121,12 @@ def points(rows: Sequence[Row]) -> pd.DataFrame:
 
     known = [(row, about) for row in rows if row.params is not None for about in printed(row)]
     papers = {about.of for _, about in known if about.row.family != "convolution"} or {"san"}
-    return pd.DataFrame([_point(*one) for one in known if one[1].of in papers], columns=list(COLUMNS))
+    found = [
+        _point(row, about) | {"above_roof": roofs is not None and above_roof(row, roofs)}
+        for row, about in known
+        if about.of in papers
+    ]
+    return pd.DataFrame(found, columns=list(COLUMNS))
 
 
 def label(line: Mapping[Any, Any]) -> str:

@@ -6,6 +6,7 @@ from saprof.lazy import lazy
 
 if TYPE_CHECKING:
     from saprof.plots.footprint import cost_figure, footprint_figure
+    from saprof.plots.frames import frame
     from saprof.plots.icicle_panels import icicle_figure
     from saprof.plots.panels import latency_figure, memory_figure
     from saprof.plots.pareto import accuracy_figure
@@ -13,6 +14,6 @@ if TYPE_CHECKING:
     from saprof.plots.roofline import roofline_figure
     from saprof.plots.shapes import shapes_figure
     from saprof.plots.speedup import speedup_figure
-    from saprof.plots.style import STYLE, frame, write
+    from saprof.plots.style import STYLE, write
 
 __getattr__, __dir__, __all__ = lazy(__spec__)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from saprof.plots import style
+from saprof.plots import frames
 from saprof.text import unknown
 
 ALIKE = ["kind", "name", "footprint", "n", "h", "w", "r", "v", "g", "dtype", "device", "mode", "fingerprint"]
@@ -33,8 +33,8 @@ def speedups(rows: pd.DataFrame, over: str = "unfold") -> pd.DataFrame:
     each to the first candidate. Otherwise `apart` is true, and it is the quotient of two latencies. Raises ValueError
     if nothing ran beside `over`.
     """
-    rows = style.attempted(rows)
-    rows = rows.assign(ran=style.who(rows))
+    rows = frames.attempted(rows)
+    rows = rows.assign(ran=frames.who(rows))
     if over not in set(rows["backend"]):
         raise ValueError(unknown("backend to compare with", over, list(rows["backend"].unique()) or ["any"]))
     groups = [group for _, group in rows.groupby(ALIKE, dropna=False, sort=False)]
@@ -55,7 +55,7 @@ def _beside(group: pd.DataFrame, base: int) -> pd.DataFrame:
     value, low, high = (group[name].astype(float) for name in WITHIN[apart])
     if not apart:
         value, low, high = (x.where(x.notna() | ~timed, 1.0) for x in (value, low, high))
-    doubtful, peak = style.doubtful(group), group["peak_bytes"].astype(float)
+    doubtful, peak = frames.doubtful(group), group["peak_bytes"].astype(float)
     found = group.assign(speedup=value[base] / value, low=low[base] / high, high=high[base] / low)
     found = found.assign(apart=apart, doubtful=doubtful | doubtful[base], memory=peak[base] / peak)
     return found.drop(index=base)

@@ -46,7 +46,7 @@ def narrowed(
         picked = options if old and old.is_everything else kept or _first(rows, column, across, options)
         offers[column] = Offer(options, picked)
         if len(picked) < len(options):
-            rows = rows[rows[column].isin(picked)]
+            rows = rows.loc[rows[column].isin(picked)]
     return rows, offers
 
 

@@ -19,7 +19,7 @@ import matplotlib
 import pandas as pd
 
 from saprof.markup import Html, join, tag
-from saprof.plots import page, style
+from saprof.plots import frames, page, style
 from saprof.plots.choices import Offer, narrowed, shared
 from saprof.plots.icicle import MEASURES, scale_of
 from saprof.plots.icicle_panels import icicle_figure
@@ -165,11 +165,11 @@ class Explorer:
         runs = [one.run for one in self._chosen() if one.run is not None]
         labels = _distinct(self._chosen())
         self._is_profile = bool(runs) and all(run.profiles for run in runs)
-        frames = [
+        tables = [
             frame_of(run).assign(run=labels[str(one.folder)].partition(" · ")[0])
             for one, run in zip(self._chosen(), runs, strict=True)
         ]
-        self._rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        self._rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
         if self.runs.value != self._drawn:
             self._drawn, self._offers = self.runs.value, {}
             self._set(self.across, [])
@@ -217,7 +217,7 @@ class Explorer:
         if doubtful:
             verb, why = (
                 "is" if doubtful == 1 else "are",
-                style.doubts(rows[rows["doubtful"]]) or "compared with a doubtful row",
+                frames.doubts(rows[rows["doubtful"]]) or "compared with a doubtful row",
             )
             said.append(f"{doubtful} of {counted(len(rows), 'row')} {verb} {why}, and hollow: do not trust.")
         if lines > MANY:
@@ -229,9 +229,9 @@ class Explorer:
 
     def _like(self, rows: pd.DataFrame) -> pd.DataFrame:
         """The cells without a latency that agree with chosen rows in name, run and mode."""
-        failed = self._rows[~self._rows["status"].isin(MEASURED)]
+        failed = self._rows.loc[~self._rows["status"].isin(MEASURED)]
         for column in ("name", "run", "mode"):
-            failed = failed[failed[column].isin(rows[column].unique())]
+            failed = failed.loc[failed[column].isin(rows[column].unique())]
         return failed
 
     def _draw_profiles(self) -> None:
@@ -267,8 +267,8 @@ def _image(figure: style.Chart) -> Html:
     with matplotlib.rc_context(style.STYLE):
         figure.savefig(content, format="svg", metadata={"Date": None})
     data = base64.b64encode(content.getvalue()).decode()
-    looks = "width: 100%; max-width: 75rem; background: white"
-    return Html(f'<img alt="{html.escape(figure.alt)}" style="{looks}" src="data:image/svg+xml;base64,{data}">')
+    css = "width: 100%; max-width: 75rem; background: white"
+    return Html(f'<img alt="{html.escape(figure.alt)}" style="{css}" src="data:image/svg+xml;base64,{data}">')
 
 
 def _distinct(found: Sequence[Found]) -> dict[str, str]:
@@ -293,7 +293,7 @@ def _label(metric: str) -> str:
 def _option(column: str, value: Any) -> str:
     """A value as the controls show it."""
     if column == "footprint":
-        return style.footprint_label(value)
+        return frames.footprint_label(value)
     if column == "kind":
         return {"model": "networks", "operator": "operators", "function": "functions"}.get(value, str(value))
     if column == "compiled":

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from saprof.plots import style
+from saprof.plots import frames, scales
 from saprof.plots.beside import base_of, factor, speedups
 from saprof.quantities import LATENCY, MEMORY, Quantity
 from saprof.text import counted
@@ -101,8 +101,8 @@ def of_growth(rows: pd.DataFrame) -> str:
     some."""
     if (rows["kind"] == "model").any():
         rows = rows.loc[rows["kind"] == "model"]
-    rows = _squares(rows.assign(ran=style.who(rows)))
-    sound = rows[~style.doubtful(rows)].dropna(subset=["latency_s", "latency_low_s", "latency_high_s"])
+    rows = _squares(rows.assign(ran=frames.who(rows)))
+    sound = rows[~frames.doubtful(rows)].dropna(subset=["latency_s", "latency_low_s", "latency_high_s"])
     lines = [(ran, *_ends(line)) for (ran, *_), line in sound.groupby(["ran", *LINE], sort=False, dropna=False)]
     lines = [line for line in lines if line[1]["taps"] < line[2]["taps"]]
     spans = pd.Series([(first["footprint"], last["footprint"]) for _, first, last in lines], dtype=object)
@@ -120,7 +120,7 @@ def of_growth(rows: pd.DataFrame) -> str:
     said = [f"grows {_listed(grows)}"] if grows else []
     said += [f"does not grow measurably with {_listed(still)}"] if still else []
     kind = "of networks " if (rows["kind"] == "model").any() else ""
-    start, end = map(style.footprint_label, span)
+    start, end = map(frames.footprint_label, span)
     return f"From {start} to {end}, the latency {kind}{'; it '.join(said)}"
 
 
@@ -141,7 +141,7 @@ def of_costs(rows: pd.DataFrame) -> str:
     if len(shared) < 2:
         return ""
     first, last = shared[0], shared[-1]
-    start, end = (style.footprint_label(next(iter(lines.values())).loc[taps, "footprint"]) for taps in (first, last))
+    start, end = (frames.footprint_label(next(iter(lines.values())).loc[taps, "footprint"]) for taps in (first, last))
     said = []
     for column, what in (("flops_paper", "FLOPs"), ("params", "parameters")):
         ratios = pd.Series({name: line.loc[last, column] / line.loc[first, column] for name, line in lines.items()})
@@ -157,7 +157,7 @@ def of_costs(rows: pd.DataFrame) -> str:
 def of_shapes(rows: pd.DataFrame) -> str:
     """`At equally many taps, the latencies of shapes differ by factors of 1.1 to 1.4 with numba`."""
     known = rows.dropna(subset=["taps", "latency_s"])
-    sound = known.assign(ran=style.who(known))[~style.doubtful(known)]
+    sound = known.assign(ran=frames.who(known))[~frames.doubtful(known)]
     said = []
     for ran, part in sound.groupby("ran", sort=False):
         groups = [line["latency_s"] for _, line in part.groupby([*LINE, "taps"], dropna=False) if len(line) > 1]
@@ -172,7 +172,7 @@ def of_shapes(rows: pd.DataFrame) -> str:
 def of_roofs(rows: pd.DataFrame) -> str:
     """`numba reaches 3 to 26 % of the roof, unfold 0.2 to 5 %`, from the column `roof_share`."""
     known = rows.dropna(subset=["roof_share"])
-    sound = known[~style.doubtful(known)]
+    sound = known[~frames.doubtful(known)]
     said = [_shares(ran, part["roof_share"]) for ran, part in sound.groupby("ran", sort=False)]
     return (
         f"{said[0]} of what the machine allows"
@@ -209,12 +209,12 @@ def extent(rows: pd.DataFrame, quantity: Quantity) -> str:
     known = rows.dropna(subset=[quantity.column])
     if known.empty:
         return f"{quantity.noun}, of which nothing was measured"
-    values = style.column_of(known, quantity)
+    values = frames.column_of(known, quantity)
     ends = [
-        f"{style.plain(values[i])} {quantity.unit} ({where(known.loc[i])})" for i in (values.idxmin(), values.idxmax())
+        f"{scales.plain(values[i])} {quantity.unit} ({where(known.loc[i])})" for i in (values.idxmin(), values.idxmax())
     ]
     said = f"{quantity.noun} from {ends[0]} to {ends[1]}"
-    many = int(style.doubtful(known).sum()) if quantity is LATENCY else 0
+    many = int(frames.doubtful(known).sum()) if quantity is LATENCY else 0
     return said + (f" ({many} of {len(known)} rows are doubtful, drawn hollow)" if many else "")
 
 
@@ -224,7 +224,7 @@ def where(row: pd.Series) -> str:
 
 
 def _place(row: pd.Series) -> str:
-    return f"{row['name']}, {style.footprint_label(row['footprint'])} at {row['h']}×{row['w']}"
+    return f"{row['name']}, {frames.footprint_label(row['footprint'])} at {row['h']}×{row['w']}"
 
 
 def extents(rows: pd.DataFrame) -> str:
@@ -239,7 +239,7 @@ def extremes(rows: pd.DataFrame, over: str) -> list[str]:
     found = found[~found["doubtful"].astype(bool)]
     if found.empty:
         return []
-    found = found.assign(setting=style.settings(found, ("mode", "n", "dtype", "device")))
+    found = found.assign(setting=frames.settings(found, ("mode", "n", "dtype", "device")))
     return [_extreme(part, over) for _, part in found.groupby(["ran", "setting"], sort=False)]
 
 

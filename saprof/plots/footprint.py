@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from saprof.models.catalogue import MODELS
 from saprof.paper.printed import PaperRow
 from saprof.paper.printed import rows as paper_rows
-from saprof.plots import findings, lines, style
+from saprof.plots import findings, frames, lines, looks, scales, style
 from saprof.plots.lines import AGAINST
 from saprof.plots.style import STYLE
 from saprof.quantities import HARDWARE_FLOPS, LATENCY, MEMORY, PAPER_FLOPS, PARAMS, Quantity
@@ -34,7 +34,7 @@ def footprint_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
 
     Raises ValueError if no row has both a footprint and a latency.
     """
-    rows = style.attempted(lines.with_footprint(rows), "latency_s")
+    rows = frames.attempted(lines.with_footprint(rows), "latency_s")
     axis = "map" if lines.across(rows) == "map" else "footprint"
     kinds = [kind for kind in ("model", "operator") if (rows["kind"] == kind).any()]
     with matplotlib.rc_context(STYLE):
@@ -87,7 +87,7 @@ def _draw_kind(panels: Sequence[Axes], rows: pd.DataFrame, operations: Quantity)
     for axes, quantity in zip(panels[1:], (LATENCY, MEMORY), strict=True):
         groups = [line for _, line in rows.groupby(["name", "series"], sort=False)]
         drawn = [lines.draw(axes, line, quantity, lines.look_of_line(line)) for line in groups]
-        style.log_axis(axes.yaxis)
+        scales.log_axis(axes.yaxis)
         lines.separate(axes, drawn)
         axes.set_ylabel(quantity.label)
 
@@ -97,12 +97,12 @@ def _draw_costs(axes: Axes, rows: pd.DataFrame, quantity: Quantity) -> None:
     drawn = []
     for (name, _), line in rows.dropna(subset=[quantity.column]).groupby(["name", "setting"], sort=False):
         line = line.drop_duplicates("x").sort_values("x")
-        look = style.look(name)
-        marks = {"color": look.colour, "marker": look.marker} | lines.weight(line)
-        drawn.append(axes.plot(line["x"], style.column_of(line, quantity), label=name, **marks))
+        look = looks.look(name)
+        own = {"color": look.colour, "marker": look.marker} | lines.weight(line)
+        drawn.append(axes.plot(line["x"], frames.column_of(line, quantity), label=name, **own))
     axes.set_ylim(bottom=0)
     axes.set_ylabel(quantity.label)
-    style.linear_axis(axes.yaxis)
+    scales.linear_axis(axes.yaxis)
     lines.separate(axes, drawn)
 
 

@@ -12,8 +12,8 @@ from functools import partial
 
 import pandas as pd
 
-from saprof.paper.evidence import points, printed
-from saprof.plots import style
+from saprof.paper.evidence import points
+from saprof.plots import frames
 from saprof.plots.beside import base_of
 from saprof.plots.footprint import cost_figure, footprint_figure
 from saprof.plots.panels import latency_figure, memory_figure
@@ -21,7 +21,7 @@ from saprof.plots.pareto import COSTS, accuracy_figure
 from saprof.plots.roofline import roofline_figure
 from saprof.plots.speedup import speedup_figure
 from saprof.plots.style import Chart
-from saprof.records.calibration import Calibration, above_roof
+from saprof.records.calibration import Calibration
 from saprof.records.rows import Row
 
 KINDS = {"model": "networks", "operator": "operators"}
@@ -44,7 +44,7 @@ class Drawing:
 def drawings(rows: Sequence[Row], roofs: Calibration | None, provenance: str) -> Iterator[Drawing]:
     """The figures of a run, the most general one first. A figure whose rows differ in mode, batch, dtype or device is
     split if it would be unreadable."""
-    frame = style.frame(rows, roofs)
+    frame = frames.frame(rows, roofs)
     tried = frame[frame["status"] != "unsupported"]
     yield from _overviews(tried, provenance)
     yield _costs(tried, provenance)
@@ -117,10 +117,7 @@ def _roofline(tried: pd.DataFrame, roofs: Calibration, provenance: str) -> Drawi
 
 
 def _accuracies(rows: Sequence[Row], roofs: Calibration | None, provenance: str) -> Iterator[Drawing]:
-    known = points(rows)
-    if roofs is not None:
-        above = [above_roof(row, roofs) for row in rows if row.params is not None for _ in printed(row)]
-        known = known.assign(above_roof=pd.Series(above, known.index, dtype=bool))
+    known = points(rows, roofs)
     for cost, quantity in COSTS.items() if len(known) else list(COSTS.items())[:1]:
         name = quantity.noun
         yield Drawing(

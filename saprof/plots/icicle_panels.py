@@ -11,7 +11,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from saprof.plots.icicle import MEASURES, TIME, Box, Measure, boxes, finding, is_doubtful, scale_of
 from saprof.plots.layer_kinds import COLOURS, MODULE, SPELLED
-from saprof.plots.style import HOLLOW, STYLE, Chart, finish, linear_axis
+from saprof.plots.marks import HOLLOW
+from saprof.plots.scales import linear_axis
+from saprof.plots.style import STYLE, Chart, finish
 from saprof.quantities import digits
 from saprof.records.profiles import Profile
 

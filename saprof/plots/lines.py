@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from saprof.plots import style
+from saprof.plots import frames, looks, marks, scales
 from saprof.quantities import LATENCY, Quantity
 
 SETTINGS = ("mode", "dtype", "device", "n", "h", "v", "shape")
@@ -69,11 +69,11 @@ def place(rows: pd.DataFrame, axis: str, apart: Sequence[str] = ()) -> pd.DataFr
 
 
 def _with_shape(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows.assign(shape=rows["footprint"].map(style.shape), ran=style.who(rows))
+    return rows.assign(shape=rows["footprint"].map(frames.shape), ran=frames.who(rows))
 
 
 def _with_setting(rows: pd.DataFrame, apart: Sequence[str]) -> pd.DataFrame:
-    setting = style.settings(rows, [name for name in SETTINGS if name not in apart])
+    setting = frames.settings(rows, [name for name in SETTINGS if name not in apart])
     series = (rows["ran"] + ", " + setting).str.removesuffix(", ")
     number, settings = pd.factorize(setting)
     return rows.assign(setting=setting, series=series, weight=number / max(1, len(settings) - 1))
@@ -81,7 +81,7 @@ def _with_setting(rows: pd.DataFrame, apart: Sequence[str]) -> pd.DataFrame:
 
 def label_across(axes: Axes, rows: pd.DataFrame, axis: str) -> None:
     if axis == "footprint":
-        return style.taps_axis(axes, rows)
+        return scales.taps_axis(axes, rows)
     first = rows.drop_duplicates("x").sort_values("x")
     axes.set_xticks(first["x"], [map_label(row) for _, row in first.iterrows()], fontsize=9.5)
     axes.set_xlabel("map (footprint)")
@@ -89,7 +89,7 @@ def label_across(axes: Axes, rows: pd.DataFrame, axis: str) -> None:
 
 def map_label(row: pd.Series) -> str:
     """The map, and the footprint below it."""
-    return f"{row['h']}×{row['w']}\n({style.footprint_label(row['footprint'])})"
+    return f"{row['h']}×{row['w']}\n({frames.footprint_label(row['footprint'])})"
 
 
 Series = list[Line2D]
@@ -101,7 +101,7 @@ def draw(axes: Axes, line: pd.DataFrame, quantity: Quantity, look: dict[str, Any
     foot. Doubtful times are hollow."""
     line = line.sort_values("x", kind="stable")
     label = line["series"].iloc[0]
-    found = style.plot(axes, line["x"], style.column_of(line, quantity), hollow(line, quantity), label=label, **look)
+    found = marks.plot(axes, line["x"], frames.column_of(line, quantity), hollow(line, quantity), label=label, **look)
     if quantity is LATENCY:
         low, high = interval(line)
         axes.fill_between(line["x"], low, high, color=look["color"], alpha=0.18, linewidth=0)
@@ -112,7 +112,7 @@ def draw(axes: Axes, line: pd.DataFrame, quantity: Quantity, look: dict[str, Any
 
 def hollow(rows: pd.DataFrame, quantity: Quantity) -> pd.Series:
     """Whether the value of each row is drawn hollow: it is a time, and the row is doubtful."""
-    return style.doubtful(rows) & (quantity.column in TIMES)
+    return frames.doubtful(rows) & (quantity.column in TIMES)
 
 
 def separate(axes: Axes, series: Sequence[Series], across: bool = False) -> None:
@@ -183,8 +183,8 @@ def mark_failed(axes: Axes, at: pd.Series, colour: str, across: bool = False) ->
 
 def look_of_line(line: pd.DataFrame) -> dict[str, Any]:
     """The style in the overview: colour and marker by name, line and filling by what computed it, width by setting."""
-    look = style.look(line["name"].iloc[0])
-    own = style.line_of(line["ran"].iloc[0])
+    look = looks.look(line["name"].iloc[0])
+    own = looks.line_of(line["ran"].iloc[0])
     return own | {"color": look.colour, "marker": look.marker} | weight(line)
 
 
@@ -200,19 +200,19 @@ def legend(rows: pd.DataFrame) -> list[Line2D]:
 
 
 def legend_of_names(rows: pd.DataFrame) -> list[Line2D]:
-    looks = {name: style.look(name) for name in rows["name"].unique()}
-    return [Line2D([], [], color=look.colour, marker=look.marker, label=name) for name, look in looks.items()]
+    found = {name: looks.look(name) for name in rows["name"].unique()}
+    return [Line2D([], [], color=look.colour, marker=look.marker, label=name) for name, look in found.items()]
 
 
 def legend_of_rans(rows: pd.DataFrame, grey: bool = False, doubts: bool = True) -> list[Line2D]:
     """What computed the lines, then the settings, then the meaning of a hollow point and of a cross. `grey` is for
     panels whose colours and markers are those of names."""
-    rans = {ran: style.look_of(ran) for ran in rows["ran"].unique()}
+    rans = {ran: looks.look_of(ran) for ran in rows["ran"].unique()}
     neutral = {"color": "0.3", "marker": ""} if grey else {}
     handles = [Line2D([], [], label=ran, **look | neutral) for ran, look in rans.items()]
     for setting, line in rows[rows["setting"] != ""].groupby("setting", sort=False):
         handles.append(Line2D([], [], color="0.5", marker="o", label=setting, **weight(line)))
-    handles += style.legend_of_doubtful(rows) if doubts else []
+    handles += marks.legend_of_doubtful(rows) if doubts else []
     if rows["latency_s"].isna().any():
         handles.append(Line2D([], [], color="0.3", marker="x", linestyle="none", label=f"{FAILED}, see below"))
     return handles

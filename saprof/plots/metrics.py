@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from saprof import quantities
-from saprof.plots import style
+from saprof.plots import frames, looks, marks, scales, style
 from saprof.plots.beside import ALIKE, speedups
 from saprof.plots.lines import TIMES, Series, map_label, remarks, separate
 from saprof.quantities import Quantity
@@ -92,7 +92,7 @@ METRICS = {
 
 def frame_of(run: Recorded) -> pd.DataFrame:
     """The rows of a run as `saprof.plots.frame` has them, with the share of the roof, the threads and the run."""
-    found = style.frame(run.cells, run.calibration)
+    found = frames.frame(run.cells, run.calibration)
     return ready(found.assign(run=run.name, threads=run.provenance["threads"]))
 
 
@@ -105,7 +105,7 @@ def ready(rows: pd.DataFrame) -> pd.DataFrame:
     ]
     attends = rows["attention"].astype(object).where(rows["attention"].notna(), "")
     sizes = rows["h"].astype(str) + "×" + rows["w"].astype(str)
-    return rows.assign(**missing, channels=channels, attends=attends, map=sizes, ran=style.who(rows))
+    return rows.assign(**missing, channels=channels, attends=attends, map=sizes, ran=frames.who(rows))
 
 
 def metrics_of(rows: pd.DataFrame) -> list[str]:
@@ -136,7 +136,7 @@ def with_metric(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     if name.startswith(SPEEDUP):
         rows = speedups(rows, name.removeprefix(SPEEDUP))
     else:
-        rows = rows.assign(doubtful=style.doubtful(rows) & (name in TIMES))
+        rows = rows.assign(doubtful=frames.doubtful(rows) & (name in TIMES))
     found = rows[rows[metric.column].notna()]
     if found.empty:
         raise ValueError(f"no row has {name}; expected other rows, or another metric")
@@ -186,7 +186,7 @@ def figure_of(drawn: pd.DataFrame, what: Metric, across: str, provenance: str = 
             for _, line in placed.groupby("label", sort=False)
         ]
         if (placed[what.column] > 0).all():
-            style.log_axis(axes.yaxis)
+            scales.log_axis(axes.yaxis)
         _label_across(axes, placed, across)
         if what.mark is not None:
             axes.axhline(what.mark, color="0.4", linewidth=1, linestyle=(0, (1, 2)), zorder=0)
@@ -195,9 +195,9 @@ def figure_of(drawn: pd.DataFrame, what: Metric, across: str, provenance: str = 
         if placed["label"].nunique() > 1 or placed["doubtful"].any():
             lines = [one[0] for one in series]
             doubtful = placed[placed["doubtful"]]
-            explained = style.legend_of_doubtful(doubtful)
+            explained = marks.legend_of_doubtful(doubtful)
             if len(doubtful) and not explained:  # only the rows that these are compared with
-                explained = [style.legend_of_hollow("compared with\na doubtful row")]
+                explained = [marks.legend_of_hollow("compared with\na doubtful row")]
             axes.legend(handles=[*lines, *explained], loc="upper left", bbox_to_anchor=(1.01, 1.02))
         subject = _subject(placed, across, what)
         alt = f"{subject}, with {counted(len(series), 'line')}: {'; '.join(placed['label'].unique())}."
@@ -233,7 +233,7 @@ def lined(rows: pd.DataFrame, across: str, what: Metric) -> pd.DataFrame:
 def shape(footprint: str) -> str:
     """A footprint without its size: `square`, `dilated ×2`, `random @seed1`."""
     _, seeded, seed = footprint.partition("@")
-    return style.shape(footprint) + (f" @{seed.split()[0]}" if seeded else "")
+    return frames.shape(footprint) + (f" @{seed.split()[0]}" if seeded else "")
 
 
 def _joined(rows: pd.DataFrame, columns: Sequence[str]) -> pd.Series:
@@ -252,7 +252,7 @@ def worded(column: str, value: Any) -> str:
         case "compiled":
             return "compiled" if value else "eager"
         case "footprint":
-            return "own footprints" if value == "default" else style.footprint_label(value)
+            return "own footprints" if value == "default" else frames.footprint_label(value)
         case "channels":
             return f"channels {value}" if value else ""
     return "" if value is None else str(value)
@@ -273,7 +273,7 @@ def _x(rows: pd.DataFrame, across: str) -> pd.Series:
 
 def _label_across(axes: Axes, rows: pd.DataFrame, across: str) -> None:
     if across == "footprint":
-        return style.taps_axis(axes, rows)
+        return scales.taps_axis(axes, rows)
     first = rows.drop_duplicates("x").sort_values("x")
     by_row = {"map": map_label}.get(across, lambda row: str(row[across]))
     labels = [by_row(row) for _, row in first.iterrows()]
@@ -290,12 +290,12 @@ def _look(line: pd.DataFrame, rows: pd.DataFrame, what: Metric) -> dict[str, Any
     settings = list(rows["setting"].unique())
     number = settings.index(first["setting"])
     if what.counted or (rows["name"].nunique() > 1 and line["name"].nunique() == 1):
-        look = style.look(first["name"])
-        found = ({} if what.counted else style.line_of(first["ran"])) | {"color": look.colour, "marker": look.marker}
+        look = looks.look(first["name"])
+        found = ({} if what.counted else looks.line_of(first["ran"])) | {"color": look.colour, "marker": look.marker}
     else:
-        found = style.look_of(first["ran"])
+        found = looks.look_of(first["ran"])
     if len(settings) > 1 and rows["name"].nunique() == 1 and (what.counted or rows["ran"].nunique() == 1):
-        colour, marker = list(style.LOOKS.values())[number % len(style.LOOKS)]
+        colour, marker = list(looks.LOOKS.values())[number % len(looks.LOOKS)]
         return found | {"color": colour, "marker": marker, "label": first["label"]}
     weight = number / max(1, len(settings) - 1)
     return found | {"linewidth": 1.6 + 1.8 * weight, "markersize": 5.5 + 2.5 * weight, "label": first["label"]}
@@ -304,7 +304,7 @@ def _look(line: pd.DataFrame, rows: pd.DataFrame, what: Metric) -> dict[str, Any
 def _draw(axes: Axes, line: pd.DataFrame, what: Metric, look: dict[str, Any], alone: bool) -> Series:
     """One line with its interval. Points that are `alone` are not connected."""
     values = line[what.column].astype(float) / what.per_unit
-    found = style.plot(axes, line["x"], values, line["doubtful"], **look | ({"linestyle": "none"} if alone else {}))
+    found = marks.plot(axes, line["x"], values, line["doubtful"], **look | ({"linestyle": "none"} if alone else {}))
     if what.bounds is not None:
         low, high = (line[bound].astype(float) / what.per_unit for bound in what.bounds)
         if not alone:

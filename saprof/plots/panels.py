@@ -12,7 +12,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from saprof.plots import findings, lines, style
+from saprof.plots import findings, frames, lines, looks, marks, scales, style
 from saprof.plots.style import STYLE
 from saprof.quantities import LATENCY, MEMORY, Quantity
 
@@ -32,7 +32,7 @@ def memory_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
 
 
 def _panels(rows: pd.DataFrame, what: str, quantity: Quantity, provenance: str) -> Figure:
-    rows = style.attempted(rows, quantity.column)
+    rows = frames.attempted(rows, quantity.column)
     axis = lines.across(rows)
     rows = lines.place(rows, axis, apart=("mode",))
     title = style.title(f"{what} {lines.AGAINST[axis]}".strip(), rows)
@@ -58,15 +58,15 @@ def _over_places(rows: pd.DataFrame, axis: str, quantity: Quantity) -> Figure:
             continue
         drawn = []
         for _, line in group.groupby(["ran", "setting"], sort=False):
-            look = style.look_of(line["ran"].iloc[0]) | lines.weight(line)
+            look = looks.look_of(line["ran"].iloc[0]) | lines.weight(line)
             drawn.append(lines.draw(axes, line, quantity, look))
         if axis == "footprint":
-            style.log_axis(axes.xaxis)
+            scales.log_axis(axes.xaxis)
             axes.grid(visible=False, axis="x")
         lines.label_across(axes, group, axis)
         axes.set_xlabel(axes.get_xlabel() if below is None else "")
         axes.set_title(_panel_title(group["name"].iloc[0], group, rows))
-        style.log_axis(axes.yaxis)
+        scales.log_axis(axes.yaxis)
         separated.append((axes, drawn))
     for axes, drawn in separated:  # panels share an axis, so this waits for the last one
         lines.separate(axes, drawn)
@@ -85,10 +85,10 @@ def _over_names(rows: pd.DataFrame, axis: str, quantity: Quantity) -> Figure:
     for axes, group in zip(panels, groups, strict=True):
         names, drawn = list(group["name"].unique()), []
         for _, line in group.groupby(["ran", "setting"], sort=False):
-            look = style.look_of(line["ran"].iloc[0]) | lines.weight(line) | {"linestyle": "none"}
-            line = line.assign(x=style.column_of(line, quantity), y=line[axis].map(names.index))
+            look = looks.look_of(line["ran"].iloc[0]) | lines.weight(line) | {"linestyle": "none"}
+            line = line.assign(x=frames.column_of(line, quantity), y=line[axis].map(names.index))
             look["label"] = line["series"].iloc[0]
-            drawn.append(style.plot(axes, line["x"], line["y"], lines.hollow(line, quantity), **look))
+            drawn.append(marks.plot(axes, line["x"], line["y"], lines.hollow(line, quantity), **look))
             lines.mark_failed(axes, line["y"][line["latency_s"].isna()], look["color"], across=True)
         if quantity is LATENCY:
             axes.hlines(group[axis].map(names.index), *lines.interval(group), color="0.6", linewidth=1.2, zorder=1)
@@ -96,8 +96,8 @@ def _over_names(rows: pd.DataFrame, axis: str, quantity: Quantity) -> Figure:
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.grid(visible=True, axis="y")
         kind = {"model": "Networks", "operator": "Operators"}[group["kind"].iloc[0]]
-        axes.set(xlabel=style.label_of_bars(quantity), title=_panel_title(kind, group, rows))
-        style.log_axis(axes.xaxis)
+        axes.set(xlabel=scales.label_of_bars(quantity), title=_panel_title(kind, group, rows))
+        scales.log_axis(axes.xaxis)
         lines.separate(axes, drawn, across=True)
     handles = lines.legend_of_rans(rows, doubts=quantity is LATENCY)
     panels[0].legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.02))

@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 
 from saprof.models.catalogue import MODELS, NamedModel
 from saprof.paper.evidence import front
-from saprof.plots import findings, style
+from saprof.plots import findings, frames, looks, marks, scales, style
 from saprof.plots.style import STYLE
 from saprof.quantities import LATENCY, MEMORY, PAPER_FLOPS, PARAMS, Quantity
 from saprof.text import unknown
@@ -53,12 +53,12 @@ def accuracy_figure(points: pd.DataFrame, cost: str = "flops_paper", provenance:
     if cost not in COSTS:
         raise ValueError(unknown("cost", cost, list(COSTS)))
     quantity = COSTS[cost]
-    label, name = style.label_of_bars(quantity), quantity.noun
+    label, name = scales.label_of_bars(quantity), quantity.noun
     points = points.dropna(subset=[cost, "top1"])
     if points.empty:
         raise ValueError(f"no network has both {name} and an accuracy that SAN or SASA prints (at 224×224)")
-    points = points.assign(cost=style.column_of(points, quantity), ran=style.who(points), label=_labels(points))
-    points["hollow"] = style.doubtful(points) & (cost == LATENCY.column)
+    points = points.assign(cost=frames.column_of(points, quantity), ran=frames.who(points), label=_labels(points))
+    points["hollow"] = frames.doubtful(points) & (cost == LATENCY.column)
     apart = ["evaluation_set", *(("mode", "n", "dtype", "device") if cost in OF_ROWS else ())]
     if cost not in OF_ROWS:
         points = points.drop_duplicates(["name", "relation", "footprint", "evaluation_set"]).assign(ran="")
@@ -69,7 +69,7 @@ def accuracy_figure(points: pd.DataFrame, cost: str = "flops_paper", provenance:
         grid = figure.subplots(lines, columns, squeeze=False)
         for axes, (_, panel) in zip(grid.flat, panels, strict=False):
             _draw(axes, panel, cost)
-            style.linear_axis(axes.yaxis)
+            scales.linear_axis(axes.yaxis)
             judged = panel["evaluation_set"].iloc[0]
             axes.set(xlabel=label, ylabel=f"top-1 accuracy in the paper, %\n(ImageNet {judged})")
             axes.set_title(", ".join(_settings(panel, points)))
@@ -109,7 +109,7 @@ def _finding(panels: Sequence[pd.DataFrame], name: str) -> str:
 
 def _alt(points: pd.DataFrame, quantity: Quantity) -> str:
     ends = [points.loc[points["cost"].idxmin()], points.loc[points["cost"].idxmax()]]
-    spelled = [f"{style.plain(end['cost'])} {quantity.unit} and {end['top1']} % ({end['label']})" for end in ends]
+    spelled = [f"{scales.plain(end['cost'])} {quantity.unit} and {end['top1']} % ({end['label']})" for end in ends]
     many = int(points["hollow"].sum())
     return (
         f"Chart of printed top-1 accuracy against {quantity.noun}, {len(points)} points from {spelled[0]} to "
@@ -123,7 +123,7 @@ def _labels(points: pd.DataFrame) -> pd.Series:
     several = points.groupby("family")[["name", "footprint"]].transform("nunique") > 1
     models = points["name"].map(MODELS)
     network = models.map(_short)
-    footprint = points["footprint"].map(style.footprint_label)
+    footprint = points["footprint"].map(frames.footprint_label)
     relation = points["relation"].fillna("")
     usual = relation == models.map(lambda model: model.relation)
     parts = [
@@ -151,14 +151,14 @@ def _draw(axes: Axes, panel: pd.DataFrame, cost: str) -> None:
     if len(best) > 1:
         axes.step(best["cost"], best["top1"], where="post", color="0.6", linewidth=5, alpha=0.35, label="Pareto front")
     for _, point in panel.iterrows():
-        look = style.look_of_family(point["family"])
-        marker = style.marker_of(point["ran"]) if point["ran"] else look.marker
+        look = looks.look_of_family(point["family"])
+        marker = looks.marker_of(point["ran"]) if point["ran"] else look.marker
         mark = {"color": look.colour, "marker": marker, "linestyle": "none", "label": point["label"]}
-        style.plot(axes, [point["cost"]], [point["top1"]], [point["hollow"]], **mark)
+        marks.plot(axes, [point["cost"]], [point["top1"]], [point["hollow"]], **mark)
         if cost == "latency_s":
             low, high = (LATENCY.in_unit(point[f"latency_{bound}_s"]) for bound in ("low", "high"))
             axes.hlines(point["top1"], low, high, color=look.colour, linewidth=1)
-    style.log_axis(axes.xaxis) if cost in OF_ROWS else style.linear_axis(axes.xaxis)
+    scales.log_axis(axes.xaxis) if cost in OF_ROWS else scales.linear_axis(axes.xaxis)
     axes.margins(0.12, 0.14)
     axes.grid(visible=True)
 
@@ -186,7 +186,7 @@ def _write_labels(axes: Axes, panel: pd.DataFrame) -> int:
             ha="center",
             va="center",
             fontsize=FONT,
-            color=style.look_of_family(point["family"]).colour,
+            color=looks.look_of_family(point["family"]).colour,
         )
         text.set_in_layout(False)
         extent = text.get_window_extent()
@@ -240,11 +240,11 @@ def _legend(points: pd.DataFrame, fronts: bool) -> list[Line2D]:
     handles = []
     several = points["ran"].any()
     for family in points["family"].unique():
-        look = style.look_of_family(family)
+        look = looks.look_of_family(family)
         mark = {"marker": "", "linewidth": 7} if several else {"marker": look.marker, "linestyle": "none"}
         handles.append(Line2D([], [], color=look.colour, label=family.replace("_", "-"), **mark))
     for ran in points["ran"].unique() if several else ():
-        handles.append(Line2D([], [], color="0.4", marker=style.marker_of(ran), linestyle="none", label=ran))
-    handles += style.legend_of_doubtful(points[points["hollow"]])
+        handles.append(Line2D([], [], color="0.4", marker=looks.marker_of(ran), linestyle="none", label=ran))
+    handles += marks.legend_of_doubtful(points[points["hollow"]])
     stairs = {"color": "0.6", "linewidth": 5, "alpha": 0.35, "label": "Pareto front"}
     return [*handles, Line2D([], [], **stairs)] if fronts else handles

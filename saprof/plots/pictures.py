@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from saprof.operators.footprint import Footprint
-from saprof.plots.style import STYLE, Chart, plain
+from saprof.plots.scales import plain
+from saprof.plots.style import STYLE, Chart
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from saprof.plots import findings, style
+from saprof.plots import findings, frames, looks, marks, scales, style
 from saprof.plots.style import STYLE
 from saprof.records.calibration import FORWARD, Calibration
 
@@ -39,7 +39,7 @@ def roofline_figure(rows: pd.DataFrame, calibration: Calibration, provenance: st
     lines = [f"not drawn, since they only move bytes: {moving}"] if moving else []
     if idle.all():
         raise ValueError("no operator's forward computes and has a latency, in a dtype whose roofs were measured")
-    rows = _with_places(style.with_roofs(rows[~idle], calibration))
+    rows = _with_places(frames.with_roofs(rows[~idle], calibration))
     panels = [(key, panel) for key, panel in rows.groupby(PANEL, sort=False)]
     across = min(len(panels), 2)
     down = -(-len(panels) // across)
@@ -50,8 +50,8 @@ def roofline_figure(rows: pd.DataFrame, calibration: Calibration, provenance: st
         for axes, ((ran, mode, dtype), panel) in zip(grid.flat, panels, strict=False):
             _draw_roofs(axes, calibration, dtype)
             _draw_points(axes, panel)
-            style.log_axis(axes.xaxis)
-            style.log_axis(axes.yaxis)
+            scales.log_axis(axes.xaxis)
+            scales.log_axis(axes.yaxis)
             several = [text for text, column in ((mode, "mode"), (dtype, "dtype")) if rows[column].nunique() > 1]
             axes.set_title(", ".join([ran, *several]))
             axes.tick_params(labelbottom=True, labelleft=True)
@@ -73,12 +73,12 @@ def alt(rows: pd.DataFrame) -> str:
     flops = rows["flops_hardware"].astype(float)
     rates, intensities = flops / rows["latency_s"].astype(float) / 1e9, flops / rows["compulsory_bytes"].astype(float)
     ends = [
-        f"{style.plain(rates[i])} GFLOP/s ({findings.where(rows.loc[i])})" for i in (rates.idxmin(), rates.idxmax())
+        f"{scales.plain(rates[i])} GFLOP/s ({findings.where(rows.loc[i])})" for i in (rates.idxmin(), rates.idxmax())
     ]
-    many = int(style.doubtful(rows).sum())
+    many = int(frames.doubtful(rows).sum())
     return (
-        f"Roofline chart of {len(rows)} rows, from {ends[0]} to {ends[1]}, at {style.plain(intensities.min())} to "
-        f"{style.plain(intensities.max())} FLOP per compulsory byte, under the roofs of memory and compute."
+        f"Roofline chart of {len(rows)} rows, from {ends[0]} to {ends[1]}, at {scales.plain(intensities.min())} to "
+        f"{scales.plain(intensities.max())} FLOP per compulsory byte, under the roofs of memory and compute."
         + (f" {many} rows are doubtful, drawn hollow." if many else "")
     )
 
@@ -87,7 +87,7 @@ def _with_places(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with `x` and `y` in FLOP/byte and GFLOP/s, `size` in points, and `ran`."""
     flops = rows["flops_hardware"].astype(float)
     return rows.assign(
-        ran=style.who(rows),
+        ran=frames.who(rows),
         x=flops / rows["compulsory_bytes"].astype(float),
         y=flops / rows["latency_s"].astype(float) / 1e9,
         size=_size(rows["taps"].astype(float)),
@@ -112,9 +112,9 @@ def _bandwidths(calibration: Calibration) -> list[tuple[str, float]]:
     largest = max(moved for stream in calibration.streams.values() for moved in stream)
     memory = calibration.bandwidth(largest) / 1e9
     rate, moved = max((rate, moved) for stream in calibration.streams.values() for moved, rate in stream.items())
-    found = [(f"memory, {style.plain(memory)} GB/s", memory)]
+    found = [(f"memory, {scales.plain(memory)} GB/s", memory)]
     if rate / 1e9 > APART * memory:
-        found.append((f"cache ({_binary(moved)}), {style.plain(rate / 1e9)} GB/s", rate / 1e9))
+        found.append((f"cache ({_binary(moved)}), {scales.plain(rate / 1e9)} GB/s", rate / 1e9))
     return found
 
 
@@ -134,9 +134,9 @@ def _draw_roofs(axes: Axes, calibration: Calibration, dtype: str) -> None:
     bandwidths = _bandwidths(calibration)
     for (label, slope), where in zip(bandwidths, ("below", "above"), strict=False):
         _draw_bandwidth(axes, label, slope, top, where)
-    _draw_rate(axes, f"{high}, {style.plain(top)} GFLOP/s", top / bandwidths[-1][1], top, "above")
+    _draw_rate(axes, f"{high}, {scales.plain(top)} GFLOP/s", top / bandwidths[-1][1], top, "above")
     if lower:
-        _draw_rate(axes, f"{low}, {style.plain(lower)} GFLOP/s", lower / bandwidths[-1][1], lower, "below")
+        _draw_rate(axes, f"{low}, {scales.plain(lower)} GFLOP/s", lower / bandwidths[-1][1], lower, "below")
 
 
 def _draw_bandwidth(axes: Axes, label: str, slope: float, top: float, where: str) -> None:
@@ -159,16 +159,16 @@ def _draw_rate(axes: Axes, label: str, left: float, rate: float, where: str) -> 
 
 def _draw_points(axes: Axes, panel: pd.DataFrame) -> None:
     for (name, *_), line in panel.groupby(LINE, sort=False, dropna=False):
-        line, look = line.sort_values("taps"), style.look(name)
+        line, look = line.sort_values("taps"), looks.look(name)
         axes.plot(line["x"], line["y"], color=look.colour, linewidth=0.8, alpha=0.7)
-        for (_, row), hollow in zip(line.iterrows(), style.doubtful(line), strict=True):
+        for (_, row), hollow in zip(line.iterrows(), frames.doubtful(line), strict=True):
             point = {"color": look.colour, "marker": look.marker, "linestyle": "none", "markersize": row["size"]}
-            style.plot(axes, [row["x"]], [row["y"]], [hollow], **point)
+            marks.plot(axes, [row["x"]], [row["y"]], [hollow], **point)
 
 
 def _legend(rows: pd.DataFrame) -> list[Line2D]:
     """Operators by colour and marker, the footprints by size, at most five, and the meaning of hollow points."""
-    names = [(name, style.look(name)) for name in rows["name"].unique()]
+    names = [(name, looks.look(name)) for name in rows["name"].unique()]
     handles = [Line2D([], [], ls="", marker=look.marker, color=look.colour, label=name) for name, look in names]
     sizes = rows.drop_duplicates("taps").sort_values("taps")
     shown = sizes.iloc[sorted({round(i * (len(sizes) - 1) / 4) for i in range(5)})]
@@ -176,4 +176,4 @@ def _legend(rows: pd.DataFrame) -> list[Line2D]:
         Line2D([], [], ls="", marker="o", color="0.5", markersize=row["size"], label=f"{row['taps']:,.0f} taps")
         for _, row in shown.iterrows()
     ]
-    return handles + style.legend_of_doubtful(rows)
+    return handles + marks.legend_of_doubtful(rows)

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saprof.plots import findings, lines, style
+from saprof.plots import findings, frames, lines, looks, marks, scales, style
 from saprof.plots.style import STYLE
 from saprof.quantities import LATENCY, MEMORY, Quantity
 
@@ -22,7 +22,7 @@ def shapes_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
 
     Raises ValueError if no row has both a footprint and a latency.
     """
-    rows = style.attempted(lines.with_footprint(rows), "latency_s")
+    rows = frames.attempted(lines.with_footprint(rows), "latency_s")
     rows = lines.place(rows, "footprint", apart=("shape",)).sort_values("taps", kind="stable")
     names = list(rows.sort_index()["name"].unique())
     footprints = list(rows["footprint"].unique())
@@ -36,11 +36,11 @@ def shapes_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
             for name, axes in zip(names, above, strict=True):
                 drawn.append((axes, _draw(axes, rows[rows["name"] == name], quantity)))
                 axes.set_title(name if quantity is LATENCY else "")
-            style.log_axis(above[0].xaxis)
+            scales.log_axis(above[0].xaxis)
             for axes in above:
                 axes.grid(visible=True, axis="x")
                 axes.tick_params(axis="x", labelsize=9)
-            above[len(names) // 2].set_xlabel(style.label_of_bars(quantity))
+            above[len(names) // 2].set_xlabel(scales.label_of_bars(quantity))
         _label_footprints(panels[0, 0], rows)
         for axes, series in drawn:
             lines.separate(axes, series, across=True)
@@ -56,9 +56,9 @@ def _draw(axes: Axes, rows: pd.DataFrame, quantity: Quantity) -> list[lines.Seri
     """Draw a mark per footprint, backend and setting. Latencies have their interval."""
     drawn = []
     for _, line in rows.groupby(["ran", "setting"], sort=False):
-        look = style.look_of(line["ran"].iloc[0]) | lines.weight(line) | {"linestyle": "none"}
-        line = line.assign(x=style.column_of(line, quantity))
-        drawn.append(style.plot(axes, line["x"], line["y"], lines.hollow(line, quantity), **look))
+        look = looks.look_of(line["ran"].iloc[0]) | lines.weight(line) | {"linestyle": "none"}
+        line = line.assign(x=frames.column_of(line, quantity))
+        drawn.append(marks.plot(axes, line["x"], line["y"], lines.hollow(line, quantity), **look))
         lines.mark_failed(axes, line["y"][line["latency_s"].isna()], look["color"], across=True)
         if quantity is LATENCY:
             axes.hlines(line["y"], *lines.interval(line), color=look["color"], linewidth=1.2)
@@ -70,7 +70,7 @@ def _label_footprints(axes: Axes, rows: pd.DataFrame) -> None:
     first = rows.drop_duplicates("footprint")
     begins = first["taps"].diff() != 0
     labels = [
-        f"{taps} taps   {style.footprint_label(footprint)}" if begin else style.footprint_label(footprint)
+        f"{taps} taps   {frames.footprint_label(footprint)}" if begin else frames.footprint_label(footprint)
         for footprint, taps, begin in zip(first["footprint"], first["taps"], begins, strict=True)
     ]
     axes.set_yticks(first["y"], labels)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from saprof.plots import findings, style
+from saprof.plots import findings, frames, marks, style
 from saprof.plots.beside import factor, speedups
 from saprof.plots.lines import across, map_label
 from saprof.plots.style import STYLE
@@ -73,7 +73,7 @@ def speedup_figure(rows: pd.DataFrame, over: str = "unfold", provenance: str = "
         style.finish(
             figure,
             style.title(f"Speed-up over {over}", found),
-            _meanings(figure, rows) + style.notes(style.attempted(rows)),
+            _meanings(figure, rows) + style.notes(frames.attempted(rows)),
             provenance,
             findings.of_speed(rows, over),
             alt(rows, over),
@@ -101,11 +101,11 @@ def _meanings(figure: Figure, rows: pd.DataFrame) -> list[str]:
     """The meaning of the marks that occur in the cells."""
     texts = {text.get_text() for axes in figure.axes for text in axes.texts}
     patches = [patch for axes in figure.axes for patch in axes.patches]
-    marks = [meaning for mark, meaning in MARKS.items() if any(mark in text for text in texts)]
-    if any(patch.get_label() == style.HOLLOW for patch in patches):
-        marks.append(f"hollow: one of the two rows is {style.doubts(rows)}, do not trust")
-    marks += ["hatched: not measured"] if any(patch.get_hatch() for patch in patches) else []
-    return [";  ".join(marks)] if marks else []
+    found = [meaning for mark, meaning in MARKS.items() if any(mark in text for text in texts)]
+    if any(patch.get_label() == marks.HOLLOW for patch in patches):
+        found.append(f"hollow: one of the two rows is {frames.doubts(rows)}, do not trust")
+    found += ["hatched: not measured"] if any(patch.get_hatch() for patch in patches) else []
+    return [";  ".join(found)] if found else []
 
 
 def _names(panel: pd.DataFrame) -> list[str]:
@@ -117,14 +117,14 @@ def _with_columns(rows: pd.DataFrame, columns: str) -> pd.DataFrame:
     differ."""
     settings = ["mode", "dtype", "device", "n", "v"]
     if columns == "footprint":
-        label = rows["footprint"].map(style.footprint_label)
+        label = rows["footprint"].map(frames.footprint_label)
         order = pd.Series(list(zip(rows["taps"].fillna(0), rows["footprint"], strict=True)), rows.index)
         settings.append("h")
     else:
         label = rows.apply(map_label, axis=1)
         order = pd.Series(list(zip(-rows["h"], -rows["w"], rows["taps"].fillna(0), strict=True)), rows.index)
     places = {key: x for x, key in enumerate(sorted(set(order)))}
-    return rows.assign(column=label, x=order.map(places), setting=style.settings(rows, settings))
+    return rows.assign(column=label, x=order.map(places), setting=frames.settings(rows, settings))
 
 
 def _draw(axes: Axes, panel: pd.DataFrame, norm: TwoSlopeNorm) -> None:
@@ -142,7 +142,7 @@ def _draw(axes: Axes, panel: pd.DataFrame, norm: TwoSlopeNorm) -> None:
             colour, ink = _colours(norm, speedup)
             if hollow.loc[name, place]:
                 edge = colour if min(colour[:3]) < PALEST else "0.75"
-                look = {"facecolor": "white", "edgecolor": edge, "linewidth": 2.5, "label": style.HOLLOW}
+                look = {"facecolor": "white", "edgecolor": edge, "linewidth": 2.5, "label": marks.HOLLOW}
                 axes.add_patch(Rectangle((x + 0.05, y + 0.09), 0.9, 0.82, **look))
                 ink = "0.35"
             axes.text(**middle, s=_number(cells.loc[(name, place)], wide=len(columns) == 1), color=ink)

@@ -19,7 +19,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from saprof.plots.style import STYLE, Chart, finish, linear_axis, look_of_family, plain
+from saprof.plots.looks import look_of_family
+from saprof.plots.scales import linear_axis, plain
+from saprof.plots.style import STYLE, Chart, finish
 from saprof.text import counted
 from studies.judging.statistics import OPPOSITE, SAME_SIGN
 from studies.reproduction import records

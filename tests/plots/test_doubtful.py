@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 
 from saprof import plots
 from saprof.paper.evidence import points
-from saprof.plots import findings, lines, style
+from saprof.plots import findings, frames, lines, marks
 from saprof.plots.gallery import drawings
 from saprof.plots.icicle import TIME
 from saprof.plots.metrics import metric_figure
@@ -137,13 +137,13 @@ def test_rows_above_their_roof_are_hollow():
     figure = plots.latency_figure(fast)
     assert hollow_marks(figure) == [(49, pytest.approx(7))]
     assert explained(figure)
-    assert "above the roof" in style.doubts(fast)
+    assert "above the roof" in frames.doubts(fast)
 
 
 def test_a_line_of_doubtful_rows_alone_is_pale():
     (axes,) = plots.latency_figure(plots.frame([row(size=size, status="unstable") for size in (3, 7)])).axes
     (line, _) = axes.lines
-    assert line.get_alpha() == style.PALE
+    assert line.get_alpha() == marks.PALE
 
 
 def test_doubtful_boxes_of_an_icicle_are_hollow():
@@ -151,7 +151,7 @@ def test_doubtful_boxes_of_an_icicle_are_hollow():
     some = [replace(one, status="unstable") if one.kind == "layer" else one for one in sound]
     assert not hollow_marks(plots.icicle_figure(profiles(sound), TIME))
     figure = plots.icicle_figure(profiles(some), TIME)
-    assert any(isinstance(patch, Patch) and patch.get_label() == style.HOLLOW for patch in figure.axes[0].patches)
+    assert any(isinstance(patch, Patch) and patch.get_label() == marks.HOLLOW for patch in figure.axes[0].patches)
     assert explained(figure)
 
 

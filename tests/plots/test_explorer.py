@@ -7,8 +7,8 @@ import made_up
 import pytest
 
 from saprof.plots.choices import narrowed
+from saprof.plots.frames import frame
 from saprof.plots.metrics import AXES, frame_of, lined, metric_figure, metric_of, metrics_of, with_metric
-from saprof.plots.style import frame
 from saprof.records.found import find_runs
 from saprof.records.runs import read_run
 

@@ -11,19 +11,19 @@ from matplotlib.colors import to_rgb
 
 from saprof import plots
 from saprof.paper.evidence import points
-from saprof.plots import layer_kinds, pictures, style
+from saprof.plots import layer_kinds, looks, pictures, scales
 from saprof.plots.gallery import drawings
 from saprof.plots.lines import SIDE_BY_SIDE
 from saprof.records.runs import read_run
 from studies.reproduction import figures as studies
 
-RANS = [f"{b}{way}{c}" for b in style.BACKENDS for way in ("", " fused") for c in ("", "+compile")]
+RANS = [f"{b}{way}{c}" for b in looks.BACKENDS for way in ("", " fused") for c in ("", "+compile")]
 RANS = [ran for ran in RANS if not ran.startswith("torch fused")]
 SETS = {
-    "names": {colour for colour, _ in style.LOOKS.values()},
-    "others": set(style.OTHERS),
-    "families": {colour for colour, _ in style.FAMILY_LOOKS.values()},
-    "backends": set(style.BACKENDS.values()),
+    "names": {colour for colour, _ in looks.LOOKS.values()},
+    "others": set(looks.OTHERS),
+    "families": {colour for colour, _ in looks.FAMILY_LOOKS.values()},
+    "backends": set(looks.BACKENDS.values()),
     "kinds of layers": set(layer_kinds.COLOURS.values()),
     "verdicts": set(studies.VERDICTS.values()),
     "pictures": {pictures.TAP, pictures.CENTRE},
@@ -77,8 +77,8 @@ def test_colours_of_a_panel_differ_in_print(name):
 
 
 def test_every_way_to_run_has_its_own_line_and_marker():
-    looks = [style.look_of(ran) for ran in RANS]
-    assert len({str(look["linestyle"]) for look in looks}) == len({look["marker"] for look in looks}) == len(RANS)
+    found = [looks.look_of(ran) for ran in RANS]
+    assert len({str(look["linestyle"]) for look in found}) == len({look["marker"] for look in found}) == len(RANS)
 
 
 def equal(backends=("numba", "unfold"), names=("aggregation",), **fields):
@@ -101,7 +101,7 @@ def page_places(line, figure):
 @pytest.mark.parametrize("many", [2, 3])
 def test_equal_lines_of_backends_are_both_seen(draw, many):
     figure = draw(equal(("numba", "unfold", "cuda")[:many]))
-    found = [line for line in figure.axes[0].lines if line.get_label() in style.BACKENDS]
+    found = [line for line in figure.axes[0].lines if line.get_label() in looks.BACKENDS]
     values = [list(map(tuple, zip(*line.get_data(), strict=True))) for line in found]
     assert values[0] == values[1], "the data stay as they are"
     for one, other in itertools.combinations(found, 2):
@@ -122,14 +122,14 @@ def test_a_short_line_under_a_long_one_is_seen():
     rows = equal()
     rows = rows[~((rows["backend"] == "unfold") & (rows["taps"] == 49))]
     figure = plots.memory_figure(rows)
-    one, other = [line for line in figure.axes[0].lines if line.get_label() in style.BACKENDS]
+    one, other = [line for line in figure.axes[0].lines if line.get_label() in looks.BACKENDS]
     assert (abs(page_places(one, figure)[:2] - page_places(other, figure)).max(axis=1) > 2).all()
 
 
 def test_equal_points_are_both_seen():
     rows = plots.frame([row("san10_pairwise", 3, backend, peak_bytes=10**6) for backend in ("numba", "unfold")])
     figure = plots.memory_figure(rows)
-    one, other = [line for line in figure.axes[0].lines if line.get_label() in style.BACKENDS]
+    one, other = [line for line in figure.axes[0].lines if line.get_label() in looks.BACKENDS]
     assert (abs(page_places(one, figure) - page_places(other, figure)).max(axis=1) > 2).all()
 
 
@@ -170,7 +170,7 @@ def test_numbers_in_sentences_have_separators():
         0: "0",
         -3.25: "-3.25",
     }
-    assert {value: style.plain(value) for value in numbers} == numbers
+    assert {value: scales.plain(value) for value in numbers} == numbers
 
 
 def label_boxes(axes):

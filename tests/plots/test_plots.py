@@ -22,7 +22,7 @@ from charts import (
 
 from saprof import plots
 from saprof.paper.evidence import points
-from saprof.plots import style
+from saprof.plots import looks, style
 from saprof.plots.beside import speedups
 from saprof.plots.lines import SIDE_BY_SIDE
 
@@ -78,21 +78,21 @@ def test_the_band_is_the_interval():
 def test_backends_differ_in_grey():
     latency = plots.footprint_figure(sweep()).axes[1]
     numba, unfold = latency.lines
-    assert numba.get_color() == unfold.get_color() == style.look("aggregation").colour
+    assert numba.get_color() == unfold.get_color() == looks.look("aggregation").colour
     assert numba.get_linestyle() != unfold.get_linestyle()
     assert numba.get_fillstyle() == unfold.get_fillstyle() == "full", "hollow means doubtful"
-    looks = [style.look(name) for name in style.LOOKS]
-    assert len({look.colour for look in looks}) == len({look.marker for look in looks}) == len(looks)
+    found = [looks.look(name) for name in looks.LOOKS]
+    assert len({look.colour for look in found}) == len({look.marker for look in found}) == len(found)
 
 
 def test_names_look_the_same_in_every_figure():
-    assert style.look("san10_pairwise") == style.look("pairwise_subtraction")
-    assert style.look("san10_patchwise_star_product") == style.look("patchwise_star_product")
-    assert style.look("resnet26_5x5") == style.look("resnet26")
-    assert style.look("sasa_resnet26") == style.look("san10_stand_alone") == style.look("stand_alone_attention")
-    assert style.look("sasa_resnet26_convolution_stem") not in (style.look("sasa_resnet26"), style.look("resnet26"))
-    assert style.look("san15_pairwise") != style.look("san10_pairwise")
-    assert style.look("my_relation") == style.look("my_relation")
+    assert looks.look("san10_pairwise") == looks.look("pairwise_subtraction")
+    assert looks.look("san10_patchwise_star_product") == looks.look("patchwise_star_product")
+    assert looks.look("resnet26_5x5") == looks.look("resnet26")
+    assert looks.look("sasa_resnet26") == looks.look("san10_stand_alone") == looks.look("stand_alone_attention")
+    assert looks.look("sasa_resnet26_convolution_stem") not in (looks.look("sasa_resnet26"), looks.look("resnet26"))
+    assert looks.look("san15_pairwise") != looks.look("san10_pairwise")
+    assert looks.look("my_relation") == looks.look("my_relation")
 
 
 @pytest.mark.parametrize("draw", [plots.footprint_figure, plots.latency_figure, plots.memory_figure])
