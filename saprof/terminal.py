@@ -100,6 +100,29 @@ def paragraphs(text: str, most: int | None = None) -> str:
     return "\n".join(lines)
 
 
+def page(markdown: str, first: Sequence[str] = (), most: int | None = None) -> str:
+    """A page of Markdown for the terminal: its tables are fitted, and its paragraphs are wrapped.
+
+    If not all columns of a table fit, those named in `first` are shown, then the others from the left. A column `note`
+    has the notes.
+    """
+    parts = []
+    for block in markdown.strip("\n").split("\n\n"):
+        lines = block.split("\n")
+        is_table = len(lines) > 2 and all(line.startswith("|") for line in lines)
+        parts.append(_tabled(lines, first, most) if is_table else paragraphs(block.replace("**", ""), most))
+    return "\n\n".join(parts)
+
+
+def _tabled(lines: Sequence[str], first: Sequence[str], most: int | None) -> str:
+    header, _, *body = ([cell.strip() for cell in line.strip("|").split(" | ")] for line in lines)
+    columns = {title: [line[place] for line in body] for place, title in enumerate(header)}
+    notes = columns.pop("note", ())
+    ranks = {title: rank for rank, title in enumerate(dict.fromkeys([*first, *columns]), 1)}
+    ranked = [Column(title, cells, ranks[title]) for title, cells in columns.items()]
+    return fitted(Table(ranked, notes=notes, rest="the page has all"), most)
+
+
 def _plain(column: Column) -> Column:
     return replace(column, title=plain(column.title), cells=[plain(cell) for cell in column.cells])
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saprof import terminal
-from saprof.terminal import Column, Table, fitted, wrapped
+from saprof.terminal import Column, Table, fitted, page, wrapped
 from saprof.text import align, breadth, is_number, plain
 
 NONSENSE = st.one_of(
@@ -155,3 +155,20 @@ def test_figures_are_aligned_to_the_right(cells, number):
 
 def test_a_table_without_lines_has_its_header():
     assert fitted(Table([Column("name", []), Column("ms", [])]), 80) == "name  ms\n----  --"
+
+
+def test_a_page_of_markdown():
+    table = align(
+        ["network", "accuracy", "against", "verdict", "note"], [["san", "78.0", "resnet " * 9, "same", "few"]], "md"
+    )
+    shown = page(f"# Table 3\n\n**one two three.**\n\n{table}\n\n{'word ' * 20}", ["verdict"], 60)
+    assert max(map(len, shown.splitlines())) <= 60
+    head, bold, header = shown.split("\n\n")[:3]
+    assert (head, bold) == ("# Table 3", "one two three.")
+    assert header.splitlines()[0].split()[0] == "network"
+    assert "same" in header
+    assert header.splitlines()[-1] == "    few"
+    assert "|" not in shown
+    narrow = page(table, ["verdict"], 40)
+    assert "verdict" in narrow.splitlines()[0]
+    assert "not shown: against; the page has all" in narrow

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saprof import atomic, command, text
+from saprof import atomic, command, terminal, text
 from saprof.operators.footprint import Footprint
 from saprof.paper.printed import PaperRow
 from saprof.text import counted
@@ -167,12 +167,16 @@ def chosen_rates(folder: Path, data: str, families: Sequence[str]) -> dict[str, 
     return {"rule": kept["rule"], "data": kept["data"], "families": chosen}
 
 
+FIRST = ("footprint", "top-1 %, mean [95 % over seeds]", "Δ [Holm]", "p (Holm)")
+"""The columns of the page that a narrow terminal shows, and the others if there is room."""
+
+
 def draw(output: Path, results: Results, source: Path) -> int:
     """Write the page, print it, and name missing runs; the exit code."""
     shown = page(results)
     records.prepare(output)
     atomic.write(output / "README.md", f"{shown}\n".encode())
-    print(shown)
+    print(terminal.page(shown, FIRST) if sys.stdout.isatty() else shown)
     print(f"page in {output / 'README.md'}, figures in {source / records.FILE}", file=sys.stderr)
     absent = missing(results)
     for sentence in absent:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from saprof import terminal
 from saprof.command import FAILED, OK
 from studies.reproduction import rates, records
 from studies.reproduction.budget import budget
@@ -142,6 +143,10 @@ def carry_out(planned: Plan, executor: Executor) -> int:
     return draw(request.output, results, request.tables, failed)
 
 
+FIRST = ("family", "setting", "our top-1, mean [95 % over seeds]", "our Δ [Holm]", "verdict")
+"""The columns of a page that a narrow terminal shows, and the others if there is room."""
+
+
 def redraw(source: Path, output: Path, tables: Sequence[str]) -> int:
     """Draw the pages of a folder's results, without training; the exit code."""
     results = records.read(source / records.FILE)
@@ -159,7 +164,8 @@ def draw(output: Path, results: records.Results, tables: Sequence[str], failed: 
     pages = summary.write(output, results)
     for page in pages:
         if page.table in tables:
-            print(report.render(page, "md") + "\n")
+            shown = report.render(page, "md")
+            print((terminal.page(shown, FIRST) if sys.stdout.isatty() else shown) + "\n")
     print(f"pages in {output / 'tables'}, all claims in {output / 'README.md'}", file=sys.stderr)
     for folder, sentence in failed.items():
         print(f"failed: {folder}: {sentence}", file=sys.stderr)
