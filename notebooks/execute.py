@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
-LONGEST = 60
+LONGEST = 300
 """The most seconds that one cell may take."""
 
 

@@ -178,7 +178,9 @@ def _draw(rows: list[Row], folder: Path, where: dict[str, Any]) -> None:
     from saprof.plots import footprint_figure, frame, write
     from saprof.records import environment
 
-    paths = write(footprint_figure(frame(rows), environment.caption(where)), folder / "footprint")
+    paths = write(
+        footprint_figure(frame(rows, calibration.read(folder)), environment.caption(where)), folder / "footprint"
+    )
     print(f"rows in {folder}, figure in {' and '.join(map(str, paths))}", file=sys.stderr)
 
 
