@@ -20,5 +20,5 @@ OPERATORS = (
 """The operators with a kernel in cpu/relations.py and its twin in gpu/relations.py; each has a `_backward` as well."""
 
 announce: Callable[[str, str, str | None], AbstractContextManager[object]] | None = None
-"""Tells of a kernel: the context in which it is compiled, for its name, its dtype, and the folder where it is kept from
-then on, or None. saprof sets it."""
+"""A function of the name of a kernel, its dtype, and the folder where it is kept, or None. It returns the context in
+which the kernel is compiled. saprof sets the function to report what is compiled."""

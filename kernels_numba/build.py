@@ -4,7 +4,7 @@
     python -m kernels_numba.build --operator pairwise_attention --dtype float32,float64
     python -m kernels_numba.build --list                                which ones are compiled
 
-This command is the one module here that uses saprof: a kernel must be compiled for exactly what saprof passes to it.
+Only this module of the package uses saprof, because a kernel must be compiled for exactly what saprof passes to it.
 """
 
 from __future__ import annotations

@@ -45,7 +45,8 @@ def compiled(function: Callable[..., Any]) -> Any:
 def announced(dispatcher: Any) -> Any:
     """The same dispatcher. From now on it compiles in the context `kernels_numba.announce`.
 
-    What it finds in memory or on disk is not announced. The dispatcher looks there while it compiles, and then knows.
+    A kernel that is in memory or on disk is not announced. Numba looks on disk inside `compile`, so the context begins
+    only after Numba has found nothing there.
     """
     compile_, load, here = dispatcher.compile, dispatcher._cache.load_overload, threading.local()
 

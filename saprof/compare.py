@@ -5,7 +5,7 @@ beyond the noise, which is how far identical calls differed. The largest change 
 layers that differ are shown.
 
 The rows of plain torch and the anchors of the calibration are the control: they run none of our kernels. If the
-control of two runs moved by more than the noise, the machine changed. Verdicts and regressions then are relative to the
+control of two runs moved by more than the noise, the machine changed. Then verdicts and regressions are relative to the
 control: B / A divided by the median of B / A over the control, with the uncertainty of both. A row that is contended,
 unstable or faster than its roof has no verdict, and is no regression. The exit code is 0; 2 if the command line or a
 run is wrong; 3 with `--fail-on-regression` if there is a regression."""
@@ -149,7 +149,7 @@ def _choose(arguments: argparse.Namespace) -> tuple[Comparison, Matched]:
 
 
 def _control(compared: Sequence[Compared], arguments: argparse.Namespace, comparison: Comparison) -> list[Compared]:
-    """The cells that cannot have changed; none if all are such, because a run is no control of itself."""
+    """The cells that cannot have changed; none if no other cells would be left."""
     asked = arguments.control
     if asked is not None and arguments.backends:
         raise ValueError("--control has no effect with --backends, whose cells are of one run; omit it")
@@ -297,7 +297,7 @@ def _short(value: Any) -> str:
 
 
 def render(compared: Sequence[Compared], metric: Metric, form: str, names: Sequence[str] = ("A", "B")) -> str:
-    """The cells, with what `names` the sides have in verdicts."""
+    """The cells as a table. `names` are the names of the two sides in verdicts."""
     header = ["cell", f"A {metric.quantity.unit}", f"B {metric.quantity.unit}", "B / A"]
     relative = any(one.relative for one in compared)
     header += ["relative"] if relative else []

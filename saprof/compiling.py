@@ -1,4 +1,4 @@
-"""Nothing is compiled in silence: after a second, one line on stderr says what is compiled, and where it is kept.
+"""Reports what is compiled: after a second, one line on stderr says what it is, and where it is kept.
 
     compiling pairwise_attention for float32, once; kept in /home/me/.cache/numba
     compiling pairwise_attention_backward for float32, once (2 kernels, 12 s so far)
@@ -23,7 +23,7 @@ AFTER_S = 1.0
 EVERY_S = 1.0
 """The seconds after which a line on a terminal changes."""
 SILENT = "SAPROF_SILENT"
-"""The environment variable that omits the lines, in this process and in its children."""
+"""The environment variable that prevents the lines, in this process and in its children."""
 
 Hearer = Callable[[str | None], object]
 
@@ -46,10 +46,11 @@ class _Total:
 
 @contextmanager
 def compiling(what: str, kept: str = "", kernels: int = 1) -> Iterator[Callable[[str], None]]:
-    """Tell of what is compiled inside the `with` block. It is called in the thread that compiles.
+    """Report what is compiled inside the `with` block. It is called in the thread that compiles.
 
-    `what` is compiled, such as "pairwise_attention for float32"; `kept` says how long for, such as "once; kept in
-    /folder"; `kernels` of it are counted. The block may call the value of the context with a word about its progress.
+    `what` is compiled, such as "pairwise_attention for float32". `kept` says for how long, such as "once; kept in
+    /folder". `kernels` is the number of kernels, for the total in later lines. The context is a function: the block may
+    call it with its progress, such as "5 of 12".
     """
     told = _Told(what, kept, kernels)
     told.begin()
@@ -83,7 +84,7 @@ def silent() -> AbstractContextManager[None]:
 
 
 class _Told:
-    """One compilation, and the thread that tells of it."""
+    """One compilation, and the thread that reports it."""
 
     def __init__(self, what: str, kept: str, kernels: int) -> None:
         self.what, self.kept, self.kernels = what, kept, kernels
@@ -104,7 +105,7 @@ class _Told:
             threading.Thread(target=self._tell, args=(AFTER_S - _Total.untold_s,), daemon=True).start()
 
     def progress(self, detail: str) -> None:
-        """A word about the progress, such as "5 of 12"."""
+        """Report the progress, such as "5 of 12"."""
         self.detail = detail
         if self.hearer:
             self.hearer(f"compiling {self.what}, {detail}")
@@ -177,7 +178,7 @@ def _cut(line: str) -> str:
 
 
 def _write(text: str) -> None:
-    """Print to stderr, if there is one that takes it: a kernel must be compiled all the same."""
+    """Print to stderr. If that fails, nothing is raised: a kernel is compiled in any case."""
     if sys.stderr is not None:
         with suppress(OSError, ValueError):
             sys.stderr.write(text)
@@ -185,7 +186,7 @@ def _write(text: str) -> None:
 
 
 def _after_in_child() -> None:
-    """A forked child has neither the thread that tells, nor the one that may hold the lock."""
+    """Forget what the parent compiles: a forked child has neither its threads nor the owner of its lock."""
     global _lock
     _lock = threading.RLock()
 

@@ -71,6 +71,6 @@ def factor(times: float) -> str:
 
 
 def who_ran(backend: str, attention: str | None, compiled: bool) -> str:
-    """Who computed a row: `numba`, `numba fused`, `unfold+compile`."""
+    """What computed a row: `numba`, `numba fused`, `unfold+compile`."""
     ways = [attention] if attention not in (None, "auto", "composed") else []
     return " ".join([backend, *ways]) + ("+compile" if compiled else "")

@@ -33,7 +33,7 @@ HOW_TO_READ = (
     "machine was disturbed; latencies of different cells were taken at different times.",
     "Rows that are hollow in figures, and ○ and grey in tables, are unstable (calls differed too much for the interval "
     "to close) or contended (other processes ran meanwhile). Believe their order of magnitude, and measure them again "
-    "before you rest anything on them.",
+    "before you draw a conclusion from them.",
     "FLOPs never go without their convention: paper counts as the authors of SAN do, hardware counts 2 per "
     "multiply-add and 1 per other operation.",
 )

@@ -56,9 +56,9 @@ def width() -> int:
 def fitted(table: Table, most: int | None = None) -> str:
     """The table with lines of at most `most` characters (default: the width of the terminal).
 
-    Empty columns vanish. A column with one value for all lines goes to the caption, if it says in which words. Headers
-    are wrapped before columns are left out; cells are wrapped before nothing else helps; notes are wrapped under their
-    line unless there is room for a column of them.
+    Empty columns vanish. A column with one value for all lines goes to the caption, if it says in which words. If
+    there is little room, headers are wrapped, then long names, and then columns are left out. Notes are wrapped under
+    their line unless there is room for a column of them.
     """
     most = max(NARROWEST, most or width())
     columns, common = _varying([_plain(column) for column in table.columns])

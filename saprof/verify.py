@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from saprof.measure.conformance import Verdict
 
 NAMED = 4
-"""So many operators that cannot run are named."""
+"""The operators that cannot run are named if there are no more than these."""
 REST = "a wider terminal shows all"
 SILENT_S = 2.0
-"""If stderr is no terminal, a line says what is checked whenever so many seconds have passed."""
+"""The seconds between two lines that say what is checked, if stderr is no terminal."""
 WORKLOADS = {"tiny": tiny, "edge": edge, "stages": stages}
 HEADER = ("operator", "backend", "dtype", "passed", "worst error / tolerance", "gradients", "not run because")
 

@@ -109,7 +109,7 @@ class Config:
     output: Path | None = field(default=None, metadata=SETTING)
     """Folder of the run; by default runs/<model>-<data>-<seed>."""
     root: Path | None = field(default=None, metadata=SETTING)
-    """Folder of the data set. digits, digits16, and a fashion that a package of Debian installed need none."""
+    """Folder of the data set. digits and digits16 need none; fashion needs none if Debian's package is installed."""
     device: str = field(default="auto", metadata=SETTING)
     """cpu, cuda, or auto: cuda if there is one, else cpu."""
     threads: int = field(default=1, metadata=SETTING)

@@ -9,7 +9,7 @@ describes the parameters and widths.
 
     tiles      A thread takes a few lines of centres at a time, or a few small images; the centres of a tile are the
                columns of all products. The relation reads ψ, and the aggregation reads β, from frames.
-    chunks     z is never whole: a chunk of its rows is computed, multiplied by its columns of W_1 and overwritten. A
+    chunks     z is never stored: a chunk of its rows is computed, multiplied by its columns of W_1 and overwritten. A
                chunk is the taps of a few channels of ψ (concatenation), or the products of ψ with one tap of φ. The
                star product is a clique product whose φ has a single tap, the centre. α is computed group by group.
     traffic    Maps and outputs are read and written once, except for the borders that tiles share. W_1 is read once per
@@ -19,13 +19,13 @@ describes the parameters and widths.
                lock is needed.
     training   The statistics of the second layer need W_1 · z, which has a value per centre and hidden channel. So
                `patchwise_hidden` writes it, `patchwise_weighted` reads the inputs of the last layer, and torch computes
-               what is between them. The twins on a GPU do not have these two, and run the layers again for each norm.
+               what is between them. There are no such kernels for a GPU, where the layers run again for each norm.
 
-What mattered, in SAN10's second stage (56 × 56, 7 × 7 taps, concatenation, one thread): tiles of 112 centres, whose
-chunks stay in the first-level cache, take 0.67 µs a centre; tiles of 224, which share fewer borders, 0.58 µs; tiles of
-392, 0.56 µs. A tile of 224 takes 130 µs: products 55, the sums of the aggregation 38, chunks and their ReLU 17, frames
-16. In training, W_1 takes part in 3 products, forward and backward; when each norm and the attention ran the layers
-again, it took part in 8.
+Times in SAN10's second stage (56 × 56, 7 × 7 taps, concatenation, one thread): tiles of 112 centres take 0.67 µs a
+centre, because their chunks stay in the first-level cache; tiles of 224 take 0.58 µs, because they share fewer borders;
+tiles of 392 take 0.56 µs. A tile of 224 takes 130 µs: products 55, the sums of the aggregation 38, chunks and their
+ReLU 17, frames 16. In training, W_1 takes part in 3 products, forward and backward. It would take part in 8 if each
+norm and the attention ran the layers again.
 """
 
 from __future__ import annotations
@@ -645,7 +645,7 @@ def _statistics_backward(upstream, inputs, transposed, gradients, memory, plan, 
 
 
 # In training, the first layer is an operator of its own, and so are the last layer and the aggregation. What is between
-# them has one value per centre and channel, and is no part of a kernel.
+# them has one value per centre and channel, and is computed outside of the kernels.
 
 
 @compiled

@@ -67,7 +67,7 @@ LAUNCH = {"cuda": _launch}
 
 @contextmanager
 def _told(what: str, folder: str) -> Iterator[Tell]:
-    """Tell of a build that a call has started."""
+    """Report a build that a call has started."""
     with compiling(what, f"once; kept in {folder}", kernels=0) as progress:
         yield lambda name, finished, of: progress(f"{finished} of {of}") if name else None
 

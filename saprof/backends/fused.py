@@ -244,9 +244,10 @@ def _first_statistics(cores: Any, relation: str, inputs: Roles, footprint: Footp
 def _of_taps(map_: Tensor, footprint: Footprint) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of a map at every tap, over images and centres: an element per channel and tap.
 
-    A tap reads the position (a, b) as often as its row offset reads row a, times as often as its column offset reads
-    column b. So the images are added up first, then the rows, then the columns, and nothing has an element per tap and
-    centre. The mean of a channel is subtracted before, so that squares lose no digits.
+    The number of centres whose tap reads the position (a, b) is a product: how often the row offset of the tap reads
+    row a, times how often its column offset reads column b. So the sums are taken over images, then rows, then columns,
+    and no array has an element per tap and centre. The mean of a channel is subtracted first, so that squares lose no
+    digits.
     """
     (n, _, h, w), (oh, ow) = map_.shape, footprint.output_size(*map_.shape[2:])
     (by_row, row_of), (by_column, column_of) = (
@@ -271,7 +272,7 @@ def _on(array: np.ndarray, like: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _reads(footprint: Footprint, side: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each distinct offset along an axis reads each row, and which of them each tap has."""
+    """How often each distinct offset along an axis reads each row or column, and the number of each tap's offset."""
     _, first, taps = np.unique([o[axis] for o in footprint.offsets], return_index=True, return_inverse=True)
     table = (footprint.columns if axis else footprint.rows)(side).numpy()[first]
     return (table[:, :, None] == np.arange(side)).sum(1).astype(np.float64), taps.reshape(-1)

@@ -47,7 +47,7 @@ TRIES = 3
 
 
 Say = Callable[[str], object]
-"""Is told what is timed now."""
+"""Is called with what is timed now."""
 
 
 def calibrate(

@@ -32,9 +32,10 @@ from saprof.operators.workload import Workload
 from saprof.records.rows import Row
 
 TIMING = "timing"
-"""How a step begins in which nothing else may run on this machine."""
+"""The first word of a step during which nothing else may run on the machine."""
 Say = Callable[[Cell, str], None]
-"""Is told the cell and the step that begin now: `checking`, `compiling`, `weighing` or `timing round 3 of 9`."""
+"""Is called with the cell and the step that begin now: `checking`, `compiling`, `measuring memory` or `timing round 3
+of 9`."""
 
 
 def measure(
@@ -51,7 +52,7 @@ def measure(
     for cell in cells:
         try:
             prepared, found[str(cell)] = _checked(cell, partial(say, cell))
-            say(cell, "weighing")
+            say(cell, "measuring memory")
             can_run[str(cell)] = ready(prepared)
         except Exception as error:  # a cell that fails becomes a row, and the others are still measured
             others = isinstance(cell.subject, Network) and cell.subject.about.kind != REGISTERED

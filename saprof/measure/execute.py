@@ -1,4 +1,4 @@
-"""Measuring the groups of a plan that a run folder does not have yet, and again what is in doubt."""
+"""Measures the groups of a plan that a run folder does not have yet, and those with doubtful rows again."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ AGAIN_SHARE = 0.2
 
 
 def execute(groups: list[Group], run: Run, how: How, again: bool = False) -> list[Row]:
-    """Measure the cells that the run does not have, within the time budget, then the groups with doubtful rows again;
-    returns the rows of all cells that the run has then.
+    """Measure the cells that the run does not have, within the time budget, then the groups with doubtful rows again.
+    Returns the rows of all cells that the run has at the end.
 
-    Groups are measured again while the time budget lasts. Without one, all of them are if `again`, else those of the
-    cells that were measured now, for at most `AGAIN_SHARE` of the time that they took. If anything is measured, the
-    machine is calibrated before, and an anchor is measured after it.
+    With a time budget, groups are measured again while it lasts. Without one, `again` measures all of them again.
+    Otherwise only the groups of this sweep are measured again, for at most `AGAIN_SHARE` of the time that they took. If
+    anything is measured, the machine is calibrated before it, and an anchor is measured after it.
     """
     sweep = _Sweep(groups, run, how)
     missing = [group for group in groups if sweep.missing(group)]
     doubtful = [group for group in groups if again and sweep.doubtful(group)]
     if again and not missing and not doubtful:
         sweep.refuse_others()
-        print("nothing to measure again: no row is in doubt", file=sys.stderr)
+        print("nothing to measure again: no row is doubtful", file=sys.stderr)
     sweep.add_impossible()
     calibrating = how.roofs and bool(missing or doubtful)
     if missing or doubtful:
@@ -111,7 +111,7 @@ class _Sweep:
                 progress.finish(len(missing))
 
     def measure_again(self, groups: list[Group], all_of_them: bool) -> None:
-        """Measure these groups again if one of their rows is in doubt, the quickest first, while there is time."""
+        """Measure these groups again if one of their rows is doubtful, the quickest first, while there is time."""
         doubtful = [group for group in groups if self.doubtful(group)]
         if not doubtful:
             return
@@ -160,9 +160,9 @@ class _Sweep:
 def _about_again(cells: int, left: int, folder: Path) -> str:
     """What is said before doubtful rows are measured again."""
     if left == cells:
-        return f"{counted(cells, 'row')} in doubt; measure again with --resume --output {folder} --again doubtful"
+        return f"{counted(cells, 'doubtful row')}; measure again with --resume --output {folder} --again doubtful"
     rest = f"; there is no time for {left}: --resume --output {folder} --again doubtful" if left else ""
-    return f"{counted(cells, 'row')} in doubt; measuring {cells - left} again{rest}"
+    return f"{counted(cells, 'doubtful row')}; measuring {cells - left} again{rest}"
 
 
 def measure_group(group: Group, fingerprint: str, how: How, say: Say = lambda cell, step: None) -> list[Row]:

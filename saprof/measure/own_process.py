@@ -17,7 +17,7 @@ from saprof.measure.request import How
 from saprof.records.rows import Row
 
 TELL_S = 0.5
-"""While cells are timed, the process tells its round at most this often, so that it does not disturb itself."""
+"""While cells are timed, the process reports its round at most this often, because reports disturb the timing."""
 
 
 def measure_in_own_process(cells: Sequence[Cell], fingerprint: str, how: How, say: Say) -> list[Row]:
@@ -43,7 +43,7 @@ def measure_in_own_process(cells: Sequence[Cell], fingerprint: str, how: How, sa
 
 
 def _rows(receiver: Connection, cells: Sequence[Cell], timeout: float | None, say: Say) -> list[Row]:
-    """The rows that the process sends in the end; before, it sends what it is doing. Raises TimeoutError."""
+    """The rows, which the process sends at the end. Before that, it sends what it is doing. Raises TimeoutError."""
     deadline = None if timeout is None else time.monotonic() + timeout
     while receiver.poll(None if deadline is None else max(0.0, deadline - time.monotonic())):
         message: Any = receiver.recv()

@@ -185,8 +185,8 @@ def _seeded(prepared: Prepared, seed: int) -> object:
 
 
 LEAST_COMPARED = 1 / 30
-"""A network of others may have gradients that are zero but for rounding, such as that of a bias before a batch norm. No
-digit of these agrees."""
+"""In a network that is not ours, a gradient may be zero except for rounding, such as that of a bias before a batch
+norm. The digits of such a gradient do not agree."""
 
 
 def _least_share(fullgraph: bool) -> float:

@@ -36,8 +36,8 @@ UNITS = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
 
 
 class Progress:
-    """A bar over cells. While it is open, what others print on stderr is shown above it, and it says what is
-    compiled."""
+    """A bar over cells. While it is open, other output on stderr is shown above it, and the bar says what
+    is compiled."""
 
     def __init__(self, total: int, stream: TextIO | None = None) -> None:
         self.total, self.done = total, 0

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 UNREADABLE = ("import *", "__getattr__", "globals(", "vars(", "__dict__", "setattr(", "exec(", "eval(")
-"""What can define names that no statement shows."""
+"""Texts in a source that may define names without naming them."""
 
 
 def names_in(module: str) -> list[str] | None:

@@ -52,9 +52,9 @@ class RetinaNetConfig(SASAConfig):
     """The anchors per position. The printed counts imply 6 anchors and 90 classes."""
     num_classes: int = 90
     level_norms: bool = False
-    """Whether a batch norm follows each map of the pyramid, and each layer of a head but the last. Every level has
+    """Whether a batch norm follows each map of the pyramid, and each layer of a head except the last. Every level has
     norms of its own; the other weights of a head are the same for all levels. Table 2 prints parameters in millions,
-    and fits networks with and without these norms."""
+    so they agree with and without these norms."""
     coarser_from: str = "P5"
     """The map from which P6 is computed: one of COARSER."""
     frozen_norms: bool = False

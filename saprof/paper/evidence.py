@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLES = {"san": ("7", "4", "3"), "sasa": ("1", "4", "3")}
-"""The tables of accuracies, by paper. If two have the same network on the same set, the first counts. The other tables
-vary what the name and the footprint of a network do not say."""
+"""The tables of accuracies, by paper. If two have the same network on the same set, the first counts. In the
+other tables, networks differ in settings that neither the name nor the footprint states."""
 _NAMED_BY = ("footprints", "footprint")
-"""The settings of a printed row that make another footprint, and not another network."""
+"""The settings of a printed row that change only the footprint of its network."""
 COSTS = tuple(quantity.column for quantity in (LATENCY, MEMORY, PARAMS, PAPER_FLOPS))
 ALIKE = ("mode", "n", "dtype", "device", "evaluation_set")
 """The columns in which all lines of a front must agree."""
@@ -115,8 +115,8 @@ def points(rows: Sequence[Row], roofs: Calibration | None = None) -> pd.DataFram
     they have counts. Names, relations and footprints are those of `Variant`, so none is `default`. `above_roof` is true
     if the row is faster than the roofs of its machine allow; without roofs it is false.
 
-    The sets of a paper count only if one of its networks with attention is among the rows. Beside SAN's networks, the
-    accuracy that SASA prints for a ResNet is compared with nothing."""
+    The sets of a paper count only if one of its networks with attention is among the rows. Otherwise a
+    ResNet of SASA would be drawn beside SAN's networks alone, and compared with nothing."""
     import pandas as pd
 
     known = [(row, about) for row in rows if row.params is not None for about in printed(row)]

@@ -20,7 +20,7 @@ PAPERS = {"san": ("san.json", "paper", "paper convention"), "sasa": ("sasa.json"
 
 AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """The columns of average precision, in the names of COCO: the mean over thresholds of the intersection over union from
-0.50 to 0.95, at 0.50, and at 0.75; the first of small, of medium and of large objects."""
+0.50 to 0.95, at 0.50, and at 0.75; then the mean of small, of medium and of large objects."""
 
 
 def figures(paper: str) -> dict[str, str]:

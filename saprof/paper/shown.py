@@ -44,7 +44,8 @@ def shown(rows: Sequence[Row], roofs: Calibration | None = None, most: int | Non
 
 
 def cell_columns(rows: Sequence[Mapping[str, Any]], what: str) -> list[Column]:
-    """The columns that identify cells, but for what computes them. `rows` have the fields of a row as a dict."""
+    """The columns that identify cells, without those about what computes them. `rows` have the fields of a row as a
+    dict."""
 
     def column(title: str, name: str, common: str, text: Callable[[Any], str] = str) -> Column:
         values = [row.get(name) for row in rows]

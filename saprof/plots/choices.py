@@ -34,9 +34,9 @@ def narrowed(
 ) -> tuple[pd.DataFrame, dict[str, Offer]]:
     """The chosen rows, and what each column of AXES offers. There is always a row.
 
-    `before` is what was chosen so far: it stays as far as it is still offered. Whoever had chosen everything gets
-    everything. Otherwise a few rows are chosen that answer one question: one name along the axis `across`, with all
-    backends.
+    `before` is what was chosen so far: it stays as far as it is still offered. If that was everything, it is
+    everything again. Otherwise a few rows are chosen that answer one question: one name along the axis `across`, with
+    all backends.
     """
     offers: dict[str, Offer] = {}
     for column in AXES:
@@ -62,8 +62,8 @@ def _options(rows: pd.DataFrame, column: str) -> Values:
 
 
 def _first(rows: pd.DataFrame, column: str, across: str, options: Values) -> Values:
-    """What is chosen at first: everything along the axis and of what computed a row; elsewhere the forward, or the
-    value that most rows have."""
+    """The first choice: all values of the axis and of what computed a row; of other columns the forward, or the value
+    that most rows have."""
     if column in (across, "run", "threads", *WAYS, *FOLLOWERS.get(across, ())) and column != "kind":
         return _of_one_shape(rows, options) if column == across == "footprint" else options
     if "forward" in options:

@@ -47,7 +47,7 @@ __all__ = ["Explorer", "explorer", "metric_figure"]
 WIDTH = "20rem"
 """The width of a control, whatever that of the browser."""
 PLOT = "30rem"
-"""The plot takes what the controls leave. If that is less than this, it is below them, and they are side by side."""
+"""The least width of a plot beside the controls. On a narrower page the plot is below the controls."""
 HINT = "Ctrl or Shift with a click chooses several."
 
 

@@ -82,7 +82,7 @@ def _statuses(rows: pd.DataFrame) -> str:
 
 
 def who(rows: pd.DataFrame) -> pd.Series:
-    """Who computed each row: `numba`, `numba fused`, `unfold+compile`."""
+    """What computed each row: `numba`, `numba fused`, `unfold+compile`."""
     attentions = rows["attention"].astype(object).where(rows["attention"].notna(), None)
     rans = map(who_ran, rows["backend"], attentions, rows["compiled"].astype(bool))
     return pd.Series(list(rans), rows.index, dtype=object)

@@ -38,7 +38,7 @@ class Drawing:
     title: str
     caption: str
     draw: Callable[[], Chart]
-    """The `alt` of its figure is a description for readers who cannot see it."""
+    """Draws the figure, whose `alt` describes it for readers who cannot see it."""
 
 
 def drawings(rows: Sequence[Row], roofs: Calibration | None, provenance: str) -> Iterator[Drawing]:

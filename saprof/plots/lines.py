@@ -33,8 +33,8 @@ TIMES = (LATENCY.column, "images_per_s", "roof_share")
 """Quantities that a disturbance of the machine changes. Memory and counts stay exact."""
 
 EQUAL, APART, WIDEST = 0.006, 4.0, 16.0
-"""Points are equal that differ by less than this share of the height of a panel. Equal lines are drawn this many points
-apart, and at most so many from the first to the last."""
+"""Points are equal if they differ by less than EQUAL, a share of the height of a panel. Equal lines are drawn APART pt
+apart, and the first and the last at most WIDEST pt."""
 
 
 def with_footprint(rows: pd.DataFrame) -> pd.DataFrame:

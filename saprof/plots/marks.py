@@ -19,10 +19,10 @@ HOLLOW = "_doubtful"
 """The label of hollow points."""
 
 PALE = 0.45
-"""The opacity of what is drawn of doubtful rows only."""
+"""The opacity of a line of which all rows are doubtful."""
 
 HOLLOW_LOOK = {"markerfacecolor": "white", "markeredgewidth": 1.1, "zorder": 3}
-"""Nothing but a doubtful row is hollow."""
+"""The style of hollow points. Only doubtful rows have it."""
 
 
 def plot(axes: Axes, x: Any, y: Any, doubtful: Any, **look: Any) -> list[Line2D]:

@@ -97,7 +97,7 @@ def frame_of(run: Recorded) -> pd.DataFrame:
 
 
 def ready(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with every column of AXES; what is not known is the same for all of them."""
+    """The rows with every column of AXES; an unknown value is the same in all of them."""
     missing = {name: None for name in ("run", "threads", ROOF, "above_roof") if name not in rows}
     channels = [
         " ".join(f"{name}{value:.0f}" for name, value in zip("rvg", of, strict=True) if not pd.isna(value))

@@ -14,7 +14,7 @@ function numberOf(text) {
   return (sign && sign !== "+" ? -1 : 1) * size * (unit ? POWERS[unit[1]] : 1);
 }
 
-// How two texts of a column compare. A column is one of numbers if all its texts begin with one.
+// The order of two texts of a column. Texts are compared as numbers if all texts of the column begin with one.
 function orderOf(texts) {
   const known = texts.filter((text) => text);
   if (known.length && known.every((text) => !Number.isNaN(numberOf(text)))) return (a, b) => numberOf(a) - numberOf(b) || 0;
@@ -88,7 +88,7 @@ for (const data of document.querySelectorAll(".data")) {
   if (data.dataset.filter) makeFilterable(data, rows);
 }
 
-// The contents mark the part that is being read.
+// Mark the entry of the contents for the section that is being read.
 const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
 const parts = [...links.keys()].map((anchor) => document.getElementById(anchor)).filter(Boolean);
 function markCurrent() {

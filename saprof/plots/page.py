@@ -23,7 +23,7 @@ LONG = 20
 """A table with more lines than these can be filtered."""
 FOLDED = 6
 """A list of more texts than these is folded."""
-DOUBTFUL_ROWS = "○ and grey: the row is unstable or contended. Measure it again before you rest anything on it."
+DOUBTFUL_ROWS = "○ and grey: the row is unstable or contended. Measure it again before you draw a conclusion from it."
 """What the mark of a doubtful line of a table means."""
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src '{}'"
 """What a browser may load: nothing that is not on the page, and no script but the page's own."""

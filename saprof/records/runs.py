@@ -122,7 +122,7 @@ def read_run(folder: str | Path) -> Recorded:
 def believed(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, Row]:
     """One row for each key: the most believable one, and of equally believable ones the last.
 
-    A row that was found to be incorrect counts most, then a latency that is `ok`, then one that is in doubt, then a
+    A row that was found to be incorrect counts most, then a latency that is `ok`, then one that is doubtful, then a
     cell that was not measured. Numbers are never compared: a faster row is no better than a slower one.
     """
     found: dict[Any, Row] = {}

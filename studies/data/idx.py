@@ -34,7 +34,7 @@ REACH = 2
 MAGIC = {"images": 0x0803, "labels": 0x0801}
 """Unsigned bytes with three axes, and with one."""
 MOST_IMAGES = 1_000_000
-"""More than any of these data sets has. A damaged header does not fill the memory."""
+"""A header that states more is damaged, and must not fill the memory. No data set here has as many."""
 PARTS = ("train", "test")
 
 
@@ -105,7 +105,7 @@ SOURCES = {
             "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         },
         installed=Path("/usr/share/datasets/fashion-mnist"),
-        get="on Debian and Ubuntu, apt-get install dataset-fashion-mnist has them, and needs no --root",
+        get="on Debian and Ubuntu, apt-get install dataset-fashion-mnist installs them, and no --root is needed",
     ),
     "mnist": Source(title="MNIST", classes=_DIGITS, folder="MNIST", confused_when_turned=("6", "9")),
     "kmnist": Source(

@@ -39,9 +39,9 @@ SHORTEST, LONGEST = 14, 56
 """The limits of an item's longer side, in pixels. A side s is as probable as 1 / s."""
 OVERLAP = 0.25
 VISIBLE = 70
-"""Per cent of the pixels of an item."""
+"""The least visible part of an item, in per cent of its pixels."""
 ATTEMPTS = 50
-"""Draws of an item, before the canvas stays without it."""
+"""The largest number of draws of an item. If all of them fail, the canvas does not get the item."""
 FAINT = 16
 """The darkest grey level, of 255, that belongs to an item."""
 HELD_OUT = 6
@@ -112,7 +112,7 @@ class Canvases:
 
 
 def load(split: str, count: int, seed: int = 0, root: Path | None = None) -> Canvases:
-    """So many canvases of a split. `root` is that of Fashion-MNIST, see `studies.data.idx`. Raises ValueError for an
+    """`count` canvases of a split. `root` is that of Fashion-MNIST, see `studies.data.idx`. Raises ValueError for an
     unknown split, count or seed, and BadData if Fashion-MNIST is missing or damaged."""
     if split not in SPLITS:
         raise ValueError(unknown("split", str(split), SPLITS))

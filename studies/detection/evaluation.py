@@ -43,8 +43,8 @@ def evaluate(
 
     `sizes` are the limits of small and of large objects, in square pixels. Those of COCO are the default.
 
-    Neither is changed. Raises ValueError if faster-coco-eval is not installed, or if a result names an unknown image or
-    category, or has a box or a score that is not finite.
+    Results and ground truth are not changed. Raises ValueError if faster-coco-eval is not installed, or if
+    a result names an unknown image or category, or has a box or a score that is not finite.
     """
     package = _package()
     _check(truth, results)

@@ -34,7 +34,8 @@ class Losses:
     box_weight: float = 1.0
     offset_weights: tuple[float, float, float, float] = box.EQUAL
     divisor: str = "image"
-    """`image`: the sums of each image are divided by its anchors with objects, 1 at least, and averaged over images, as
+    """`image`: the sums of each image are divided by the number N of its anchors with objects, or by 1 if N is 0,
+    and averaged over images, as
     in torchvision. `batch`: those of the batch are divided by its anchors with objects, plus 1, as in SASA's probable
     source; the box loss also by 4, the numbers of a box."""
 

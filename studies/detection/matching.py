@@ -1,4 +1,4 @@
-"""Which anchors a detector learns to call an object, and which one."""
+"""The matching of anchors with objects: which object each anchor is trained to predict, if any."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def match(
     The box of an anchor is the one with the largest IoU; of equal ones, the first. Boxes of a crowd match no anchor.
     Without boxes, every anchor is background. Raises ValueError if a box is empty or not finite.
 
-    Departure: a box that overlaps no anchor matches none. In torchvision, all anchors that do not overlap it would be
-    objects.
+    Departure: a box that overlaps no anchor matches none. In torchvision, such a box makes every anchor an object,
+    because all anchors have the best IoU with it, which is 0.
     """
     box.check(boxes)
     found = torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)

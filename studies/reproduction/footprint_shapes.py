@@ -168,7 +168,7 @@ def chosen_rates(folder: Path, data: str, families: Sequence[str]) -> dict[str, 
 
 
 FIRST = ("footprint", "top-1 %, mean [95 % over seeds]", "Δ [Holm]", "p (Holm)")
-"""The columns of the page that a narrow terminal shows, and the others if there is room."""
+"""The columns of the page that a narrow terminal shows first."""
 
 
 def draw(output: Path, results: Results, source: Path) -> int:

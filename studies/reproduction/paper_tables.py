@@ -144,7 +144,7 @@ def carry_out(planned: Plan, executor: Executor) -> int:
 
 
 FIRST = ("family", "setting", "our top-1, mean [95 % over seeds]", "our Δ [Holm]", "verdict")
-"""The columns of a page that a narrow terminal shows, and the others if there is room."""
+"""The columns of a page that a narrow terminal shows first."""
 
 
 def redraw(source: Path, output: Path, tables: Sequence[str]) -> int:

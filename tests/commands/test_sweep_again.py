@@ -1,4 +1,4 @@
-"""Rows in doubt are measured again, and every reader of a run sees one row per cell. Nothing here is timed."""
+"""Doubtful rows are measured again, and every reader of a run sees one row per cell. Nothing here is timed."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_a_group_in_doubt_is_measured_again_as_a_whole(tmp_path, capsys, measure
     done = measured(aggregation=[["ok", "unstable"], ["ok", "ok"]], pairwise_summation=[["ok", "ok"]])
     assert run(tmp_path) == 0
     assert done == ["aggregation", "pairwise_summation", "aggregation"]
-    assert "1 row in doubt; measuring 1 again" in capsys.readouterr().err
+    assert "1 doubtful row; measuring 1 again" in capsys.readouterr().err
     assert len(read_rows(tmp_path)) == 6, "rows are only appended"
     rows = {(row.name, row.backend): row for row in read_run(tmp_path).rows}
     assert [row.status for row in rows.values()] == ["ok"] * 4
@@ -74,7 +74,7 @@ def test_without_time_it_says_how_to_measure_again(tmp_path, capsys, monkeypatch
     done = measured(aggregation=[["contended", "unstable"]], pairwise_summation=[["ok", "ok"]])
     assert run(tmp_path) == 0
     assert done == ["aggregation", "pairwise_summation"]
-    said = f"2 rows in doubt; measure again with --resume --output {tmp_path} --again doubtful"
+    said = f"2 doubtful rows; measure again with --resume --output {tmp_path} --again doubtful"
     assert said in capsys.readouterr().err
 
 

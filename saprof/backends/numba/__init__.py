@@ -4,7 +4,7 @@ On a CPU the kernels run in torch's own threads, as many as torch uses, and comp
 conversions take time and memory. On a GPU the kernels run in torch's current stream, and only bfloat16 is converted.
 
 `cpu` and `gpu` prepare lookups and memory for a call, `lookups` makes both from a footprint, `threads` shares torch's
-threads with Numba, `installed` imports it, `told` tells of what is compiled, `ahead` compiles kernels before they are
+threads with Numba, `installed` imports it, `told` reports what is compiled, `ahead` compiles kernels before they are
 used. Kernels themselves are in `kernels_numba`. No module here imports Numba before the first call of `why_not`, or of
 a kernel.
 """
@@ -125,7 +125,7 @@ class Call(NamedTuple):
         return str(self.work[2].dtype).removeprefix("torch.")
 
     def run(self) -> None:
-        """Run the entry point on the tensors' memory, then the options, then the work."""
+        """Run the entry point. Its arguments are the memory of the tensors, then the options, then the work."""
         device = DEVICES[self.work[2].device.type]
         with device.work(*self.work) as work, wanted_by(self.name):
             arrays = [None if x is None else as_array(x) for x in self.tensors]

@@ -33,6 +33,7 @@ from saprof.operators import OPERATORS, Operator
 from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint
 from saprof.operators.workload import Workload
+from saprof.text import counted
 
 MODES = ("forward", "training")
 """`forward` needs the kernels of a forward in eval mode, `training` also those of statistics and gradients."""
@@ -140,19 +141,19 @@ class Build:
 def build(kernels: Sequence[Kernel]) -> list[Kernel]:
     """Compile the kernels that are missing, in as many processes as there are cores, and return them.
 
-    The progress is told on stderr, as `saprof.compiling` says. CannotBuild if one could not be compiled or kept.
+    The progress is printed on stderr, as in `saprof.compiling`. CannotBuild if one could not be compiled or kept.
     """
     wanted = missing(kernels)
     if not wanted:
         return []
-    with Build(wanted) as started, compiling(_counted(len(wanted)), started.folder, kernels=0) as progress:
+    with Build(wanted) as started, compiling(counted(len(wanted), "kernel"), started.folder, kernels=0) as progress:
         for kernel in started.wait():
             progress(f"{len(started.compiled)} of {len(wanted)}, {kernel}")
     return wanted
 
 
 def folder() -> str:
-    """What is told of the folder where compiled kernels are kept. CannotBuild if none can be written to."""
+    """The words about the folder where compiled kernels are kept. CannotBuild if no folder can be written to."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         path = numba.kernels_of("cpu", "frames").fold_tiles._cache.cache_path
@@ -173,12 +174,8 @@ def folder() -> str:
     return where_kept(str(path))
 
 
-def _counted(number: int) -> str:
-    return f"{number} kernel{'s' * (number > 1)}"
-
-
 def _most_processes() -> int:
-    """As many as there are cores, if the memory suffices."""
+    """The largest number of processes: one per core, and fewer if the memory does not suffice."""
     return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available // PROCESS_BYTES))
 
 
@@ -261,7 +258,7 @@ def _serve() -> None:
                 _calls(kernel.dtype)[kernel.name].run()
             told = [str(warning.message) for warning in caught]
             error = next((text for text in told if text.startswith("compiled kernels ")), None)
-        except Exception as failure:  # it is told by the parent
+        except Exception as failure:  # the parent reports it
             error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:500]}"
         replies.write(f"{json.dumps(error)}\n")
         replies.flush()

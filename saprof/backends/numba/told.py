@@ -1,4 +1,4 @@
-"""What is told of a kernel while Numba compiles it: the operator that needs it, its dtype, and where it is kept."""
+"""The message about a kernel that Numba compiles: the operator that needs it, its dtype, and where it is kept."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tell_of(kernel: str, dtype: str, folder: str | None) -> AbstractContextManag
 
 
 def where_kept(folder: str | None) -> str:
-    """What is told of the folder where compiled kernels are kept, or of none."""
+    """The words about the folder where compiled kernels are kept, or about none."""
     if folder is None:
         return "in every process again; set NUMBA_CACHE_DIR to a folder that can be written to"
     chosen = os.environ.get("NUMBA_CACHE_DIR")
