@@ -128,7 +128,7 @@ def _plain(column: Column) -> Column:
 
 
 def _varying(columns: Sequence[Column]) -> tuple[list[Column], list[str]]:
-    """The columns with content, but for those of one value; and these values in words."""
+    """The columns that are shown, and in words the values that the caption has instead. Empty columns are left out."""
     kept, common = [], []
     for column in columns:
         values = set(column.cells)

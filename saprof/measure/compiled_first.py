@@ -66,5 +66,5 @@ def _kernels(cell: Cell) -> list[Kernel]:
         model = model.to(getattr(torch, dtype)).train(cell.mode != "forward")
         inputs = images(2, SIDE, image_channels(model)).to(getattr(torch, dtype))
         return kernels_of_call(prepared_for(model, inputs, cell.mode, "cpu").run)
-    except Exception:  # the cell itself will fail for the same reason, and its row tells it
+    except Exception:  # the cell will fail for the same reason, which its row will state
         return []

@@ -158,7 +158,7 @@ class _Sweep:
 
 
 def _about_again(cells: int, left: int, folder: Path) -> str:
-    """What is said before doubtful rows are measured again."""
+    """The message before doubtful rows are measured again."""
     if left == cells:
         return f"{counted(cells, 'doubtful row')}; measure again with --resume --output {folder} --again doubtful"
     rest = f"; there is no time for {left}: --resume --output {folder} --again doubtful" if left else ""

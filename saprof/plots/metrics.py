@@ -26,7 +26,7 @@ SPEEDUP = "speedup_over_"
 """A metric of this name and a backend is the speed-up over that backend."""
 ROOF = "roof_share"
 MANY = 12
-"""More lines than these cannot be told apart."""
+"""The largest number of lines that readers can distinguish."""
 
 AXES = {
     "kind": "kind",

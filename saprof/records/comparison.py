@@ -206,8 +206,8 @@ class Comparison:
 
 
 def same_rounds(one: Row, other: Row) -> bool:
-    """Whether two rows of one run were measured in the same interleaved rounds. Older rows do not say; the numbers of
-    their samples and their times tell."""
+    """Whether two rows of one run were measured in the same interleaved rounds. Older rows do not state it;
+    it follows from the numbers and times of their samples."""
     if not (one.samples_s and other.samples_s):
         return False
     if one.rounds is not None or other.rounds is not None:

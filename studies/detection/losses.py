@@ -34,10 +34,9 @@ class Losses:
     box_weight: float = 1.0
     offset_weights: tuple[float, float, float, float] = box.EQUAL
     divisor: str = "image"
-    """`image`: the sums of each image are divided by the number N of its anchors with objects, or by 1 if N is 0,
-    and averaged over images, as
-    in torchvision. `batch`: those of the batch are divided by its anchors with objects, plus 1, as in SASA's probable
-    source; the box loss also by 4, the numbers of a box."""
+    """`image`: the sums of each image are divided by the number N of its anchors with objects, or by 1 if N is 0, and
+    averaged over images, as in torchvision. `batch`: the sums of the batch are divided by N + 1, where N is the number
+    of its anchors with objects, and the box loss also by 4, the numbers of a box, as in SASA's probable source."""
 
     def __post_init__(self) -> None:
         if self.boxes not in BOX_LOSSES:
