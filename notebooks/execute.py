@@ -2,11 +2,13 @@
 
     python notebooks/execute.py [NAME ...]
 
-The stored files hold no times, no versions and no widget views, so that they change only when a result changes.
+The stored files hold no times, no versions, no progress and no widget views, so that they change only when a result
+changes.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,7 +26,9 @@ def execute(path: Path) -> NotebookNode:
     """Run the notebook and return it with its outputs. Raises CellExecutionError if a cell fails."""
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(notebook, timeout=LONGEST, kernel_name="python3", resources=where, record_timing=False).execute()
+    silent = os.environ | {"SAPROF_SILENT": "1"}  # what is compiled depends on the caches of the machine
+    client = NotebookClient(notebook, timeout=LONGEST, kernel_name="python3", resources=where, record_timing=False)
+    client.execute(env=silent)
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     for cell in notebook.cells:
         cell.metadata = {}

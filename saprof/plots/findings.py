@@ -55,9 +55,10 @@ def _speed(part: pd.DataFrame, over: str) -> str:
 
 
 def _trend(part: pd.DataFrame) -> str:
-    """Whether the speed-up of every line is larger at its largest footprint, beyond the intervals."""
-    ends = [_ends(line) for _, line in _squares(part).groupby(LINE, dropna=False)]
-    ends = [(first, last) for first, last in ends if first["taps"] < last["taps"]]
+    """Whether the speed-up of every line is larger at its largest footprint, beyond the intervals; there are at least
+    three footprints."""
+    lines = [line for _, line in _squares(part).groupby(LINE, dropna=False)]
+    ends = [_ends(line) for line in lines if line["taps"].nunique() > 2]
     if ends and all(last["low"] > first["high"] for first, last in ends):
         return ", and the gap grows with the footprint"
     if ends and all(last["high"] < first["low"] for first, last in ends):
@@ -200,7 +201,7 @@ def of_front(best: pd.DataFrame, points: pd.DataFrame) -> str:
     if len(spelled) == 1:
         return f"only {family} networks are on the front"
     if len(set(spelled.values())) == 1:
-        return f"the front has {most} {_listed(list(spelled))} network{'s' * (most > 1)}{' each' * (most > 1)}"
+        return f"the front has {_listed([f'{most} {one}' for one in spelled])} network{'s' * (most > 1)}"
     return f"{most} of {total} networks on the front are {family}"
 
 

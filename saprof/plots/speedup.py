@@ -117,7 +117,7 @@ def _with_columns(rows: pd.DataFrame, columns: str) -> pd.DataFrame:
     differ."""
     settings = ["mode", "dtype", "device", "n", "v"]
     if columns == "footprint":
-        label = rows["footprint"].map(frames.footprint_label)
+        label = rows["footprint"].map(frames.footprint_label).str.replace("@", "\n@")
         order = pd.Series(list(zip(rows["taps"].fillna(0), rows["footprint"], strict=True)), rows.index)
         settings.append("h")
     else:

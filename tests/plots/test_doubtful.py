@@ -181,6 +181,8 @@ def test_a_finding_is_as_cautious_as_its_interval(ratio, finding):
 def test_a_gap_that_grows_is_in_the_finding():
     grown = [row(size=3), row(size=3, backend="unfold", ratio=2.0, ratio_low=1.9, ratio_high=2.1)]
     grown += [row(size=7), row(size=7, backend="unfold", ratio=4.0, ratio_low=3.9, ratio_high=4.1)]
+    assert findings.of_speed(plots.frame(grown)) == "numba is 2.0 to 4.0 times as fast as unfold", "two are no trend"
+    grown += [row(size=5), row(size=5, backend="unfold", ratio=3.0, ratio_low=2.9, ratio_high=3.1)]
     text = "numba is 2.0 to 4.0 times as fast as unfold, and the gap grows with the footprint"
     assert findings.of_speed(plots.frame(grown)) == text
     turned = findings.of_speed(plots.frame(grown), "numba")
