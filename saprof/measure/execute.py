@@ -123,7 +123,12 @@ class _Sweep:
         cells, measured = (sum(len(self.doubtful(group)) for group in some) for some in (doubtful, chosen))
         print(_about_again(cells, cells - measured, self.run.folder), file=sys.stderr)
         with Progress(len(runnable(chosen))).open() as progress:
-            for group in chosen:
+            for place, group in enumerate(chosen):
+                if limit is not None and self._spent >= limit:
+                    left = sum(len(self.doubtful(one)) for one in chosen[place:])
+                    hint = f"continue with --resume --output {self.run.folder} --again doubtful"
+                    print(f"{counted(left, 'row')} in doubt left when the time budget ran out; {hint}", file=sys.stderr)
+                    break
                 self._keep(self._measured(group, progress), progress)
                 progress.finish(len(runnable([group])))
 

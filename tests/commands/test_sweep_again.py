@@ -93,6 +93,24 @@ def test_a_time_budget_limits_it(tmp_path, measured):
     assert done == []
 
 
+def test_a_time_budget_limits_what_is_measured_again_later(tmp_path, capsys, monkeypatch, measured):
+    """How long a group takes is not known from an earlier sweep, so the time is looked at before each group."""
+    monkeypatch.setattr(execute, "AGAIN_SHARE", -1)
+    done = measured(
+        aggregation=[["contended", "ok"], ["ok", "ok"]],
+        pairwise_summation=[["contended", "unstable"], ["ok", "ok"]],
+    )
+    assert run(tmp_path) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(execute._Sweep, "_spent", property(lambda self: float(len(done))))
+    assert run(tmp_path, "--resume", "--again", "doubtful", "--time-budget", "2.5") == 0
+    assert done[2:] == ["aggregation"]
+    said = f"2 rows in doubt left when the time budget ran out; continue with --resume --output {tmp_path} --again"
+    assert said in capsys.readouterr().err
+    assert run(tmp_path, "--resume", "--again", "doubtful", "--time-budget", "1000") == 0
+    assert done[3:] == ["pairwise_summation"]
+
+
 def test_later_with_resume(tmp_path, capsys, monkeypatch, measured):
     monkeypatch.setattr(execute, "AGAIN_SHARE", -1)
     done = measured(aggregation=[["ok", "contended"], ["ok", "ok"]], pairwise_summation=[["ok", "ok"]])
