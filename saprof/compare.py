@@ -43,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     limit = None if arguments.fail_on_regression is None else share(arguments.fail_on_regression)
     metric = METRICS[arguments.metric]
+    if arguments.control is not None and metric.exact:
+        raise ValueError(f"--control has no effect with --metric {arguments.metric}, which is exact; omit it")
     comparison, matched = _choose(arguments)
     found = [comparison.compare(one, other, metric) for one, other in matched.pairs]
     compared = [one for one in found if one is not None]

@@ -56,10 +56,10 @@ def drawings(rows: Sequence[Row], roofs: Calibration | None, provenance: str) ->
 
 
 def _overviews(tried: pd.DataFrame, provenance: str) -> Iterator[Drawing]:
-    for name, part in _split(tried, ["mode", "n", "dtype", "device"]):
+    for name, of, part in _split(tried, ["mode", "n", "dtype", "device"]):
         yield Drawing(
             f"footprint{name}",
-            "Cost, latency and memory against the footprint",
+            f"Cost, latency and memory against the footprint{of}",
             "Operations, latency of one call and peak memory against the footprint, of everything that was measured. "
             "Colour and marker show the subject, the line shows the backend; bands and bars are 95 % intervals of the "
             f"median. Operations do not depend on the backend. {HOLLOW}",
@@ -79,10 +79,10 @@ def _costs(tried: pd.DataFrame, provenance: str) -> Drawing:
 
 def _of_kind(what: str, tried: pd.DataFrame, provenance: str) -> Iterator[Drawing]:
     """Latency, memory and speed-up of networks, or of operators."""
-    for name, part in _split(tried, ["mode", "dtype", "device"]):
+    for name, of, part in _split(tried, ["mode", "dtype", "device"]):
         yield Drawing(
             f"latency-{what}{name}",
-            f"Latency of {what}",
+            f"Latency of {what}{of}",
             f"Latency of one call of {what}, by backend. Both axes are logarithmic if the footprint is one of "
             "them: a straight line is a power of the number of taps. Bands and bars are 95 % intervals of the median. "
             f"{HOLLOW}",
@@ -90,14 +90,14 @@ def _of_kind(what: str, tried: pd.DataFrame, provenance: str) -> Iterator[Drawin
         )
         yield Drawing(
             f"memory-{what}{name}",
-            f"Peak memory of {what}",
+            f"Peak memory of {what}{of}",
             f"The most memory that one call of {what} holds at once, beside inputs and parameters.",
             partial(memory_figure, part, provenance),
         )
         over = base_of(part)
         yield Drawing(
             f"speedup-{what}{name}",
-            f"Speed-up of {what} over {over}",
+            f"Speed-up of {what} over {over}{of}",
             f"How many times as fast as {over} the others compute {what}: the quotient of latencies within the same "
             "interleaved rounds if they share them. Blue is faster, red slower, white is 1. Each side has the range of "
             "its own cells. A hollow cell rests on a doubtful row.",
@@ -129,12 +129,15 @@ def _accuracies(rows: Sequence[Row], roofs: Calibration | None, provenance: str)
         )
 
 
-def _split(rows: pd.DataFrame, columns: list[str]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Groups of rows that agree in the columns, each with the end of a file name; without rows, one empty group."""
+def _split(rows: pd.DataFrame, columns: list[str]) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Groups of rows that agree in the columns, each with the end of a file name and the end of a title, which say what
+    the group has; without rows, one empty group."""
     differ = [column for column in columns if rows[column].nunique() > 1]
     if not differ:
-        yield "", rows
+        yield "", "", rows
         return
     for key, part in rows.groupby(differ, sort=False):
-        words = (f"n{value}" if column == "n" else str(value) for column, value in zip(differ, key, strict=True))
-        yield "-" + "-".join(words).replace(":", "").replace("_", "-"), part
+        has = dict(zip(differ, map(str, key), strict=True))
+        end = "-".join(f"n{value}" if column == "n" else value for column, value in has.items())
+        words = ", ".join(f"n = {value}" if column == "n" else value for column, value in has.items())
+        yield "-" + end.replace(":", "").replace("_", "-"), f" ({words})", part

@@ -196,10 +196,15 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
+def _refuse(constant: str) -> None:
+    """NaN and infinity are no JSON, and no row that was written has them."""
+    raise ValueError(constant)
+
+
 def _parse(path: Path, number: int, line: bytes) -> Row:
     where = f"{path}, line {number}"
     try:
-        content: dict[str, Any] = json.loads(line)
+        content: dict[str, Any] = json.loads(line, parse_constant=_refuse)
         schema = content.get("schema")
     except (ValueError, AttributeError):
         raise ValueError(f"{where} is damaged: expected one JSON object; repair or delete that line") from None

@@ -600,6 +600,8 @@ def test_the_control_may_be_named(tmp_path, capsys):
         compare.main([a, b, "--control", "unfald"])
     with pytest.raises(ValueError, match=r"^--control has no effect with --backends"):
         compare.main([a, "--backends", "numba,unfold", "--control", "unfold"])
+    with pytest.raises(ValueError, match=r"^--control has no effect with --metric peak"):
+        compare.main([a, b, "--metric", "peak", "--control", "unfold"])
 
 
 def test_what_a_user_may_have_changed_is_no_control():

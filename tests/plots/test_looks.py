@@ -261,3 +261,10 @@ def test_titles_say_the_finding(run):
         assert any(character.isdigit() for character in figure.get_suptitle()) or "front" in figure.get_suptitle()
         assert figure.alt.startswith(" ".join(figure.get_suptitle().split("\n")).strip().replace("- ", "-"))
         assert len(figure.alt) > 80
+
+
+@pytest.mark.parametrize("run", ["backends_cpu", "relations_cpu", "fused_cpu"])
+def test_no_two_figures_of_a_page_have_one_title(run):
+    found = read_run(f"studies/recorded/{run}")
+    titles = [drawing.title for drawing in drawings(found.rows, found.calibration, found.caption)]
+    assert len({*titles}) == len(titles)

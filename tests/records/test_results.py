@@ -77,7 +77,9 @@ def test_a_last_line_cut_short_is_dropped_with_a_warning(tmp_path):
         assert [row.key for row in read_rows(tmp_path)] == ["a", "b"]
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", "null", "\x00\x00", ""])
+@pytest.mark.parametrize(
+    "damage", ["{", "[]", "null", "\x00\x00", "", '{"latency_s": NaN}', '{"samples_s": [Infinity]}']
+)
 def test_damage_elsewhere_names_the_line(tmp_path, damage):
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join([make("a").line(), damage, make("b").line(), ""]))
