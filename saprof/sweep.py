@@ -85,7 +85,12 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--compile", default="no", choices=("no", "yes", "both"), help="whether to use torch.compile")
     how.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     how.add_argument("--threads", help="CPU threads (default: as many as torch uses)")
-    how.add_argument("--seconds", default="2", help="longest time per cell, after the first rounds (default 2)")
+    how.add_argument(
+        "--seconds",
+        default="2",
+        help="time per cell after the first rounds; a cell also gets the time that the others of its group do not need "
+        "(default 2)",
+    )
     how.add_argument(
         "--roofs",
         default="measure",
@@ -123,7 +128,7 @@ def _run(groups: list[Group], request: Request) -> int:
         left = sum(map(len, groups)) - len(rows)
         if left:
             hint = f"continue with --resume --output {folder}"
-            print(f"{left} cells left when the time budget ran out; {hint}", file=sys.stderr)
+            print(f"{text.counted(left, 'cell')} left when the time budget ran out; {hint}", file=sys.stderr)
         _draw(rows, folder, where)
     fine = {*MEASURED, "unsupported"} if how.every_backend else {*MEASURED}
     found = {row.status for row in rows}
@@ -195,7 +200,8 @@ def _planned(groups: list[Group], form: str) -> str:
         costs = (MACS, HARDWARE_FLOPS, LEAST_BYTES)
         lines = [[str(cell), *(quantity.text(cell.costs.get(quantity.column)) for quantity in costs)] for cell in cells]
         table = text.align(["cell", "MMACs", "MFLOPs (hardware)", "least MB"], lines, form)
-    return f"{table}\n\n{len(cells)} cells in {len(groups)} groups; nothing was measured"
+    many = f"{text.counted(len(cells), 'cell')} in {text.counted(len(groups), 'group')}"
+    return f"{table}\n\n{many}; nothing was measured"
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def _speed(part: pd.DataFrame, over: str) -> str:
         return f"{who} and {over} do not differ measurably"
     many = f" of {counted(len(part), 'cell')}"
     said = [f"{word} in {some.sum()}" for word, some in (("faster", faster), ("slower", slower)) if some.any()]
-    return f"{who} is {' and '.join(said)}{many} against {over}"
+    return f"{who} is {' and '.join(said)}{many} than {over}"
 
 
 def _trend(part: pd.DataFrame) -> str:
@@ -149,6 +149,9 @@ def of_costs(rows: pd.DataFrame) -> str:
         least, most = ratios.idxmin(), ratios.idxmax()
         if ratios[most] < SAME:
             said.append(f"{what} stay the same")
+            continue
+        if ratios[least] < SAME:
+            said.append(f"{what} stay the same ({least}) or grow by up to a factor of {factor(ratios[most])} ({most})")
             continue
         other = f" to {factor(ratios[most])} ({most})" if most != least else ""
         said.append(f"{what} grow by a factor of {factor(ratios[least])} ({least}){other}")

@@ -189,5 +189,21 @@ def test_a_gap_that_grows_is_in_the_finding():
     assert turned == "unfold takes 2.0 to 4.0 times as long as numba"
 
 
+def test_what_stays_the_same_does_not_grow_by_a_factor_of_one():
+    counts = {3: (10, 100), 7: (10, 200)}
+    rows = [
+        made_up.network("san10_pairwise", f"square:{side}", taps=side**2, params=params, flops_paper=flops)
+        for side, (params, flops) in counts.items()
+    ]
+    rows += [
+        made_up.network("resnet26", f"square:{side}", taps=side**2, params=side, flops_paper=100 * side)
+        for side in (3, 7)
+    ]
+    assert findings.of_costs(plots.frame(rows)) == (
+        "From 3×3 to 7×7, FLOPs grow by a factor of 2.0 (san10_pairwise) to 2.3 (resnet26), and parameters stay the "
+        "same (san10_pairwise) or grow by up to a factor of 2.3 (resnet26)"
+    )
+
+
 def test_memory_and_counts_are_not_marked():
     assert lines.TIMES == ("latency_s", "images_per_s", "roof_share")
