@@ -167,7 +167,8 @@ def line_of(row: Row, what: str) -> str:
         return cut(f"{_shortened(what, WHAT):<{WHAT}} {row.ran_on:<12} {row.status}: {row.reason}", most)
     spread = ""
     if row.latency_low_s is not None and row.latency_high_s is not None:
-        percent = 50 * (row.latency_high_s - row.latency_low_s) / row.latency_s
+        half = max(row.latency_high_s - row.latency_s, row.latency_s - row.latency_low_s)  # as in the tables
+        percent = 100 * half / row.latency_s
         spread = f"± {percent:.{int(percent < 99.95)}f} %"
     latency = f"{LATENCY.text(row.latency_s)} {LATENCY.unit}"
     numbers = f" {row.ran_on:<12} {latency:>9} {spread:>8} {_bytes(row.peak_bytes):>8}"
