@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from argparse import ArgumentTypeError, HelpFormatter
 from collections.abc import Callable, Sequence
 from io import TextIOWrapper
@@ -26,6 +27,8 @@ INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + 13
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """The disk or a quota is full, a file is too large, or the disk fails."""
 
+PACKAGE = Path(__file__).parent
+_PYTHONS = warnings.formatwarning
 WHOLE = "[0-9]{1,9}"
 """A whole number in ASCII digits. Python's int also reads ٣ and 1_000."""
 NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
@@ -42,6 +45,7 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
     """Exit with the code of `main`. A mistake in the input is printed on stderr as one sentence; the exit code is then
     2, or the `code` of the exception. A full disk is FULL."""
     _open_streams()
+    warnings.formatwarning = _warning
     try:
         try:
             code = main(None)
@@ -68,6 +72,13 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is None and _is_full(error):
         return f"cannot write to stdout: {error.strerror}"
     return str(error)
+
+
+def _warning(message: Warning | str, category: type[Warning], file: str, number: int, line: str | None = None) -> str:
+    """A warning of saprof as one sentence; another one as Python prints it, with the line of code."""
+    if category is UserWarning and Path(file).is_relative_to(PACKAGE):
+        return f"warning: {message}\n"
+    return _PYTHONS(message, category, file, number, line)
 
 
 def _open_streams() -> None:

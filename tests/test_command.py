@@ -62,3 +62,12 @@ def test_the_code_tells_a_full_disk_from_bad_input(error, code):
     assert done.returncode == code
     assert done.stderr.count("\n") == 1
     assert "x is 1; expected 2" in done.stderr or code == 130
+
+
+@pytest.mark.parametrize(
+    ("file", "printed"),
+    [("command.__file__", "warning: x was cut short\n"), ("'other.py'", "other.py:1: UserWarning: x was cut short\n")],
+)
+def test_a_warning_of_saprof_is_one_sentence(file, printed):
+    done = start(f"import warnings; warnings.warn_explicit('x was cut short', UserWarning, {file}, 1)")
+    assert done.stderr == printed

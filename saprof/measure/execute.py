@@ -84,7 +84,7 @@ class _Sweep:
         others = [one for key, one in self.run.done.items() if one.status in DOUBTFUL and key not in keys]
         if others:
             raise ValueError(
-                f"{counted(len(others), 'doubtful row')} of {self.run.folder} are of cells that were not requested; "
+                f"{self.run.folder} has {counted(len(others), 'doubtful row')} of cells that were not requested; "
                 f"expected the options of that run: {shlex.join(read_provenance(self.run.folder).get('argv', []))}"
             )
 
