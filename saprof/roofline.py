@@ -158,7 +158,7 @@ def _table(lines: Sequence[Mapping[str, Any]]) -> Table:
 
 def _origin(rows: Sequence[Row], calibration: Calibration) -> str:
     times = sorted(row.time for row in rows if row.time)
-    threads = f"{calibration.threads} threads" if calibration.kind == "cpu" else "a GPU"
+    threads = text.counted(calibration.threads, "thread") if calibration.kind == "cpu" else "a GPU"
     when = f"; rows of {times[0]} to {times[-1]}" if times else ""
     late = ", before the roofs" if times and times[-1] < calibration.time else ""
     noise = f"identical calls differed by ± {calibration.noise_within:.1%} in the same rounds, "

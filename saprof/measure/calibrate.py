@@ -25,6 +25,7 @@ from saprof.measure.latency import CONTENDED, Call, Latency, Usage, interleave
 from saprof.records.calibration import WIDER, Anchor, Calibration
 from saprof.records.environment import cpu_name, device_name
 from saprof.records.ratios import within_rounds
+from saprof.text import counted
 
 SMALLEST, STEP = 64 << 10, 4
 """The bytes of the first working set, and the factor from each set to the next."""
@@ -282,7 +283,7 @@ def _fma_on_gpu(device: str, dtype: torch.dtype, steps: int = 1 << 14) -> tuple[
 
 
 def _with(threads: int, kind: str) -> str:
-    return f" with {threads} threads" if kind == "cpu" else ""
+    return f" with {counted(threads, 'thread')}" if kind == "cpu" else ""
 
 
 def _now() -> str:

@@ -354,3 +354,11 @@ def test_last_level_cache_counts_each_instance_once(tmp_path):
     (tmp_path / "cpu2" / "cache" / "index2").mkdir()
     assert calibrate._last_level_cache(tmp_path) == 24 << 20
     assert calibrate._last_level_cache(tmp_path / "cpu7") == 0
+
+
+def test_one_thread_is_not_plural():
+    assert [calibrate._with(*of) for of in ((1, "cpu"), (2, "cpu"), (1, "cuda"))] == [
+        " with 1 thread",
+        " with 2 threads",
+        "",
+    ]
