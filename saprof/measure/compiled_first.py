@@ -58,10 +58,10 @@ def _each_kind(cells: Iterable[Cell]) -> Iterator[Cell]:
 def _kernels(cell: Cell) -> list[Kernel]:
     """The kernels of a cell. They do not depend on its footprint and sizes."""
     subject, dtype = cell.subject, cell.subject.dtype
-    if not isinstance(subject, Network):
-        computed_in = dtype if dtype in DTYPES else "float32"
-        return kernels_for([subject.operator], [computed_in], "forward" if cell.mode == "forward" else "training")
     try:
+        if not isinstance(subject, Network):
+            computed_in = dtype if dtype in DTYPES else "float32"
+            return kernels_for([subject.operator], [computed_in], "forward" if cell.mode == "forward" else "training")
         model = create_model(subject.name, attention=cell.attention, backend="numba")
         model = model.to(getattr(torch, dtype)).train(cell.mode != "forward")
         inputs = images(2, SIDE, image_channels(model)).to(getattr(torch, dtype))

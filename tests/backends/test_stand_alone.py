@@ -310,6 +310,6 @@ def test_a_thread_takes_more_than_one_tile():
     from kernels_numba.cpu import stand_alone
 
     footprint, map_ = Footprint.square(3), torch.zeros(1, 4, 2 * stand_alone.HEIGHT + 1, 5)
-    work = CpuWork(footprint, (map_.shape[2], map_.shape[3]), map_, 1)
+    work = CpuWork(footprint, (map_.shape[2], map_.shape[3]), 1, map_)
     tiles = stand_alone.tiles_of_a_head(2, 2, 1, work)
     assert len(tiles.rows) == 3

@@ -24,7 +24,8 @@ LATENCY, MEMORY, PARAMS, FLOPS = LIMITED
 
 @pytest.fixture(autouse=True)
 def _here(monkeypatch):
-    """Every test runs on the machine of PROVENANCE."""
+    """Every test runs on the machine of PROVENANCE, in a terminal in which no line is wrapped."""
+    monkeypatch.setenv("COLUMNS", "1000")
     monkeypatch.setattr(environment, "cpu_name", lambda: PROVENANCE["cpu"])
     monkeypatch.setattr("psutil.cpu_count", lambda logical: PROVENANCE["cores"])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

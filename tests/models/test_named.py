@@ -144,7 +144,7 @@ def test_what_a_function_does_wrong_is_one_sentence(nets, tmp_path, function, me
 def test_a_module_that_cannot_be_imported_says_where(nets, tmp_path, source, message):
     package = nets.partition(".")[0]
     path = tmp_path / package / "broken.py"
-    path.write_text(source)
+    path.write_text(f"{source}\n\ndef f():\n    pass\n")
     with pytest.raises(ValueError, match="model") as caught:
         read_network(f"{package}.broken:f")
     assert str(caught.value).startswith(f"model '{package}.broken:f' cannot be imported: {message.format(path=path)}")

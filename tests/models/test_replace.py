@@ -16,6 +16,12 @@ from saprof import LocalAttention2d, replace_convolutions
 HOW = {"footprint": 3, "backend": "unfold"}
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch):
+    """The terminal is so wide that no line of a table is wrapped."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
 class Block(nn.Module):
     def __init__(self, inputs: int, channels: int, stride: int):
         super().__init__()

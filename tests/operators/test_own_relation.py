@@ -95,13 +95,13 @@ def test_is_judged_like_any_other(squared_difference, monkeypatch):
 def test_has_a_line_in_verify(squared_difference, capsys):
     assert verify.main(["--operator", "pairwise_squared_difference", "--dtype", "all"]) == 0
     count = len(list(edge(squared_difference)))
-    table = [line.split(maxsplit=6) for line in capsys.readouterr().out.splitlines()]
+    out = capsys.readouterr().out
+    table = [line.split(maxsplit=6) for line in out.splitlines()]
     assert [line[2:4] for line in table if line[1:2] == ["unfold"]] == [
         [dtype, f"{count}/{count}"] for dtype in ITEMSIZE
     ]
-    assert [line[2:] for line in table if line[1:2] == ["numba"]] == [
-        [dtype, "-", "-", "-", "no kernel for pairwise_squared_difference"] for dtype in ITEMSIZE
-    ]
+    assert "no kernel for pairwise_squared_difference" in out
+    assert not [line for line in table if line[1:2] == ["numba"]], "what cannot run is in one sentence"
 
 
 def test_has_no_opaque_kernel(squared_difference, inputs):

@@ -357,7 +357,8 @@ def test_the_papers_figures_stand_beside_imagenet_alone(about):
     assert not any("printed" in key for row in rows("here", report(**about)) for key in row)
 
 
-def test_tables_for_people(capsys):
+def test_tables_for_people(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     told = render(rows("here", report()), "table")
     assert "folder, val-original, 1,000 images" in told
     assert "The paper states neither how it chose targets nor where attacks start." in told

@@ -203,7 +203,7 @@ def test_a_damaged_config_is_named(finished):
     ("change", "sentence"),
     [
         ({"model": "san_giant"}, "unknown model 'san_giant'; expected one of the "),
-        ({"data": "mnist"}, "unknown data set 'mnist'; expected 'digits', 'digits16', 'folder', 'cifar10'"),
+        ({"data": "imagenet"}, "unknown data set 'imagenet'; expected 'digits', 'digits16', 'folder', 'cifar10'"),
         ({"model": "san_mini_pairwise", "options": {"width": 1}}, "unknown option of SAN 'width'; expected 'family'"),
         ({"batch": 61}, "batch is 61; expected at most the 60 images"),
         ({"held_out": 8}, "class 'a' has 8 images to train on, and held_out takes 8 of them"),
