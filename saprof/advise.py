@@ -68,7 +68,8 @@ class Source:
 
     @property
     def machine(self) -> str:
-        return ", ".join(dict.fromkeys((self.where["device"], self.where["cpu"], f"{self.where['threads']} threads")))
+        threads = text.counted(self.where["threads"], "thread")
+        return ", ".join(dict.fromkeys((self.where["device"], self.where["cpu"], threads)))
 
     @property
     def is_here(self) -> bool:

@@ -169,9 +169,10 @@ def _lead(run: Recorded) -> str:
     names = {kind: len({row.name for row in run.rows if row.kind == kind}) for kind in ("model", "operator")}
     spelled = {"model": "network", "operator": "operator"}
     what = " and ".join(f"{count} {spelled[kind]}{'s' * (count > 1)}" for kind, count in names.items() if count)
+    threads = text.counted(run.provenance.get("threads", 0), "thread")
     return (
-        f"{what} on {run.provenance.get('device')}, {run.provenance.get('threads')} threads: "
-        f"{len(run.rows)} cells, of which {len(measured) or 'none'} ran. {_times(run.rows)}"
+        f"{what} on {run.provenance.get('device')}, {threads}: "
+        f"{text.counted(len(run.rows), 'cell')}, of which {len(measured) or 'none'} ran. {_times(run.rows)}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from saprof import text
 from saprof.markup import Html, tag
 from saprof.plots import page
 from saprof.records.calibration import Calibration
@@ -13,9 +14,10 @@ from saprof.records.calibration import Calibration
 def facts(where: Mapping[str, Any], command: str) -> Html:
     """The provenance of a run of a command, such as `saprof.sweep`, as a list."""
     versions = where.get("versions") or {}
+    threads, cores = (text.counted(where.get(f"{one}s") or 0, one) for one in ("thread", "core"))
     found = {
         "device": where.get("device"),
-        "processor": f"{where.get('cpu')}, {where.get('threads')} threads on {where.get('cores')} cores",
+        "processor": f"{where.get('cpu')}, {threads} on {cores}",
         "memory": f"{where['memory_bytes'] / 1e9:.3g} GB" if where.get("memory_bytes") else None,
         "driver": where.get("driver"),
         "nvcc": where.get("nvcc"),

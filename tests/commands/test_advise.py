@@ -230,7 +230,7 @@ def test_evaluation_sets_are_advised_on_apart(record, capsys):
 
 def test_machines_are_advised_on_apart(record, capsys):
     runs = record(SMALL, name="one"), record(WIDE, name="two", threads=1)
-    assert [line["machine"] for line in records(capsys, "--run", *runs)] == ["a CPU, 2 threads", "a CPU, 1 threads"]
+    assert [line["machine"] for line in records(capsys, "--run", *runs)] == ["a CPU, 2 threads", "a CPU, 1 thread"]
     assert [line["recommended"] for line in records(capsys, "--run", *runs)] == [True, True]
 
 
