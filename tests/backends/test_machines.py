@@ -181,6 +181,7 @@ class TestAnnouncements:
             pass
         assert heard == ["compiling combine for float32", None, "compiling aggregation for float64", None]
         assert told.where_kept("/cache/cpu_1") == "once; kept in /cache (NUMBA_CACHE_DIR)"
+        assert told.where_kept("/cache_of_others/cpu_1") == "once; kept in /cache_of_others/cpu_1"
         assert told.where_kept("/home/me/cpu_1") == "once; kept in /home/me/cpu_1"
         assert told.where_kept(None).startswith("in every process again; set NUMBA_CACHE_DIR to")
 

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 from saprof.compiling import compiling
 
@@ -33,8 +34,6 @@ def where_kept(folder: str | None) -> str:
     if folder is None:
         return "in every process again; set NUMBA_CACHE_DIR to a folder that can be written to"
     chosen = os.environ.get("NUMBA_CACHE_DIR")
-    return (
-        f"once; kept in {chosen} (NUMBA_CACHE_DIR)"
-        if chosen and folder.startswith(chosen)
-        else f"once; kept in {folder}"
-    )
+    if chosen and Path(folder).is_relative_to(chosen):
+        return f"once; kept in {chosen} (NUMBA_CACHE_DIR)"
+    return f"once; kept in {folder}"
