@@ -30,7 +30,7 @@ lab: $(VENV)/.notebooks ## open the notebooks in JupyterLab
 notebooks: $(VENV)/.notebooks ## run all notebooks again and keep their outputs
 	$(BIN)/python notebooks/execute.py
 
-test: $(VENV)/.dev ## the first tier of tests, four minutes at most on two cores
+test: $(VENV)/.dev ## the first tier of tests; twenty minutes at first, to compile kernels
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-deep: $(VENV)/.dev ## the tests that make test leaves out
