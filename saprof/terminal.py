@@ -76,12 +76,14 @@ def fitted(table: Table, most: int | None = None) -> str:
     return "\n\n".join("\n".join(part) for part in (caption, lines, below) if part)
 
 
-def laid_out(header: Sequence[str], body: Sequence[Sequence[str]], form: str, most: int | None = None) -> str:
-    """A table whose columns are all shown: fitted for the form `table`, or as Markdown."""
+def laid_out(
+    header: Sequence[str], body: Sequence[Sequence[str]], form: str, most: int | None = None, title: str = ""
+) -> str:
+    """A table whose columns are all shown, below its title: fitted for the form `table`, or as Markdown."""
     if form == "md":
-        return align(header, body, form)
-    columns = [Column(title, [line[place] for line in body]) for place, title in enumerate(header)]
-    return fitted(Table(columns), most)
+        return "\n\n".join(filter(None, [title, align(header, body, form)]))
+    columns = [Column(name, [line[place] for line in body]) for place, name in enumerate(header)]
+    return fitted(Table(columns, title), most)
 
 
 def wrapped(text: str, most: int, indent: int = 0) -> list[str]:

@@ -3,17 +3,16 @@ their declared costs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from saprof import text
 from saprof.measure.cells import Cell, Network
 from saprof.measure.network import figures
 from saprof.models.named import REGISTERED
 from saprof.operators.workload import Workload
 from saprof.paper.evidence import printed_of
-from saprof.paper.summary import counts_beside_paper
+from saprof.paper.summary import beside_paper
 from saprof.quantities import HARDWARE_FLOPS, LEAST_BYTES, MACS
-from saprof.terminal import Column, Table, fitted
+from saprof.terminal import laid_out
 
 NETWORKS = ("network", "footprint", "params M", "paper", "FLOPs G (paper)", "paper", "top-1 in paper")
 OPERATORS = ("operator", "footprint", "map", "MMACs", "MFLOPs (hardware)", "least MB")
@@ -29,22 +28,14 @@ def counted(cells: Iterable[Cell], form: str) -> str:
         ("Networks, counted, beside the tables of SAN and SASA (accuracy as printed)", NETWORKS, networks),
         ("Operators, as declared", OPERATORS, operators),
     ]
-    return "".join(f"{_written(title, header, body, form)}\n\n" for title, header, body in parts if body)
-
-
-def _written(title: str, header: Sequence[str], body: Sequence[Sequence[str]], form: str) -> str:
-    if form == "md":
-        return f"{title}\n\n{text.align(header, body, form)}"
-    columns = [Column(name, cells) for name, cells in zip(header, zip(*body, strict=True), strict=True)]
-    return fitted(Table(columns, title))
+    return "".join(f"{laid_out(header, body, form, title=title)}\n\n" for title, header, body in parts if body)
 
 
 def _network(subject: Network) -> list[str]:
     footprint = str(subject.footprint or "default")
     about = next(iter(printed_of(subject.name, footprint, subject.map)), None)
     known = figures(subject)
-    top1 = f"{about.row.top1} {about.evaluation_set}" if about else ""
-    return [subject.name, footprint, *counts_beside_paper(known["params"], known["flops_paper"], about), top1]
+    return [subject.name, footprint, *beside_paper(known["params"], known["flops_paper"], about)]
 
 
 def _operator(workload: Workload) -> list[str]:

@@ -128,10 +128,18 @@ def _top1(about: Printed | None) -> str:
 
 def counted(quantity: Quantity, count: int | None, rounded: Callable[[int], Decimal], in_paper: float | None) -> str:
     """A count; if the paper prints it, rounded as there, and with a mark: `10.5 ✓`, or `10.6 ✗ 10.5` if they differ."""
+    ours, agrees = as_printed(quantity, count, rounded, in_paper)
+    return ours + {None: "", True: " ✓", False: f" ✗ {in_paper}"}[agrees]
+
+
+def as_printed(
+    quantity: Quantity, count: int | None, rounded: Callable[[int], Decimal], in_paper: float | None
+) -> tuple[str, bool | None]:
+    """A count as text, rounded as in the paper if that prints it; and whether the two agree, None if it does not."""
     if count is None or in_paper is None:
-        return quantity.text(count)
+        return quantity.text(count), None
     ours = rounded(count)
-    return f"{ours} ✓" if ours == Decimal(str(in_paper)) else f"{ours} ✗ {in_paper}"
+    return str(ours), ours == Decimal(str(in_paper))
 
 
 def planned(cells: Sequence[Mapping[str, Any]], most: int | None = None) -> str:

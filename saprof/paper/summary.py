@@ -10,7 +10,7 @@ from decimal import Decimal
 from saprof import text
 from saprof.paper.evidence import Printed, printed
 from saprof.paper.printed import printed_flops, printed_params
-from saprof.paper.shown import shown
+from saprof.paper.shown import as_printed, shown
 from saprof.quantities import IMAGES, LATENCY, LEAST_BYTES, MACS, MEMORY, PAPER_FLOPS, PARAMS, Quantity, digits
 from saprof.records import verdicts
 from saprof.records.calibration import Calibration, share
@@ -76,8 +76,7 @@ def _network_line(row: Row, note: str, roofs: Calibration | None) -> list[str]:
     return [
         row.name,
         row.footprint,
-        *counts_beside_paper(row.params, row.flops_paper, about),
-        f"{about.row.top1} {about.evaluation_set}" if about else "",
+        *beside_paper(row.params, row.flops_paper, about),
         *measured[:4],
         IMAGES.text(row.images_per_s),
         *measured[4:],
@@ -89,11 +88,12 @@ def _operator_line(row: Row, note: str, roofs: Calibration | None) -> list[str]:
     return [row.name, row.footprint, f"{row.n}×{row.h}×{row.w}", macs, least, *_measured(row, note, roofs)]
 
 
-def counts_beside_paper(params: int | None, flops: int | None, about: Printed | None) -> list[str]:
-    """Parameters and FLOPs (`paper`) of a network, each with the printed figure and a mark."""
+def beside_paper(params: int | None, flops: int | None, about: Printed | None) -> list[str]:
+    """Parameters and FLOPs (`paper`) of a network, each with the printed figure and a mark; the printed accuracy."""
     return [
         *_counted(PARAMS, params, printed_params, about and about.row.params_M),
         *_counted(PAPER_FLOPS, flops, printed_flops, about and about.flops_G),
+        f"{about.row.top1} {about.evaluation_set}" if about else "",
     ]
 
 
@@ -101,10 +101,8 @@ def _counted(
     quantity: Quantity, count: int | None, rounded: Callable[[int], Decimal], printed: float | None
 ) -> tuple[str, str]:
     """A count; if the paper prints it, rounded as there, and the printed one with a mark."""
-    if count is None or printed is None:
-        return quantity.text(count), ""
-    ours = rounded(count)
-    return str(ours), f"{printed} {'✓' if ours == Decimal(str(printed)) else '✗'}"
+    ours, agrees = as_printed(quantity, count, rounded, printed)
+    return ours, "" if agrees is None else f"{printed} {'✓' if agrees else '✗'}"
 
 
 def _measured(row: Row, note: str, roofs: Calibration | None) -> tuple[str, ...]:

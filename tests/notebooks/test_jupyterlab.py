@@ -2,7 +2,6 @@
 there. It needs chromium and chromium-driver; where they are missing it is skipped, but not on CI."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -73,23 +72,6 @@ def until(seconds, condition):
     while not condition():
         assert time.monotonic() < deadline, f"not after {seconds} s"
         time.sleep(0.5)
-
-
-@pytest.fixture
-def browser():
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        assert not os.environ.get("CI"), "needs chromium and chromium-driver, which .ci/run installs"
-        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for option in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1400,1000"):
-        options.add_argument(f"--{option}")
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
 
 
 @pytest.mark.deep

@@ -1,30 +1,11 @@
 """The script of a page in a real browser: tables sort by a click on a header, and filter."""
 
-import os
-import shutil
-
 import pytest
 
 from saprof.markup import Html
 from saprof.plots import page
 
 LINES = [["b", "10 ms ±3%", "x"], ["a", "9 ms", ""], ["c", "", "y"], ["d", "1,200 ms", "z"], ["e", "−5 ms", "w"]]
-
-
-@pytest.fixture
-def browser():
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        assert not os.environ.get("CI"), "needs chromium and chromium-driver, which .ci/run installs"
-        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for option in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
-        options.add_argument(f"--{option}")
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser
-    browser.quit()
 
 
 @pytest.mark.deep

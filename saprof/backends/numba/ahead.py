@@ -189,9 +189,9 @@ def _use(operator: Operator, dtype: str, mode: str) -> None:
         maps = [x for (name, _), x in zip(operator.inputs, inputs, strict=True) if name != "beta"]
         maps = maps[: operator.maps - 1 + 3]
         outputs += run_statistics(operator, *maps, footprint=footprint, backend="numba")
-    if trains and isinstance(operator, Attention) and in_parts("numba", operator, "cpu"):
-        norms = sum(name.startswith("scale") for name, _ in operator.inputs)
-        outputs += run_in_training(operator, *inputs, eps=[1e-5] * norms, footprint=footprint, backend="numba")
+        if in_parts("numba", operator, "cpu"):
+            norms = sum(name.startswith("scale") for name, _ in operator.inputs)
+            outputs += run_in_training(operator, *inputs, eps=[1e-5] * norms, footprint=footprint, backend="numba")
     if trains:
         torch.autograd.grad([x.sum() for x in outputs], inputs, allow_unused=True)
 
