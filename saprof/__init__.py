@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         patchwise_star_product,
         stand_alone_attention,
     )
+    from saprof.kept_memory import keep_memory
     from saprof.layers import LocalAttention2d
     from saprof.measure.function import measure
     from saprof.measure.profiling import profile

@@ -14,6 +14,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from saprof.kept_memory import keep_memory
 from saprof.terminal import paragraphs
 from saprof.text import nearest
 
@@ -43,8 +44,9 @@ LONGEST_S = 10**6
 
 def run(main: Callable[[list[str] | None], int]) -> NoReturn:
     """Exit with the code of `main`. A mistake in the input is printed on stderr as one sentence; the exit code is then
-    2, or the `code` of the exception. A full disk is FULL."""
+    2, or the `code` of the exception. A full disk is FULL. The process keeps the memory that it frees."""
     _open_streams()
+    keep_memory()
     warnings.formatwarning = _warning
     try:
         try:

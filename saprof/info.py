@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import kernels_cuda
 import kernels_numba
 from kernels_cuda import build, compiler
-from saprof import command
+from saprof import command, kept_memory
 from saprof.operators import BACKENDS, OPERATORS
 from saprof.operators.footprint import Footprint
 from saprof.records import calibration, environment
@@ -93,6 +93,7 @@ def _machine(where: dict[str, Any], has_gpu: bool) -> Facts:
         "processor": where["cpu"],
         "cores": f"{where['cores']}, of which torch uses {counted(where['threads'], 'thread')}",
         "memory": f"{where['memory_bytes'] / 1e9:.1f} GB",
+        "freed memory": "kept by the commands" if where["kept_memory"] else f"given back: {kept_memory.why_not()}",
         "system": where["platform"],
         "settings": "\n".join(f"{name}={value}" for name, value in where["flags"].items()) or "none",
         "GPU": "torch sees none",

@@ -13,6 +13,7 @@ ORDER = [
     [
         "saprof.atomic",
         "saprof.compiling",
+        "saprof.kept_memory",
         "saprof.lazy",
         "saprof.lock",
         "saprof.markup",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from saprof import kept_memory
 from saprof.measure.cell import TIMING, Say, measure, row
 from saprof.measure.cells import Cell
 from saprof.measure.request import How
@@ -26,7 +27,8 @@ def measure_in_own_process(cells: Sequence[Cell], fingerprint: str, how: How, sa
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     say(cells[0], "starting a process")
-    process = context.Process(target=_measure_and_send, args=(sender, cells, fingerprint, how.seconds, how.threads))
+    settings = how.seconds, how.threads, kept_memory.kept()
+    process = context.Process(target=_measure_and_send, args=(sender, cells, fingerprint, *settings))
     process.start()
     sender.close()
     try:
@@ -55,8 +57,10 @@ def _rows(receiver: Connection, cells: Sequence[Cell], timeout: float | None, sa
 
 
 def _measure_and_send(
-    sender: Connection, cells: Sequence[Cell], fingerprint: str, max_seconds: float, threads: int | None
+    sender: Connection, cells: Sequence[Cell], fingerprint: str, max_seconds: float, threads: int | None, keeps: bool
 ) -> None:
+    if keeps:
+        kept_memory.keep_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     numbers = {cell: number for number, cell in enumerate(cells)}

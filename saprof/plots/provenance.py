@@ -19,6 +19,7 @@ def facts(where: Mapping[str, Any], command: str) -> Html:
         "device": where.get("device"),
         "processor": f"{where.get('cpu')}, {threads} on {cores}",
         "memory": f"{where['memory_bytes'] / 1e9:.3g} GB" if where.get("memory_bytes") else None,
+        "freed memory": {True: "kept by the process", False: "given back to the system"}.get(where.get("kept_memory")),
         "driver": where.get("driver"),
         "nvcc": where.get("nvcc"),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),

@@ -15,13 +15,19 @@ from typing import Any
 import psutil
 
 from kernels_cuda.compiler import nvcc_version
-from saprof import text
+from saprof import kept_memory, text
 
 FLAGS = (
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
     "KMP_BLOCKTIME",
     "MKL_NUM_THREADS",
+    "MALLOC_ARENA_MAX",
+    "MALLOC_MMAP_MAX_",
+    "MALLOC_MMAP_THRESHOLD_",
+    "MALLOC_TOP_PAD_",
+    "MALLOC_TRIM_THRESHOLD_",
+    "GLIBC_TUNABLES",
     "NUMBA_NUM_THREADS",
     "NUMBA_THREADING_LAYER",
     "NUMBA_THREADING_LAYER_PRIORITY",
@@ -56,6 +62,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
         "threads": threads,
         "tf32": tf32(device),
         "memory_bytes": psutil.virtual_memory().total,
+        "kept_memory": kept_memory.kept(),
         "code": code_hash(),
         "commit": head,
         "dirty": has_changes,

@@ -19,6 +19,7 @@ from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import Any, Protocol
 
+from saprof.kept_memory import keep_memory
 from studies.config import Config
 from studies.failures import Preempted
 from studies.training.run import Run
@@ -204,6 +205,7 @@ def _serve(theirs: connection.Connection, perform: Perform, parent: int) -> None
     """Do the tasks that arrive through the pipe, until it closes or the parent process has ended."""
     with suppress(OSError):
         os.setpgid(0, 0)  # Ctrl-C reaches the parent alone, which then stops this process
+    keep_memory()
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     try:
         while True:

@@ -1,9 +1,11 @@
-"""Benchmarks use all physical cores. Their results record the machine and its roofs."""
+"""Benchmarks use all physical cores and keep freed memory, as commands do. Their results record the machine and its
+roofs."""
 
 import psutil
 import pytest
 import torch
 
+from saprof.kept_memory import keep_memory
 from saprof.measure.calibrate import calibrate
 from saprof.records import calibration, environment
 
@@ -12,7 +14,8 @@ ROOFS = pytest.StashKey[calibration.Calibration]()
 
 
 @pytest.fixture(autouse=True)
-def _all_cores():
+def _as_in_commands():
+    keep_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(CORES)
     yield
