@@ -52,6 +52,8 @@ class Config:
     """Images per class that val-split keeps out of training."""
     split_seed: int = 0
     """Seed that chooses the images that val-split keeps out of training."""
+    train_per_class: int | None = field(default=None, metadata=LATER)
+    """Images per class to train on, the same ones in both protocols; None trains on all."""
     image_size: int = 224
     """Side of the network's input, for images of a folder."""
     resize: int = 256
@@ -189,6 +191,7 @@ _CHOICES = {
 _RANGES = {
     "seed": (0, 2**63 - 1),
     "held_out": (1, math.inf),
+    "train_per_class": (1, math.inf),
     "image_size": (1, math.inf),
     "resize": (1, math.inf),
     "epochs": (1, 10**5),

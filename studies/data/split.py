@@ -58,9 +58,9 @@ class Split:
 
 def split(dataset: Dataset, config: Config) -> Split:
     """val-original: the training set, and the validation set. val-split: the training set without `held_out` images
-    per class, and those images (SAN Sec. 5.1).
+    per class, and those images (SAN Sec. 5.1). With `train_per_class`, both train on the same part of the images.
 
-    Raises ValueError if no training image of a class would be left.
+    Raises ValueError if no training image of a class would be left, or fewer than `train_per_class`.
     """
     manifest = {
         "schema": SCHEMA,
@@ -72,31 +72,56 @@ def split(dataset: Dataset, config: Config) -> Split:
         "sha256": {"train": dataset.train.digest(), "validation": dataset.test.digest()},
         "held_out": [],
     }
+    if config.train_per_class is not None:
+        manifest |= {"train_per_class": config.train_per_class, "split_seed": config.split_seed}
+    orders = None
+    if config.protocol != "val-original" or config.train_per_class is not None:
+        orders = _orders(dataset, config.split_seed)
     if config.protocol == "val-original":
-        return Split(dataset.train, dataset.test, manifest)
-    chosen = _held_out(dataset, config.held_out, config.split_seed)
-    kept = torch.ones(len(dataset.train.labels), dtype=torch.bool)
-    kept[chosen] = False
-    train, judged = Subset(dataset.train, kept.nonzero()[:, 0]), Subset(dataset.train, chosen)
+        return Split(_train(dataset, config, orders, 0), dataset.test, manifest)
+    assert orders is not None
+    chosen = _held_out(dataset, orders, config.held_out)
+    judged = Subset(dataset.train, chosen)
     manifest |= {"per_class": config.held_out, "split_seed": config.split_seed, "held_out": list(judged.names)}
-    return Split(train, judged, manifest)
+    return Split(_train(dataset, config, orders, config.held_out), judged, manifest)
 
 
-def _held_out(dataset: Dataset, per_class: int, seed: int) -> Tensor:
-    """The first images of each class, sorted by the hash of the seed and the name.
+def _orders(dataset: Dataset, seed: int) -> list[list[int]]:
+    """The images of each class, sorted by the hash of the seed and the name.
 
-    The choice does not depend on the order of the images, on other classes or on a library's random numbers.
+    The order does not depend on the order of the images, on other classes or on a library's random numbers.
     """
-    names = dataset.train.names
-    chosen: list[int] = []
-    for number, name in enumerate(dataset.classes):
-        members: list[int] = (dataset.train.labels == number).nonzero()[:, 0].tolist()
+    names, labels = dataset.train.names, dataset.train.labels
+    return [
+        sorted((labels == number).nonzero()[:, 0].tolist(), key=lambda index: _key(seed, names[index]))
+        for number in range(len(dataset.classes))
+    ]
+
+
+def _train(dataset: Dataset, config: Config, orders: Sequence[Sequence[int]] | None, held_out: int) -> Images:
+    """The images to train on: the last `train_per_class` of each class, or all but the first `held_out`."""
+    if orders is None:
+        return dataset.train
+    wanted = config.train_per_class
+    for name, members in zip(dataset.classes, orders, strict=True):
+        if wanted is not None and wanted > len(members) - held_out:
+            raise ValueError(
+                f"class {name!r} has {len(members) - held_out} images to train on; expected train_per_class to be at "
+                f"most that, not {wanted}"
+            )
+    kept = [index for members in orders for index in members[held_out if wanted is None else -wanted :]]
+    return Subset(dataset.train, torch.tensor(sorted(kept), dtype=torch.int64))
+
+
+def _held_out(dataset: Dataset, orders: Sequence[Sequence[int]], per_class: int) -> Tensor:
+    """The first images of each class."""
+    for name, members in zip(dataset.classes, orders, strict=True):
         if len(members) <= per_class:
             raise ValueError(
                 f"class {name!r} has {len(members)} images to train on, and held_out takes {per_class} of them; "
                 f"expected held_out below {len(members)}"
             )
-        chosen += sorted(members, key=lambda index: _key(seed, names[index]))[:per_class]
+    chosen = [index for members in orders for index in members[:per_class]]
     return torch.tensor(sorted(chosen), dtype=torch.int64)
 
 

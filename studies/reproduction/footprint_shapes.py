@@ -18,7 +18,7 @@ from studies.reproduction import comparisons, markdown, rates, records, report
 from studies.reproduction.budget import BANDWIDTH, budget
 from studies.reproduction.executors import Executor, Task
 from studies.reproduction.markdown import between, interval, probability
-from studies.reproduction.miniatures import SIDES
+from studies.reproduction.miniatures import SIDES, stages
 from studies.reproduction.records import Results
 from studies.reproduction.study import Study, by_seed
 
@@ -290,7 +290,7 @@ def caution(results: Results) -> str:
     """The first sentence of the page."""
     data, epochs, seeds = (results.study[name] for name in ("data", "epochs", "seeds"))
     side = SIDES[data]
-    network = f"{data} at {side} × {side}, networks of two stages"
+    network = f"{data} at {side} × {side}, networks of {('two', 'three')[stages(data) - 2]} stages"
     return f"{network}, {counted(epochs, 'epoch')}, {counted(seeds, 'seed')}, not ImageNet."
 
 

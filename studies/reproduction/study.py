@@ -14,7 +14,7 @@ from studies.config import RECIPES, Config, load
 from studies.reproduction.miniatures import SIDES, miniature
 
 DATA = (*SIDES, "folder")
-RECIPE_OF = {"folder": "san_imagenet", "cifar10": "cifar10"}
+RECIPE_OF = {"folder": "san_imagenet", "cifar10": "cifar10", "fashion": "fashion_study"}
 """The recipes of data sets that do not use the defaults of Config."""
 
 
@@ -59,12 +59,17 @@ class Study:
 
     def config(self, row: PaperRow, protocol: str) -> Config:
         """The run of a printed row, without its seed and folder."""
-        model, options = (row.model, dict(row.overrides)) if self.full else miniature(row.model, row.overrides)
+        model, options = self._network(row)
         if self.backend and row.family != "convolution":
             options["backend"] = self.backend
         recipe = self.recipe
         rate = self.rates.get(row.family, recipe.lr)
         return replace(recipe, model=model, options=options, protocol=protocol, lr=rate)
+
+    def _network(self, row: PaperRow) -> tuple[str, dict[str, Any]]:
+        if self.full:
+            return row.model, dict(row.overrides)
+        return miniature(row.model, row.overrides, self.data)
 
     def with_rates(self, families: Mapping[str, Mapping[str, Any]]) -> Study:
         """The study with the learning rates chosen for `families`, as learning_rates.json has them."""

@@ -154,6 +154,7 @@ def test_a_setting_leaves_the_fingerprint(name):
 
 
 CHANGED = {
+    "train_per_class": 7,
     "model": "resnet_mini",
     "options": {"share": 2},
     "data": "digits16",

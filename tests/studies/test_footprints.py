@@ -152,7 +152,7 @@ def test_a_footprint_larger_than_the_map_is_noted():
         (["--footprint", "random:25@seed1@size3"], "footprint size is 3, for 25 taps; expected at least 5"),
         (["--footprint", "5,7 stride=2"], "footprint square:7 stride=2 has stride 2; expected 1"),
         (["--family", "triple"], "unknown family 'triple'; expected pairwise, patchwise, stand_alone or all"),
-        (["--data", "folder"], "unknown data set 'folder'; expected 'digits', 'digits16' or 'cifar10'"),
+        (["--data", "folder"], "unknown data set 'folder'; expected 'digits', 'digits16', 'cifar10' or 'fashion'"),
         (["--device", "tpu"], "unknown device 'tpu'; expected 'auto', 'cpu' or 'cuda'"),
         (["--seeds", "0"], "seeds is 0; expected a positive integer"),
         (["--epochs", "-1"], "epochs is -1; expected a positive integer"),

@@ -1,7 +1,10 @@
 import pytest
+import torch
 
+import saprof
 from saprof import tables
 from saprof.models import list_models
+from saprof.models.counting import blueprint
 from studies.reproduction.grid import TABLES, bases, cells, printed, unique
 from studies.reproduction.miniatures import miniature
 from studies.reproduction.study import Study
@@ -20,10 +23,6 @@ def test_all_tables_are_39_networks_in_69_rows():
 
 @pytest.mark.parametrize("cell", unique(EVERY), ids=lambda cell: f"{cell.table}-{cell.row.model}-{cell.row.setting}")
 def test_every_row_has_a_network_that_can_be_built(cell):
-    import torch
-
-    from saprof.models.counting import blueprint
-
     network = blueprint(cell.config.model, **cell.config.options)
     assert network(torch.empty(2, 3, 8, 8, device="meta")).shape == (2, 10)
 
@@ -141,3 +140,57 @@ def test_cifar_is_trained_by_its_recipe():
     (cell, *_) = cells("3", Study(data="cifar10"))
     assert cell.config.model == "resnet_mini"
     assert (cell.config.epochs, cell.config.batch, cell.config.data) == (recipe.epochs, recipe.batch, "cifar10")
+
+
+FASHION = Study(data="fashion")
+
+
+def of_resnet(cost, base):
+    return cost.params / base.params, cost.paper / base.paper
+
+
+@pytest.mark.parametrize(("san", "resnet"), [("san10", "resnet26"), ("san15", "resnet38"), ("san19", "resnet50")])
+@pytest.mark.parametrize("family", ["pairwise", "patchwise"])
+def test_parameters_and_flops_on_fashion_stand_to_each_other_as_in_the_paper(san, resnet, family):
+    """Within 5 %, by the paper's convention, at full size and in miniature."""
+    original = of_resnet(saprof.count(f"{san}_{family}"), saprof.count(resnet))
+    small, base = (
+        saprof.count(blueprint(name, num_classes=10, **options), (3, 28, 28))
+        for name, options in (miniature(model, {}, "fashion") for model in (f"{san}_{family}", resnet))
+    )
+    assert of_resnet(small, base) == pytest.approx(original, rel=0.05)
+
+
+def test_deeper_networks_on_fashion_grow_as_in_the_paper():
+    """ResNet50 has 1.87 times the parameters of ResNet26 and 1.75 times its FLOPs; here 1.72 and 1.65."""
+    costs = [
+        saprof.count(blueprint(name, num_classes=10, **options), (3, 28, 28))
+        for name, options in (miniature(model, {}, "fashion") for model in ("resnet26", "resnet38", "resnet50"))
+    ]
+    grown = [of_resnet(cost, costs[0]) for cost in costs[1:]]
+    assert grown == [pytest.approx((1.55, 1.21), abs=0.01), pytest.approx((1.72, 1.65), abs=0.01)]
+
+
+def test_the_network_of_section_5_3_on_fashion():
+    """Its parameters are matched (1.32 times those of SAN10 pairwise, as in the paper); its FLOPs are 0.89 times
+    those of SAN10 pairwise, where the paper has 1.04, since narrow heads need fewer operations for their logits."""
+    pairwise, alone = (
+        saprof.count(blueprint(name, num_classes=10, **options), (3, 28, 28))
+        for name, options in (miniature(model, {}, "fashion") for model in ("san10_pairwise", "san10_stand_alone"))
+    )
+    assert of_resnet(alone, pairwise) == (pytest.approx(1.316, rel=0.05), pytest.approx(0.89, abs=0.01))
+
+
+def test_every_row_on_fashion_has_a_network_that_can_be_built_and_its_own_name():
+    every = [cell for table in TABLES for cell in cells(table, FASHION)]
+    assert len(unique(every)) == 39
+    for cell in unique(every):
+        network = blueprint(cell.config.model, num_classes=10, **cell.config.options)
+        assert network(torch.empty(2, 3, 28, 28, device="meta")).shape == (2, 10)
+
+
+def test_footprints_on_fashion():
+    assert miniature("san10_pairwise", {"footprints": [3, 9, 9, 9, 9]}, "fashion")[1]["footprints"] == [3, 9, 9]
+    noted = {(cell.row.family, cell.row.setting): cell.note for cell in cells("7", FASHION) if cell.note}
+    assert set(noted) == {(family, size) for family in ("pairwise", "patchwise") for size in (9, 11)}
+    assert noted["pairwise", 9] == "a footprint of 9 × 9 exceeds the third stage's map of 7 × 7"

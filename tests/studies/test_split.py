@@ -201,3 +201,24 @@ def test_the_digest_of_a_subset_changes_with_its_choice_and_its_images():
     digests.add(Subset(added(images), torch.tensor([1, 2])).digest())
     assert len(digests) == 4
     assert Subset(images, torch.tensor([1, 2])).digest() in digests
+
+
+def test_both_protocols_train_on_the_same_part_of_the_images():
+    digits = load(Config())
+    halves = [
+        split(digits, Config(protocol=protocol, train_per_class=60)) for protocol in ("val-split", "val-original")
+    ]
+    assert halves[0].train.names == halves[1].train.names
+    assert halves[0].train.labels.bincount().tolist() == [60] * 10
+    assert not {*halves[0].train.names} & {*halves[0].judged.names}
+    assert halves[0].manifest["held_out"] == split(digits, Config()).manifest["held_out"]
+    assert "train_per_class" not in split(digits, Config()).manifest
+    larger = split(digits, Config(train_per_class=70)).train
+    assert {*halves[0].train.names} < {*larger.names}
+
+
+def test_a_class_that_has_fewer_images_than_wanted_is_named():
+    labels = torch.tensor([0] * 9 + [1] * 6)
+    with pytest.raises(ValueError, match=r"class 'class 1' has 4 images to train on; expected train_per_class to be"):
+        split(dataset(labels, 2), Config(held_out=2, train_per_class=5))
+    assert len(split(dataset(labels, 2), Config(held_out=2, train_per_class=4)).train.labels) == 8
