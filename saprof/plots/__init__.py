@@ -7,6 +7,7 @@ from saprof.lazy import lazy
 if TYPE_CHECKING:
     from saprof.plots.footprint import cost_figure, footprint_figure
     from saprof.plots.frames import frame
+    from saprof.plots.growth import growth_figure
     from saprof.plots.icicle_panels import icicle_figure
     from saprof.plots.panels import latency_figure, memory_figure
     from saprof.plots.pareto import accuracy_figure

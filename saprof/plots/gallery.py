@@ -16,6 +16,7 @@ from saprof.paper.evidence import points
 from saprof.plots import frames
 from saprof.plots.beside import base_of
 from saprof.plots.footprint import cost_figure, footprint_figure
+from saprof.plots.growth import growing, growth_figure
 from saprof.plots.panels import latency_figure, memory_figure
 from saprof.plots.pareto import COSTS, accuracy_figure
 from saprof.plots.roofline import roofline_figure
@@ -50,6 +51,7 @@ def drawings(rows: Sequence[Row], roofs: Calibration | None, provenance: str) ->
     yield _costs(tried, provenance)
     for kind, of_kind in tried[tried["kind"].isin([*KINDS])].groupby("kind", sort=False):
         yield from _of_kind(KINDS[kind], of_kind, provenance)
+        yield from _growths(KINDS[kind], of_kind, provenance)
     if roofs is not None:
         yield _roofline(tried, roofs, provenance)
     yield from _accuracies(rows, roofs, provenance)
@@ -103,6 +105,21 @@ def _of_kind(what: str, tried: pd.DataFrame, provenance: str) -> Iterator[Drawin
             "its own cells. A hollow cell rests on a doubtful row.",
             partial(speedup_figure, part, over, provenance),
         )
+
+
+def _growths(what: str, tried: pd.DataFrame, provenance: str) -> Iterator[Drawing]:
+    """The growth with taps and pixels, where at least three sizes were measured."""
+    for name, of, part in _split(tried, ["mode", "n", "dtype", "device"]):
+        if growing(part):
+            yield Drawing(
+                f"growth-{what}{name}",
+                f"Growth of {what} with taps and pixels{of}",
+                "Latency and peak memory against taps, and against the pixels of the map or image, both axes "
+                "logarithmic. The number beside a line is its slope by least squares over its sound rows: 1 is linear "
+                "growth. Where the operations do not grow linearly, their slope is in parentheses. "
+                f"{HOLLOW}",
+                partial(growth_figure, part, provenance),
+            )
 
 
 def _roofline(tried: pd.DataFrame, roofs: Calibration, provenance: str) -> Drawing:
