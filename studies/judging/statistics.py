@@ -16,12 +16,16 @@ LEVEL = 0.95
 NEGLIGIBLE = 1e-9
 """A spread smaller than this, relative to the values, is rounding and counts as none."""
 
-VERDICTS = SAME_SIGN, OPPOSITE, NOT_RESOLVED, NOT_APPLICABLE = (
-    "same sign",
-    "opposite",
-    "not resolved",
+VERDICTS = SUPPORTED, CONTRADICTED, EQUIVALENT, UNDECIDED, NOT_APPLICABLE = (
+    "supported",
+    "contradicted",
+    "equivalent",
+    "undecided",
     "not applicable",
 )
+
+SMALLEST_MARGIN = 0.5
+"""Half a point: the margin of equivalence where the paper's difference is smaller."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,15 @@ class Difference:
     p_adjusted: float | None = None
     """p, corrected by Holm for the number of comparisons in the table; None before `holm`."""
 
+    @property
+    def resolvable(self) -> float | None:
+        """The smallest difference that these seeds could have resolved: half the width of the interval."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether our difference has the sign of the difference that a paper claims."""
+    """What our difference says about the difference that a paper claims."""
 
     word: str
     """One of VERDICTS."""
@@ -132,19 +141,32 @@ def wilson(correct: int, n: int, level: float = LEVEL) -> tuple[float, float]:
 
 
 def verdict(paper_difference: float | None, ours: Difference | None, level: float = LEVEL) -> Verdict:
-    """Whether our difference has the sign of the paper's. The corrected p decides if there is one."""
+    """What our difference says about the paper's. The corrected p decides if there is one.
+
+    A resolved difference supports or contradicts the sign of the paper's. If it is not resolved, `equivalent` says that
+    its interval lies within the paper's difference in either direction, but at least half a point: a difference as
+    large as the paper's is excluded. Where the paper's difference is 0, there is no sign to support: a resolved
+    difference contradicts it if its interval lies outside half a point.
+    """
     if paper_difference is None:
         return Verdict(NOT_APPLICABLE, "the paper has no such difference")
     _checked([paper_difference])
-    if paper_difference == 0:
-        return Verdict(NOT_APPLICABLE, "the paper's difference is 0")
     if ours is None or ours.n < 2:
         return Verdict(NOT_APPLICABLE, f"{0 if ours is None else ours.n} of at least 2 seeds")
     p = _p_of(ours) if ours.p_adjusted is None else ours.p_adjusted
     _checked([p, ours.mean])
-    if p >= 1 - level:
-        return Verdict(NOT_RESOLVED)
-    return Verdict(SAME_SIGN if (ours.mean > 0) == (paper_difference > 0) else OPPOSITE)
+    resolved, margin = p < 1 - level, max(abs(paper_difference), SMALLEST_MARGIN)
+    low, high = (ours.mean, ours.mean) if ours.low is None or ours.high is None else (ours.low, ours.high)
+    if resolved and paper_difference:
+        return Verdict(SUPPORTED if (ours.mean > 0) == (paper_difference > 0) else CONTRADICTED)
+    if resolved and (low >= margin or high <= -margin):
+        return Verdict(CONTRADICTED)
+    return Verdict(EQUIVALENT if -margin < low and high < margin and _spread(ours) else UNDECIDED)
+
+
+def _spread(ours: Difference) -> bool:
+    """Whether an interval is known, or all seeds agree that there is no difference."""
+    return ours.low is not None or ours.p == 1.0
 
 
 def _interval(difference: Difference, level: float) -> Difference:

@@ -16,6 +16,7 @@ COMPARED = {
     "p": "p",
     "p_holm": "p_adjusted",
     "seeds_compared": "n",
+    "resolvable": "resolvable",
 }
 """Fields of rows, and the attributes of a Difference that they hold."""
 

@@ -23,12 +23,12 @@ from saprof.plots.looks import look_of_family
 from saprof.plots.scales import linear_axis, plain
 from saprof.plots.style import STYLE, Chart, finish
 from saprof.text import counted
-from studies.judging.statistics import OPPOSITE, SAME_SIGN
+from studies.judging.statistics import CONTRADICTED, EQUIVALENT, SUPPORTED
 from studies.reproduction import records
 from studies.reproduction.report import page
 
-VERDICTS = {SAME_SIGN: "#4f9a12", OPPOSITE: "#6a0f12"}
-"""Colours of resolved verdicts; the others are gray."""
+VERDICTS = {SUPPORTED: "#4f9a12", CONTRADICTED: "#6a0f12", EQUIVALENT: "#2f6fb0"}
+"""Colours of verdicts that decide a claim; the others are gray."""
 
 PAPER = {"marker": "_", "markersize": 15, "markeredgewidth": 2.2, "linestyle": "none", "alpha": 0.75}
 """The mark of a value that the paper prints: a dash, in the colour of its family."""
@@ -53,7 +53,7 @@ def claims_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
         places = np.arange(len(claims))[::-1]
         paper.plot(claims["paper_difference"], places, "|", color="0.2", markersize=12, markeredgewidth=2.2)
         for place, (_, row) in zip(places, claims.iterrows(), strict=True):
-            colour = VERDICTS.get(str(row["verdict"]).partition(",")[0], "0.55")
+            colour = VERDICTS.get(str(row["verdict"]).partition(" (")[0], "0.55")
             ours.plot([row["difference_low"], row["difference_high"]], [place, place], color=colour, linewidth=2)
             ours.plot(row["difference"], place, "o", color=colour)
         labels = [f"{r.network} {r.family}, {r.setting}\nagainst {r.against}" for r in claims.itertuples()]
@@ -64,9 +64,9 @@ def claims_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
             axes.set_xlabel("difference in top-1, points")
             axes.margins(x=0.1)
             linear_axis(axes.xaxis)
-        for name, colour in [*VERDICTS.items(), ("not resolved, or no difference in the paper", "0.55")]:
+        for name, colour in [*VERDICTS.items(), ("undecided, or not applicable", "0.55")]:
             ours.plot([], [], "o-", color=colour, label=name)
-        figure.legend(frameon=False, fontsize="small", loc="outside lower right", ncols=3)
+        figure.legend(frameon=False, fontsize="small", loc="outside lower right", ncols=4)
         _sign(figure, claims, "Differences of top-1 accuracy, the paper's and ours", _verdicts(claims), provenance)
     return figure
 
@@ -149,17 +149,17 @@ def _shapes(rows: pd.DataFrame) -> str:
 
 
 def _verdicts(rows: pd.DataFrame) -> str:
-    """`3 of 12 differences are resolved here: 2 have the sign of the paper's, 1 has the opposite sign`."""
+    """`3 of 12 differences that the paper reports are decided here: 2 supported, 1 contradicted`."""
     claims = rows.dropna(subset=["paper_difference", "difference"])
-    verdicts = claims["verdict"].astype(str).str.partition(",")[0] if len(claims) else pd.Series(dtype=str)
-    same, opposite = (int((verdicts == verdict).sum()) for verdict in VERDICTS)
     if claims.empty:
         return ""
-    resolved = same + opposite
-    many = f"{resolved or 'None'} of the {counted(len(claims), 'difference')} that the paper reports"
-    many = many.replace(f"{resolved} of the", "All") if resolved == len(claims) else many
-    signs = [f"{number} with the {word} sign" for number, word in ((same, "same"), (opposite, "opposite")) if number]
-    return f"{many} {'is' if resolved < 2 else 'are'} resolved here" + (f": {', '.join(signs)}" if signs else "")
+    verdicts = claims["verdict"].astype(str).str.partition(" (")[0]
+    counts = {word: int((verdicts == word).sum()) for word in VERDICTS}
+    decided = sum(counts.values())
+    many = f"{decided or 'None'} of the {counted(len(claims), 'difference')} that the paper reports"
+    many = many.replace(f"{decided} of the", "All") if decided == len(claims) else many
+    spelled = ", ".join(f"{number} {word}" for word, number in counts.items() if number)
+    return f"{many} {'is' if decided < 2 else 'are'} decided here" + (f": {spelled}" if spelled else "")
 
 
 def _legend(figure: Figure) -> None:

@@ -98,8 +98,8 @@ def caution(data: str, seeds: int) -> str:
     side = SIDES[data]
     name = f"digits-{side}x{side}" if data.startswith("digits") else f"{data}-{side}x{side}"
     return (
-        f"{name} miniature, {spelled}, not ImageNet; the paper's number is shown for reference, "
-        "the difference has no meaning; only sign, resolved or not, is compared."
+        f"{name} miniature, {spelled}, not ImageNet; the paper's numbers are shown for reference. Compared is only the "
+        "sign of a difference, and whether one as large as the paper's is excluded."
     )
 
 
@@ -340,6 +340,7 @@ def _columns(shown: Page) -> Iterator[tuple[str, Writer]]:
     yield "paper's Δ", lambda row: number(row["paper_difference"], "+")
     yield "our Δ [Holm]", lambda row: interval(row, "difference", "difference_low", "difference_high", "+")
     yield "p (Holm)", lambda row: probability(row.get("p_holm"))
+    yield "resolvable Δ", lambda row: number(row.get("resolvable"))
     yield "verdict", lambda row: row["verdict"]
     if any(row.get("top5") is not None for row in rows):
         few = all(row["data"] in SIDES for row in rows)
@@ -356,6 +357,8 @@ def _notes(shown: Page) -> Iterator[str]:
     if shown.smoke:
         yield f"{SMOKE}. One seed and too few epochs to say anything: no figure of ours is shown."
     yield from markdown.holm_note(shown.rows)
+    if any(row.get("p_holm") is not None for row in shown.rows):
+        yield markdown.VERDICT_NOTE
     if any(row["table"] == "10" and row["paper"] is None for row in shown.rows):
         yield "Attacks wider than the paper's are shown without a claim, and are no part of the correction."
     if shown.missing:

@@ -10,7 +10,7 @@ from typing import Any
 
 from saprof import atomic, text
 from studies.judging.statistics import VERDICTS
-from studies.reproduction.markdown import number, probability
+from studies.reproduction.markdown import VERDICT_NOTE, number, probability
 from studies.reproduction.records import Results
 from studies.reproduction.report import SMOKE, Page, page, render
 
@@ -40,7 +40,19 @@ def _claims(pages: Sequence[Page]) -> Iterator[str]:
     counted = Counter(row["verdict"].partition(" (")[0] for _, row in claims)
     if not any(shown.smoke for shown in pages):
         yield ", ".join(f"{counted[verdict]} {verdict}" for verdict in VERDICTS) + f", of {len(claims)} comparisons."
-    header = ["table", "what", "against", "measure", "paper's Δ", "our Δ", "p (Holm)", "verdict", "note"]
+        yield VERDICT_NOTE
+    header = [
+        "table",
+        "what",
+        "against",
+        "measure",
+        "paper's Δ",
+        "our Δ",
+        "p (Holm)",
+        "resolvable Δ",
+        "verdict",
+        "note",
+    ]
     body = [
         [
             f"[{shown.table}](tables/{shown.name}.md)",
@@ -50,6 +62,7 @@ def _claims(pages: Sequence[Page]) -> Iterator[str]:
             number(row["paper_difference"], "+"),
             number(row.get("difference"), "+"),
             probability(row.get("p_holm")),
+            number(row.get("resolvable")),
             row["verdict"],
             row["note"],
         ]

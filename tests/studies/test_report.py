@@ -32,7 +32,7 @@ def of_table_8(number, seed):
 def test_verdicts_are_those_of_the_corrected_differences():
     given = results("8", of_table_8)
     rows = report.page("8", given).rows
-    assert [row["verdict"] for row in rows] == ["", "same sign", "not resolved", "opposite"]
+    assert [row["verdict"] for row in rows] == ["", "supported", "equivalent", "contradicted"]
     assert [row["paper_difference"] for row in rows] == [None, -5.1, -2.7, 1.4]
     values = [{seed: of_table_8(number, seed) for seed in range(6)} for number in range(4)]
     plain = [paired(values[1], values[3]), paired(values[2], values[3]), paired(values[3], values[0])]
@@ -43,18 +43,20 @@ def test_verdicts_are_those_of_the_corrected_differences():
     assert [row["against"] for row in rows] == ["", *["SAN10 pairwise, relative"] * 2, "ResNet26 convolution"]
 
 
-def test_a_tie_in_the_paper_is_no_claim():
-    rows = report.page("4", results("4", lambda number, seed: 80 + number + 0.1 * seed * (number % 2))).rows
-    by_setting = {(row["family"], row["setting"]): row["verdict"] for row in rows}
-    assert by_setting["pairwise", "summation"] == "not applicable (the paper's difference is 0)"
+def test_a_tie_in_the_paper_is_a_claim_of_equality():
+    rows = report.page("4", results("4", lambda number, seed: 80 + 0.01 * number + 0.1 * seed * (number % 2))).rows
+    tied = [row for row in rows if row["paper_difference"] == 0]
+    assert [row["setting"] for row in tied] == ["summation", "hadamard_product"]
+    assert {row["verdict"] for row in tied} <= {"equivalent", "undecided"}
+    assert all(row["resolvable"] > 0 for row in rows[1:] if row["seeds_compared"] and row["difference_low"] is not None)
 
 
 def test_every_page_says_that_digits_are_not_imagenet():
     given = results("8", of_table_8)
     shown = report.page("8", given)
     sentence = (
-        "digits-8x8 miniature, 6 seeds, not ImageNet; the paper's number is shown for reference, the difference has no "
-        "meaning; only sign, resolved or not, is compared."
+        "digits-8x8 miniature, 6 seeds, not ImageNet; the paper's numbers are shown for reference. Compared is only "
+        "the sign of a difference, and whether one as large as the paper's is excluded."
     )
     for text in (*(report.render(shown, form) for form in ("md", "csv", "json")), summary.summary([shown], given)):
         assert sentence in text
@@ -149,7 +151,7 @@ def test_table_9_compares_drops():
     assert (row["against"], row["measure"], row["paper"]) == ("ResNet26 convolution, clockwise_90", "top-1 drop", 23.1)
     assert row["paper_difference"] == -1.4
     assert row["difference"] == pytest.approx(-5 - 0.01 * 55 / 6)
-    assert row["verdict"] == "same sign"
+    assert row["verdict"] == "supported"
     assert row["ours_without"] == pytest.approx(row["ours"] + 1)
     assert "without classes 6 9" in report.render(shown, "md")
 
@@ -162,7 +164,7 @@ def test_table_10_compares_success_and_accuracy_and_claims_nothing_of_wider_atta
             robust(run, turned=50.0, attacked=80.0 + 0.1 * seed + (number % 3 > 0) * (3 + 0.01 * seed**2))
     rows = report.page("10", given).rows
     ours = [row for row in rows if row["setting"] == "pgd_8_4_2" and row["network"] == "SAN10"]
-    assert {(row["measure"], row["verdict"]) for row in ours} == {("success rate", "same sign"), ("top-1", "same sign")}
+    assert {(row["measure"], row["verdict"]) for row in ours} == {("success rate", "supported"), ("top-1", "supported")}
     wider = [row for row in rows if row["paper"] is None and row["against"]]
     assert wider
     assert {row["verdict"] for row in wider} == {"not applicable (the paper has no such difference)"}
@@ -267,6 +269,6 @@ def test_pages_and_summary_are_written(tmp_path):
     summary.write(tmp_path, given)
     assert {path.name for path in (tmp_path / "tables").iterdir()} == {"table8.md", "table8.csv", "table8.json"}
     readme = (tmp_path / "README.md").read_text()
-    assert "1 same sign, 1 opposite, 1 not resolved, 0 not applicable, of 3 comparisons" in readme
+    assert "1 supported, 1 contradicted, 1 equivalent, 0 undecided, 0 not applicable, of 3 comparisons" in readme
     assert "That of the recipe for every family" in readme
     assert "24 runs: a CPU, 1 thread per run" in readme

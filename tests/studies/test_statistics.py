@@ -86,7 +86,7 @@ def test_five_signs_cannot_reach_a_twentieth():
 def test_no_difference_at_all_has_p_1():
     found = difference([0.0] * 6)
     assert (found.mean, found.p) == (0.0, 1.0)
-    assert verdict(1.0, found).word == "not resolved"
+    assert verdict(1.0, found).word == "equivalent"
 
 
 def test_constant_values_have_an_interval_of_no_width():
@@ -150,18 +150,24 @@ def test_wilson_refuses_what_are_no_counts(correct, n):
 
 
 UP, UNSURE = [2.0, 2.5, 1.5, 2.2, 1.9, 2.1], [2.0, -2.5, 1.5, -2.2, 1.9, 0.1]
+SMALL = [0.2, -0.2, 0.1, -0.1, 0.3, -0.2]
 DOWN = [-value for value in UP]
 
 
 @pytest.mark.parametrize(
     ("paper", "ours", "word"),
     [
-        (1.9, UP, "same sign"),
-        (-1.9, DOWN, "same sign"),
-        (-1.9, UP, "opposite"),
-        (1.9, DOWN, "opposite"),
-        (1.9, UNSURE, "not resolved"),
-        (0.0, UP, "not applicable"),
+        (1.9, UP, "supported"),
+        (-1.9, DOWN, "supported"),
+        (-1.9, UP, "contradicted"),
+        (1.9, DOWN, "contradicted"),
+        (1.9, UNSURE, "undecided"),
+        (2.5, UNSURE, "equivalent"),
+        (-2.5, UNSURE, "equivalent"),
+        (0.1, SMALL, "equivalent"),
+        (0.0, SMALL, "equivalent"),
+        (0.0, UP, "contradicted"),
+        (0.0, UNSURE, "undecided"),
         (None, UP, "not applicable"),
         (1.9, [3.0], "not applicable"),
     ],
@@ -175,15 +181,37 @@ def test_verdicts(paper, ours, word):
 
 def test_verdicts_say_why_they_do_not_apply():
     assert str(verdict(1.0, None)) == "not applicable (0 of at least 2 seeds)"
-    assert str(verdict(0.0, difference(UP))) == "not applicable (the paper's difference is 0)"
+    assert str(verdict(None, difference(UP))) == "not applicable (the paper has no such difference)"
+
+
+def test_equality_that_the_paper_reports_is_contradicted_only_by_more_than_half_a_point():
+    slight = difference([0.3, 0.4, 0.35, 0.3, 0.4, 0.37])
+    assert slight.low > 0
+    assert verdict(0.0, slight).word == "equivalent"
+    wider = difference([0.6, 0.2, 0.55, 0.3, 0.7, 0.5])
+    assert 0 < wider.low < 0.5 < wider.high
+    assert verdict(0.0, wider).word == "undecided"
+
+
+def test_seeds_without_any_difference_are_equivalent_and_a_constant_one_is_not():
+    assert verdict(1.0, difference([0.0] * 3)).word == "equivalent"
+    assert verdict(1.0, difference([0.25] * 3)).word == "undecided"
+
+
+def test_the_smallest_difference_that_could_be_resolved_is_half_the_interval():
+    found = difference(UNSURE)
+    assert found.resolvable == pytest.approx(found.high - found.mean)
+    moved = difference([value + 1.01 * found.resolvable - found.mean for value in UNSURE])
+    assert moved.p < 0.05
+    assert difference([1.0]).resolvable is None
 
 
 def test_a_verdict_goes_by_the_corrected_p():
     barely = difference([1.0, 2.4, 0.2, 1.9, 0.3, 0.6])
     assert 0.05 / 8 < barely.p < 0.05
-    assert verdict(1.0, barely).word == "same sign"
+    assert verdict(1.0, barely).word == "supported"
     corrected = holm([barely, *[difference(UNSURE)] * 7])[0]
-    assert verdict(1.0, corrected).word == "not resolved"
+    assert verdict(1.0, corrected).word == "undecided"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
