@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help table7 quick sweep train tables lab notebooks test test-deep test-all mutants slurm lint docs wheel bench gpu clean
+.PHONY: help table7 quick sweep train detect tables lab notebooks test test-deep test-all mutants slurm lint docs wheel bench gpu clean
 
 help: ## print this list
 	@echo 'The first target of a clone also sets up $(VENV).'
@@ -20,6 +20,10 @@ sweep: $(VENV)/.base ## the main job: SAN's Table 7 beside what this machine mea
 
 train: $(VENV)/.studies ## train and judge a small SAN on handwritten digits, half a minute
 	$(BIN)/python -m studies.train --model san_mini_pairwise --data digits
+
+detect: $(VENV)/.detection ## train and judge a small detector on canvases, two minutes; draws what it finds
+	$(BIN)/python -m studies.train --recipe canvas --output runs/detect
+	@echo 'runs/detect/boxes.png has the detections on the right, and the ground truth on the left'
 
 tables: $(VENV)/.studies ## SAN Tables 3 to 10 in miniature on digits, an hour or two
 	$(BIN)/python -m studies.reproduce all --data digits --seeds 6
@@ -81,6 +85,10 @@ $(VENV)/.base: pyproject.toml $(VENV)/constraints.txt
 
 $(VENV)/.studies: $(VENV)/.base
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable '.[studies]'
+	@touch $@
+
+$(VENV)/.detection: $(VENV)/.base
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable '.[studies,detection]'
 	@touch $@
 
 $(VENV)/.notebooks: $(VENV)/.base

@@ -80,7 +80,7 @@ GROUPS = {
     "Train and judge (extra: studies)": (
         Command(
             "studies.train",
-            "Train and judge one network.",
+            "Train and judge one classifier or detector.",
             "--model san_mini_pairwise --data digits",
         ),
         Command(

@@ -27,6 +27,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 DECAYED = ("all", "weights")
 AVERAGED = ("state", "parameters")
 DEVICES = ("auto", "cpu", "cuda")
+DETECTORS = ("sasa", "torchvision")
 
 SETTING = {"setting": True}
 """Metadata of fields that change how a run is carried out, but not its result; they are not part of the fingerprint."""
@@ -44,14 +45,15 @@ class Config:
     options: dict[str, Any] = field(default_factory=dict)
     """Fields of the model's config, such as relation, footprints, backend or attention."""
     data: str = "digits"
-    """digits, digits16, folder, cifar10, fashion, mnist, kmnist, emnist-balanced, emnist-digits or emnist-letters."""
+    """digits, digits16, folder, cifar10, fashion, mnist, kmnist, emnist-balanced, emnist-digits or emnist-letters; for
+    a detector: coco, canvas or canvas_digits."""
     protocol: str = "val-split"
     """val-original trains on the whole training set and judges on the validation set; val-split holds `held_out` images
     per class out of the training set and judges on them (SAN Sec. 5.1)."""
     held_out: int = 50
     """Images per class that val-split keeps out of training."""
     split_seed: int = 0
-    """Seed that chooses the images that val-split keeps out of training."""
+    """Seed that chooses the images that val-split keeps out of training; of canvases, the seed of all."""
     train_per_class: int | None = field(default=None, metadata=LATER)
     """Images per class to train on, the same ones in both protocols; None trains on all."""
     image_size: int = 224
@@ -63,6 +65,28 @@ class Config:
 
     seed: int = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
+    detector: str = field(default="sasa", metadata=LATER)
+    """Whose anchors, matching, losses and selection a detector has: sasa or torchvision."""
+    backbone: str | None = field(default=None, metadata=LATER)
+    """A file of saprof.save, such as the model.pt of a run, from which a detector's backbone gets its first weights."""
+    anchor_scale: float | None = field(default=None, metadata=LATER)
+    """The side of a detector's smallest anchors, in strides of their level; None leaves it as `detector` has it."""
+    sides: tuple[int, ...] = field(default=(), metadata=LATER)
+    """Shorter sides to which a detector's images are resized: in training one of them at random, in evaluation the
+    last. Without an entry, images keep their size."""
+    longest: int | None = field(default=None, metadata=LATER)
+    """The largest longer side after resizing; a smaller scale is then taken."""
+    jitter: float = field(default=0.0, metadata=LATER)
+    """In training, a detector's images are also scaled by a random factor from 1 - jitter to 1 + jitter."""
+    crop: int | None = field(default=None, metadata=LATER)
+    """The largest side of a detector's training images, which are cut at a random place."""
+    by_aspect: bool = field(default=False, metadata=LATER)
+    """Whether a batch of a detector has wide images only, or tall images only, which need less padding."""
+    canvases: int = field(default=1000, metadata=LATER)
+    """Canvases to train on."""
+    judged_canvases: int = field(default=250, metadata=LATER)
+    """Canvases to judge on: of items held out of the training set with val-split, of the test set with val-original."""
+
     epochs: int = 20
     batch: int = 32
     """Images per optimisation step, over all processes."""
@@ -77,6 +101,8 @@ class Config:
     """Epochs in which the learning rate rises linearly from 0; after them it falls as a cosine to 0."""
     lr_every: str = "epoch"
     """How often the learning rate changes: every epoch or every step."""
+    lr_drops: tuple[int, ...] = field(default=(), metadata=LATER)
+    """Epochs after which the learning rate is a tenth of that before. It then does not fall as a cosine."""
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
@@ -137,6 +163,11 @@ class Config:
         for field_ in fields(self):
             if isinstance(getattr(self, field_.name), float) and not math.isfinite(getattr(self, field_.name)):
                 raise ValueError(f"{field_.name} is {getattr(self, field_.name)}; expected a finite number")
+        for name in ("sides", "lr_drops"):
+            if any(value < 1 for value in getattr(self, name)):
+                raise ValueError(f"{name} is {list(getattr(self, name))}; expected numbers of at least 1")
+        if self.jitter == 1 or self.anchor_scale == 0:
+            raise ValueError("a scale of 0 leaves nothing; expected jitter below 1, and anchor_scale above 0")
         for name in ("ema", "momentum"):
             if getattr(self, name) == 1:
                 raise ValueError(f"{name} is 1, with which nothing is learned; expected a number below 1")
@@ -174,7 +205,13 @@ class Config:
 
     def plain(self) -> dict[str, Any]:
         """All fields, in the form of YAML files and checkpoints."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        return {name: _plain(value) for name, value in asdict(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 _CHOICES = {
@@ -187,6 +224,7 @@ _CHOICES = {
     "weight_decay_on": DECAYED,
     "ema_of": AVERAGED,
     "device": DEVICES,
+    "detector": DETECTORS,
 }
 _RANGES = {
     "seed": (0, 2**63 - 1),
@@ -206,6 +244,12 @@ _RANGES = {
     "label_smoothing": (0, 1),
     "clip_norm": (0, math.inf),
     "ema": (0, 1),
+    "anchor_scale": (0, math.inf),
+    "longest": (1, math.inf),
+    "jitter": (0, 1),
+    "crop": (1, math.inf),
+    "canvases": (1, math.inf),
+    "judged_canvases": (1, math.inf),
     "threads": (1, command.MOST_THREADS),
     "workers": (0, math.inf),
     "evaluate_every": (1, math.inf),
@@ -215,7 +259,8 @@ _RANGES = {
 
 def before_later_fields() -> dict[str, Any]:
     """The fields that earlier versions did not have, with the values that the runs of these versions used."""
-    return {f.name: f.default for f in fields(Config) if f.metadata.get("later")}
+    later = [f for f in fields(Config) if f.metadata.get("later")]
+    return {f.name: [] if f.default == () else f.default for f in later}  # as in JSON
 
 
 def recipes() -> list[str]:

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     problems = list(found.problems)
     if config.data == "folder":
         problems += _torchvision()
-    chosen = [(images, index) for images in parts.values() for index in _sample(len(images.labels), arguments.all)]
+    chosen = [(images, index) for images in parts.values() for index in _sample(len(images), arguments.all)]
     opened = list(_opened(chosen))
     broken = [problem for problem, _ in opened if problem]
     print(f"\nopened {len(chosen)} images, {len(chosen) - len(broken)} of them readable")
@@ -75,7 +75,10 @@ def _parser() -> Any:
 def _survey(config: Config) -> Survey:
     from studies.data import cifar, folder, idx, load
     from studies.data.survey import Survey
+    from studies.detection import scenes
 
+    if config.data == "coco":
+        return scenes.survey(config)
     if config.data in ("folder", "cifar10"):
         return {"folder": folder, "cifar10": cifar}[config.data].survey(config.root)
     if config.data in idx.SOURCES:
@@ -89,11 +92,14 @@ def _unmet(config: Config, found: Survey) -> list[str]:
     import torch
 
     from studies.data import load
+    from studies.detection.scenes import SceneImages
+    from studies.training.classification import check_classes
     from studies.training.distributed import World, device
-    from studies.training.requirements import check_classes, prepared
+    from studies.training.requirements import prepared
 
     try:
-        check_classes(config, found.classes, found.train, found.test)
+        if not isinstance(found.train, SceneImages):
+            check_classes(config, found.classes, found.train, found.test)
         if config != Config(data=config.data, root=config.root):
             device(config.device)
             prepared(config, load(config), World(0, 1, torch.device("cpu")))
@@ -104,16 +110,26 @@ def _unmet(config: Config, found: Survey) -> list[str]:
 
 def _counts(classes: Sequence[str], parts: dict[str, Images]) -> str:
     """A table of classes, images, and images per class."""
-    counts = {part: images.labels.bincount(minlength=len(classes)).tolist() for part, images in parts.items()}
+    counts = {part: _of_classes(images, len(classes)) for part, images in parts.items()}
     rows = [
-        (part, f"{sum(count):,}", _extreme(min, classes, count), _extreme(max, classes, count))
+        (part, f"{len(parts[part]):,}", f"{sum(count):,}", _extreme(min, classes, count), _extreme(max, classes, count))
         for part, count in counts.items()
     ]
-    table = laid_out(("part", "images", "smallest class", "largest class"), rows, "table")
+    columns = ("part", "images", "objects", "smallest class", "largest class")
+    if all(len(parts[part]) == sum(count) for part, count in counts.items()):
+        columns, rows = (columns[:2] + columns[3:]), [row[:2] + row[3:] for row in rows]
+    table = laid_out(columns, rows, "table")
     if 0 < len(classes) <= FEW:
         each = [(name, *map(str, count)) for name, *count in zip(classes, *counts.values(), strict=True)]
         table += "\n\n" + laid_out(("class", *counts), each, "table")
     return f"{len(classes)} classes\n\n{table}"
+
+
+def _of_classes(images: Images, classes: int) -> list[int]:
+    """The number of images of each class, or of objects if the images have boxes."""
+    from studies.detection.scenes import SceneImages
+
+    return (images.counts() if isinstance(images, SceneImages) else images.labels.bincount(minlength=classes)).tolist()
 
 
 def _extreme(which: Callable[..., int | None], classes: Sequence[str], counts: Sequence[int]) -> str:
@@ -197,7 +213,8 @@ def _noted(notes: Sequence[Note]) -> str:
         grouped.setdefault(sentence, []).append(path)
     lines = []
     for sentence, paths in grouped.items():
-        lines += ["", f"NOTE {sentence}: {len(paths)}", *(f"  {_readable(path)}" for path in paths)]
+        count = f": {len(paths)}" if any(paths) else ""
+        lines += ["", f"NOTE {_readable(sentence)}{count}", *(f"  {_readable(path)}" for path in paths if path)]
     return "\n".join([*lines, "", ""]) if lines else ""
 
 

@@ -1,4 +1,4 @@
-"""Train and judge one network; the same command resumes a run that was stopped.
+"""Train and judge one classifier or detector; the same command resumes a run that was stopped.
 
     python -m studies.train --model san_mini_patchwise --data digits --epochs 30 --output runs/patchwise
     torchrun --nproc-per-node 8 -m studies.train --recipe san_imagenet --model san10_pairwise --root /data/imagenet
@@ -30,11 +30,10 @@ def main(argv: list[str] | None = None) -> int:
             print(f"stopped, and saved; the same command resumes from there ({folder(config)})", file=sys.stderr)
         return stopped.code
     if first:
+        from studies.training.tasks import outcome
+
         before = "finished already, nothing was changed: " if finished else ""
-        print(
-            f"{before}{folder(config)}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} % of {result['n']}; "
-            f"{result['best_top1']:.2f} % in the best of the judged epochs"
-        )
+        print(f"{before}{folder(config)}: {outcome(result)}")
     return OK
 
 

@@ -25,6 +25,7 @@ MODULES = {
     **dict.fromkeys(
         ("fashion", "mnist", "kmnist", "emnist-balanced", "emnist-digits", "emnist-letters"), "studies.data.idx"
     ),
+    **dict.fromkeys(("canvas", "canvas_digits", "coco"), "studies.detection.scenes"),
 }
 """The data sets, and the modules whose `load(config)` returns them."""
 
@@ -41,6 +42,8 @@ class Images(Protocol):
     def names(self) -> Sequence[str]:
         """One name per image, equal in every run and on every machine: a relative path, or a number."""
         ...
+
+    def __len__(self) -> int: ...
 
     def read(self, index: int) -> Any:
         """The image in the form that the data set's views take."""
@@ -66,9 +69,9 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     """Mean and standard deviation per channel, for pixels from 0 to 1."""
-    augment: Callable[[Any, torch.Generator], Tensor]
+    augment: Callable[[Any, torch.Generator], Any]
     """Returns a training view of an image from `Images.read`."""
-    view: Callable[[Any], Tensor]
+    view: Callable[[Any], Any]
     """Returns the view that is judged."""
     confused_when_turned: tuple[str, ...] = ()
     """Classes that look like another class when rotated or flipped, such as 6 and 9."""
@@ -80,6 +83,9 @@ class Pixels:
 
     pixels: Tensor
     labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     @property
     def names(self) -> Sequence[str]:

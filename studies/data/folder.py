@@ -58,6 +58,9 @@ class Folder:
     sizes: Tensor
     """Sizes of the files in bytes."""
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     def read(self, index: int) -> Image.Image:
         """The image in RGB. Raises BadData, which names the file, if it cannot be read."""
         return pictures.read(self.path(index))
@@ -83,6 +86,9 @@ class Training:
     @cached_property
     def _images(self) -> Images:
         return survey(self.root).checked().train
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     @property
     def labels(self) -> Tensor:

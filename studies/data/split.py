@@ -31,6 +31,9 @@ class Subset:
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", self.images.labels[self.indices])
 
+    def __len__(self) -> int:
+        return len(self.labels)
+
     @property
     def names(self) -> Sequence[str]:
         names, indices = self.images.names, map(int, self.indices)

@@ -18,7 +18,7 @@ class Survey:
     test: Images
     problems: tuple[str, ...]
     notes: tuple[tuple[str, str], ...] = ()
-    """Remarks about files or folders that are not problems, each with a path."""
+    """Remarks about files or folders that are not problems, each with a path, or with an empty string."""
 
     def checked(self) -> Survey:
         """This survey. Raises BadData if there is a problem."""

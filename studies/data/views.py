@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -35,6 +35,21 @@ def order(seed: int, epoch: int, n: int) -> Tensor:
     return torch.randperm(n, generator=generator(seed, epoch))
 
 
+def grouped(images: Tensor, groups: Tensor, batch: int, draws: torch.Generator) -> Tensor:
+    """The images in an order in which each batch, but for a few, has images of one group. The order within a group does
+    not change, and that of the batches is drawn. What is left of all groups fills the last batches."""
+    whole, left = [], []
+    for group in groups.unique().tolist():
+        members = images[groups == group]
+        full = len(members) // batch * batch
+        whole += members[:full].split(batch) if full else []
+        left.append(members[full:])
+    mixed = torch.cat(left)
+    whole += mixed[: len(mixed) // batch * batch].split(batch) if len(mixed) >= batch else []
+    last = mixed[len(mixed) // batch * batch :]
+    return torch.cat([*(whole[place] for place in torch.randperm(len(whole), generator=draws).tolist()), last])
+
+
 @dataclass(frozen=True)
 class Plan:
     """The images of each process at each step: a process takes the images `[rank::world]` of a step."""
@@ -44,6 +59,8 @@ class Plan:
     accumulate: int
     seed: int
     remainder: str = "drop"
+    groups: Tensor | None = field(default=None, compare=False)
+    """A number for each image; a batch has images of equal numbers, as far as there are enough."""
 
     @property
     def steps(self) -> int:
@@ -64,13 +81,19 @@ class Plan:
         """Images to repeat in an epoch so that it divides into equal shares."""
         return -self.n % (world * self.accumulate)
 
+    def _order(self, epoch: int) -> Tensor:
+        images = order(self.seed, epoch, self.n)
+        if self.groups is None:
+            return images
+        return grouped(images, self.groups[images], self.batch, generator(self.seed, epoch, -1))
+
     def pieces(self, start: int, stop: int, rank: int, world: int) -> Iterator[list[tuple[int, int]]]:
         """For the steps from `start` to before `stop`, the (epoch, image) pairs of each piece of one process."""
         shown, images = -1, torch.empty(0)
         for step in range(start, stop):
             epoch, within = divmod(step, self.steps)
             if epoch != shown:
-                shown, images = epoch, order(self.seed, epoch, self.n)
+                shown, images = epoch, self._order(epoch)
                 images = torch.cat([images, images[: self._repeated(world)]])
             mine = images[within * self.batch :][: self.batch][rank::world]
             for piece in mine.chunk(self.accumulate):
@@ -99,13 +122,23 @@ class JudgedViews(TorchDataset):
         return self.dataset.view(self.images.read(index)), self.images.labels[index], index
 
 
-def batches(views: TorchDataset, keys: Iterable[Sequence], workers: int, pinned: bool) -> Iterator[Any]:
-    """Batches of views, in the order of `keys`. Raises BadData, which names the file, if an image cannot be read."""
+def batches(
+    views: TorchDataset,
+    keys: Iterable[Sequence],
+    workers: int,
+    pinned: bool,
+    collate: Callable[[list[Any]], Any] | None = None,
+) -> Iterator[Any]:
+    """Batches of views, in the order of `keys`; `collate` makes a batch of a list of views.
+
+    Raises BadData, which names the file, if an image cannot be read.
+    """
     loader = DataLoader(
         views,
         batch_sampler=keys,  # pyright: ignore[reportArgumentType]  an iterable that is used once needs no length
         num_workers=workers,
         pin_memory=pinned,
+        collate_fn=collate,
         worker_init_fn=_outlive_signals,
         multiprocessing_context=_context() if workers else None,
         generator=torch.Generator(),  # DataLoader draws an unused number, which would advance torch's generator

@@ -46,12 +46,12 @@ def evaluate(
     Results and ground truth are not changed. Raises ValueError if faster-coco-eval is not installed, or if
     a result names an unknown image or category, or has a box or a score that is not finite.
     """
-    package = _package()
+    judge = package()
     _check(truth, results)
     with contextlib.redirect_stdout(io.StringIO()):
-        expected = package.COCO(copy.deepcopy(dict(truth)))
+        expected = judge.COCO(copy.deepcopy(dict(truth)))
         found = expected.loadRes([dict(result) for result in results])
-        judged = package.COCOeval_faster(expected, found, "bbox")
+        judged = judge.COCOeval_faster(expected, found, "bbox")
         everything = judged.params.areaRng[0]
         limits = [everything[0], *sizes, everything[1]]
         judged.params.areaRng = [everything, *([low, high] for low, high in pairwise(limits))]
@@ -66,7 +66,8 @@ def evaluate(
     return Evaluation(numbers=dict(zip(NUMBERS, numbers, strict=True)), per_class=per_class)
 
 
-def _package() -> ModuleType:
+def package() -> ModuleType:
+    """faster-coco-eval. Raises ValueError if it is not installed."""
     try:
         return import_module("faster_coco_eval")
     except ModuleNotFoundError as error:

@@ -14,7 +14,7 @@ from studies.judging.robustness import Conditions, Execution, robustness, sample
 if TYPE_CHECKING:
     from saprof.models.build import Model
     from studies.data import Dataset
-    from studies.training.engine import Classifier
+    from studies.training.classification import Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Checkpoint:
     def classifier(self, config: Config, dataset: Dataset) -> Classifier:
         """The network in evaluation mode. Raises ValueError if it is not the named model, or does not fit the data."""
         import saprof
-        from studies.training.engine import Classifier, network
+        from studies.training.classification import Classifier, network
 
         if self.official:
             _check_order(dataset.classes)

@@ -20,7 +20,7 @@ from saprof.paper import robustness
 from saprof.text import unknown
 from studies.data import Dataset, Images
 from studies.data.views import generator
-from studies.training.engine import JUDGED_AT_ONCE, evaluate
+from studies.training.classification import JUDGED_AT_ONCE, evaluate
 from studies.training.metrics import Score, score
 
 MANIPULATIONS: dict[str, Callable[[Float[Tensor, "n c h w"]], Float[Tensor, "n c h w"]]] = {

@@ -84,7 +84,7 @@ def robustness(
     """
     from studies.data.split import Subset
     from studies.judging.perturbations import MANIPULATIONS, attacked
-    from studies.training.engine import evaluate
+    from studies.training.classification import evaluate
 
     conditions = conditions or Conditions.from_parts()
     confused = dataset.confused_when_turned
@@ -131,6 +131,7 @@ def judge(
     `images` is the size of an evenly spread sample to judge; a report on all images is valid for any sample. Raises
     ValueError if the run is not finished.
     """
+    from studies.training.classification import Classifier
     from studies.training.distributed import device
 
     folder, conditions = Path(folder), conditions or Conditions.from_parts()
@@ -140,6 +141,8 @@ def judge(
         note(f"{folder} is judged already, in {FILE}; --again judges it once more")
         return before
     config, dataset, split, model = trained(folder)
+    if not isinstance(model, Classifier):
+        raise ValueError(f"{folder} trained a detector, whose numbers are in its result.json; expected a classifier")
     all_images = len(split.judged.labels)
     images = None if before is not None and before["sample_of"] is None else images
     report = {

@@ -186,7 +186,7 @@ def looked_at_figure(network: str | Path, number: int, centres: Sequence[tuple[i
     from saprof.plots.pictures import attention_picture
     from studies import data
     from studies.config import Config
-    from studies.training.engine import Classifier
+    from studies.training.classification import Classifier
 
     digits = data.load(Config(model=Path(network).stem, data="digits"))
     classifier = Classifier(saprof.load(network), digits).eval()

@@ -1,4 +1,4 @@
-"""Accuracy, counted in integers, which sum exactly over batches and processes."""
+"""The sums of training, and accuracy, counted in integers, which sum exactly over batches and processes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,18 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+
+
+@dataclass
+class Progress:
+    """Sums over the epoch so far, over all processes; the seconds are those of this process alone."""
+
+    loss_sum: float = 0.0
+    correct1: int = 0
+    box_loss_sum: float = 0.0
+    seen: int = 0
+    waited: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ split.json      which images were held out, and hashes of all images
 metrics.jsonl   one line per epoch
 ckpt/           the two newest checkpoints
 model.pt        the evaluated network, for saprof.load
+detections.json what the newest evaluation of a detector found, as COCO writes results
+boxes.png       some of it, beside the ground truth
 result.json     accuracies; it is written last, and a run without it is not finished
 failed.json     why the run failed
 """
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from studies.data import Dataset
     from studies.data.split import Split
-    from studies.training.engine import Classifier
+    from studies.training.networks import FromPixels
 
 SCHEMA = 1
 
@@ -135,7 +137,7 @@ class Run:
         saved, only the result is written, and it says why."""
         import saprof
 
-        if isinstance(model, saprof.SAN | saprof.ResNet):
+        if isinstance(model, saprof.SAN | saprof.ResNet | saprof.RetinaNet):
             try:
                 saprof.save(model, self.folder / "model.pt")
             except OSError as error:
@@ -194,7 +196,7 @@ def _cannot_write(error: OSError) -> CannotWrite:
     return CannotWrite(f"cannot write {error.filename}: {error.strerror}; earlier checkpoints are intact")
 
 
-def trained(folder: str | Path) -> tuple[Config, Dataset, Split, Classifier]:
+def trained(folder: str | Path) -> tuple[Config, Dataset, Split, FromPixels]:
     """The config, data and split of a finished run, and its evaluated network on the CPU in evaluation mode.
     Training images that are not judged may be absent.
 
@@ -202,7 +204,7 @@ def trained(folder: str | Path) -> tuple[Config, Dataset, Split, Classifier]:
     """
     from studies import data
     from studies.data import split
-    from studies.training import checkpoint, engine
+    from studies.training import checkpoint, engine, tasks
     from studies.training.distributed import World
 
     run = Run(folder)
@@ -214,10 +216,11 @@ def trained(folder: str | Path) -> tuple[Config, Dataset, Split, Classifier]:
     import torch
 
     dataset = data.load(config)
-    parts = split.split(dataset, config)
+    task = tasks.of(config, dataset)
+    parts = task.split()
     split.verify(run.folder / "split.json", parts)
     engine.set_precision(config)
-    state = engine.State(config, engine.network(config, dataset), World(0, 1, torch.device("cpu")))
+    state = engine.State(config, task.network(), World(0, 1, torch.device("cpu")))
     saved = checkpoint.newest(run.checkpoints, lambda sentence: None)
     if saved is None:
         raise ValueError(f"{folder} has no checkpoint left; train it again")

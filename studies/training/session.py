@@ -88,7 +88,7 @@ class _Session:
         """Raises ValueError for an impossible config before anything is written."""
         import torch
 
-        from studies.training import engine
+        from studies.training import engine, tasks
         from studies.training.requirements import prepared
 
         if self.config.tensorboard and find_spec("tensorboard") is None:
@@ -96,8 +96,9 @@ class _Session:
         if self.world.device.type == "cpu":
             torch.set_num_threads(self.config.threads)
         engine.set_precision(self.config)
-        self.parts, self.plan, classifier = prepared(self.config, self.dataset, self.world)
-        self.state = engine.State(self.config, classifier, self.world)
+        self.task = tasks.of(self.config, self.dataset)
+        self.parts, self.plan, network = prepared(self.config, self.dataset, self.world)
+        self.state = engine.State(self.config, network, self.world)
 
     def work(self) -> dict[str, Any]:
         from studies.training import engine
@@ -184,19 +185,18 @@ class _Session:
         from studies.training import engine
 
         progress = state.progress
-        line = {"step": state.step, "epoch": epoch, "lr": state.optimizer.param_groups[0]["lr"]} | progress.record()
+        line = {"step": state.step, "epoch": epoch, "lr": state.optimizer.param_groups[0]["lr"]}
+        line |= {"train_loss": progress.loss_sum / progress.seen, **self.task.trained(progress)}
         if epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs:
             engine.broadcast_buffers(state)
-            with engine.autocast(self.config, self.world.device):
-                score = engine.evaluate(
-                    state.judged,
-                    self.parts.judged,
-                    self.dataset,
-                    workers=self.config.workers,
-                    world=self.world,
-                    stop=self.stop,
-                )
-            line |= score.record()
+            line |= self.task.judge(
+                state.judged,
+                self.parts.judged,
+                self.world,
+                workers=self.config.workers,
+                stop=self.stop,
+                folder=self.run.folder,
+            )
         speed = {"images_per_s": progress.seen / progress.seconds, "data_wait": progress.waited / progress.seconds}
         line |= {"seconds": progress.seconds} | speed
         if self.world.first:
@@ -206,7 +206,7 @@ class _Session:
         state.reported = state.step
         state.progress = engine.Progress()
         self._save(state)
-        self._print(_sentence(line, self.config.epochs))
+        self._print(self._sentence(line))
 
     def _draw(self, line: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -220,19 +220,20 @@ class _Session:
         """Write the network and the result, which repeats the last line of metrics, and return the result."""
         self.world.wait()  # until the first process has written the last line
         lines, weights = self.run.reported(state.step), state.judged.model.state_dict()
-        judged = {name: lines[-1][name] for name in ("n", "correct1", "correct5", "nonfinite", "top1", "top5", "loss")}
-        result = judged | {
+        best, judged = self.task.best, [line for line in lines if self.task.best in line]
+        result = {name: lines[-1][name] for name in self.task.numbers} | {
             "fingerprint": self.config.fingerprint(),
             "config": self.config.facts(),
             "protocol": self.config.protocol,
             "params": sum(parameter.numel() for parameter in state.judged.parameters()),
             "steps": state.step,
-            "best_top1": max(line["top1"] for line in lines if "top1" in line),
-            "judged_epochs": sum("top1" in line for line in lines),
+            f"best_{best}": max((line[best] for line in judged if line[best] is not None), default=None),
+            "judged_epochs": len(judged),
             "train_seconds": sum(line["seconds"] for line in lines),
             "weights_sha256": weights_sha256(weights),
         }
         if self.world.first:
+            self.task.finish(self.run.folder, self.parts.judged)
             self.run.finish(result, state.judged.model)
         self.world.wait()
         return result
@@ -252,20 +253,15 @@ class _Session:
             disable=not (self.progress and self.world.first),
         )
 
+    def _sentence(self, line: dict[str, Any]) -> str:
+        return (
+            f"epoch {line['epoch']}/{self.config.epochs}: loss {line['train_loss']:.3f}, "
+            f"{self.task.while_training(line)}; {line['images_per_s']:.0f} images/s, "
+            f"{100 * line['data_wait']:.0f} % of the time waiting for data"
+        )
+
     def _print(self, sentence: str) -> None:
         from tqdm import tqdm
 
         if self.progress and self.world.first:
             tqdm.write(sentence, file=sys.stderr)
-
-
-def _sentence(line: dict[str, Any], epochs: int) -> str:
-    judged = f", judged: top-1 {line['top1']:.2f} %, loss {_number(line['loss'])}" if "top1" in line else ""
-    return (
-        f"epoch {line['epoch']}/{epochs}: loss {line['train_loss']:.3f}, top-1 {line['train_top1']:.2f} %{judged}; "
-        f"{line['images_per_s']:.0f} images/s, {100 * line['data_wait']:.0f} % of the time waiting for data"
-    )
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3f}"

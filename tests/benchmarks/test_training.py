@@ -6,8 +6,9 @@ import torch
 from saprof.backends import Unsupported
 from studies.config import Config
 from studies.data import Dataset, Pixels
+from studies.training.classification import network
 from studies.training.distributed import World
-from studies.training.engine import Hooks, State, network, train_until
+from studies.training.engine import Hooks, State, train_until
 
 IMAGES, SIDE, CLASSES = 8, 64, 10
 CHOICES = [("unfold", "composed"), ("numba", "composed"), ("numba", "fused"), ("cuda", "composed"), ("cuda", "fused")]

@@ -69,7 +69,7 @@ def test_no_arguments_are_the_defaults():
         (["--resize", "100"], "resize is 100; expected at least image_size, 224"),
         (
             ["--recipe", "nope"],
-            "unknown recipe 'nope'; expected 'cifar10', .+ or 'sasa_imagenet'; the path of a YAML",
+            "unknown recipe 'nope'; expected 'canvas', 'cifar10', .+ or 'sasa_imagenet'; the path of a YAML",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -178,6 +178,14 @@ CHANGED = {
     "weight_decay_on": "weights",
     "norm_momentum": 0.01,
     "ema_of": "parameters",
+    "detector": "torchvision",
+    "backbone": "resnet50.pt",
+    "anchor_scale": 2.0,
+    "sides": (640,),
+    "longest": 1333,
+    "jitter": 0.2,
+    "crop": 640,
+    "lr_drops": (8, 11),
 }
 
 

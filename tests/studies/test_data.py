@@ -59,7 +59,7 @@ def test_a_digit_moves_by_up_to_one_pixel():
 
 
 def test_an_unknown_data_set_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"unknown data set 'imagenet'; expected 'digits', .+ or 'emnist-letters'"):
+    with pytest.raises(ValueError, match=r"unknown data set 'imagenet'; expected 'digits', .+ or 'coco'"):
         load(Config(data="imagenet"))
 
 

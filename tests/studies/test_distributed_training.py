@@ -21,7 +21,7 @@ import torch
 from studies import data
 from studies.config import Config
 from studies.data.split import split
-from studies.training import checkpoint, engine, session
+from studies.training import checkpoint, classification, engine, session
 from studies.training.distributed import world
 from studies.training.run import Run
 
@@ -250,9 +250,9 @@ def test_what_two_processes_count_one_counts(pair, name):
     folder = pair[0][name]
     config, result = Run(folder).config(), Run(folder).result()
     dataset = data.load(config)
-    state = engine.State(config, engine.network(config, dataset), engine.World(0, 1, torch.device("cpu")))
+    state = engine.State(config, classification.network(config, dataset), engine.World(0, 1, torch.device("cpu")))
     state.restore(checkpoint.newest(folder / "ckpt", pytest.fail)["state"])
-    score = engine.evaluate(state.judged, split(dataset, config).judged, dataset, batch=7)
+    score = classification.evaluate(state.judged, split(dataset, config).judged, dataset, batch=7)
     assert (score.n, score.correct1, score.correct5) == (result["n"], result["correct1"], result["correct5"])
     assert score.n == 20
 

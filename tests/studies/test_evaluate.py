@@ -29,7 +29,7 @@ from studies.judging.statistics import wilson
 from studies.judging.table import render, rows
 from studies.training import distributed
 from studies.training import run as runs
-from studies.training.engine import evaluate as score_of
+from studies.training.classification import evaluate as score_of
 from studies.training.session import train
 
 QUICK = ["--only", "clean"]

@@ -23,7 +23,7 @@ from studies.judging.perturbations import (
     attacked,
     perturb,
 )
-from studies.training.engine import Classifier, evaluate
+from studies.training.classification import Classifier, evaluate
 
 CLASSES = 10
 

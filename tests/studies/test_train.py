@@ -22,7 +22,7 @@ from saprof import atomic
 from studies import data, train
 from studies.config import Config
 from studies.failures import Preempted
-from studies.training import checkpoint, engine, session
+from studies.training import checkpoint, classification, session
 from studies.training.run import Run, trained, weights_sha256
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_a_finished_run_can_be_had(finished):
     config, dataset, parts, model = trained(finished)
     result = Run(finished).result()
     assert weights_sha256(model.model.state_dict()) == result["weights_sha256"]
-    score = engine.evaluate(model, parts.judged, dataset)
+    score = classification.evaluate(model, parts.judged, dataset)
     assert (score.n, score.correct1, score.correct5) == (result["n"], result["correct1"], result["correct5"])
     assert not model.training
     assert config.output == finished
@@ -314,7 +314,7 @@ def test_a_run_stopped_anywhere_is_the_run(tmp_path, finished, calls):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("when", ["training", "evaluation"])
 def test_a_signal_stops_a_run_that_then_goes_on(tmp_path, monkeypatch, capsys, number, workers, when):
-    monkeypatch.setattr(engine, "evaluate", partial(engine.evaluate, batch=7))
+    monkeypatch.setattr(classification, "evaluate", partial(classification.evaluate, batch=7))
     options = {"number": int(number), "at": 5, "training": when == "training"}  # the fifth of six steps or batches
     config = replace(FEW, model="networks:Signalling", options=options, workers=workers)
     handlers = [signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)]
@@ -443,13 +443,13 @@ def test_metrics_that_are_lost_when_all_is_trained(finished, change):
 
 
 def test_metrics_that_are_lost_in_training_are_missed_at_its_end(tmp_path, monkeypatch):
-    evaluate = engine.evaluate
+    evaluate = classification.evaluate
 
     def forgetting(*arguments, **options):
         (tmp_path / "metrics.jsonl").write_text("")
         return evaluate(*arguments, **options)
 
-    monkeypatch.setattr(engine, "evaluate", forgetting)
+    monkeypatch.setattr(classification, "evaluate", forgetting)
     assert "has 1 lines up to step 6; expected one line per epoch" in ended(replace(FEW, output=tmp_path))[1]
     assert not (tmp_path / "result.json").exists()
 
