@@ -261,9 +261,13 @@ class Detecting:
             yield Detections(views.back(boxes, scale), scores, labels)
 
     def finish(self, folder: Path, images: Images) -> None:
-        """Draw the boxes of the last evaluation on the first images, beside the ground truth."""
+        """Draw the boxes of the last evaluation on the first images, beside the ground truth. There is no picture if
+        the file of that evaluation is lost."""
         scenes = cast(SceneImages, images)
-        results = json.loads((folder / FOUND).read_bytes())
+        try:
+            results = json.loads((folder / FOUND).read_bytes())
+        except (OSError, ValueError):
+            return
         drawing.draw(folder / PICTURE, scenes.source, scenes.indices, results)
 
     def while_training(self, line: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from studies.data.views import Plan, generator, grouped
 from studies.detection import losses, matching, views
 from studies.detection.coco import Objects
 from studies.detection.views import Rules
-from studies.failures import BadData, NonFinite
+from studies.failures import BadData, NonFinite, Preempted
 from studies.training import checkpoint, engine, session, tasks
 from studies.training.detecting import Detecting, Method, batches_of
 from studies.training.distributed import World
@@ -251,6 +251,19 @@ def test_a_finished_run_can_be_had(finished, capsys):
     assert "finished already, nothing was changed" in capsys.readouterr().out
 
 
+def test_a_run_whose_detections_are_lost_ends_without_a_picture(finished, tmp_path):
+    config, dataset, parts, _ = trained(finished)
+    (tmp_path / "detections.json").write_text('[{"image')
+    tasks.of(config, dataset).finish(tmp_path, parts.judged)
+    assert not (tmp_path / "boxes.png").exists()
+
+
+def test_an_evaluation_can_be_stopped(finished):
+    config, dataset, parts, network = trained(finished)
+    with pytest.raises(Preempted):
+        tasks.of(config, dataset).judge(network, parts.judged, ALONE, workers=0, stop=lambda: True)
+
+
 def test_the_judge_of_classifiers_refuses_a_detector(finished):
     from studies.judging.robustness import judge
 
@@ -402,6 +415,16 @@ class Scaled(Telling):
         views_ = [task.dataset.rules.judged(images.read(index)) for index in range(len(images))]
         self.images = [(view.pixels, view.objects) for view in views_]
         self.images = type("Views", (), {"read": lambda _, index, found=self.images: found[index]})()
+
+
+def test_the_doctor_knows_canvases(capsys):
+    argv = ["--data=canvas_digits", "--canvases=5", "--judged_canvases=3", "--model=retinanet_resnet50", "--batch=4"]
+    assert doctor.main([*argv, f"--options={json.dumps(TINY)}"]) == 0
+    said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert any(line.startswith("train 5 ") for line in said)
+    assert "opened 8 images, 8 of them readable" in said
+    assert doctor.main([*argv, "--batch=6", f"--options={json.dumps(TINY)}"]) == 3
+    assert "expected at most the 5 images to train on" in capsys.readouterr().err
 
 
 def test_the_doctor_knows_coco(coco_root, capsys):
