@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help table7 quick sweep train detect tables lab notebooks test test-deep test-all mutants slurm lint docs wheel bench gpu clean
+.PHONY: help table7 quick sweep train detect tables evidence evidence-quick lab notebooks test test-deep test-all mutants slurm lint docs wheel bench gpu clean
 
 help: ## print this list
 	@echo 'The first target of a clone also sets up $(VENV).'
@@ -27,6 +27,14 @@ detect: $(VENV)/.detection ## train and judge a small detector on canvases, two 
 
 tables: $(VENV)/.studies ## SAN Tables 3 to 10 in miniature on digits, an hour or two
 	$(BIN)/python -m studies.reproduce all --data digits --seeds 6
+
+EVIDENCE := table3,table4,table5,table6,table7,table8,sec5.3
+
+evidence: $(VENV)/.studies ## SAN Tables 3 to 8 in miniature on Fashion-MNIST, about 8 hours; a second call continues
+	$(BIN)/python -m studies.reproduce $(EVIDENCE) --data fashion --candidates 0.05,0.1,0.2,0.4 --record studies/recorded/fashion
+
+evidence-quick: $(VENV)/.studies ## the same for two networks and one seed, ten minutes; its accuracies mean nothing
+	$(BIN)/python -m studies.reproduce sec5.3 --data fashion --smoke
 
 lab: $(VENV)/.notebooks ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/01_operators.ipynb

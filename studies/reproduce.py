@@ -8,7 +8,8 @@
 Every row is trained with every seed. A network that is in several tables is trained once, and Tables 9 and 10 judge the
 networks of Table 3 on rotated and attacked images. OUTPUT/runs keeps every run: a finished run is not repeated, and an
 unfinished one is resumed. OUTPUT/README.md is the summary, OUTPUT/tables has the pages, and OUTPUT/results.json is
-enough to draw them again.
+enough to draw them again. They are also written when a signal stops the command. With --record FOLDER, a later session
+needs only that folder, and not the runs, to go on.
 
 Exit codes: 0 complete, 1 some runs failed, 2 wrong input, 75 stopped by a signal after saving.
 """
@@ -30,7 +31,7 @@ from studies.reproduction import rates
 from studies.reproduction.budget import BANDWIDTH
 from studies.reproduction.executors import EXECUTORS, Executor, Local, cores
 from studies.reproduction.grid import TABLES, table_name
-from studies.reproduction.paper_tables import SMOKE_FACTS, Plan, Request, carry_out, describe, plan, redraw
+from studies.reproduction.paper_tables import SMOKE_FACTS, Plan, Request, carry_out, describe, plan, redraw, so_far
 from studies.reproduction.study import DATA, Study
 
 SMOKE = {"seeds": 1, "epochs": 2, "candidates": (0.1,), "tuning_seeds": (1000,)}
@@ -54,6 +55,8 @@ def _work(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(describe(planned, _jobs(arguments), arguments.gpus, arguments.bandwidth))
         return OK
+    if arguments.so_far:
+        return so_far(planned)
     return carry_out(planned, _executor(arguments, planned))
 
 
@@ -70,7 +73,11 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("tables", nargs="?", default="all", help=f"comma list of {names}; or all (default)")
     runs = parser.add_argument_group("runs")
     runs.add_argument("--data", default="digits", help=f"{', '.join(DATA)}; default %(default)s")
-    runs.add_argument("--root", type=command.path, help="folder of the data set; digits and digits16 need none")
+    runs.add_argument(
+        "--root",
+        type=command.path,
+        help="folder of the data set; digits and digits16 need none, and fashion none if Debian's package is installed",
+    )
     runs.add_argument("--seeds", type=command.whole, default=6, help="runs per row, seeds 0, 1, …; default %(default)s")
     runs.add_argument("--epochs", type=command.whole, help="default: the recipe's")
     candidates = ",".join(map(str, rates.CANDIDATES))
@@ -101,6 +108,14 @@ def options() -> argparse.ArgumentParser:
     cluster.add_argument("--mem", type=command.whole, default=8, help="GB per job; default %(default)s")
     output = parser.add_argument_group("output")
     output.add_argument("--output", type=command.path, help="folder; default runs/reproduce-<data>")
+    output.add_argument(
+        "--record",
+        type=command.path,
+        help="a second folder for results and pages, small enough to be kept; runs recorded there are not repeated",
+    )
+    output.add_argument(
+        "--so-far", action="store_true", help="record the runs that are finished, write the pages, and stop"
+    )
     output.add_argument(
         "--from", dest="from_", type=command.path, metavar="FOLDER", help="write the pages again from its results.json"
     )
@@ -162,7 +177,7 @@ def _request(arguments: argparse.Namespace) -> Request:
         device=arguments.device,
         workers=arguments.workers,
         backend="unfold" if arguments.smoke else None,  # it does not need to be compiled
-        facts=SMOKE_FACTS if arguments.smoke and arguments.data == "digits" else {},
+        facts=SMOKE_FACTS.get(arguments.data, {}) if arguments.smoke else {},
     )
     return Request(
         study=study,
@@ -173,6 +188,7 @@ def _request(arguments: argparse.Namespace) -> Request:
         tune=arguments.tune,
         candidates=arguments.candidates,
         tuning_seeds=arguments.tuning_seeds,
+        record=arguments.record,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from statistics import fmean
 from typing import Any
@@ -78,9 +78,15 @@ def _saved(config: Config) -> tuple[int, int]:
     return saved_per_image(config.model, json.dumps(config.facts()["options"]), side)
 
 
-def budget(tasks: Sequence[Task], *, jobs: int, gpus: int, bandwidth: float) -> str:
-    """The cost of `tasks` as text."""
-    found = {task.config.fingerprint(): task.result() for task in tasks}
+def budget(
+    tasks: Sequence[Task], recorded: Mapping[str, Mapping[str, Any]], *, jobs: int, gpus: int, bandwidth: float
+) -> str:
+    """The cost of `tasks` as text; `recorded` are runs of earlier sessions by fingerprint."""
+    found = {
+        key: recorded[key] if task.recorded_in(recorded) else task.result()
+        for task in tasks
+        for key in [task.config.fingerprint()]
+    }
     groups: dict[str, list[Task]] = defaultdict(list)
     for task in tasks:
         groups[f"{task.config.model} {json.dumps(task.config.facts()['options'], ensure_ascii=False)}"].append(task)

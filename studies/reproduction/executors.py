@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
@@ -51,6 +51,11 @@ class Task:
     def left(self) -> bool:
         """Whether the task is unfinished."""
         return self.result() is None or (self.judged and self.robustness() is None)
+
+    def recorded_in(self, runs: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether these recorded runs, by fingerprint, have all results of the task."""
+        found = runs.get(self.config.fingerprint())
+        return found is not None and (not self.judged or found.get("robustness") is not None)
 
     def result(self) -> dict[str, Any] | None:
         """The result of the run, if it is finished. Raises ValueError if the result is of another config."""

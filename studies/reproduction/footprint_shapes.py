@@ -135,7 +135,7 @@ def describe(request: Request, jobs: int) -> str:
     """The runs of a request, their cost, and notes on footprints."""
     groups = request.groups
     counts = f"{counted(sum(map(len, groups)), 'network')}, {counted(request.seeds, 'seed')}"
-    cost = budget(request.tasks(), jobs=jobs, gpus=0, bandwidth=BANDWIDTH)
+    cost = budget(request.tasks(), {}, jobs=jobs, gpus=0, bandwidth=BANDWIDTH)
     return "\n".join([counts, cost, *_notes(groups, request.study.data), "nothing was run"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,16 +10,20 @@ from typing import Any
 
 from saprof import terminal
 from saprof.command import FAILED, OK
+from studies.failures import Preempted
 from studies.reproduction import rates, records
 from studies.reproduction.budget import budget
 from studies.reproduction.executors import Executor, Task
 from studies.reproduction.grid import ROBUSTNESS, TABLES, Cell, cells, table_name, unique
+from studies.reproduction.records import Results
 from studies.reproduction.study import Study, by_seed
 
 SMOKE_IMAGES = 20
 """The number of images that a smoke test rotates and attacks."""
-SMOKE_FACTS = {"held_out": 100}
-"""Settings that leave few of the digits to train on."""
+SMOKE_FACTS = {"digits": {"held_out": 100}, "fashion": {"held_out": 50, "train_per_class": 200}}
+"""Settings that leave few images to train on, by data set."""
+ROBUST_IMAGES = {"fashion": 1000}
+"""The number of images that are rotated and attacked, for data sets with many."""
 LEARNING_RATES = "learning_rates.json"
 
 
@@ -38,6 +41,14 @@ class Request:
     """Whether learning rates are chosen at full scale too."""
     candidates: tuple[float, ...]
     tuning_seeds: tuple[int, ...]
+    record: Path | None = None
+    """A second folder for results and pages, without runs. Runs that are recorded there are not repeated."""
+
+    @property
+    def results_path(self) -> Path:
+        """Where earlier results are read from: `record`, or else `output`."""
+        recorded = [folder / records.FILE for folder in (self.record, self.output) if folder is not None]
+        return next((path for path in recorded if path.exists()), self.output / records.FILE)
 
     @property
     def tuned(self) -> bool:
@@ -60,6 +71,14 @@ class Plan:
     """Learning rates that were chosen before, by family."""
     tuning: rates.Tuning
     """The families whose learning rates are still to be chosen."""
+    before: Results | None = None
+    """The results of earlier sessions."""
+
+    def left(self, study: Study) -> list[Task]:
+        """The runs of the requested tables that earlier sessions have not recorded."""
+        found = {} if self.before is None else self.before.runs
+        every = self.tasks(self.cells(study, self.request.tables))
+        return [task for task in every if not task.recorded_in(found)]
 
     def cells(self, study: Study, tables: Sequence[str] | None = None) -> list[Cell]:
         return [cell for table in tables or self.tables for cell in cells(table, study)]
@@ -67,7 +86,7 @@ class Plan:
     def tasks(self, every: Sequence[Cell]) -> list[Task]:
         """One run per network and seed; those of Tables 9 and 10 are also judged for robustness."""
         judged = {cell.key for cell in every if cell.table in ROBUSTNESS}
-        images = SMOKE_IMAGES if self.request.smoke else None
+        images = SMOKE_IMAGES if self.request.smoke else ROBUST_IMAGES.get(self.request.study.data)
         distinct = unique(every)
         configs = by_seed([cell.config for cell in distinct], self.request.seeds, self.request.output / "runs")
         keys = [cell.key for cell in distinct] * self.request.seeds
@@ -78,7 +97,8 @@ class Plan:
 
 def plan(request: Request) -> Plan:
     """The runs that a request needs. Raises ValueError if its folder holds another study."""
-    tables = _with_earlier(request)
+    before = records.read(request.results_path) if request.results_path.exists() else None
+    tables = _with_earlier(request, before)
     every = [cell for table in tables for cell in cells(table, request.study)]
     families = tuple(dict.fromkeys(cell.row.family for cell in every)) if request.tuned else ()
     tuning = rates.Tuning(
@@ -88,18 +108,18 @@ def plan(request: Request) -> Plan:
         candidates=request.candidates,
         seeds=request.tuning_seeds,
     )
-    chosen = rates.read(request.rates_path, tuning) if request.tuned else {}
+    recorded = before and before.learning_rates
+    chosen = rates.read(request.rates_path, tuning, recorded) if request.tuned else {}
     tuning = replace(tuning, families=tuple(family for family in families if family not in chosen))
-    return Plan(request=request, tables=tables, chosen=chosen, tuning=tuning)
+    return Plan(request=request, tables=tables, chosen=chosen, tuning=tuning, before=before)
 
 
-def _with_earlier(request: Request) -> Sequence[str]:
+def _with_earlier(request: Request, results: Results | None) -> Sequence[str]:
     """The tables of the request, and those that its folder has already. Raises ValueError if these are of another
     study."""
-    path = request.output / records.FILE
-    if not path.exists():
+    if results is None:
         return request.tables
-    before = records.read(path).study
+    before, path = results.study, request.results_path
     now = {"data": request.study.data, "epochs": request.study.recipe.epochs, "smoke": request.smoke}
     changed = [f"{key} {before[key]!r}, not {value!r}" for key, value in now.items() if before[key] != value]
     if changed:
@@ -112,9 +132,10 @@ def describe(planned: Plan, jobs: int, gpus: int, bandwidth: float) -> str:
     request, tuning = planned.request, planned.tuning
     every = planned.cells(request.study.with_rates(planned.chosen))
     tasks = [*tuning.tasks(), *planned.tasks(every)]
+    recorded = {} if planned.before is None else planned.before.runs
     counts = f"{len(every)} rows, {len(unique(every))} networks, {request.seeds} seeds"
     parts = [f"tables {', '.join(planned.tables)}: {counts}"]
-    parts.append(budget(tasks, jobs=jobs, gpus=gpus, bandwidth=bandwidth))
+    parts.append(budget(tasks, recorded, jobs=jobs, gpus=gpus, bandwidth=bandwidth))
     if tuning.families:
         parts.append(f"{len(tuning.tasks())} of these runs choose the learning rates of {', '.join(tuning.families)}")
     elif request.study.full:
@@ -131,16 +152,53 @@ def carry_out(planned: Plan, executor: Executor) -> int:
     records.prepare(request.output)
     with executor:
         if planned.tuning.families:
-            executor.do(planned.tuning.tasks(), "learning rates")
-            chosen = rates.choose(planned.tuning, request.rates_path)
-        study = request.study.with_rates(chosen)
-        failed = executor.do(planned.tasks(planned.cells(study, request.tables)), "runs")
+            try:
+                executor.do(planned.tuning.tasks(), "learning rates")
+            except Preempted:
+                so_far(planned)
+                raise
+            chosen = rates.choose(planned.tuning, request.rates_path, planned.chosen)
+        try:
+            failed = executor.do(planned.left(request.study.with_rates(chosen)), "runs")
+        except Preempted:
+            so_far(planned)
+            raise
+    return draw(request.output, record(planned, chosen), request.tables, failed)
+
+
+def so_far(planned: Plan) -> int:
+    """Record the runs that are finished, and write the pages, without training; the exit code."""
+    request, finished = planned.request, planned.tuning.finished()
+    records.prepare(request.output)
+    chosen = planned.chosen
+    if finished.families:
+        chosen = rates.choose(finished, request.rates_path, chosen)
+    results = record(planned, chosen)
+    summary_of(request.output, results)
+    print(f"{len(results.runs)} finished runs recorded in {request.output}", file=sys.stderr)
+    return OK
+
+
+def record(planned: Plan, chosen: Mapping[str, Any]) -> Results:
+    """Write the results of this and of earlier sessions."""
+    request, study = planned.request, planned.request.study.with_rates(chosen)
     facts = {"data": study.data, "epochs": study.recipe.epochs, "backend": study.backend, "seeds": request.seeds}
     facts |= {"tables": planned.tables, "smoke": request.smoke}
-    kept = json.loads(request.rates_path.read_text(encoding="utf-8")) if request.tuned else None
-    results = records.collect(facts, kept, planned.tasks(planned.cells(study)))
+    kept = planned.tuning.rule() | {"families": dict(chosen)} if request.tuned else None
+    results = records.collect(facts, kept, planned.tasks(planned.cells(study)), planned.before)
     records.write(request.output / records.FILE, results)
-    return draw(request.output, results, request.tables, failed)
+    if request.record is not None:
+        records.prepare(request.record)
+        records.write(request.record / records.FILE, results)
+        summary_of(request.record, results, ("md",))
+    return results
+
+
+def summary_of(folder: Path, results: Results, forms: Sequence[str] = ("md", "csv", "json")) -> None:
+    """Write the pages of results."""
+    from studies.reproduction import summary
+
+    summary.write(folder, results, forms)
 
 
 FIRST = ("family", "setting", "our top-1, mean [95 % over seeds]", "our Δ [Holm]", "verdict")

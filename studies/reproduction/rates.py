@@ -7,6 +7,7 @@ wins; among equals the lower mean loss wins, then the lower rate. Tuning seeds a
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -51,28 +52,39 @@ class Tuning:
         """One run per family, candidate and seed."""
         return [self.task(f, rate, seed) for f in self.families for rate in self.candidates for seed in self.seeds]
 
+    def finished(self) -> Tuning:
+        """The families all of whose runs are finished."""
+        done = [
+            family
+            for family in self.families
+            if all(task.result() is not None for task in replace(self, families=(family,)).tasks())
+        ]
+        return replace(self, families=tuple(done))
+
     def rule(self) -> dict[str, Any]:
         """The facts that must be equal for an earlier choice to be used again."""
         facts = {"data": self.study.data, "epochs": self.study.recipe.epochs, "protocol": "val-split"}
         return {"rule": RULE, "candidates": list(self.candidates), "seeds": list(self.seeds)} | facts
 
 
-def read(path: Path, tuning: Tuning) -> dict[str, Any]:
-    """The choices made so far, by family. Raises ValueError if they were made by another rule."""
-    if not path.exists():
+def read(path: Path, tuning: Tuning, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The choices made so far, by family; `recorded` are those of a results file, which count if there is no file at
+    `path`. Raises ValueError if they were made by another rule."""
+    if not path.exists() and recorded is None:
         return {}
-    kept = json.loads(path.read_text(encoding="utf-8"))
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else recorded
+    assert kept is not None
     rule = tuning.rule()
     changed = [f"{name} {kept[name]!r}, not {value!r}" for name, value in rule.items() if kept[name] != value]
     if changed:
         raise ValueError(f"{path} was chosen with {'; '.join(changed)}; choose another --output")
-    return kept["families"]
+    return dict(kept["families"])
 
 
-def choose(tuning: Tuning, path: Path) -> dict[str, Any]:
-    """Choose rates from finished runs, and add them to the file. Raises ValueError if a family has no finished
-    candidate."""
-    families = read(path, tuning) | {family: _chosen(tuning, family) for family in tuning.families}
+def choose(tuning: Tuning, path: Path, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Choose rates from finished runs, and add them to the file and to the choices made before. Raises ValueError if a
+    family has no finished candidate."""
+    families = dict(before or {}) | read(path, tuning) | {family: _chosen(tuning, family) for family in tuning.families}
     content = json.dumps(tuning.rule() | {"families": families}, indent=1, ensure_ascii=False) + "\n"
     atomic.write(path, content.encode())
     return families

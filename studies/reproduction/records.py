@@ -73,13 +73,24 @@ class Results:
             raise ValueError(f"{title} would mix runs of {' and '.join(versions)}; train again with one of them")
 
 
-def collect(study: Mapping[str, Any], learning_rates: Mapping[str, Any] | None, tasks: Iterable[Task]) -> Results:
-    """The results in the folders of `tasks`."""
-    where: list[dict[str, Any]] = []
-    runs: dict[str, dict[str, Any]] = {}
+def collect(
+    study: Mapping[str, Any],
+    learning_rates: Mapping[str, Any] | None,
+    tasks: Iterable[Task],
+    before: Results | None = None,
+) -> Results:
+    """The results in the folders of `tasks`, or else in the results of an earlier session."""
+    where: list[Mapping[str, Any]] = [] if before is None else list(before.where)
+    runs: dict[str, Mapping[str, Any]] = {}
+    earlier = {} if before is None else before.runs
     failed: dict[str, str] = {}
     for task in tasks:
         found, fingerprint = task.result(), task.config.fingerprint()
+        if task.recorded_in(earlier) or (found is None and fingerprint in earlier):
+            runs[fingerprint] = earlier[fingerprint]
+            if not task.recorded_in(earlier):
+                failed[fingerprint] = "not judged for robustness"
+            continue
         if found is None:
             failed[fingerprint] = task.run.failure() or "not finished"
             continue
@@ -89,9 +100,10 @@ def collect(study: Mapping[str, Any], learning_rates: Mapping[str, Any] | None, 
         figures = {name: found[name] for name in KEPT}
         if found.get("judged_epochs") == task.config.epochs:
             figures["best_top1"] = found["best_top1"]
-        runs[fingerprint] = {"facts": task.config.facts(), "where": where.index(place)} | figures
+        run: dict[str, Any] = {"facts": task.config.facts(), "where": where.index(place)} | figures
+        runs[fingerprint] = run
         if task.judged:
-            runs[fingerprint]["robustness"] = robust = _robustness(task)
+            run["robustness"] = robust = _robustness(task)
             if robust is None:
                 failed[fingerprint] = task.run.failure() or "not judged for robustness"
     return Results(study=study, learning_rates=learning_rates, where=where, runs=runs, failed=failed)

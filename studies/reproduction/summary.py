@@ -118,12 +118,12 @@ def _where(results: Results) -> Iterator[str]:
         )
 
 
-def write(output: Path, results: Results) -> list[Page]:
-    """Write all pages of a study and their summary."""
+def write(output: Path, results: Results, forms: Sequence[str] = ("md", "csv", "json")) -> list[Page]:
+    """Write all pages of a study in these forms, and their summary."""
     pages = [page(table, results) for table in results.study["tables"]]
     (output / "tables").mkdir(parents=True, exist_ok=True)
     for shown in pages:
-        for form in ("md", "csv", "json"):
+        for form in forms:
             atomic.write(output / "tables" / f"{shown.name}.{form}", (render(shown, form) + "\n").encode())
     atomic.write(output / "README.md", (summary(pages, results) + "\n").encode())
     return pages

@@ -12,7 +12,7 @@ from made_up_runs import attempts, finish, perform
 from made_up_runs import tasks as tasks_of
 
 from studies import footprints, reproduce
-from studies.failures import BadData, NonFinite
+from studies.failures import BadData, NonFinite, Preempted
 from studies.reproduction import executors, rates, records
 from studies.reproduction.executors import Local
 from studies.reproduction.study import Study
@@ -328,3 +328,85 @@ def test_the_best_epoch_is_recorded_if_all_were_judged(tmp_path, judged_epochs, 
     path.write_text(json.dumps(json.loads(path.read_text()) | {"best_top1": 93.0, "judged_epochs": judged_epochs}))
     (run,) = records.collect({}, None, [task]).runs.values()
     assert run.get("best_top1") == (93.0 if kept else None)
+
+
+FEW = ["sec5.3", "--seeds", "2", "--candidates", "0.1", "--jobs", "1"]
+
+
+def interrupted(after):
+    """Replaces training: a signal stops the command after so many runs."""
+    done = []
+
+    def perform(task):
+        if len(done) == after:
+            raise KeyboardInterrupt
+        finish(task, 90.0 + task.config.seed % 7)
+        done.append(task)
+
+    return perform, done
+
+
+class InProcess:
+    """Does tasks in this process, and reports an interruption as Local does."""
+
+    def __init__(self, perform):
+        self.perform = perform
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def do(self, tasks, label="runs"):
+        try:
+            for task in tasks:
+                if task.left():
+                    self.perform(task)
+        except KeyboardInterrupt:
+            raise Preempted("stopped") from None
+        return {}
+
+
+def session(monkeypatch, output, record, after=99, more=()):
+    """One session; the runs that it did."""
+    perform, done = interrupted(after)
+    monkeypatch.setattr(reproduce, "_executor", lambda arguments, planned: InProcess(perform))
+    code = reproduce.main([*FEW, "--output", str(output), "--record", str(record), *more])
+    return code, done
+
+
+def test_a_study_goes_on_from_its_record_alone(tmp_path, monkeypatch, capsys):
+    """Two families are tuned with two seeds each, then two networks are trained with two seeds each."""
+    record = tmp_path / "record"
+    assert session(monkeypatch, tmp_path / "first", record, after=3)[0] == Preempted.code
+    kept = records.read(record / records.FILE)
+    assert (list(kept.learning_rates["families"]), len(kept.runs)) == (["pairwise"], 0)
+
+    code, done = session(monkeypatch, tmp_path / "second", record, after=5)
+    assert code == Preempted.code
+    assert [task.config.model for task in done[:2]] == ["san_mini_stand_alone"] * 2
+    kept = records.read(record / records.FILE)
+    assert len(kept.runs) == 3
+    assert "1 of 2" in (record / "tables" / "sec5.3.md").read_text()
+    assert {path.suffix for path in (record / "tables").iterdir()} == {".md"}
+
+    code, done = session(monkeypatch, tmp_path / "third", record)
+    assert (code, [task.config.seed for task in done]) == (0, [1])
+    whole = records.read(record / records.FILE)
+    assert len(whole.runs) == 4
+    assert not whole.failed
+    assert {key: whole.runs[key] for key in kept.runs} == dict(kept.runs)
+    assert session(monkeypatch, tmp_path / "fourth", record) == (0, [])
+
+
+def test_what_is_finished_so_far_is_recorded_without_training(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "study"
+    session(monkeypatch, folder, tmp_path / "first", after=5)
+    monkeypatch.undo()
+    record = tmp_path / "record"
+    assert reproduce.main([*FEW, "--output", str(folder), "--record", str(record), "--so-far"]) == 0
+    assert "1 finished runs recorded" in capsys.readouterr().err
+    assert len(records.read(record / records.FILE).runs) == 1
+    assert reproduce.main([*FEW, "--output", str(folder), "--dry-run"]) == 0
+    assert "4 runs: 1 finished, 3 left" in capsys.readouterr().out
