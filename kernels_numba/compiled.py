@@ -19,6 +19,7 @@ import numba
 from numba import njit
 
 import kernels_numba
+from kernels_numba.whole import as_a_whole
 
 SOURCE_STAMP = hashlib.sha256(
     b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))
@@ -43,9 +44,9 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def announced(dispatcher: Any) -> Any:
-    """The same dispatcher. From now on it compiles in the context `kernels_numba.announce`.
+    """The same dispatcher. From now on it compiles in the contexts `kernels_numba.announce` and `as_a_whole`.
 
-    A kernel that is in memory or on disk is not announced. Numba looks on disk inside `compile`, so the context begins
+    A kernel that is in memory or on disk is not announced. Numba looks on disk inside `compile`, so the contexts begin
     only after Numba has found nothing there.
     """
     compile_, load, here = dispatcher.compile, dispatcher._cache.load_overload, threading.local()
@@ -58,6 +59,8 @@ def announced(dispatcher: Any) -> Any:
         found = load(signature, *arguments)
         if found is None and kernels_numba.announce:
             here.stack.enter_context(kernels_numba.announce(*_described(dispatcher, signature)))
+        if found is None:
+            here.stack.enter_context(as_a_whole(dispatcher.py_func.__qualname__))
         return found
 
     dispatcher.compile, dispatcher._cache.load_overload = compile, load_overload

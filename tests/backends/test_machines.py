@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import re
 import shutil
 import signal
 import tomllib
@@ -11,17 +12,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from numba.core.codegen import JITCodeLibrary
+from numba.core.registry import cpu_target
 from test_numba import alone
 
 import kernels_numba
 import saprof
-from kernels_numba import compiled
+from kernels_numba import compiled, whole
 from saprof.backends import numba as numba_backend
 from saprof.backends.numba import installed, threads, told
 from saprof.compiling import heard_by
 
+ROOT = Path(__file__).parent.parent.parent
 FOOTPRINT = saprof.Footprint.square(3)
 
 
@@ -125,6 +130,81 @@ class TestCache:
         monkeypatch.setattr(compiled.numba.config, "CACHE_DIR", "/")
         compiled.kept_on_disk(entries()[1])
         assert len(warned()) == 1
+
+
+class TestWhole:
+    """A kernel with a part, which no other test compiles."""
+
+    @pytest.fixture
+    def translated(self, monkeypatch):
+        """The names of the functions that were translated for the processor since the start of the test."""
+        names, finalize = [], JITCodeLibrary._finalize_specific
+
+        def record(library):
+            names.append(library.name.rpartition(".")[2])
+            finalize(library)
+
+        monkeypatch.setattr(JITCodeLibrary, "_finalize_specific", record)
+        monkeypatch.setattr(kernels_numba, "announce", None)
+        return names
+
+    def kernel(self):
+        @compiled.part
+        def halved(x):
+            return x / 2
+
+        @compiled.announced
+        @compiled.numba.njit
+        def kernel(x):
+            for i in range(x.size):
+                x[i] = halved(x[i]) + x.sum()
+            return x
+
+        return kernel
+
+    def test_only_the_kernel_is_translated(self, translated):
+        assert self.kernel()(np.array([2.0, 4.0])).tolist() == [7, 13]
+        assert translated == ["kernel"]
+
+    def test_an_unknown_numba_compiles_in_its_own_way(self, translated, monkeypatch):
+        monkeypatch.setattr(whole, "KNOWN", ())
+        assert self.kernel()(np.array([2.0, 4.0])).tolist() == [7, 13]
+        assert {"halved", "kernel"} <= {*translated}
+
+    def test_the_constraints_install_a_known_numba(self):
+        version = re.search(r"^numba==(\d+)\.(\d+)", (ROOT / "constraints.txt").read_text(), re.M)
+        assert version
+        assert (int(version[1]), int(version[2])) in whole.KNOWN
+
+    def test_an_error_leaves_numba_as_it_was(self, translated):
+        @compiled.announced
+        @compiled.numba.njit
+        def wrong(x):
+            return x.nothing
+
+        with pytest.raises(compiled.numba.TypingError):
+            wrong(1.0)
+        codegen = cpu_target.target_context.codegen()
+        assert codegen._library_class is JITCodeLibrary
+        assert "set_env" not in vars(codegen)
+
+    def test_a_part_is_used_again_by_another_kernel_and_by_a_function(self, translated):
+        @compiled.part
+        def tripled(x):
+            return 3 * x
+
+        kernels = []
+        for _ in range(2):
+
+            @compiled.announced
+            @compiled.numba.njit
+            def kernel(x):
+                return tripled(x) + 1
+
+            kernels.append(kernel)
+        function = compiled.numba.njit(lambda x: tripled(x) + 2)
+        assert [f(2.0) for f in (*kernels, function)] == [7, 7, 8]
+        assert translated.count("kernel") == 2
 
 
 class TestAnnouncements:
