@@ -70,6 +70,75 @@ def training(backend: str, operator: Attention) -> Callable[..., list[Tensor]]:
     return run
 
 
+class Constants(NamedTuple):
+    """What an attention of constant parameters gives to its core with every call."""
+
+    operator: Attention
+    tensors: dict[str, Tensor]
+    """The parameters of γ's layers, and in the patchwise family the scale and shift of the rows at the taps."""
+    widths: list[int]
+    footprint: str
+
+
+def folds(operator: Attention, footprint: Footprint) -> bool:
+    """Whether `rows_of_weights` can fold the first batch norm of γ into φ and ψ."""
+    relations = {"pairwise": ("summation", "subtraction", "concatenation"), "patchwise": ("concatenation",)}
+    every = footprint.stride == 1 and (operator.family == "patchwise" or (0, 0) in footprint.offsets)
+    return every and operator.delta.relation in relations[operator.family]
+
+
+def rows_of_weights(operator: Attention, phi: Tensor, psi: Tensor, norm: Step) -> tuple[Tensor, Tensor]:
+    """The weights of the layers that compute what a core reads at the centres and at the taps.
+
+    `phi` and `psi` are the weights of φ and ψ, with the biases as their last columns. The first batch norm of γ is
+    folded into them; in the patchwise family only into φ.
+    """
+    maps = [x[None, :, None] for x in (phi, psi)]
+    if operator.family == "pairwise":
+        rows = _rows(operator.delta.relation, Roles(*maps, None, (), (), None), Footprint.of(1))
+        count = rows.offset.shape[1]
+        rows = _normed(rows, Step(norm.scale[:count], torch.zeros_like(norm.shift[:count]), None))
+        centres, taps = rows.offset[0], rows.map[0, :, 0].clone()
+    else:
+        count = len(phi)
+        centres, taps = norm.scale[:count, None] * phi, psi
+    centres[:, -1] += norm.shift[:count]
+    return centres, taps
+
+
+def position_rows(operator: Attention, positions: Sequence[Tensor], norm: Step) -> tuple[Tensor, Tensor]:
+    """The last rows of a pairwise core, at the centres and at the taps: those of the positions."""
+    nothing = positions[0][:, :0]
+    rows = _rows(operator.delta.relation, Roles(nothing, nothing, None, positions, (), None), Footprint.of(1))
+    count = rows.offset.shape[1]
+    rows = _normed(rows, Step(norm.scale[-count:], norm.shift[-count:], None))
+    return rows.offset, rows.map.flatten(2)
+
+
+def constants_of(operator: Attention, steps: Sequence[Step], bias: Tensor, footprint: Footprint) -> Constants:
+    """The constants of an attention whose first batch norm `rows_of_weights` folds."""
+    scale, shift, _ = steps[0]
+    layers = _layers(Roles(None, None, None, (), steps, bias))
+    tensors = {"parameters": _flat(layers, scale)}
+    if operator.family == "patchwise":
+        centres = len(scale) // (footprint.taps + 1)
+        tensors |= {"scale": scale[centres:], "shift": shift[centres:]}
+    return Constants(operator, tensors, _widths(len(scale), layers), str(footprint))
+
+
+def attention_of_rows(backend: str, constants: Constants, centres: Tensor, taps: Tensor, beta: Tensor) -> Tensor:
+    """The attention (n, v, p) of what the layers of `rows_of_weights` give. The centres of the patchwise family are
+    overwritten."""
+    operator, found, widths, footprint = constants
+    cores = getattr(torch.ops, f"saprof_{backend}")
+    if operator.family == "pairwise":
+        return cores.pairwise_attention(centres, None, taps, beta, found["parameters"], widths, True, footprint)[0]
+    return cores.patchwise_attention(
+        *(centres.relu_(), taps, beta, found["scale"], found["shift"], found["parameters"], widths),
+        *(operator.delta.relation, footprint),
+    )
+
+
 def _widened(inputs: Sequence[Tensor]) -> list[Tensor]:
     """The inputs in float64 if the first has this dtype, else in float32."""
     wide = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32

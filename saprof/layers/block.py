@@ -41,6 +41,7 @@ class SelfAttentionBlock(nn.Module):
         return x + self.expand(rectified(self.norm_out, y))
 
 
+@as_written
 class Transition(nn.Module):
     """2 × 2 max pool with stride 2, then a linear layer to the next stage's channels (SAN Sec. 3.4).
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from saprof.layers import PairwiseAttention, PatchwiseAttention, SelfAttentionBlock, VectorAttention
-from saprof.layers.exactly import changed, hooked, not_linear, not_norm, patched
+from saprof.layers.exactly import changed, hooked, not_linear, not_norm
 from saprof.models.build import EXPECTED, Model
+from saprof.models.folded import become_folded, fold, plain
 from saprof.models.resnet import Bottleneck, ResNet
 from saprof.models.san import SAN
 from saprof.models.sasa import SASA
@@ -24,8 +25,9 @@ def optimize_for_inference(model: Model) -> Model:
     A batch norm after a convolution is folded into it; φ, ψ and β become one layer; where the attention is a weighted
     mean (pairwise, no tap dropped), the batch norm after the attention is folded into β. The attention itself runs as
     `attention=` and `backend=` say. A layer that was replaced, parametrized or hooked stays as it is. The copy has
-    other parameters, without gradients, so it cannot be saved or trained. ValueError if the model is not one of
-    saprof's, or cannot be copied.
+    other parameters, without gradients, so it cannot be saved or trained. A SAN in which nothing was changed also gets
+    folded weights beside its own, which take as much memory. ValueError if the model is not one of saprof's, or cannot
+    be copied.
     """
     if not isinstance(model, Model):
         raise ValueError(f"cannot optimize a {type(model).__name__}; expected a {EXPECTED}, not wrapped in anything")
@@ -35,6 +37,8 @@ def optimize_for_inference(model: Model) -> Model:
         raise ValueError(f"cannot copy this {type(model).__name__}: {str(error).partition(chr(10))[0]}") from None
     model.eval().requires_grad_(False)  # batch norms can be folded in evaluation mode only
     owners = Counter(module for _, module in model.named_modules(remove_duplicate=False))
+    networks = [module for module in model.modules() if isinstance(module, SAN) and _runs_as_written(module)]
+    folded = [(network, fold(network, owners)) for network in networks]
     for module in filter(_runs_as_written, [*model.modules()]):
         match module:
             case SAN(stem=nn.Sequential() as stem):
@@ -52,13 +56,16 @@ def optimize_for_inference(model: Model) -> Model:
                 if owners[attention] == 1:
                     _fold_behind(module, attention)
                 _join(attention)
-    return model.eval()  # also the modules that replaced others
+    model.eval()  # also the modules that replaced others
+    for network, weights in folded:
+        if weights is not None:
+            become_folded(network, weights)
+    return model
 
 
 def _runs_as_written(module: nn.Module) -> bool:
-    """Whether the class of the module is exactly one of saprof's, and no method was replaced in the module."""
-    own_methods = any(map(callable, vars(module).values()))
-    return type(module) in _WRITTEN and not own_methods and patched(type(module)) is None
+    """Whether the class of the module is exactly one of saprof's, and no method was replaced."""
+    return plain(module, _WRITTEN)
 
 
 _WRITTEN = (SAN, ResNet, SASA, Bottleneck, SelfAttentionBlock, PairwiseAttention, PatchwiseAttention)

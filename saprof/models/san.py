@@ -48,6 +48,7 @@ class SANConfig(AttentionConfig):
         return tuple(block_footprint(f, self.boundary) for f in self.footprints)
 
 
+@as_written
 class Stage(nn.Module):
     """A transition, blocks, then a batch norm and a ReLU."""
 
