@@ -21,7 +21,7 @@ sweep: $(VENV)/.base ## the main job: SAN's Table 7 beside what this machine mea
 train: $(VENV)/.studies ## train and judge a small SAN on handwritten digits, half a minute
 	$(BIN)/python -m studies.train --model san_mini_pairwise --data digits
 
-detect: $(VENV)/.detection ## train and judge a small detector on canvases, two minutes; draws what it finds
+detect: $(VENV)/.detection ## train and judge a small detector on canvases, two or three minutes; draws what it finds
 	$(BIN)/python -m studies.train --recipe canvas --output runs/detect
 	@echo 'runs/detect/boxes.png has the detections on the right, and the ground truth on the left'
 
