@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 
 from saprof.layers.running import Running
@@ -174,6 +175,31 @@ def rectified(norm: nn.Module, x: Tensor) -> Tensor:
     traced = torch.compiler.is_compiling() or peek_interpreter_stack() is not None  # by torch.func
     in_place = not traced and changed(norm, nn.BatchNorm2d) is None
     return F.relu(norm(x), inplace=in_place)
+
+
+def as_built(module: object, *kinds: type[nn.Module]) -> bool:
+    """Whether `module` is of one of saprof's own classes, by identity, and a call of it runs the forward of its class
+    and nothing else."""
+    if type(module) not in kinds:
+        return False
+    assert isinstance(module, nn.Module)
+    own = any(map(callable, vars(module).values())) or module._compiled_call_impl is not None
+    return not own and not hooked(module) and patched(type(module)) is None
+
+
+def eager(x: Tensor) -> bool:
+    """Whether torch computes on x at once: on a CPU, in float32 or float64, without autocast, tracing, torch.func and
+    forward-mode AD."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in _PLAIN
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()
+        and peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+    )
 
 
 def watch(module: nn.Module) -> bool:

@@ -37,8 +37,9 @@ class LocalAttention(nn.Module):
         self.why_composed: str | None = None
         """What `auto` found in this module that cannot be fused, in the last forward."""
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n v h w"]:
-        maps = self.transform(x)
+    def forward(self, x: Float[Tensor, "n c h w"], norm: nn.BatchNorm2d | None = None) -> Float[Tensor, "n v h w"]:
+        """The attention over x, or over ReLU(norm(x)) if a norm is given, which `takes_norm` must allow."""
+        maps = self.transform(x) if norm is None else self.transform_normed(norm, x)
         if x.is_meta:  # composed on the meta device, so that every part is counted under its own module
             return self.compose(*maps)
         where = maps[0].dtype, x.device.type
@@ -104,6 +105,14 @@ class LocalAttention(nn.Module):
 
     def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The maps that the weights are computed from, then the values."""
+        raise NotImplementedError
+
+    def takes_norm(self, norm: nn.Module, x: Tensor) -> bool:
+        """Whether `transform_normed` computes what `transform` does of ReLU(norm(x))."""
+        return False
+
+    def transform_normed(self, norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of ReLU(norm(x))."""
         raise NotImplementedError
 
     def alpha(self, first: Tensor, second: Tensor, /) -> Float[Tensor, "n g k p"]:

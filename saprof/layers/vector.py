@@ -18,6 +18,7 @@ from saprof.layers.config import AttentionConfig
 from saprof.layers.exactly import as_written, not_linear, not_mapping, overridden, watch
 from saprof.layers.local import LocalAttention
 from saprof.layers.parts import coordinates, divide, linear, no_autocast
+from saprof.layers.recomputed import fits, follow, of_batch, rectified_linears
 from saprof.operators import OPERATORS, Operator, aggregation, pairwise_concatenation, pairwise_subtraction
 from saprof.operators.attention import ATTENTIONS, Attention
 from saprof.operators.footprint import Footprint, positive
@@ -131,6 +132,23 @@ class VectorAttention(LocalAttention):
         beta = phi if self.beta is None else self.beta(x)
         return phi, psi, beta
 
+    def transform_normed(self, norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """φ, ψ and β of ReLU(norm(x)), by one product, where `takes_norm` is true."""
+        layers = [self.phi, self.psi, self.beta]
+        found = iter(rectified_linears(norm, x, [layer for layer in layers if layer is not None]))
+        phi = next(found)
+        psi, beta = (phi if layer is None else next(found) for layer in layers[1:])
+        return phi, psi, beta
+
+    def takes_norm(self, norm: nn.Module, x: Tensor) -> bool:
+        if self.attention == "composed" or self.backend == "unfold" or self.transformations is not None:
+            return False
+        layers = [layer for layer in (self.phi, self.psi, self.beta) if layer is not None]
+        return of_batch(norm, x) and all(
+            not_linear(layer, x.shape[1], getattr(layer, "out_channels", 0), bias=True) is None and fits(layer, x)
+            for layer in layers
+        )
+
     def relation_channels(self) -> int:
         """d, the width of δ."""
         return self.relation.output_shape({"n": 1, "r": self.phi.out_channels, "k": self.footprint.taps, "p": 1})[1]
@@ -238,7 +256,7 @@ class PatchwiseAttention(VectorAttention):
         found[:2] = (x[self.first_channel :] for x in found[:2])
         for (norm, _), mean, variance in zip(steps, found[::2], found[1::2], strict=True):
             if norm.training and norm.track_running_stats:
-                _follow(norm, mean, variance, samples)
+                follow(norm, mean, variance, samples)
         return y
 
     def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -267,7 +285,7 @@ def affine(norm: nn.BatchNorm2d, statistics: Callable[[], tuple[Tensor, ...]], s
         _need_samples(samples)
         mean, variance = statistics()
         if norm.training and norm.track_running_stats:
-            _follow(norm, mean, variance, samples)
+            follow(norm, mean, variance, samples)
     scale = torch.rsqrt(variance + norm.eps)
     if norm.weight is not None:
         scale = norm.weight * scale
@@ -289,15 +307,3 @@ def _weight_and_bias(norm: nn.BatchNorm2d, like: Tensor) -> tuple[Tensor, Tensor
     size = norm.num_features
     weight = like.new_ones(size) if norm.weight is None else norm.weight
     return weight, like.new_zeros(size) if norm.bias is None else norm.bias
-
-
-@torch.no_grad()
-def _follow(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, samples: int) -> None:
-    momentum = norm.momentum
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        momentum = 1 / norm.num_batches_tracked if momentum is None else momentum
-    unbiased = variance * (samples / (samples - 1))
-    for running, now in ((norm.running_mean, mean), (norm.running_var, unbiased)):
-        if running is not None:
-            running.copy_((1 - (momentum or 0)) * running + (momentum or 0) * now)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, expect, linear, rectified
-from saprof.layers.exactly import as_written
+from saprof.layers import AttentionConfig, SelfAttentionBlock, Transition, expect, linear
+from saprof.layers.exactly import as_built, as_written, changed, eager
 from saprof.layers.parts import block_footprint
+from saprof.layers.pooled import largest_of_stem, stem_fits
+from saprof.layers.recomputed import rectified
 from saprof.models.catalogue import SAN_FOOTPRINTS
 from saprof.models.stages import check_ends, check_stages, check_stem_stride, classifier, reductions, stage_maps
 from saprof.operators.footprint import BOUNDARIES, Footprint
@@ -59,8 +62,9 @@ class Stage(nn.Module):
         self.blocks = nn.Sequential(*(SelfAttentionBlock(channels, footprint, config) for _ in range(blocks)))
         self.norm = nn.BatchNorm2d(channels)
 
-    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
-        return rectified(self.norm, self.blocks(self.transition(x)))
+    def forward(self, x: Float[Tensor, "n c h w"], pooled: bool = False) -> Float[Tensor, "n d h2 w2"]:
+        """The map of the stage. If x is `pooled` already, the transition only has its linear layer."""
+        return rectified(self.norm, self.blocks(self.transition(x, True) if pooled else self.transition(x)))
 
 
 @as_written
@@ -82,11 +86,24 @@ class SAN(nn.Module):
 
     def features(self, x: Float[Tensor, "n c h w"]) -> list[Tensor]:
         """The output map of every stage."""
-        return stage_maps(self.stem(x), self.stages)
+        if not self._pools_stem(x):
+            return stage_maps(self.stem(x), self.stages)
+        first, *others = self.stages
+        found = first(largest_of_stem(self.stem, x), True)
+        return [found, *stage_maps(found, others)]
 
     def forward_features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         """The last map, before it is pooled."""
-        return self.stages(self.stem(x))
+        return self.features(x)[-1] if self._pools_stem(x) else self.stages(self.stem(x))
+
+    def _pools_stem(self, x: Tensor) -> bool:
+        """Whether the stem and the pool behind it run as one in training, because both are exactly the paper's."""
+        if not (self.training and eager(x)) or changed(self.stages, nn.Sequential) is not None:
+            return False
+        stage: Any = self.stages[0]
+        transition = getattr(stage, "transition", None)
+        exact = as_built(stage, Stage) and as_built(transition, Transition)
+        return exact and transition.stride == 2 and stem_fits(self.stem, x)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
         return self.head(self.pool(self.forward_features(x)).flatten(1))

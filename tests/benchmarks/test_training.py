@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from saprof.backends import Unsupported
+from saprof.measure.latency import interleave
+from saprof.measure.memory import saved_bytes
+from saprof.models import create_model
 from studies.config import Config
 from studies.data import Dataset, Pixels
 from studies.training.classification import network
@@ -52,3 +55,30 @@ def test_training_step(benchmark, noise, family, backend, attention):
     step()
     benchmark(step)
     assert state.step > 1
+
+
+def test_san10_beside_resnet26(benchmark):
+    """A step of four images of 224², in interleaved rounds: the time of SAN10 over that of ResNet26, and what each
+    saves for the backward pass."""
+    images, labels = torch.randn(4, 3, 224, 224), torch.arange(4)
+
+    def step(name):
+        model = create_model(name).train()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+        own = [*model.parameters(), *model.buffers()]
+        benchmark.extra_info[f"{name} saved MB"] = round(saved_bytes(model, [images], own) / 1e6, 1)
+
+        def run():
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+        return run
+
+    steps = {name: step(name) for name in ("resnet26", "san10_pairwise", "san10_patchwise")}
+    found = interleave(steps, "cpu", 20.0)
+    for name in ("san10_pairwise", "san10_patchwise"):
+        benchmark.extra_info[f"{name} / resnet26"] = round(found[name].median / found["resnet26"].median, 2)
+    benchmark.group = "training step, 4 images of 224 × 224, cpu"
+    benchmark.pedantic(steps["san10_pairwise"], rounds=1)
+    print(benchmark.extra_info)
