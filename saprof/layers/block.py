@@ -13,6 +13,7 @@ from saprof.layers.local import LocalAttention
 from saprof.layers.parts import block_footprint, linear
 from saprof.layers.pooled import largest
 from saprof.layers.recomputed import fits, of_batch, rectified_linears
+from saprof.layers.running import inside
 from saprof.layers.stand_alone import StandAloneAttention
 from saprof.layers.vector import PairwiseAttention, PatchwiseAttention
 from saprof.operators.footprint import Footprint
@@ -41,7 +42,8 @@ class SelfAttentionBlock(nn.Module):
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         y = self.attention(x, self.norm_in) if self._joins_norm(x) else self.attention(rectified(self.norm_in, x))
         if self._joins_expand(x, y):
-            return rectified_linears(self.norm_out, y, [self.expand], x)[0]
+            with inside(self.expand):
+                return rectified_linears(self.norm_out, y, [self.expand], x)[0]
         return x + self.expand(rectified(self.norm_out, y))
 
     def _joins_norm(self, x: Tensor) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from saprof.layers.exactly import eager, not_norm
 from saprof.layers.exactly import rectified as in_general
+from saprof.layers.running import inside
 
 
 def of_batch(norm: nn.Module, x: Tensor) -> bool:
@@ -125,11 +126,10 @@ class _Linears(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, mean, scale, *layers)
         ctx.eps, ctx.residual = norm.eps, residual is not None
         (n, _, h, w), matrix, added = x.shape, _joined(layers[::2]), torch.cat(layers[1::2])[:, None]
-        matrices = matrix.expand(n, -1, -1)
-        if residual is None:
-            outputs = torch.baddbmm(added, matrices, y.flatten(2))
-        else:
-            outputs = (residual.flatten(2) + added).baddbmm_(matrices, y.flatten(2))
+        outputs = x.new_empty(n, len(matrix), h * w)
+        for number, one in enumerate(y.flatten(2)):  # one linear layer per image, which counters know
+            start = added if residual is None else residual[number].flatten(1) + added
+            torch.addmm(start, matrix, one, out=outputs[number])
         parts = outputs.split([len(layer) for layer in layers[::2]], 1)
         return tuple(part.contiguous().view(n, -1, h, w) for part in parts)
 
@@ -180,7 +180,8 @@ def _normed(norm: nn.BatchNorm2d, x: Tensor, weight: Tensor, bias: Tensor) -> tu
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     running = norm.running_mean, norm.running_var
-    y, mean, scale = torch.native_batch_norm(x, weight, bias, *running, True, norm.momentum or 0.0, norm.eps)
+    with inside(norm):
+        y, mean, scale = torch.native_batch_norm(x, weight, bias, *running, True, norm.momentum or 0.0, norm.eps)
     return y.relu_(), mean, scale
 
 

@@ -54,6 +54,7 @@ class Running:
         return ""
 
     def __enter__(self) -> Running:
+        _open.append(self)
         self._thread = get_ident()
         self._wrapped.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", _ABOUT_HOOKS)
@@ -66,6 +67,7 @@ class Running:
         return self
 
     def __exit__(self, *_: object) -> None:
+        _open.remove(self)
         self._remove()
         self._wrapped.close()
         self._stacks.clear()
@@ -79,8 +81,8 @@ class Running:
 
     def _register(self) -> None:
         self._handles = [
-            register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, always_call=True),
+            register_module_forward_pre_hook(self.begin),
+            register_module_forward_hook(self.end, always_call=True),
         ]
 
     def _remove(self) -> None:
@@ -107,9 +109,10 @@ class Running:
         finally:
             self._register()
             if path is not None:
-                self._leave()
+                self.end()
 
-    def _enter(self, module: nn.Module, *_: Any) -> None:
+    def begin(self, module: nn.Module, *_: Any) -> None:
+        """A call of the module begins."""
         self._begin(self._called(module), module in self._names)
 
     def _begin(self, path: str, known: bool = True) -> None:
@@ -117,7 +120,8 @@ class Running:
             self.unseen[path] += 1
         self._stacks[get_ident()].append((path, self.entered(path, known)))
 
-    def _leave(self, *_: Any) -> None:
+    def end(self, *_: Any) -> None:
+        """The call that began last ends."""
         if stack := self._stacks[get_ident()]:  # another thread may have begun before the context was opened
             self.left(stack.pop()[1])
 
@@ -127,6 +131,23 @@ class Running:
             return caller
         inside = (name for name in names if name.startswith(f"{caller}.") or not caller)
         return next(inside, names[0])
+
+
+_open: list[Running] = []
+"""The contexts that are open."""
+
+
+@contextmanager
+def inside(module: nn.Module) -> Iterator[None]:
+    """What runs in this context counts as a call of the module. A fast path computes the module without calling it."""
+    entered = [*_open]
+    for running in entered:
+        running.begin(module)
+    try:
+        yield
+    finally:
+        for running in reversed(entered):
+            running.end()
 
 
 def around(path: str) -> Iterator[str]:

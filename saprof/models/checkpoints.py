@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from saprof import atomic
 from saprof.models.build import ARCHITECTURES, EXPECTED, Model, blueprint
 from saprof.models.differences import differences, listed
+from saprof.models.folded import FoldedSAN
 from saprof.models.san import SAN
 from saprof.operators.attention import DEFAULTS
 from saprof.operators.footprint import Footprint
@@ -61,6 +62,8 @@ def save(model: Model, path: str | Path) -> None:
     (training or evaluation) and `requires_grad` are not saved. ValueError also if the model is not one of saprof's, or
     has no weights; OSError if the file cannot be written.
     """
+    if isinstance(model, FoldedSAN):
+        raise ValueError("cannot save this copy, which is for inference only; expected the network that was copied")
     architecture = type(model).__name__
     if ARCHITECTURES.get(architecture, (None, None))[1] is not type(model):
         raise ValueError(f"cannot save a {architecture}; expected a {EXPECTED}, not wrapped in anything")

@@ -13,6 +13,7 @@ from saprof.layers.exactly import as_built, as_written, changed, eager
 from saprof.layers.parts import block_footprint
 from saprof.layers.pooled import largest_of_stem, stem_fits
 from saprof.layers.recomputed import rectified
+from saprof.layers.running import inside
 from saprof.models.catalogue import SAN_FOOTPRINTS
 from saprof.models.stages import check_ends, check_stages, check_stem_stride, classifier, reductions, stage_maps
 from saprof.operators.footprint import BOUNDARIES, Footprint
@@ -89,7 +90,9 @@ class SAN(nn.Module):
         if not self._pools_stem(x):
             return stage_maps(self.stem(x), self.stages)
         first, *others = self.stages
-        found = first(largest_of_stem(self.stem, x), True)
+        with inside(self.stem):
+            found = largest_of_stem(self.stem, x)
+        found = first(found, True)
         return [found, *stage_maps(found, others)]
 
     def forward_features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
