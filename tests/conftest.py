@@ -16,6 +16,8 @@ jaxtyping.install_import_hook(["saprof.backends.taps", "saprof.backends.unfold"]
 if not torch.cuda.is_available():
     os.environ["NUMBA_ENABLE_CUDASIM"] = "1"  # Numba reads it at its first import
 
+os.environ["SAPROF_ALONE"] = "1"  # pytest has a process per core already
+
 torch.set_num_threads(1)  # more threads make operations on small tensors slower
 
 settings.register_profile("saprof", derandomize=True, deadline=None, print_blob=False)

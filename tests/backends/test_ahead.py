@@ -16,6 +16,7 @@ import saprof
 from saprof import build as both
 from saprof.backends import cores, numba
 from saprof.backends.numba import ahead
+from saprof.backends.numba import processes as made
 from saprof.backends.numba.ahead import Kernel
 from saprof.compiling import heard_by
 from saprof.operators import OPERATORS
@@ -81,10 +82,10 @@ def processes(monkeypatch, tmp_path):
             started.append(subprocess.Popen([sys.executable, "-c", PROCESS.format(line)], **pipes))
             return started[-1]
 
-        monkeypatch.setattr(ahead, "_start", start)
+        monkeypatch.setattr(made, "_start", start)
         monkeypatch.setattr(ahead, "folder", lambda: "once; kept in /folder")
         monkeypatch.setattr(ahead, "missing", lambda kernels: list(kernels))
-        monkeypatch.setattr(ahead, "_most_processes", lambda: 2)
+        monkeypatch.setattr(made, "most_processes", lambda spare: 2)
         return started
 
     return use
@@ -108,7 +109,7 @@ def test_kernels_are_shared_out_and_told_of(processes):
 def test_the_longest_is_compiled_first():
     with_none = ahead.Build([])
     assert not [*with_none.wait()]
-    order = sorted(SOME, key=lambda kernel: kernel.name not in ahead.LONGEST)
+    order = sorted(SOME, key=lambda kernel: kernel.name not in made.LONGEST)
     assert order[0].name == "pairwise_attention_backward"
 
 
@@ -164,7 +165,7 @@ class TestFolder:
         def full(dir):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(ahead.tempfile, "TemporaryFile", full)
+        monkeypatch.setattr(made.tempfile, "TemporaryFile", full)
         with pytest.raises(ahead.CannotBuild, match=r"\(No space left on device\); set NUMBA_CACHE_DIR"):
             ahead.folder()
 

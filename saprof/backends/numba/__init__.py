@@ -4,9 +4,9 @@ On a CPU the kernels run in torch's own threads, as many as torch uses, and comp
 conversions take time and memory. On a GPU the kernels run in torch's current stream, and only bfloat16 is converted.
 
 `cpu` and `gpu` prepare lookups and memory for a call, `lookups` makes both from a footprint, `threads` shares torch's
-threads with Numba, `installed` imports it, `told` reports what is compiled, `ahead` compiles kernels before they are
-used. Kernels themselves are in `kernels_numba`. No module here imports Numba before the first call of `why_not`, or of
-a kernel.
+threads with Numba, `installed` imports it, `told` reports what is compiled. `ahead` compiles kernels before they are
+used, `beside` those that a training step needs later, both in other `processes`. Kernels themselves are in
+`kernels_numba`. No module here imports Numba before the first call of `why_not`, or of a kernel.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from torch import Tensor
 import kernels_numba
 from saprof.backends import cores, fused, library
 from saprof.backends.library import Kernels, register_operator
+from saprof.backends.numba import beside
 from saprof.backends.numba.cpu import cpu_work, empty
 from saprof.backends.numba.gpu import as_array, gpu_work, on_stream, why_no_gpu
 from saprof.backends.numba.installed import starting
 from saprof.backends.numba.threads import threads_set_to, why_no_threads
-from saprof.backends.numba.told import tell_of, wanted_by
+from saprof.backends.numba.told import wanted_by
 from saprof.operators import OPERATORS, Operator, no_kernels
 from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint
@@ -74,17 +75,18 @@ def why_not(operator: Operator, dtype: torch.dtype, device: str, footprint: Foot
 
 
 def kernel(operator: Operator) -> Callable[..., Tensor] | None:
-    return fused.kernel("numba", operator) or _KERNELS.get(operator.name)
+    function = fused.kernel("numba", operator) or _KERNELS.get(operator.name)
+    return function and beside.in_training(operator, "forward", function)
 
 
 def statistics(operator: Attention) -> Callable[..., tuple[Tensor, Tensor]]:
-    return fused.statistics("numba", operator)
+    return beside.in_training(operator, "statistics", fused.statistics("numba", operator))
 
 
 def training(operator: Attention, device: str) -> Callable[..., list[Tensor]] | None:
     """The function that computes the attention in training in two parts, or None."""
     in_parts = operator.family == "patchwise" and operator.mapping != "l" and device == "cpu"
-    return fused.training("numba", operator) if in_parts else None
+    return beside.in_training(operator, "training", fused.training("numba", operator)) if in_parts else None
 
 
 @cache
@@ -126,6 +128,8 @@ class Call(NamedTuple):
 
     def run(self) -> None:
         """Run the entry point. Its arguments are the memory of the tensors, then the options, then the work."""
+        if beside.is_started() and self.work[2].is_cpu:
+            beside.wait_for(self.name, self.dtype)
         device = DEVICES[self.work[2].device.type]
         with device.work(*self.work) as work, wanted_by(self.name):
             arrays = [None if x is None else as_array(x) for x in self.tensors]
@@ -154,7 +158,7 @@ def _call(family: str, name: str, tensors: Sequence[Tensor | None], *facts: Any)
         _record.append(Call(family, name, [None if x is None else x.detach() for x in tensors], *facts))
 
 
-kernels_numba.announce = tell_of
+kernels_numba.announce = beside.announce
 
 _KERNELS = {
     name: register_operator(Kernels("numba", _run, _working, empty), OPERATORS[name])

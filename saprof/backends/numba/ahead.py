@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import psutil
 import torch
 
 import kernels_numba
-import saprof
 from saprof.backends import in_parts, numba, run, run_in_training, run_statistics
+from saprof.backends.numba.processes import CannotBuild, Kernel, Processes, check_folder
 from saprof.backends.numba.told import where_kept
-from saprof.compiling import SILENT, compiling
+from saprof.compiling import compiling
 from saprof.operators import OPERATORS, Operator
 from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint
@@ -39,26 +36,6 @@ MODES = ("forward", "training")
 """`forward` needs the kernels of a forward in eval mode, `training` also those of statistics and gradients."""
 DTYPES = ("float32", "float64")
 """The dtypes that the kernels compute in; float16 and bfloat16 are computed in float32."""
-PROCESS_BYTES = 800 << 20
-"""The memory that a process takes while it compiles."""
-LONGEST = ("pairwise_attention_backward", "patchwise_attention_backward", "patchwise_statistics_backward")
-"""The kernels that take longest; they are compiled first."""
-
-
-class Kernel(NamedTuple):
-    """The entry point of a kernel in `kernels_numba.cpu`, and the dtype that it computes in."""
-
-    name: str
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.name} for {self.dtype}"
-
-
-class CannotBuild(OSError):
-    """Kernels could not be compiled or kept; the message says why and what to do."""
-
-    code = 1
 
 
 def kernels_for(operators: Iterable[Operator], dtypes: Iterable[str], mode: str = "training") -> list[Kernel]:
@@ -84,58 +61,12 @@ def missing(kernels: Iterable[Kernel]) -> list[Kernel]:
     return [kernel for kernel in kernels if not _is_there(kernel)]
 
 
-class Build:
-    """The compilation of kernels in other processes, as a context that ends them. It starts at once."""
+class Build(Processes):
+    """The compilation of kernels in as many processes as there are cores."""
 
     def __init__(self, kernels: Sequence[Kernel]) -> None:
         """CannotBuild if no folder for compiled kernels can be written to."""
-        self.kernels = sorted(dict.fromkeys(kernels), key=lambda kernel: kernel.name not in LONGEST)
-        self.compiled: list[Kernel] = []
-        self.folder = folder() if kernels else ""
-        self._todo = queue.SimpleQueue[Kernel]()
-        self._done = queue.SimpleQueue[tuple[Kernel, str | None]]()
-        self._processes: list[subprocess.Popen[str]] = []
-        self._ended = False
-        for kernel in self.kernels:
-            self._todo.put(kernel)
-        for _ in range(min(len(self.kernels), _most_processes())):
-            threading.Thread(target=self._work, daemon=True).start()
-
-    def __enter__(self) -> Build:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.end()
-
-    def wait(self) -> Iterator[Kernel]:
-        """Yield each kernel when it is compiled. CannotBuild if one could not be compiled or kept."""
-        while len(self.compiled) < len(self.kernels):
-            kernel, error = self._done.get()
-            if error:
-                raise CannotBuild(f"{kernel} could not be compiled: {error}")
-            self.compiled.append(kernel)
-            yield kernel
-
-    def end(self) -> None:
-        """End the processes. What they have compiled stays on disk."""
-        self._ended = True
-        for process in self._processes:
-            process.kill()
-
-    def _work(self) -> None:
-        """Let one process compile kernel after kernel. This is the target of a thread."""
-        with tempfile.TemporaryFile("w+") as errors:
-            process = _start(errors)
-            self._processes.append(process)
-            with process:
-                while not self._ended:
-                    try:
-                        kernel = self._todo.get_nowait()
-                    except queue.Empty:
-                        break
-                    self._done.put((kernel, _compile(process, kernel, errors)))
-                with suppress(OSError):
-                    process.communicate()
+        super().__init__(kernels, folder() if kernels else "")
 
 
 def build(kernels: Sequence[Kernel]) -> list[Kernel]:
@@ -162,21 +93,8 @@ def folder() -> str:
     chosen = os.environ.get("NUMBA_CACHE_DIR")
     if chosen and not Path(path).is_relative_to(chosen):
         raise CannotBuild(f"NUMBA_CACHE_DIR is {chosen}, which cannot be written to; expected one that can be")
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as file:
-            file.write(bytes(1 << 20))
-    except OSError as error:
-        raise CannotBuild(
-            f"compiled kernels cannot be written to {path} ({error.strerror}); set NUMBA_CACHE_DIR to a folder "
-            "that can be written to and has room"
-        ) from error
+    check_folder(str(path))
     return where_kept(str(path))
-
-
-def _most_processes() -> int:
-    """The largest number of processes: one per core, and fewer if the memory does not suffice."""
-    return max(1, min(len(os.sched_getaffinity(0)), psutil.virtual_memory().available // PROCESS_BYTES))
 
 
 def _use(operator: Operator, dtype: str, mode: str) -> None:
@@ -224,34 +142,17 @@ def _is_there(kernel: Kernel) -> bool:
     return True
 
 
-def _start(errors: Any) -> subprocess.Popen[str]:
-    """Start a process that compiles the kernels whose names it reads. It ends when its input ends."""
-    root = str(Path(saprof.__file__).parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    settings = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", SILENT: "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", __name__],
-        env=settings, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-    )  # fmt: skip
-
-
-def _compile(process: subprocess.Popen[str], kernel: Kernel, errors: Any) -> str | None:
-    """Let the process compile a kernel; return the error, if there is one."""
-    assert process.stdin
-    assert process.stdout
-    with suppress(OSError):  # the process has ended
-        process.stdin.write(f"{json.dumps(kernel)}\n")
-        process.stdin.flush()
-        if reply := process.stdout.readline():
-            return json.loads(reply)
-    errors.seek(0)
-    lines = errors.read().strip().splitlines()
-    return f"the process that compiled it has ended with code {process.wait()}: {lines[-1] if lines else 'no message'}"
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended. This is the target of a thread."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(0)
 
 
 def _serve() -> None:
     """Compile the kernels whose names are on stdin, and answer each with its error, or null."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     replies, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         kernel, error = Kernel(*json.loads(line)), None

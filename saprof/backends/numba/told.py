@@ -23,9 +23,14 @@ def wanted_by(operator: str) -> Iterator[None]:
         _here.operator = None
 
 
+def operator_here() -> str | None:
+    """The operator that this thread compiles kernels for, if it is known."""
+    return getattr(_here, "operator", None)
+
+
 def tell_of(kernel: str, dtype: str, folder: str | None) -> AbstractContextManager[object]:
     """The context in which a kernel is compiled, as `kernels_numba.announce`."""
-    name = getattr(_here, "operator", None) or kernel
+    name = operator_here() or kernel
     return compiling(f"{name} for {dtype}" if dtype else name, where_kept(folder))
 
 
