@@ -74,6 +74,13 @@ def _cuda_without_a_gpu(request, monkeypatch):
         monkeypatch.setitem(cuda.LAUNCH, "cpu", request.getfixturevalue("cuda_on_host").run)
 
 
+@pytest.fixture(autouse=True)
+def _auto_fuses_small_attentions(request, monkeypatch):
+    """Maps of tests are tiny. The choice by size has tests and benchmarks of its own."""
+    if request.path.stem != "test_choice" and "benchmarks" not in request.path.parts:
+        monkeypatch.setattr("saprof.layers.choice.LEAST", {})
+
+
 @pytest.fixture
 def compiler():
     """torch.compile with empty caches, before and after the test. The cache on disk is off, because its key does not

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.backends import Unsupported, choose, constant, run
+from saprof.layers.choice import Size, faster_by_parts, why_by_parts
 from saprof.layers.config import AttentionConfig, check_config
 from saprof.layers.exactly import as_written, overridden
 from saprof.operators import Operator, aggregation
@@ -35,7 +36,7 @@ class LocalAttention(nn.Module):
         self.ran: str | None = None
         """How the last forward computed the attention, and on which backends."""
         self.why_composed: str | None = None
-        """What `auto` found in this module that cannot be fused, in the last forward."""
+        """Why `auto` composed the attention in the last forward: what cannot be fused in this module, or its size."""
 
     def forward(self, x: Float[Tensor, "n c h w"], norm: nn.BatchNorm2d | None = None) -> Float[Tensor, "n v h w"]:
         """The attention over x, or over ReLU(norm(x)) if a norm is given, which `takes_norm` must allow."""
@@ -43,15 +44,29 @@ class LocalAttention(nn.Module):
         if x.is_meta:  # composed on the meta device, so that every part is counted under its own module
             return self.compose(*maps)
         where = maps[0].dtype, x.device.type
-        backend = self.fused_backend(*where)
+        backend, size, gradient = self.fused_backend(*where), self.size(maps[0]), _has_gradient(maps[0])
+        small = (
+            backend is not None
+            and self.attention == "auto"
+            and not torch.compiler.is_exporting()  # since the size may be that of a symbol
+            and faster_by_parts(self.family, size, x.device.type, gradient)
+        )
+        if small:
+            backend = None
         if not torch.compiler.is_compiling():
             self.ran = " on ".join(self._planned(backend, *where))
-            self.why_composed = self.obstacle() if backend is None and self.attention == "auto" else None
+            obstacle = self.obstacle() if backend is None and self.attention == "auto" else None
+            self.why_composed = why_by_parts(self.family, size, gradient) if small else obstacle
         return self.compose(*maps) if backend is None else self.fuse(*maps, backend)
 
+    def size(self, first: Float[Tensor, "n c h w"]) -> Size:
+        """The size of the attention whose weights are computed from such maps."""
+        rows, columns = self.footprint.output_size(*first.shape[-2:])
+        return Size(first.shape[0], rows * columns, self.footprint.taps, first.shape[1])
+
     def plan(self, dtype: torch.dtype, device: str) -> tuple[str, str]:
-        """How the attention of such maps is computed, `fused` or `composed`, and the backends that compute it, joined
-        by `+`.
+        """How the attention of large maps is computed, `fused` or `composed`, and the backends that compute it, joined
+        by `+`. `auto` composes small ones, which `saprof.layers.choice` defines.
 
         Raises Unsupported if no backend can compute it, or if `attention="fused"` is not possible.
         """
@@ -137,3 +152,7 @@ class LocalAttention(nn.Module):
         if self.why_composed:
             ran += f": {self.why_composed}"
         return f"footprint={self.footprint}, backend={self.backend}, attention={self.attention}{ran}"
+
+
+def _has_gradient(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad

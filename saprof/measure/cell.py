@@ -15,7 +15,7 @@ from saprof.backends import choose, run
 from saprof.measure.cells import Cell, Network
 from saprof.measure.conformance import check, sample_positions
 from saprof.measure.latency import MIN_ROUNDS
-from saprof.measure.network import Runnable, network
+from saprof.measure.network import Runnable, network, what_runs
 from saprof.measure.prepared import (
     Prepared,
     Refused,
@@ -92,6 +92,7 @@ def _checked(cell: Cell, say: Callable[[str], None]) -> tuple[Prepared, dict[str
         check_finite(prepared.run() if cell.mode == "forward" and not cell.compiled else prepared.forward())
         if cell.mode != "forward" and not cell.compiled:
             prepared.run()
+        facts |= what_runs(runnable.function, getattr(torch, cell.subject.dtype), cell.device)
     if cell.compiled:
         say("compiling")
         prepared, facts["first_call_s"] = compiled(prepared, runnable.fullgraph)

@@ -87,9 +87,9 @@ def _one(subject: Network, channels: int, own: Any = None) -> Any:
 
 def what_runs(model: nn.Module, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """The attentions and backends of a model's attention layers, each joined by `+`; `torch` for a model without
-    any."""
+    any. A layer that has run says what it was; another one is planned."""
     layers = [layer for layer in model.modules() if isinstance(layer, LocalAttention)]
-    plans = [layer.plan(dtype, device) for layer in layers]
+    plans = [layer.ran.split(" on ") if layer.ran else layer.plan(dtype, device) for layer in layers]
     if not plans:
         return {"backend": "torch"}
     attentions, backends = ("+".join(dict.fromkeys(parts)) for parts in zip(*plans, strict=True))

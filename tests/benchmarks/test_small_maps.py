@@ -1,7 +1,7 @@
-"""Training steps of attention layers on the maps of an image of 64 × 64, fused beside composed, in interleaved rounds.
+"""Attention layers on the maps of an image of 64 × 64, fused beside composed and `auto`, in interleaved rounds.
 
 On maps this small, a backward that repeats the layers of γ costs more than the memory that it saves. A ratio above 1
-means that the fused layer is slower.
+means that the fused layer is slower. `auto` is compared with the faster one of both.
 """
 
 import pytest
@@ -16,19 +16,32 @@ from saprof.records import environment
 SHRUNK = 64 / 224
 
 
-@pytest.mark.benchmark(group="training on small maps")
+@pytest.mark.benchmark(group="small maps")
+@pytest.mark.parametrize("mode", ["forward", "training"])
 @pytest.mark.parametrize("batch", [1, 8, 32])
 @pytest.mark.parametrize("family", ["pairwise", "patchwise"])
-def test_fused_beside_composed(family, batch, benchmark):
-    calls = {}
+def test_fused_beside_composed(family, batch, mode, benchmark):
+    calls, training = {}, mode == "training"
     for channels, side in STAGES[1:]:
-        x = torch.randn(batch, channels, *[max(1, round(side * SHRUNK))] * 2, requires_grad=True)
-        for attention in ("fused", "composed"):
+        x = torch.randn(batch, channels, *[max(1, round(side * SHRUNK))] * 2, requires_grad=training)
+        for attention in ("fused", "composed", "auto"):
             config = AttentionConfig(family=family, attention=attention)
-            layer = ATTENTION[family](channels, Footprint.square(7), config)
-            calls[channels, attention] = lambda layer=layer, x=x: layer(x).sum().backward()
+            layer = ATTENTION[family](channels, Footprint.square(7), config).train(training)
+            calls[channels, attention] = lambda layer=layer, x=x: _step(layer, x, training)
     latencies = benchmark.pedantic(interleave, (calls, "cpu", 1.0 * len(calls)), rounds=1)
     seconds = {name: latency.median for name, latency in latencies.items()}
     ratios = {f"C = {c}": seconds[c, "fused"] / seconds[c, "composed"] for c, _ in STAGES[1:]}
-    benchmark.extra_info |= {"ratio": ratios, "where": environment.provenance("cpu", torch.get_num_threads())}
-    print(f"\n{family}, n = {batch}, fused / composed:", *(f"{name}: {ratio:.2f}" for name, ratio in ratios.items()))
+    better = {c: min(seconds[c, "fused"], seconds[c, "composed"]) for c, _ in STAGES[1:]}
+    chosen = {f"C = {c}": seconds[c, "auto"] / better[c] for c in better}
+    where = environment.provenance("cpu", torch.get_num_threads())
+    benchmark.extra_info |= {"ratio": ratios, "auto": chosen, "where": where}
+    for what, found in (("fused / composed", ratios), ("auto / the better of both", chosen)):
+        shown = (f"{name}: {ratio:.2f}" for name, ratio in found.items())
+        print(f"\n{family}, n = {batch}, {mode}, {what}:", *shown, end="")
+
+
+def _step(layer, x, training):
+    with torch.set_grad_enabled(training):
+        y = layer(x)
+        if training:
+            y.sum().backward()

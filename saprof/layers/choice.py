@@ -1,0 +1,60 @@
+"""Which attention `auto` computes by its parts although one operator could: small ones on a CPU, where the parts are
+faster.
+
+One operator moves less memory. In return it has a longer path to its kernel, and its backward computes γ again. The
+thresholds were measured in interleaved rounds on SAN10's stages, for images of 224², 64² and 28², at batch 1, 8 and 32
+(`tests/benchmarks/test_small_maps.py`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Size(NamedTuple):
+    """The size of an attention."""
+
+    images: int
+    centres: int
+    taps: int
+    channels: int
+    """The channels of φ."""
+
+    @property
+    def pairs(self) -> int:
+        """The number of pairs of a centre and a tap."""
+        return self.images * self.centres * self.taps
+
+    @property
+    def elements(self) -> int:
+        """An element per pair and channel of φ: about as many as the map that γ reads."""
+        return self.pairs * self.channels
+
+
+class Least(NamedTuple):
+    """The least size of an attention that is computed as one operator."""
+
+    elements: int = 0
+    pairs: int = 0
+
+
+LEAST = {
+    ("pairwise", True): Least(800_000, pairs=30_000),
+    ("patchwise", True): Least(800_000),
+    ("patchwise", False): Least(60_000),
+}
+"""The least sizes by family, and by whether a gradient is computed. What is not here is always one operator."""
+
+
+def faster_by_parts(family: str | None, size: Size, device: str, gradient: bool) -> bool:
+    """Whether an attention of that family is faster by its parts; `gradient` says whether a gradient is computed."""
+    least = LEAST.get((family or "", gradient), Least())
+    return device == "cpu" and (size.elements < least.elements or size.pairs < least.pairs)
+
+
+def why_by_parts(family: str | None, size: Size, gradient: bool) -> str:
+    """The reason in words: `100,352 elements with a gradient, fused from 800,000`."""
+    least = LEAST.get((family or "", gradient), Least())
+    what = "elements" if size.elements < least.elements else "pairs"
+    of_gradient = "with a gradient" if gradient else "without a gradient"
+    return f"{getattr(size, what):,} {what} {of_gradient}, fused from {getattr(least, what):,}"

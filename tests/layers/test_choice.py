@@ -1,0 +1,98 @@
+"""`auto` computes small attentions by their parts, and says so."""
+
+import pytest
+import torch
+
+from saprof import sweep
+from saprof.layers import ATTENTION, AttentionConfig
+from saprof.layers.choice import LEAST, Size, faster_by_parts, why_by_parts
+from saprof.operators.footprint import Footprint
+from saprof.records.rows import read_rows
+
+SMALL, LARGE = (2, 64, 8, 8), (8, 64, 64, 64)
+
+
+def layer(family="pairwise", attention="auto", footprint=3):
+    torch.manual_seed(0)
+    return ATTENTION[family](64, Footprint.square(footprint), AttentionConfig(family=family, attention=attention))
+
+
+def test_the_size_is_that_of_the_map_that_gamma_reads():
+    assert layer().size(torch.empty(2, 4, 8, 6)) == Size(images=2, centres=48, taps=9, channels=4)
+    assert Size(2, 48, 9, 4).elements == 3456
+
+
+@pytest.mark.parametrize(("family", "gradient"), LEAST)
+def test_small_ones_are_faster_by_parts_on_a_cpu(family, gradient):
+    least = LEAST[family, gradient]
+    at = Size(1, 1, max(least.pairs, 1), max(1, -(-least.elements // max(least.pairs, 1))))
+    assert not faster_by_parts(family, at, "cpu", gradient)
+    few = [Size(1, 1, 1, least.elements - 1)] + ([Size(1, 1, least.pairs - 1, 1000)] if least.pairs else [])
+    for below in few:
+        assert faster_by_parts(family, below, "cpu", gradient)
+        assert not faster_by_parts(family, below, "cuda", gradient)
+
+
+def test_the_reason_names_what_is_small():
+    assert why_by_parts("pairwise", Size(1, 100, 9, 4), True) == "3,600 elements with a gradient, fused from 800,000"
+    assert why_by_parts("pairwise", Size(1, 100, 9, 999), True) == "900 pairs with a gradient, fused from 30,000"
+    assert why_by_parts("patchwise", Size(1, 1, 9, 4), False) == "36 elements without a gradient, fused from 60,000"
+
+
+def test_other_families_are_fused():
+    assert not faster_by_parts("stand_alone", Size(1, 1, 1, 1), "cpu", gradient=True)
+    assert not faster_by_parts(None, Size(1, 1, 1, 1), "cpu", gradient=True)
+
+
+@pytest.mark.parametrize("family", ["pairwise", "patchwise"])
+def test_a_layer_chooses_by_size(family):
+    module, small = layer(family), torch.randn(SMALL)
+    module(small).sum().backward()
+    assert module.ran == "composed on numba"
+    reason = why_by_parts(family, Size(2, 64, 9, 4), gradient=True)
+    assert reason == "4,608 elements with a gradient, fused from 800,000"
+    assert f"ran composed on numba: {reason}" in repr(module)
+    module(torch.randn(LARGE)).sum().backward()
+    assert module.ran == "fused on numba"
+    assert module.why_composed is None
+
+
+def test_without_a_gradient_the_size_counts_less():
+    module = layer()
+    module(torch.randn(SMALL))
+    assert module.ran == "composed on numba"
+    with torch.no_grad():
+        module(torch.randn(SMALL))
+    assert module.ran == "fused on numba"
+
+
+def test_only_auto_chooses():
+    for attention in ("fused", "composed"):
+        module = layer(attention=attention)
+        module(torch.randn(SMALL))
+        assert module.ran == f"{attention} on numba"
+        assert module.why_composed is None
+
+
+def test_compiled_it_chooses_once_per_side(compiler):
+    """One graph for all small batches, and one for all large ones."""
+    module, graphs = layer(), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=backend)
+    for n in (2, 3, 5, 64, 96):
+        x = torch.randn(n, 64, 20, 20)
+        torch.testing.assert_close(compiled(x), layer(attention="fused")(x), rtol=1e-4, atol=1e-4)
+    assert len(graphs) == 2
+
+
+def test_a_row_says_what_ran(tmp_path):
+    what = "--model san_mini_pairwise --size 8 --mode forward,train_step --backend numba --attention auto"
+    how = "--seconds 0.01 --roofs skip --output"
+    sweep.main([*what.split(), *how.split(), str(tmp_path / "run")])
+    rows = {row.mode: row for row in read_rows(tmp_path / "run")}
+    assert (rows["forward"].attention, rows["forward"].backend) == ("fused", "numba")
+    assert (rows["train_step"].attention, rows["train_step"].backend) == ("composed", "numba")
