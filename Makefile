@@ -30,7 +30,7 @@ tables: $(VENV)/.studies ## SAN Tables 3 to 10 in miniature on digits, an hour o
 
 EVIDENCE := table3,table4,table5,table6,table7,table8,sec5.3
 
-evidence: $(VENV)/.studies ## SAN Tables 3 to 8 in miniature on Fashion-MNIST, about 8 hours; a second call continues
+evidence: $(VENV)/.studies ## SAN Tables 3 to 8 in miniature on Fashion-MNIST, several hours on two cores; a second call continues
 	$(BIN)/python -m studies.reproduce $(EVIDENCE) --data fashion --candidates 0.05,0.1,0.2,0.4 --record studies/recorded/fashion
 
 evidence-quick: $(VENV)/.studies ## the same for two networks and one seed, ten minutes; its accuracies mean nothing

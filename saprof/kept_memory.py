@@ -1,7 +1,7 @@
 """Freed memory stays with the process, so that the next large array needs no new pages.
 
 By default, the allocator of Linux (glibc) gives a large block back to the system when it is freed. The next block of
-this size is again mapped and cleared, page by page, when it is first written. A convolution network allocates such
+this size is again mapped and cleared, page by page, when it is first written. A convolutional network allocates such
 blocks for every output. The commands of saprof therefore keep freed memory; `import saprof` does not.
 `SAPROF_KEEP_MEMORY=0` in the environment prevents it.
 """

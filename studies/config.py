@@ -66,16 +66,16 @@ class Config:
     seed: int = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
     detector: str = field(default="sasa", metadata=LATER)
-    """Whose anchors, matching, losses and selection a detector has: sasa or torchvision."""
+    """The anchors, matching and losses of a detector: sasa or torchvision."""
     backbone: str | None = field(default=None, metadata=LATER)
     """A file of saprof.save, such as the model.pt of a run, from which a detector's backbone gets its first weights."""
     anchor_scale: float | None = field(default=None, metadata=LATER)
     """The side of a detector's smallest anchors, in strides of their level; None leaves it as `detector` has it."""
     sides: tuple[int, ...] = field(default=(), metadata=LATER)
     """Shorter sides to which a detector's images are resized: in training one of them at random, in evaluation the
-    last. Without an entry, images keep their size."""
+    last. Empty: images keep their size, unless `longest` is smaller."""
     longest: int | None = field(default=None, metadata=LATER)
-    """The largest longer side after resizing; a smaller scale is then taken."""
+    """The largest longer side after resizing, before `jitter`; None has no limit."""
     jitter: float = field(default=0.0, metadata=LATER)
     """In training, a detector's images are also scaled by a random factor from 1 - jitter to 1 + jitter."""
     crop: int | None = field(default=None, metadata=LATER)
@@ -98,11 +98,12 @@ class Config:
     many."""
     lr: float = 0.1
     warmup_epochs: float = 0.0
-    """Epochs in which the learning rate rises linearly from 0; after them it falls as a cosine to 0."""
+    """Epochs in which the learning rate rises linearly from 0; after them it falls as a cosine to 0, or follows
+    `lr_drops`."""
     lr_every: str = "epoch"
     """How often the learning rate changes: every epoch or every step."""
     lr_drops: tuple[int, ...] = field(default=(), metadata=LATER)
-    """Epochs after which the learning rate is a tenth of that before. It then does not fall as a cosine."""
+    """Epochs after which the learning rate is divided by 10. With an entry, it does not fall as a cosine."""
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
@@ -166,8 +167,10 @@ class Config:
         for name in ("sides", "lr_drops"):
             if any(value < 1 for value in getattr(self, name)):
                 raise ValueError(f"{name} is {list(getattr(self, name))}; expected numbers of at least 1")
-        if self.jitter == 1 or self.anchor_scale == 0:
-            raise ValueError("a scale of 0 leaves nothing; expected jitter below 1, and anchor_scale above 0")
+        if self.jitter == 1:
+            raise ValueError("jitter is 1; expected a number below 1, since images cannot be scaled by 0")
+        if self.anchor_scale == 0:
+            raise ValueError("anchor_scale is 0; expected a number above 0")
         for name in ("ema", "momentum"):
             if getattr(self, name) == 1:
                 raise ValueError(f"{name} is 1, with which nothing is learned; expected a number below 1")

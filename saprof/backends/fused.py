@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saprof.backends import moments
 from saprof.operators import Operator
 from saprof.operators.attention import Attention, Roles, Step
 from saprof.operators.footprint import Footprint
@@ -171,6 +172,8 @@ def _pairwise(cores: Any, relation: str, inputs: Roles, footprint: Footprint) ->
     rows = _rows(relation, inputs, footprint)
     if footprint.stride > 1 or (0, 0) not in footprint.offsets:
         rows = _read(rows, footprint, softmax=inputs.beta is not None)
+    if rows.factor is None and not inputs.steps and inputs.beta is None and footprint.lattice is not None:
+        return moments.of_pairs(rows.offset, rows.map, footprint)
     layers = _layers(inputs)
     rectified = relation != "dot_product"
     if not rectified:

@@ -196,7 +196,7 @@ def _implement(library: torch.library.Library, kernels: Kernels, opaque: Opaque)
             kernels.run(opaque.name, [*arrays, *written], *planned.arguments)
         return _one_or_tuple([x.to(inputs[0].dtype) for x in outputs])
 
-    def backward(*arguments: Any) -> tuple[Tensor, ...]:
+    def backward(*arguments: Any) -> Any:
         given, inputs, options, needs = opaque.split_backward(arguments)
         planned = plan_of(inputs, options)
         for gradient, shape in zip(given, planned.outputs[: opaque.differentiable], strict=False):
@@ -213,11 +213,13 @@ def _implement(library: torch.library.Library, kernels: Kernels, opaque: Opaque)
             kernels.run(opaque.backward, [*arriving, *arrays, *gradients], *planned.arguments)
         else:
             gradients = [x if x is None else x.zero_() for x in gradients]
-        return tuple(
-            (inputs[0] if x is None else x).new_empty(0)
-            if found is None
-            else _at_every_position(found, x.shape, planned.stride).to(x.dtype)
-            for found, x in zip(gradients, inputs, strict=True)
+        return _one_or_tuple(
+            [
+                (inputs[0] if x is None else x).new_empty(0)
+                if found is None
+                else _at_every_position(found, x.shape, planned.stride).to(x.dtype)
+                for found, x in zip(gradients, inputs, strict=True)
+            ]
         )
 
     for device in ("CPU", "CUDA"):
@@ -259,11 +261,13 @@ def _fake(library: torch.library.Library, opaque: Opaque) -> None:
         inputs, options = opaque.split(arguments)
         return _one_or_tuple([inputs[0].new_empty(shape) for shape in opaque.plan(_shapes(inputs), *options).outputs])
 
-    def gradients(*arguments: Any) -> tuple[Tensor, ...]:
+    def gradients(*arguments: Any) -> Any:
         _, inputs, _, needs = opaque.split_backward(arguments)
-        return tuple(
-            (inputs[0] if x is None else x).new_empty(x.shape if x is not None and need else 0)
-            for x, need in zip(inputs, needs, strict=True)
+        return _one_or_tuple(
+            [
+                (inputs[0] if x is None else x).new_empty(x.shape if x is not None and need else 0)
+                for x, need in zip(inputs, needs, strict=True)
+            ]
         )
 
     torch.library.register_fake(f"{library.ns}::{opaque.name}", outputs, lib=library)
@@ -389,7 +393,8 @@ def _or_zeros(direction: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if direction is None else direction
 
 
-def _needed(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+def _needed(gradients: Tensor | Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    gradients = [gradients] if isinstance(gradients, Tensor) else gradients
     return [x if need else None for x, need in zip(gradients, needs, strict=True)]
 
 

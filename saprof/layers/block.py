@@ -47,7 +47,7 @@ class SelfAttentionBlock(nn.Module):
         return x + self.expand(rectified(self.norm_out, y))
 
     def _joins_norm(self, x: Tensor) -> bool:
-        """Whether the attention may compute the norm before it, because it is exactly one of the papers'."""
+        """Whether the attention computes `norm_in` itself: in training, if both are exactly as saprof builds them."""
         if not (self.training and eager(x)):
             return False
         return as_built(self.attention, *ATTENTION.values()) and self.attention.takes_norm(self.norm_in, x)
@@ -75,6 +75,7 @@ class Transition(nn.Module):
         self.linear = linear(inputs, outputs, bias=False)
 
     def forward(self, x: Float[Tensor, "n c h w"], pooled: bool = False) -> Float[Tensor, "n d h2 w2"]:
+        """The map of the next stage; `pooled` says that x has been pooled already."""
         return self.linear(pool(x) if self.stride == 2 and not pooled else x)
 
 
@@ -82,7 +83,8 @@ def pool(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h2 w2"]:
     """The largest of each 2 × 2 values.
 
     On a CPU torch's pool also stores the index of each maximum and takes ten times as long as two maxima of halves.
-    Without gradients the indices are not needed; with them, one byte each suffices. A compiler drops them by itself.
+    Without gradients the indices are not needed; with gradients, one byte per maximum is enough. A compiler drops them
+    by itself.
     """
     h, w = x.shape[-2:]
     if eager(x) and x.requires_grad and min(h, w) > 1:

@@ -1,9 +1,9 @@
 """Which attention `auto` computes by its parts although one operator could: small ones on a CPU, where the parts are
 faster.
 
-One operator moves less memory. In return it has a longer path to its kernel, and its backward computes γ again. The
-thresholds were measured in interleaved rounds on SAN10's stages, for images of 224², 64² and 28², at batch 1, 8 and 32
-(`tests/benchmarks/test_small_maps.py`).
+The fused operator moves less memory. In return each call takes longer to reach its kernel, and the pairwise backward
+computes γ again. The thresholds were measured in interleaved rounds on SAN10's stages, for images of 224² and 64², at
+batch 1, 8 and 32 (`tests/benchmarks/test_small_maps.py` repeats those of 64²).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Size(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """An element per pair and channel of φ: about as many as the map that γ reads."""
+        """The number of pairs times the channels of φ: about the size of the map that γ reads."""
         return self.pairs * self.channels
 
 

@@ -55,8 +55,8 @@ class AttentionConfig:
     backend: str = "auto"
     attention: str = "auto"
     """`fused` runs one operator without footprint-sized tensors. `composed` runs relation, γ, softmax and aggregation
-    one by one. `auto` is `fused` where a backend has compiled kernels for it, else `composed`. Weights and results are
-    the same."""
+    one by one. `auto` is `fused` where a backend has compiled kernels for it, and `composed` elsewhere and for small
+    attentions on a CPU (`saprof.layers.choice`). Weights are the same, and results agree up to rounding."""
 
     def __post_init__(self) -> None:
         expect("family", self.family, FAMILIES)

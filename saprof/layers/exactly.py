@@ -188,7 +188,7 @@ def as_built(module: object, *kinds: type[nn.Module]) -> bool:
 
 
 def eager(x: Tensor) -> bool:
-    """Whether torch computes on x at once: on a CPU, in float32 or float64, without autocast, tracing, torch.func and
+    """Whether x is a plain CPU tensor of float32 or float64 in eager mode: no autocast, tracing, torch.func or
     forward-mode AD."""
     return (
         not torch.compiler.is_compiling()

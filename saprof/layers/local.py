@@ -65,8 +65,8 @@ class LocalAttention(nn.Module):
         return Size(first.shape[0], rows * columns, self.footprint.taps, first.shape[1])
 
     def plan(self, dtype: torch.dtype, device: str) -> tuple[str, str]:
-        """How the attention of large maps is computed, `fused` or `composed`, and the backends that compute it, joined
-        by `+`. `auto` composes small ones, which `saprof.layers.choice` defines.
+        """How the attention is computed if it is not small: `fused` or `composed`, and its backends, joined by `+`.
+        `saprof.layers.choice` defines what is small.
 
         Raises Unsupported if no backend can compute it, or if `attention="fused"` is not possible.
         """
@@ -123,11 +123,11 @@ class LocalAttention(nn.Module):
         raise NotImplementedError
 
     def takes_norm(self, norm: nn.Module, x: Tensor) -> bool:
-        """Whether `transform_normed` computes what `transform` does of ReLU(norm(x))."""
+        """Whether `transform_normed(norm, x)` gives the maps of `transform(ReLU(norm(x)))`."""
         return False
 
     def transform_normed(self, norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of ReLU(norm(x))."""
+        """The maps of `transform(ReLU(norm(x)))`, without saving ReLU(norm(x))."""
         raise NotImplementedError
 
     def alpha(self, first: Tensor, second: Tensor, /) -> Float[Tensor, "n g k p"]:

@@ -37,7 +37,7 @@ def fits(layer: nn.Conv2d, x: Tensor) -> bool:
 
 
 def rectified(norm: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    """ReLU(norm(x)), of which only x is saved."""
+    """ReLU(norm(x)). Where `of_batch` is true, the backward needs only x and the statistics of the batch."""
     if not (of_batch(norm, x) and x.is_contiguous()):
         return in_general(norm, x)
     assert isinstance(norm, nn.BatchNorm2d)
@@ -50,8 +50,8 @@ def rectified_linears(
     layers: Sequence[nn.Conv2d],
     residual: Float[Tensor, "n d h w"] | None = None,
 ) -> tuple[Tensor, ...]:
-    """The 1 × 1 convolutions `layers` of ReLU(norm(x)); a single one is added to the `residual`, if there is one. All
-    layers have a bias."""
+    """The 1 × 1 convolutions `layers` of ReLU(norm(x)). All have a bias. With a `residual` there is one layer, and its
+    output is added to it."""
     weights = [weight for layer in layers for weight in (layer.weight, layer.bias)]
     return _Linears.apply(x, norm.weight, norm.bias, residual, norm, *weights)
 

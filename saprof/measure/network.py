@@ -87,7 +87,7 @@ def _one(subject: Network, channels: int, own: Any = None) -> Any:
 
 def what_runs(model: nn.Module, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """The attentions and backends of a model's attention layers, each joined by `+`; `torch` for a model without
-    any. A layer that has run says what it was; another one is planned."""
+    any. For a layer that has run, this is what ran; for any other, it is the plan."""
     layers = [layer for layer in model.modules() if isinstance(layer, LocalAttention)]
     plans = [layer.ran.split(" on ") if layer.ran else layer.plan(dtype, device) for layer in layers]
     if not plans:

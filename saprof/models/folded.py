@@ -29,10 +29,9 @@ def plain(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
 
 
 class Clamp(nn.Module):
-    """The ReLU of a batch norm without its affine part: ReLU(s · x + t) = s · max(x, −t / s) + t if s > 0, and with the
-    minimum if s < 0. If s is 0, x is replaced by 0.
+    """ReLU(s · x + t), written as s · y + t: y is max(x, −t / s) if s > 0, min(x, −t / s) if s < 0, and 0 if s = 0.
 
-    `scale` and `shift` are those of the affine part, which is left to the product behind it.
+    The module computes y. The product behind it applies s and t, which are `scale` and `shift` (c).
     """
 
     def __init__(self, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> None:
@@ -52,9 +51,9 @@ class Clamp(nn.Module):
 
 
 class FoldedBlock(nn.Module):
-    """x + a constant of each channel + linear(ReLU(BN(attention(ReLU(BN(x)))))), written into x.
+    """x + linear(ReLU(BN(attention(ReLU(BN(x)))))) without a constant of each channel, written into x.
 
-    `constant` is what the map that the block reads lacks in each channel, and then what its result lacks.
+    The argument `constant` (c) is the constant that the input lacks, the attribute the one that the result lacks.
     """
 
     def __init__(self, block: SelfAttentionBlock, constant: Tensor) -> None:
@@ -69,7 +68,9 @@ class FoldedBlock(nn.Module):
         constants = constants_of(attention.fused_operator, steps, bias, attention.footprint)
         rows = rows_of_weights(attention.fused_operator, phi, psi, steps[0])
         is_mean = attention.family == "pairwise" and not attention.footprint.drops_taps
-        left = beta[:, -1].clone() if is_mean else torch.zeros_like(beta[:, -1])  # b + the mean of β_j
+        left = (
+            beta[:, -1].clone() if is_mean else torch.zeros_like(beta[:, -1])
+        )  # the weights have the sum 1, so the bias of β passes through
         beta[:, -1] -= left
         scale, shift = affine(block.norm_out)
         after = Clamp(scale, shift + scale * left, dtype)
@@ -123,7 +124,7 @@ class FoldedBlock(nn.Module):
 
 
 class FoldedStage(nn.Module):
-    """The product of a transition, then blocks. What the result lacks in each channel is folded into the norm."""
+    """The product of a transition, then blocks. The norm at the end adds the constant that the blocks leave out."""
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
@@ -136,7 +137,7 @@ class FoldedStage(nn.Module):
         self.pools = stage.transition.stride == 2
         scale, shift = affine(stage.norm)
         self.grows = bool((scale >= 0).all())
-        """Whether norm and ReLU can follow the pool, since they change no order."""
+        """Whether no scale is negative, so that norm and ReLU may run after the max pool."""
         weights = {"weight": linear.weight.flatten(1), "scale": scale, "shift": shift + scale * constant}
         for name, x in weights.items():
             x = x if name == "weight" else x[:, None, None]

@@ -25,9 +25,9 @@ def optimize_for_inference(model: Model) -> Model:
     A batch norm after a convolution is folded into it; φ, ψ and β become one layer; where the attention is a weighted
     mean (pairwise, no tap dropped), the batch norm after the attention is folded into β. The attention itself runs as
     `attention=` and `backend=` say. A layer that was replaced, parametrized or hooked stays as it is. The copy has
-    other parameters, without gradients, so it cannot be saved or trained. A SAN in which nothing was changed also gets
-    folded weights beside its own, which take as much memory. ValueError if the model is not one of saprof's, or cannot
-    be copied.
+    other parameters, without gradients, so it cannot be saved or trained. A SAN in which nothing was changed, and whose
+    relation allows it, also gets folded weights, which take as much memory as its own. ValueError if the model is not
+    one of saprof's, or cannot be copied.
     """
     if not isinstance(model, Model):
         raise ValueError(f"cannot optimize a {type(model).__name__}; expected a {EXPECTED}, not wrapped in anything")

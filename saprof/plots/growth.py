@@ -166,8 +166,8 @@ def _write_slopes(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
 
 
 def _finding(found: Sequence[Line]) -> str:
-    """`Where operations grow linearly, slopes of latency are 0.93 to 1.04 with numba, and of memory 0.97 to 1`, or the
-    same for all lines if no operations do."""
+    """A sentence such as `Where operations grow linearly, the slopes are: latency 0.93 to 1.04 with numba`, or the same
+    for all lines if no operations do."""
     linear = [line for line in found if line.is_linear]
     said = []
     for quantity in QUANTITIES:

@@ -144,9 +144,8 @@ def verdict(paper_difference: float | None, ours: Difference | None, level: floa
     """What our difference says about the paper's. The corrected p decides if there is one.
 
     A resolved difference supports or contradicts the sign of the paper's. If it is not resolved, `equivalent` says that
-    its interval lies within the paper's difference in either direction, but at least half a point: a difference as
-    large as the paper's is excluded. Where the paper's difference is 0, there is no sign to support: a resolved
-    difference contradicts it if its interval lies outside half a point.
+    its interval lies within ± the paper's difference, or ± half a point if that is larger. Where the paper's difference
+    is 0, there is no sign to support: a resolved difference contradicts it if its interval lies outside half a point.
     """
     if paper_difference is None:
         return Verdict(NOT_APPLICABLE, "the paper has no such difference")

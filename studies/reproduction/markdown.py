@@ -48,9 +48,10 @@ def holm_note(rows: Iterable[Row]) -> list[str]:
 
 VERDICT_NOTE = (
     "*Supported* and *contradicted*: the difference is resolved, and has the sign of the paper's or the opposite one. "
-    "*Equivalent*: it is not resolved, and its interval lies within ± the paper's difference, or ± 0.5 points where "
-    "that is smaller, so that a difference as large as the paper's is excluded. *Undecided*: it may be as large as the "
-    "paper's. The smallest difference that could have been resolved is half the width of the interval."
+    "*Equivalent*: its interval lies within ± the paper's difference, or within ± 0.5 points if the paper's difference "
+    "is smaller than that. *Undecided*: its interval is wider. If the paper reports no difference, a resolved one "
+    "outside of ± 0.5 points contradicts it. The smallest difference that could have been resolved is half the width "
+    "of the interval."
 )
 """The paragraph on the verdicts of a page."""
 

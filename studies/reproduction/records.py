@@ -79,7 +79,7 @@ def collect(
     tasks: Iterable[Task],
     before: Results | None = None,
 ) -> Results:
-    """The results in the folders of `tasks`, or else in the results of an earlier session."""
+    """The result of each task: that of an earlier session if it is complete, else that in the folder of the task."""
     where: list[Mapping[str, Any]] = [] if before is None else list(before.where)
     runs: dict[str, Mapping[str, Any]] = {}
     earlier = {} if before is None else before.runs

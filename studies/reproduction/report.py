@@ -98,8 +98,8 @@ def caution(data: str, seeds: int) -> str:
     side = SIDES[data]
     name = f"digits-{side}x{side}" if data.startswith("digits") else f"{data}-{side}x{side}"
     return (
-        f"{name} miniature, {spelled}, not ImageNet; the paper's numbers are shown for reference. Compared is only the "
-        "sign of a difference, and whether one as large as the paper's is excluded."
+        f"{name} miniature, {spelled}, not ImageNet; the paper's numbers are shown for reference. Only the sign of a "
+        "difference is compared, and whether its interval lies within the paper's difference."
     )
 
 

@@ -144,7 +144,8 @@ def _logits(classifier: Classifier, dataset: Dataset) -> int:
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else f"an object of type {type(logits).__name__}"
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 1):
         raise ValueError(
-            f"{name} returns {shape} for an image; expected (1, classes), since only classifiers are trained here"
+            f"{name} returns {shape} for an image; expected (1, classes), since {dataset.name} has a label per image; "
+            "a detector needs data with boxes, such as --data canvas"
         )
     return logits.shape[1]
 

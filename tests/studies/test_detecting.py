@@ -487,7 +487,7 @@ def test_wrong_input_is_refused(tmp_path, change, code, sentence):
 def test_a_detector_on_labelled_images_is_refused(tmp_path):
     code, said = ended("--model=retinanet_resnet50", "--data=digits", f"--output={tmp_path}/run")
     assert code == 2
-    assert "expected (1, classes), since only classifiers are trained here" in said
+    assert "expected (1, classes), since digits has a label per image" in said
 
 
 @pytest.mark.parametrize("change", [{"jitter": 1.0}, {"sides": (0,)}, {"anchor_scale": 0.0}, {"detector": "yolo"}])

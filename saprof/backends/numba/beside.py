@@ -1,11 +1,11 @@
 """Compilation of the other kernels of a training step while the first one is compiled, in processes beside this one.
 
 An operator whose inputs require gradients needs more kernels than the one that it runs: those of the gradients, and of
-the other parts of a fused attention. When the first of them is found missing on disk, other processes begin with the
-others. A kernel that such a process compiles is waited for; one that none has begun with is compiled here.
+the other parts of a fused attention. When the first of them is not on disk, other processes compile the others. This
+process waits for a kernel that another one is compiling, and compiles a kernel that none has started.
 
-A process compiles its first kernel for eight seconds longer than the following ones, because it has the parts of the
-kernels to itself. So a core gets one process, and none is added while this one waits.
+The first kernel of a process takes longer than the later ones, because every process compiles the functions that the
+kernels share. Therefore each further core gets one process for all kernels, and no process is started later.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saprof.backends import moments
 from saprof.backends.numba.processes import ALONE, CannotBuild, Kernel, Processes, check_folder, most_processes
 from saprof.backends.numba.told import operator_here, tell_of, where_kept
 from saprof.compiling import compiling
@@ -39,13 +40,13 @@ class _Here(threading.local):
 _here = _Here()
 _started: Processes | None = None
 _tried: set[Kernel] = set()
-"""The kernels that other processes have begun with, or were meant to: none is tried twice."""
+"""The kernels that this process compiles, or has given to other processes. Each is given once."""
 _forked = False
 
 
 def in_training(operator: Operator, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function that computes a part of the operator: "forward", "statistics" or "training". If gradients are
-    wanted, all kernels of its training step are compiled once one of them is missing."""
+    wanted, and one kernel of its training step is missing, the others are compiled in other processes."""
 
     def compute(*arguments: Any) -> Any:
         if not torch.is_grad_enabled() or not any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
@@ -67,6 +68,8 @@ def kernels_of_step(operator: Operator, part: str) -> list[str]:
     else:
         family = operator.family if isinstance(operator, Attention) else "stand_alone"
         parts = {"forward": ["attention"], "statistics": ["statistics", "attention"]}.get(part, ["hidden", "weighted"])
+        if isinstance(operator, Attention) and operator.mapping == "l" and moments.knows(operator):
+            parts = [name for name in parts if name != "statistics"]
         if part == "training" and isinstance(operator, Attention) and operator.delta.relation != "concatenation":
             parts = ["statistics", *parts]
         names = [f"{family}_{what}" for what in parts]

@@ -1,0 +1,81 @@
+"""Mean and variance of the rows offset_i + map_j over all pairs, without a pass over the pairs.
+
+Over images, centres i and taps j, the mean is a sum of two means, and the second moment about any point is
+Σ offset_i² + 2 Σ_i offset_i (Σ_j map_j) + Σ map_j². If the taps are a grid of row and column offsets, the sums over
+taps are two small products per map: one along rows, one along columns. Sums over positions are in float64, about the
+mean of each map, so that squares lose no digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saprof.backends.library import Kernels, Opaque, Plan, Shape, register
+from saprof.operators.attention import Attention
+from saprof.operators.footprint import Footprint
+
+
+def knows(operator: Attention) -> bool:
+    """Whether the rows of the attention are offset_i + map_j."""
+    return operator.family == "pairwise" and operator.delta.relation in ("summation", "subtraction", "concatenation")
+
+
+def of_pairs(
+    offset: Float[Tensor, "n d p"], map_: Float[Tensor, "n d h w"], footprint: Footprint
+) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Mean and biased variance of offset_i + map_j. A tap outside the map reads 0. The taps of the footprint are a
+    grid."""
+    by_row, by_column = _reads(footprint, *map_.shape[2:])
+    by_row, by_column = by_row.to(map_), by_column.to(map_)
+    pairs = offset.shape[0] * offset.shape[2] * footprint.taps
+    middle, level = offset.detach().mean((0, 2)), map_.detach().mean((0, 2, 3))
+    offset, apart = offset - middle[:, None], map_ - level[:, None, None]
+    outside = footprint.taps - (by_row.sum(1)[:, None] * by_column.sum(1)).flatten()  # taps of each centre that read 0
+    of_taps = _sum_of_taps(apart, str(footprint)).flatten(2) - level[:, None] * outside
+    times = by_row.sum(0)[:, None] * by_column.sum(0)  # how often each position is read
+    mean = (footprint.taps * _sum(offset) + _sum(of_taps)) / pairs
+    square = footprint.taps * _sum(offset.square()) + 2 * _sum(offset * of_taps)
+    square = square + _sum((apart.square() * times).flatten(2)) + len(offset) * outside.sum() * level.double().square()
+    found = mean + middle + level, (square / pairs - mean.square()).clamp_min(0)
+    return found[0].to(map_.dtype), found[1].to(map_.dtype)
+
+
+def _sum(x: Float[Tensor, "n d p"]) -> Float[Tensor, " d"]:
+    return x.sum((0, 2), dtype=torch.float64)
+
+
+@lru_cache(maxsize=1024)
+def _reads(footprint: Footprint, h: int, w: int) -> tuple[Float[Tensor, "oh h"], Float[Tensor, "ow w"]]:
+    """How many row offsets read each row, from each row of centres, and the same of columns."""
+    assert footprint.lattice is not None
+    across = footprint.lattice[0][1]
+    tables = footprint.rows(h)[::across], footprint.columns(w)[:across]
+    rows, columns = (
+        (t[:, :, None] == torch.arange(side)).sum(0).float() for t, side in zip(tables, (h, w), strict=True)
+    )
+    return rows, columns
+
+
+def _plan(shapes: Sequence[Shape], text: str) -> Plan:
+    """It counts no multiply-adds, like the statistics that it is a part of."""
+    footprint, (n, d, h, w) = Footprint.parse(text), shapes[0]
+    return Plan([(n, d, *footprint.output_size(h, w))], 0, (footprint, (h, w)))
+
+
+def _run(name: str, tensors: Sequence[Tensor], footprint: Footprint, size: tuple[int, int]) -> None:
+    *_, found = tensors
+    by_row, by_column = (x.to(found) for x in _reads(footprint, *size))
+    if name == _TAPS.name:
+        found.copy_(by_row @ tensors[0] @ by_column.T)
+    else:
+        found.copy_(by_row.T @ tensors[0] @ by_column)
+
+
+_TAPS = Opaque(name="sum_of_taps", inputs=("map",), options="str footprint", plan=_plan, degree=1)
+_sum_of_taps = register(Kernels("moments", _run), _TAPS)
+"""Σ_j map_j at every centre, for a footprint whose taps are a grid."""
