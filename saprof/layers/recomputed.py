@@ -93,10 +93,11 @@ class _Rectified(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
-        y, mean, scale = _normed(norm, x, weight, bias)
+        with inside(norm):
+            y, mean, scale = _normed(norm, x, weight, bias)
         ctx.save_for_backward(x, weight, bias, mean, scale)
         ctx.eps = norm.eps
-        return y
+        return y.relu_()
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor) -> Any:
@@ -122,10 +123,12 @@ class _Linears(torch.autograd.Function):
         norm: nn.BatchNorm2d,
         *layers: Tensor,
     ) -> tuple[Tensor, ...]:
-        y, mean, scale = _normed(norm, x, weight, bias)
+        (n, _, h, w), matrix, added = x.shape, _joined(layers[::2]), torch.cat(layers[1::2])[:, None]
+        with inside(norm):
+            y, mean, scale = _normed(norm, x, weight, bias)
+        y.relu_()
         ctx.save_for_backward(x, weight, bias, mean, scale, *layers)
         ctx.eps, ctx.residual = norm.eps, residual is not None
-        (n, _, h, w), matrix, added = x.shape, _joined(layers[::2]), torch.cat(layers[1::2])[:, None]
         outputs = x.new_empty(n, len(matrix), h * w)
         for number, one in enumerate(y.flatten(2)):  # one linear layer per image, which counters know
             start = added if residual is None else residual[number].flatten(1) + added
@@ -176,13 +179,11 @@ def _linears(y: Tensor, layers: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _normed(norm: nn.BatchNorm2d, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """ReLU(norm(x)), and the mean and the reciprocal standard deviation of the batch."""
+    """norm(x), and the mean and the reciprocal standard deviation of the batch."""
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     running = norm.running_mean, norm.running_var
-    with inside(norm):
-        y, mean, scale = torch.native_batch_norm(x, weight, bias, *running, True, norm.momentum or 0.0, norm.eps)
-    return y.relu_(), mean, scale
+    return torch.native_batch_norm(x, weight, bias, *running, True, norm.momentum or 0.0, norm.eps)
 
 
 def _again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

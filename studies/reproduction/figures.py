@@ -27,7 +27,7 @@ from studies.judging.statistics import CONTRADICTED, EQUIVALENT, SUPPORTED
 from studies.reproduction import records
 from studies.reproduction.report import page
 
-VERDICTS = {SUPPORTED: "#4f9a12", CONTRADICTED: "#6a0f12", EQUIVALENT: "#2f6fb0"}
+VERDICTS = {SUPPORTED: "#4f9a12", CONTRADICTED: "#6a0f12", EQUIVALENT: "#8a63c7"}
 """Colours of verdicts that decide a claim; the others are gray."""
 
 PAPER = {"marker": "_", "markersize": 15, "markeredgewidth": 2.2, "linestyle": "none", "alpha": 0.75}
