@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.layers.exactly import changed, eager, not_linear
-from saprof.layers.recomputed import fits, follow, of_batch, twice
+from saprof.layers.recomputed import fits, follow, in_full, of_batch, twice
 
 RECTIFIED = 4
 """The place of a maximum that ReLU makes 0. The places 0 to 3 are the values of a block, row by row."""
@@ -82,6 +82,7 @@ class _Largest(torch.autograd.Function):
         return y
 
     @staticmethod
+    @in_full
     def backward(ctx: Any, *given: Tensor) -> Any:
         (place,) = ctx.saved_tensors
         h, w = ctx.shape[-2:]
@@ -112,6 +113,7 @@ class _LargestOfLinear(torch.autograd.Function):
         return y.view(n, -1, h // 2, w // 2)
 
     @staticmethod
+    @in_full
     def backward(ctx: Any, *given: Tensor) -> Any:
         x, weight, bias, places = ctx.saved_tensors
         if torch.is_grad_enabled():

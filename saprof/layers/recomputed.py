@@ -7,6 +7,7 @@ map that torch's layers save. The layers behind it share one matrix product in t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -73,6 +74,8 @@ def twice(
     define: Callable[..., Any], inputs: Sequence[Tensor | None], needs: Sequence[bool], given: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of define(*inputs), with a graph of their own for second derivatives."""
+    if not any(needs):
+        return (None,) * len(needs)
     with torch.enable_grad():
         # an input may depend on another one; its alias does not
         aliases = [None if x is None else x.view_as(x) for x in inputs]
@@ -88,6 +91,17 @@ def twice(
     return tuple(next(found) if need else None for need in needs)
 
 
+def in_full(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """The backward without autocast, which the forward did not have either."""
+
+    @wraps(backward)
+    def run(*arguments: Any) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return backward(*arguments)
+
+    return run
+
+
 class _Rectified(torch.autograd.Function):
     """ReLU(norm(x))."""
 
@@ -100,6 +114,7 @@ class _Rectified(torch.autograd.Function):
         return y.relu_()
 
     @staticmethod
+    @in_full
     def backward(ctx: Any, *given: Tensor) -> Any:
         (gradient,) = given
         x, weight, bias, mean, scale = ctx.saved_tensors
@@ -129,14 +144,17 @@ class _Linears(torch.autograd.Function):
         y.relu_()
         ctx.save_for_backward(x, weight, bias, mean, scale, *layers)
         ctx.eps, ctx.residual = norm.eps, residual is not None
-        outputs = x.new_empty(n, len(matrix), h * w)
+        outputs = x.new_empty(n, len(matrix), h, w)
         for number, one in enumerate(y.flatten(2)):  # one linear layer per image, which counters know
             start = added if residual is None else residual[number].flatten(1) + added
-            torch.addmm(start, matrix, one, out=outputs[number])
+            torch.addmm(start, matrix, one, out=outputs[number].flatten(1))
+        if len(layers) == 2:
+            return (outputs,)
         parts = outputs.split([len(layer) for layer in layers[::2]], 1)
-        return tuple(part.contiguous().view(n, -1, h, w) for part in parts)
+        return tuple(part.contiguous() for part in parts)
 
     @staticmethod
+    @in_full
     def backward(ctx: Any, *given: Tensor) -> Any:
         x, weight, bias, mean, scale, *layers = ctx.saved_tensors
         needs = ctx.needs_input_grad

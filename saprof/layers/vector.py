@@ -143,6 +143,8 @@ class VectorAttention(LocalAttention):
     def takes_norm(self, norm: nn.Module, x: Tensor) -> bool:
         if self.attention == "composed" or self.backend == "unfold" or self.transformations is not None:
             return False
+        if getattr(self, "taps", self.footprint.taps) != self.footprint.taps:
+            return False
         layers = [layer for layer in (self.phi, self.psi, self.beta) if layer is not None]
         return of_batch(norm, x) and all(
             not_linear(layer, x.shape[1], getattr(layer, "out_channels", 0), bias=True) is None and fits(layer, x)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -183,30 +184,54 @@ class FoldedStem(nn.Module):
         return largest.add_(self.bias).relu_().unflatten(2, (h, w))
 
 
-class Seen(NamedTuple):
-    """What the folded weights were computed from."""
+class Seen:
+    """What the folded weights were computed from. Copied or unpickled, it is nothing."""
 
-    modules: tuple[nn.Module, ...]
-    children: list[tuple[dict[str, Any], tuple[Any, ...]]]
-    tensors: list[tuple[Tensor, int]]
+    def __init__(self, network: SAN | None) -> None:
+        self.network = network
+        self.modules = [] if network is None else [*network.stem.modules(), *network.stages.modules()]
+        self.parts = [] if network is None else [network.stem, network.stages]
+        self.facts = [*map(_facts, self.modules)]
+        self.held = [*map(_held, self.modules)]
+        self.tensors = [x for held in self.held for x in held if isinstance(x, Tensor)]
+        self.states = [*map(_state, self.tensors)]
 
-    @classmethod
-    def of(cls, modules: Iterable[nn.Module]) -> Seen:
-        modules = tuple(modules)
-        tensors = [x for m in modules for x in (*m._parameters.values(), *m._buffers.values()) if x is not None]
-        return cls(
-            modules,
-            [(m._modules, tuple(m._modules.values())) for m in modules if m._modules],
-            [(x, x._version) for x in tensors if not x.is_inference()],
-        )
+    def __reduce__(self) -> Any:
+        return Seen, (None,)
 
     def unchanged(self) -> bool:
-        """Whether no module was replaced or hooked, and no tensor written to."""
+        """Whether no module was replaced, hooked or set otherwise, and no tensor replaced or written to, other than
+        through its `data`."""
+        if self.network is None or any(map(hooked, self.modules)):
+            return False
         return (
-            not any(map(hooked, self.modules))
-            and all(tuple(children.values()) == before for children, before in self.children)
-            and all(x._version == version for x, version in self.tensors)
+            self.network.stem is self.parts[0]
+            and self.network.stages is self.parts[1]
+            and all(map(_same, map(_held, self.modules), self.held))
+            and [*map(_state, self.tensors)] == self.states
+            and [*map(_facts, self.modules)] == self.facts
+            and not any(map(patched, {type(module) for module in self.modules}))
         )
+
+
+_UNREAD = {"ran", "why_composed", "_parameters", "_buffers", "_modules"}
+
+
+def _facts(module: nn.Module) -> dict[str, Any]:
+    """The class and the settings of a module."""
+    return {name: x for name, x in vars(module).items() if name not in _UNREAD} | {"class": type(module)}
+
+
+def _held(module: nn.Module) -> list[Any]:
+    return [*module._parameters.values(), *module._buffers.values(), *module._modules.values()]
+
+
+def _same(now: list[Any], before: list[Any]) -> bool:
+    return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
+
+
+def _state(x: Tensor) -> tuple[int, int]:
+    return x._version, x.data_ptr()
 
 
 class FoldedSAN(SAN):
@@ -219,6 +244,13 @@ class FoldedSAN(SAN):
     folded: nn.ModuleList
     folded_stem: FoldedStem
     seen: Seen
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FoldedSAN:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy({name: x for name, x in vars(self).items() if name != "seen"}, memo)
+        copied.seen = Seen(copied if self.seen.unchanged() else None)
+        return copied
 
     def features(self, x: Float[Tensor, "n c h w"]) -> list[Tensor]:
         backends = self.backends(x)
@@ -299,12 +331,11 @@ def fold(network: SAN, owners: Counter[nn.Module]) -> list[nn.Module] | None:
 
 def become_folded(network: SAN, folded: list[nn.Module]) -> None:
     """Make the network use these weights."""
-    inside = [*network.modules()][1:]
     network.__class__ = FoldedSAN
     assert isinstance(network, FoldedSAN)
     network.folded_stem, network.folded = folded[0], nn.ModuleList(folded[1:])
-    network.seen = Seen.of(inside)
     network.eval()
+    network.seen = Seen(network)
 
 
 def _whole(network: SAN) -> bool:
@@ -312,6 +343,7 @@ def _whole(network: SAN) -> bool:
     tensors = [x for x in (*network.parameters(), *network.buffers()) if x.is_floating_point()]
     return (
         len({(x.dtype, x.device) for x in tensors}) == 1
+        and not any(x.is_inference() for x in tensors)  # which have no versions
         and tensors[0].dtype in DTYPES
         and tensors[0].device.type == "cpu"
         and changed(stem, nn.Sequential) is None

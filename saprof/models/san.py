@@ -87,6 +87,9 @@ class SAN(nn.Module):
 
     def features(self, x: Float[Tensor, "n c h w"]) -> list[Tensor]:
         """The output map of every stage."""
+        return self._maps(x)
+
+    def _maps(self, x: Tensor) -> list[Tensor]:
         if not self._pools_stem(x):
             return stage_maps(self.stem(x), self.stages)
         first, *others = self.stages
@@ -97,7 +100,7 @@ class SAN(nn.Module):
 
     def forward_features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         """The last map, before it is pooled."""
-        return self.features(x)[-1] if self._pools_stem(x) else self.stages(self.stem(x))
+        return self._maps(x)[-1] if self._pools_stem(x) else self.stages(self.stem(x))
 
     def _pools_stem(self, x: Tensor) -> bool:
         """Whether the stem and the pool behind it run as one in training, because both are exactly the paper's."""

@@ -281,3 +281,41 @@ def test_a_network_saves_a_third_of_what_its_parts_save(family):
         model = saprof.SAN(config).train()
         found.append(saved_bytes(model, [images], [*model.parameters(), *model.buffers()]))
     assert 0 < found[0] < found[1] / 3
+
+
+def test_an_overridden_features_is_not_called_in_training_alone():
+    class Own(saprof.SAN):
+        def features(self, x):
+            return [10 * found for found in super().features(x)]
+
+    model = network()
+    model.__class__ = Own
+    torch.testing.assert_close(model.forward_features(IMAGES), model.stages(model.stem(IMAGES)))
+
+
+def test_the_output_of_a_block_can_be_changed_in_place():
+    x = torch.randn(2, 16, 4, 4, dtype=torch.float64, requires_grad=True)
+    y = network().stages[0].blocks[0](x)
+    y += 1
+    y.sum().backward()
+
+
+def test_a_backward_inside_autocast():
+    model = network(dtype=torch.float32)
+    loss = model(IMAGES.float()).sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss.backward()
+
+
+def test_only_a_residual_requires_a_gradient():
+    x, residual = (torch.randn(2, 3, 4, 4, dtype=torch.float64) for _ in range(2))
+    norm, layer = nn.BatchNorm2d(3).double().requires_grad_(False), nn.Conv2d(3, 3, 1).double().requires_grad_(False)
+    (y,) = recomputed.rectified_linears(norm, x, [layer], residual.requires_grad_())
+    assert torch.equal(torch.autograd.grad(y.sum(), residual, create_graph=True)[0], torch.ones_like(residual))
+
+
+def test_a_footprint_of_other_taps_is_refused():
+    model = network("patchwise")
+    model.stages[0].blocks[0].attention.footprint = saprof.Footprint.square(5)
+    with pytest.raises(ValueError, match="axis k of γ is 9; expected 25"):
+        model(IMAGES)
