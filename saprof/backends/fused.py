@@ -172,7 +172,8 @@ def _pairwise(cores: Any, relation: str, inputs: Roles, footprint: Footprint) ->
     rows = _rows(relation, inputs, footprint)
     if footprint.stride > 1 or (0, 0) not in footprint.offsets:
         rows = _read(rows, footprint, softmax=inputs.beta is not None)
-    if rows.factor is None and not inputs.steps and inputs.beta is None and footprint.lattice is not None:
+    of_rows = rows.factor is None and not inputs.steps and inputs.beta is None
+    if of_rows and footprint.lattice is not None and not torch.compiler.is_compiling():
         return moments.of_pairs(rows.offset, rows.map, footprint)
     layers = _layers(inputs)
     rectified = relation != "dot_product"
