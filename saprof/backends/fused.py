@@ -94,9 +94,9 @@ def rows_of_weights(operator: Attention, phi: Tensor, psi: Tensor, norm: Step) -
     `phi` and `psi` are the weights of φ and ψ, with the biases as their last columns. The first batch norm of γ is
     folded into them; in the patchwise family only into φ.
     """
-    maps = [x[None, :, None] for x in (phi, psi)]
     if operator.family == "pairwise":
-        rows = _rows(operator.delta.relation, Roles(*maps, None, (), (), None), Footprint.of(1))
+        maps = Roles(phi[None, :, None], psi[None, :, None], None, (), (), None)
+        rows = _rows(operator.delta.relation, maps, Footprint.of(1))
         count = rows.offset.shape[1]
         rows = _normed(rows, Step(norm.scale[:count], torch.zeros_like(norm.shift[:count]), None))
         centres, taps = rows.offset[0], rows.map[0, :, 0].clone()

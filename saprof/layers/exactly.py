@@ -196,7 +196,7 @@ def eager(x: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
+        and not torch._C._is_tracing()
         and peek_interpreter_stack() is None
         and forward_ad._current_level < 0
     )

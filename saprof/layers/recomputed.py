@@ -46,7 +46,7 @@ def rectified(norm: nn.Module, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 
 
 
 def rectified_linears(
-    norm: nn.BatchNorm2d,
+    norm: Any,
     x: Float[Tensor, "n c h w"],
     layers: Sequence[nn.Conv2d],
     residual: Float[Tensor, "n d h w"] | None = None,
@@ -120,7 +120,8 @@ class _Rectified(torch.autograd.Function):
         x, weight, bias, mean, scale = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            return *twice(lambda *inputs: _define(*inputs, ctx.eps), (x, weight, bias), needs, given), None
+            found = twice(lambda x, weight, bias: _define(x, weight, bias, ctx.eps), (x, weight, bias), needs, given)
+            return *found, None
         masked = torch.ops.aten.threshold_backward(gradient, _again(x, weight, bias, mean, scale), 0)
         return *_before(masked, x, weight, mean, scale, ctx.eps, needs), None
 
@@ -155,7 +156,7 @@ class _Linears(torch.autograd.Function):
 
     @staticmethod
     @in_full
-    def backward(ctx: Any, *given: Tensor) -> Any:
+    def backward(ctx: Any, *given: Any) -> Any:
         x, weight, bias, mean, scale, *layers = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if torch.is_grad_enabled():
@@ -165,7 +166,8 @@ class _Linears(torch.autograd.Function):
                 (x, weight, bias, *layers), (*before, *wanted), given,
             )  # fmt: skip
             return *found[:3], given[0] if needs[3] else None, None, *found[3:]
-        gradient = torch.cat([one.flatten(2) for one in given], 1) if len(given) > 1 else given[0].flatten(2)
+        arrived = [one.flatten(2) for one in given]
+        gradient = torch.cat(arrived, 1) if len(arrived) > 1 else arrived[0]
         y = _again(x, weight, bias, mean, scale)
         of_layers: list[Tensor | None] = [None] * len(layers)
         widths = [len(layer) for layer in layers[::2]]
@@ -185,7 +187,8 @@ class _Linears(torch.autograd.Function):
 
 
 def _joined(weights: Sequence[Tensor]) -> Float[Tensor, "outputs inputs"]:
-    return torch.cat([weight.flatten(1) for weight in weights]) if len(weights) > 1 else weights[0].flatten(1)
+    matrices = [weight.flatten(1) for weight in weights]
+    return torch.cat(matrices) if len(matrices) > 1 else matrices[0]
 
 
 def _define(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -92,7 +92,11 @@ def _checked(cell: Cell, say: Callable[[str], None]) -> tuple[Prepared, dict[str
         check_finite(prepared.run() if cell.mode == "forward" and not cell.compiled else prepared.forward())
         if cell.mode != "forward" and not cell.compiled:
             prepared.run()
-        facts |= what_runs(runnable.function, getattr(torch, cell.subject.dtype), cell.device)
+        facts |= what_runs(
+            runnable.function,  # pyright: ignore[reportArgumentType]
+            getattr(torch, cell.subject.dtype),
+            cell.device,
+        )
     if cell.compiled:
         say("compiling")
         prepared, facts["first_call_s"] = compiled(prepared, runnable.fullgraph)

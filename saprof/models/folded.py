@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -35,6 +34,9 @@ class Clamp(nn.Module):
     The module computes y. The product behind it applies s and t, which are `scale` and `shift` (c).
     """
 
+    lower: Tensor
+    upper: Tensor | None
+
     def __init__(self, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         at = (-shift / scale).to(dtype)
@@ -57,7 +59,13 @@ class FoldedBlock(nn.Module):
     The argument `constant` (c) is the constant that the input lacks, the attribute the one that the result lacks.
     """
 
-    def __init__(self, block: SelfAttentionBlock, constant: Tensor) -> None:
+    before: Clamp
+    after: Clamp
+    weight: Tensor
+    bias: Tensor
+    expand: Tensor
+
+    def __init__(self, block: Any, constant: Tensor) -> None:
         super().__init__()
         attention: Any = block.attention
         dtype = block.expand.weight.dtype
@@ -117,7 +125,7 @@ class FoldedBlock(nn.Module):
             return None
         key, found = self._positions
         if key != (size, like.dtype):
-            norm = Step(*(x.to(like.dtype) for x in affine(attention.gamma[0])), None)
+            norm = _step(attention.gamma[0], like.dtype)
             positions = attention.positions(like.new_empty(1, 0, *size))
             found = position_rows(attention.fused_operator, positions, norm)
             self._positions = (size, like.dtype), found
@@ -127,7 +135,11 @@ class FoldedBlock(nn.Module):
 class FoldedStage(nn.Module):
     """The product of a transition, then blocks. The norm at the end adds the constant that the blocks leave out."""
 
-    def __init__(self, stage: Stage) -> None:
+    weight: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, stage: Any) -> None:
         super().__init__()
         linear = stage.transition.linear
         constant, blocks = linear.weight.new_zeros(linear.out_channels, dtype=torch.float64), []
@@ -161,7 +173,10 @@ class FoldedStem(nn.Module):
     ReLU and the bias follow the pool. No map has the size of the image.
     """
 
-    def __init__(self, stem: nn.Sequential, pools: bool) -> None:
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, stem: Any, pools: bool) -> None:
         super().__init__()
         layer, norm, _ = stem
         scale, shift = affine(norm)
@@ -241,8 +256,8 @@ class FoldedSAN(SAN):
     compute everything else, such as what a compiler or an exporter traces, and the maps under autocast.
     """
 
-    folded: nn.ModuleList
-    folded_stem: FoldedStem
+    folded: Any
+    folded_stem: Any
     seen: Seen
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FoldedSAN:
@@ -288,7 +303,7 @@ class FoldedSAN(SAN):
             return None
 
     def _takes(self, x: Tensor) -> bool:
-        traced = torch.jit.is_tracing() or peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+        traced = torch._C._is_tracing() or peek_interpreter_stack() is not None or forward_ad._current_level >= 0
         weight = self.folded_stem.weight
         return (
             type(x) is Tensor
@@ -318,7 +333,7 @@ def _backend(attention: Any, x: Tensor) -> str:
     return backend
 
 
-def fold(network: SAN, owners: Counter[nn.Module]) -> list[nn.Module] | None:
+def fold(network: SAN, owners: Mapping[Any, int]) -> list[nn.Module] | None:
     """The folded stem, then the folded stages of a network as saprof builds it, in evaluation mode; None if anything in
     it was changed."""
     inside = [*network.modules()][1:]
@@ -338,7 +353,7 @@ def become_folded(network: SAN, folded: list[nn.Module]) -> None:
     network.seen = Seen(network)
 
 
-def _whole(network: SAN) -> bool:
+def _whole(network: Any) -> bool:
     stem, inputs, width = network.stem, network.config.in_channels, network.config.channels[0]
     tensors = [x for x in (*network.parameters(), *network.buffers()) if x.is_floating_point()]
     return (
@@ -356,7 +371,7 @@ def _whole(network: SAN) -> bool:
     )
 
 
-def _whole_stage(stage: nn.Module, inputs: int) -> bool:
+def _whole_stage(stage: Any, inputs: int) -> bool:
     if not plain(stage, (Stage,)) or not plain(stage.transition, (Transition,)):
         return False
     channels = getattr(stage.transition.linear, "out_channels", 0)
@@ -368,7 +383,7 @@ def _whole_stage(stage: nn.Module, inputs: int) -> bool:
     )
 
 
-def _whole_block(block: nn.Module, channels: int) -> bool:
+def _whole_block(block: Any, channels: int) -> bool:
     if not plain(block, (SelfAttentionBlock,)) or not plain(block.attention, (PairwiseAttention, PatchwiseAttention)):
         return False
     attention: Any = block.attention
@@ -404,6 +419,12 @@ def affine(norm: Any) -> tuple[Tensor, Tensor]:
         scale = scale * norm.weight
     shift = -scale * norm.running_mean
     return scale, shift if norm.bias is None else shift + norm.bias
+
+
+def _step(norm: Any, dtype: torch.dtype) -> Any:
+    """A batch norm of γ, without the linear layer after it."""
+    scale, shift = affine(norm)
+    return Step(scale.to(dtype), shift.to(dtype), None)
 
 
 def _with_bias(layer: Any, before: Clamp) -> Float[Tensor, "o c+1"]:

@@ -107,7 +107,7 @@ class SAN(nn.Module):
         if not (self.training and eager(x)) or changed(self.stages, nn.Sequential) is not None:
             return False
         stage: Any = self.stages[0]
-        transition = getattr(stage, "transition", None)
+        transition: Any = getattr(stage, "transition", None)
         exact = as_built(stage, Stage) and as_built(transition, Transition)
         return exact and transition.stride == 2 and stem_fits(self.stem, x)
 

@@ -10,6 +10,9 @@ from saprof.markup import Html, tag
 from saprof.plots import page
 from saprof.records.calibration import Calibration
 
+_KEPT: dict[Any, str] = {True: "kept by the process", False: "given back to the system"}
+"""What happens to freed memory, by the field `kept_memory` of a run."""
+
 
 def facts(where: Mapping[str, Any], command: str) -> Html:
     """The provenance of a run of a command, such as `saprof.sweep`, as a list."""
@@ -19,7 +22,7 @@ def facts(where: Mapping[str, Any], command: str) -> Html:
         "device": where.get("device"),
         "processor": f"{where.get('cpu')}, {threads} on {cores}",
         "memory": f"{where['memory_bytes'] / 1e9:.3g} GB" if where.get("memory_bytes") else None,
-        "freed memory": {True: "kept by the process", False: "given back to the system"}.get(where.get("kept_memory")),
+        "freed memory": _KEPT.get(where.get("kept_memory")),
         "driver": where.get("driver"),
         "nvcc": where.get("nvcc"),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
