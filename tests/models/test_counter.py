@@ -102,9 +102,10 @@ def test_the_backward_of_a_declared_operator_costs_its_forward_per_gradient(need
 @pytest.mark.deep
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("name", NETWORKS[1:])
-def test_fused_costs_what_composed_does(name, training):
+def test_fused_costs_what_composed_does(name, training, monkeypatch):
     """In multiply-adds and in the `paper` convention; beside these, a fused attention computes scales and shifts of
     batch norms, one operation per channel, and its statistics are not counted again."""
+    monkeypatch.setattr("saprof.layers.block.eager", lambda x: False)  # a product has no biases in `paper`
     x = torch.randn(1, 3, 8, 8)
     fused, composed = (
         counted(build(name, **how).train(training), x, backward=True)
