@@ -167,6 +167,7 @@ def test_every_figure_is_there(full):
         "memory-operators",
         "speedup-operators",
         "roofline",
+        "growth-operators",
         "accuracy-flops-paper",
         "accuracy-params",
         "accuracy-latency",
