@@ -285,7 +285,7 @@ def refuse_empty_paths(argv: Sequence[str]) -> None:
     """ValueError for a path without a name, which would be the current folder."""
     for option, value in pairwise([*argv, "."]):
         name, equals, attached = option.partition("=")
-        if name in ("--output", "--root") and not (attached if equals else value).strip():
+        if name in ("--output", "--root", "--backbone") and not (attached if equals else value).strip():
             raise ValueError(f"{name.removeprefix('--')} is empty; expected a path")
 
 

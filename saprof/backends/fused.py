@@ -10,10 +10,8 @@ computed in float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,9 +81,11 @@ class Constants(NamedTuple):
 
 def folds(operator: Attention, footprint: Footprint) -> bool:
     """Whether `rows_of_weights` can fold the first batch norm of γ into φ and ψ."""
-    relations = {"pairwise": ("summation", "subtraction", "concatenation"), "patchwise": ("concatenation",)}
-    every = footprint.stride == 1 and (operator.family == "patchwise" or (0, 0) in footprint.offsets)
-    return every and operator.delta.relation in relations[operator.family]
+    if footprint.stride > 1:
+        return False
+    if operator.family == "patchwise":
+        return operator.delta.relation == "concatenation"
+    return moments.are_sums(operator) and (0, 0) in footprint.offsets
 
 
 def rows_of_weights(operator: Attention, phi: Tensor, psi: Tensor, norm: Step) -> tuple[Tensor, Tensor]:
@@ -173,7 +173,8 @@ def _pairwise(cores: Any, relation: str, inputs: Roles, footprint: Footprint) ->
     if footprint.stride > 1 or (0, 0) not in footprint.offsets:
         rows = _read(rows, footprint, softmax=inputs.beta is not None)
     of_rows = rows.factor is None and not inputs.steps and inputs.beta is None
-    if of_rows and footprint.lattice is not None and not torch.compiler.is_compiling():
+    # on a GPU, each call would copy how often a position is read
+    if of_rows and footprint.lattice is not None and rows.map.is_cpu and not torch.compiler.is_compiling():
         return moments.of_pairs(rows.offset, rows.map, footprint)
     layers = _layers(inputs)
     rectified = relation != "dot_product"
@@ -311,44 +312,7 @@ def _first_statistics(cores: Any, relation: str, inputs: Roles, footprint: Footp
     if relation != "concatenation":
         return [*_patchwise(cores, relation, inputs._replace(steps=(), beta=None), footprint)]
     variance, mean = torch.var_mean(_centres(inputs.phi, footprint), (0, 2), correction=0)
-    return [torch.cat(pair) for pair in zip((mean, variance), _of_taps(inputs.psi, footprint), strict=True)]
-
-
-def _of_taps(map_: Tensor, footprint: Footprint) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of a map at every tap, over images and centres: an element per channel and tap.
-
-    The number of centres whose tap reads the position (a, b) is a product: how often the row offset of the tap reads
-    row a, times how often its column offset reads column b. So the sums are taken over images, then rows, then columns,
-    and no array has an element per tap and centre. The mean of a channel is subtracted first, so that squares lose no
-    digits.
-    """
-    (n, _, h, w), (oh, ow) = map_.shape, footprint.output_size(*map_.shape[2:])
-    (by_row, row_of), (by_column, column_of) = (
-        (_on(times, map_), _on(of, map_)) for times, of in (_reads(footprint, h, 0), _reads(footprint, w, 1))
-    )
-    outside = oh * ow - by_row.sum(1)[row_of] * by_column.sum(1)[column_of]  # centres whose tap reads 0
-    middle = map_.detach().mean((0, 2, 3))
-    apart = map_ - middle[:, None, None]
-    over_images = torch.stack([apart.sum(0, dtype=torch.float64), apart.square().sum(0, dtype=torch.float64)])
-    rows = (by_row[:, :, None] * over_images[:, :, None]).sum(3)  # 2 r, distinct row offsets, w
-    sums = (by_column * rows[:, :, :, None]).sum(4)  # 2 r, distinct row and column offsets
-    elsewhere = -middle.double()[:, None]
-    elsewhere = torch.stack([elsewhere, elsewhere.square()])
-    mean, square = (sums[:, :, row_of, column_of] + n * outside * elsewhere) / (n * oh * ow)
-    found = (mean - elsewhere[0]).flatten(), (square - mean.square()).clamp_min(0).flatten()
-    return found[0].to(map_.dtype), found[1].to(map_.dtype)
-
-
-def _on(array: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(array).to(like.device)
-
-
-@lru_cache(maxsize=1024)
-def _reads(footprint: Footprint, side: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each distinct offset along an axis reads each row or column, and the number of each tap's offset."""
-    _, first, taps = np.unique([o[axis] for o in footprint.offsets], return_index=True, return_inverse=True)
-    table = (footprint.columns if axis else footprint.rows)(side).numpy()[first]
-    return (table[:, :, None] == np.arange(side)).sum(1).astype(np.float64), taps.reshape(-1)
+    return [torch.cat(pair) for pair in zip((mean, variance), moments.of_taps(inputs.psi, footprint), strict=True)]
 
 
 def _affine(norm: Step, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""Mean and variance of the rows offset_i + map_j over all pairs, without a pass over the pairs.
+"""Mean and variance of the input of γ's first norm, without a pass over the pairs of a centre and a tap.
 
-Over images, centres i and taps j, the mean is a sum of two means, and the second moment about any point is
-Σ offset_i² + 2 Σ_i offset_i (Σ_j map_j) + Σ map_j². If the taps are a grid of row and column offsets, the sums over
-taps are two small products per map: one along rows, one along columns. Sums over positions are in float64, about the
-mean of each map, so that squares lose no digits.
+The rows of a pairwise attention are offset_i + map_j. Over images, centres i and taps j, the mean is a sum of two
+means, and the second moment about any point is Σ offset_i² + 2 Σ_i offset_i (Σ_j map_j) + Σ map_j². If the taps are a
+grid of row and column offsets, the sums over taps are two small products per map: one along rows, one along columns.
+Sums over positions are in float64, about the mean of each map, so that squares lose no digits.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,8 +21,8 @@ from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint
 
 
-def knows(operator: Attention) -> bool:
-    """Whether the rows of the attention are offset_i + map_j."""
+def are_sums(operator: Attention) -> bool:
+    """Whether the rows of an attention are offset_i + map_j."""
     return operator.family == "pairwise" and operator.delta.relation in ("summation", "subtraction", "concatenation")
 
 
@@ -47,6 +48,44 @@ def of_pairs(
 
 def _sum(x: Float[Tensor, "n d p"]) -> Float[Tensor, " d"]:
     return x.sum((0, 2), dtype=torch.float64)
+
+
+def of_taps(map_: Tensor, footprint: Footprint) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of a map at every tap, over images and centres: an element per channel and tap.
+
+    The number of centres whose tap reads the position (a, b) is a product: how often the row offset of the tap reads
+    row a, times how often its column offset reads column b. So the sums are taken over images, then rows, then columns,
+    and no array has an element per tap and centre. The mean of a channel is subtracted first, so that squares lose no
+    digits.
+    """
+    (n, _, h, w), (oh, ow) = map_.shape, footprint.output_size(*map_.shape[2:])
+    (by_row, row_of), (by_column, column_of) = (
+        (_on(times, map_), _on(of, map_))
+        for times, of in (_reads_of_taps(footprint, h, 0), _reads_of_taps(footprint, w, 1))
+    )
+    outside = oh * ow - by_row.sum(1)[row_of] * by_column.sum(1)[column_of]  # centres whose tap reads 0
+    middle = map_.detach().mean((0, 2, 3))
+    apart = map_ - middle[:, None, None]
+    over_images = torch.stack([apart.sum(0, dtype=torch.float64), apart.square().sum(0, dtype=torch.float64)])
+    rows = (by_row[:, :, None] * over_images[:, :, None]).sum(3)  # 2 r, distinct row offsets, w
+    sums = (by_column * rows[:, :, :, None]).sum(4)  # 2 r, distinct row and column offsets
+    elsewhere = -middle.double()[:, None]
+    elsewhere = torch.stack([elsewhere, elsewhere.square()])
+    mean, square = (sums[:, :, row_of, column_of] + n * outside * elsewhere) / (n * oh * ow)
+    found = (mean - elsewhere[0]).flatten(), (square - mean.square()).clamp_min(0).flatten()
+    return found[0].to(map_.dtype), found[1].to(map_.dtype)
+
+
+def _on(array: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(array).to(like.device)
+
+
+@lru_cache(maxsize=1024)
+def _reads_of_taps(footprint: Footprint, side: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each distinct offset along an axis reads each row or column, and the number of each tap's offset."""
+    _, first, taps = np.unique([o[axis] for o in footprint.offsets], return_index=True, return_inverse=True)
+    table = (footprint.columns if axis else footprint.rows)(side).numpy()[first]
+    return (table[:, :, None] == np.arange(side)).sum(1).astype(np.float64), taps.reshape(-1)
 
 
 @lru_cache(maxsize=1024)

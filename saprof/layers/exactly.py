@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -177,14 +177,14 @@ def rectified(norm: nn.Module, x: Tensor) -> Tensor:
     return F.relu(norm(x), inplace=in_place)
 
 
+def plain(module: Any, *kinds: type[nn.Module]) -> bool:
+    """Whether the class of `module` is one of these, by identity, and no method was replaced in class or module."""
+    return type(module) in kinds and not any(map(callable, vars(module).values())) and patched(type(module)) is None
+
+
 def as_built(module: object, *kinds: type[nn.Module]) -> bool:
-    """Whether `module` is of one of saprof's own classes, by identity, and a call of it runs the forward of its class
-    and nothing else."""
-    if type(module) not in kinds:
-        return False
-    assert isinstance(module, nn.Module)
-    own = any(map(callable, vars(module).values())) or module._compiled_call_impl is not None
-    return not own and not hooked(module) and patched(type(module)) is None
+    """Whether `module` is plain, and a call of it runs no hook."""
+    return plain(module, *kinds) and isinstance(module, nn.Module) and not hooked(module)
 
 
 def eager(x: Tensor) -> bool:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saprof.layers.exactly import changed, eager, not_linear
-from saprof.layers.recomputed import fits, follow, in_full, of_batch, twice
+from saprof.layers.recomputed import differentiable_gradients, fits, in_full, of_batch, update_running_statistics
 
 RECTIFIED = 4
 """The place of a maximum that ReLU makes 0. The places 0 to 3 are the values of a block, row by row."""
@@ -60,7 +60,7 @@ def largest_of_stem(layers: nn.Sequential, x: Float[Tensor, "n c h w"]) -> Float
     weight = layer.weight.flatten(1).double()
     of_outputs = weight @ mean
     variance = (weight @ (apart @ apart.T / samples) * weight).sum(1)
-    follow(norm, of_outputs, variance, samples)
+    update_running_statistics(norm, of_outputs, variance, samples)
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
     shift = norm.bias - scale * of_outputs
     folded = (scale[:, None] * weight).to(x.dtype), shift.to(x.dtype)
@@ -117,7 +117,7 @@ class _LargestOfLinear(torch.autograd.Function):
     def backward(ctx: Any, *given: Tensor) -> Any:
         x, weight, bias, places = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return twice(_define, (x, weight, bias), ctx.needs_input_grad, given)
+            return differentiable_gradients(_define, (x, weight, bias), ctx.needs_input_grad, given)
         found = x.new_zeros(len(weight), x.shape[1] + 1)
         for gradient, place, pixels in zip(given[0].flatten(2), places, _blocks(x), strict=True):
             for number, one in enumerate(pixels):

@@ -58,7 +58,7 @@ def rectified_linears(
 
 
 @torch.no_grad()
-def follow(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, samples: int) -> None:
+def update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, samples: int) -> None:
     """Update running statistics as torch does, with the mean and the biased variance over `samples` values."""
     momentum = norm.momentum
     if norm.num_batches_tracked is not None:
@@ -70,7 +70,7 @@ def follow(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, samples: int) -
             running.copy_((1 - (momentum or 0)) * running + (momentum or 0) * now)
 
 
-def twice(
+def differentiable_gradients(
     define: Callable[..., Any], inputs: Sequence[Tensor | None], needs: Sequence[bool], given: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
     """The gradients of define(*inputs), with a graph of their own for second derivatives."""
@@ -120,7 +120,9 @@ class _Rectified(torch.autograd.Function):
         x, weight, bias, mean, scale = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
-            found = twice(lambda x, weight, bias: _define(x, weight, bias, ctx.eps), (x, weight, bias), needs, given)
+            found = differentiable_gradients(
+                lambda x, weight, bias: _define(x, weight, bias, ctx.eps), (x, weight, bias), needs, given
+            )
             return *found, None
         masked = torch.ops.aten.threshold_backward(gradient, _again(x, weight, bias, mean, scale), 0)
         return *_before(masked, x, weight, mean, scale, ctx.eps, needs), None
@@ -144,7 +146,7 @@ class _Linears(torch.autograd.Function):
             y, mean, scale = _normed(norm, x, weight, bias)
         y.relu_()
         ctx.save_for_backward(x, weight, bias, mean, scale, *layers)
-        ctx.eps, ctx.residual = norm.eps, residual is not None
+        ctx.eps = norm.eps
         outputs = x.new_empty(n, len(matrix), h, w)
         for number, one in enumerate(y.flatten(2)):  # one linear layer per image, which counters know
             start = added if residual is None else residual[number].flatten(1) + added
@@ -161,7 +163,7 @@ class _Linears(torch.autograd.Function):
         needs = ctx.needs_input_grad
         if torch.is_grad_enabled():
             *before, wanted = (*needs[:3], needs[5:])
-            found = twice(
+            found = differentiable_gradients(
                 lambda x, weight, bias, *layers: _linears(_define(x, weight, bias, ctx.eps), layers),
                 (x, weight, bias, *layers), (*before, *wanted), given,
             )  # fmt: skip

@@ -18,7 +18,7 @@ from saprof.layers.config import AttentionConfig
 from saprof.layers.exactly import as_written, not_linear, not_mapping, overridden, watch
 from saprof.layers.local import LocalAttention
 from saprof.layers.parts import coordinates, divide, linear, no_autocast
-from saprof.layers.recomputed import fits, follow, of_batch, rectified_linears
+from saprof.layers.recomputed import fits, of_batch, rectified_linears, update_running_statistics
 from saprof.operators import OPERATORS, Operator, aggregation, pairwise_concatenation, pairwise_subtraction
 from saprof.operators.attention import ATTENTIONS, Attention
 from saprof.operators.footprint import Footprint, positive
@@ -258,7 +258,7 @@ class PatchwiseAttention(VectorAttention):
         found[:2] = (x[self.first_channel :] for x in found[:2])
         for (norm, _), mean, variance in zip(steps, found[::2], found[1::2], strict=True):
             if norm.training and norm.track_running_stats:
-                follow(norm, mean, variance, samples)
+                update_running_statistics(norm, mean, variance, samples)
         return y
 
     def transform(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -287,7 +287,7 @@ def affine(norm: nn.BatchNorm2d, statistics: Callable[[], tuple[Tensor, ...]], s
         _need_samples(samples)
         mean, variance = statistics()
         if norm.training and norm.track_running_stats:
-            follow(norm, mean, variance, samples)
+            update_running_statistics(norm, mean, variance, samples)
     scale = torch.rsqrt(variance + norm.eps)
     if norm.weight is not None:
         scale = norm.weight * scale

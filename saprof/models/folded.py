@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch._C._functorch import peek_interpreter_stack
-from torch.autograd import forward_ad
 
 from saprof.backends import Unsupported, choose
 from saprof.backends.fused import attention_of_rows, constants_of, folds, position_rows, rows_of_weights
 from saprof.layers import PairwiseAttention, PatchwiseAttention, SelfAttentionBlock, Transition
 from saprof.layers.block import pool
-from saprof.layers.exactly import changed, hooked, not_linear, not_norm, patched
+from saprof.layers.exactly import changed, eager, hooked, not_linear, not_norm, patched, plain
 from saprof.models.san import SAN, Stage
 from saprof.operators.attention import Step
 
 DTYPES = (torch.float32, torch.float64)
-
-
-def plain(module: nn.Module, kinds: Iterable[type[nn.Module]]) -> bool:
-    """Whether the class of the module is exactly one of these, and no method was replaced in class or module."""
-    return type(module) in kinds and not any(map(callable, vars(module).values())) and patched(type(module)) is None
 
 
 class Clamp(nn.Module):
@@ -69,19 +62,18 @@ class FoldedBlock(nn.Module):
         super().__init__()
         attention: Any = block.attention
         dtype = block.expand.weight.dtype
-        scale, shift = affine(block.norm_in)
+        scale, shift = _affine(block.norm_in)
         before = Clamp(scale, shift + scale * constant, dtype)
         phi, psi, beta = (_with_bias(layer, before) for layer in (attention.phi, attention.psi, attention.beta))
-        steps = [Step(*affine(norm), weight.double()) for norm, weight in attention.steps()]
+        steps = [Step(*_affine(norm), weight.double()) for norm, weight in attention.steps()]
         bias = attention.gamma[-1].bias.double()
         constants = constants_of(attention.fused_operator, steps, bias, attention.footprint)
         rows = rows_of_weights(attention.fused_operator, phi, psi, steps[0])
         is_mean = attention.family == "pairwise" and not attention.footprint.drops_taps
-        left = (
-            beta[:, -1].clone() if is_mean else torch.zeros_like(beta[:, -1])
-        )  # the weights have the sum 1, so the bias of β passes through
+        # the weights of a mean have the sum 1, so the bias of β passes through
+        left = beta[:, -1].clone() if is_mean else torch.zeros_like(beta[:, -1])
         beta[:, -1] -= left
-        scale, shift = affine(block.norm_out)
+        scale, shift = _affine(block.norm_out)
         after = Clamp(scale, shift + scale * left, dtype)
         expand = _with_bias(block.expand, after)
         self.before, self.after = before, after
@@ -148,7 +140,7 @@ class FoldedStage(nn.Module):
             constant = blocks[-1].constant
         self.blocks = nn.ModuleList(blocks)
         self.pools = stage.transition.stride == 2
-        scale, shift = affine(stage.norm)
+        scale, shift = _affine(stage.norm)
         self.grows = bool((scale >= 0).all())
         """Whether no scale is negative, so that norm and ReLU may run after the max pool."""
         weights = {"weight": linear.weight.flatten(1), "scale": scale, "shift": shift + scale * constant}
@@ -163,8 +155,9 @@ class FoldedStage(nn.Module):
             x = block(x, size, backend)
         return x.unflatten(2, size)
 
-    def normed(self, x: Float[Tensor, "n d h w"], out: Tensor | None = None) -> Float[Tensor, "n d h w"]:
-        return torch.addcmul(self.shift, x, self.scale, out=out).relu_()
+    def normed(self, x: Float[Tensor, "n d h w"]) -> Float[Tensor, "n d h w"]:
+        """ReLU(norm(x)), written into x."""
+        return torch.addcmul(self.shift, x, self.scale, out=x).relu_()
 
 
 class FoldedStem(nn.Module):
@@ -179,7 +172,7 @@ class FoldedStem(nn.Module):
     def __init__(self, stem: Any, pools: bool) -> None:
         super().__init__()
         layer, norm, _ = stem
-        scale, shift = affine(norm)
+        scale, shift = _affine(norm)
         weight = scale[:, None] * layer.weight.double().flatten(1)
         if layer.bias is not None:
             shift = shift + scale * layer.bias
@@ -281,21 +274,16 @@ class FoldedSAN(SAN):
         for number, (stage, names) in enumerate(zip(self.folded, backends, strict=True)):
             x = stage(x, names)
             pools = number < last and self.folded[number + 1].pools
+            first = pools and stage.grows and not every  # the pool leaves fewer values to the norm
+            x = stage.normed(pool(x) if first else x)
             if every or number == last:
-                x = stage.normed(x, out=x)
                 found.append(x)
-                x = pool(x) if pools else x
-            elif pools and stage.grows:
-                x = pool(x)
-                x = stage.normed(x, out=x)
-            else:
-                x = stage.normed(x, out=x)
-                x = pool(x) if pools else x
+            x = pool(x) if pools and not first else x
         return found
 
     def backends(self, x: Tensor) -> list[list[str]] | None:
         """The backend of each attention, by stage; None if the modules themselves are to compute these images."""
-        if torch.compiler.is_compiling() or not self._takes(x) or not self.seen.unchanged():
+        if not self._takes(x) or not self.seen.unchanged():
             return None
         try:
             return [[_backend(block.attention[0], x) for block in stage.blocks] for stage in self.folded]
@@ -303,20 +291,16 @@ class FoldedSAN(SAN):
             return None
 
     def _takes(self, x: Tensor) -> bool:
-        traced = torch._C._is_tracing() or peek_interpreter_stack() is not None or forward_ad._current_level >= 0
         weight = self.folded_stem.weight
         return (
-            type(x) is Tensor
-            and not traced
+            eager(x)
             and not self.training
-            and x.device.type == weight.device.type == "cpu"
+            and weight.is_cpu
             and x.dtype == weight.dtype
-            and x.dtype in DTYPES
             and x.dim() == 4
             and x.shape[1] == weight.shape[1]
             and len(x) > 0
             and min(x.shape[2:]) >= 1 + self.folded_stem.pools
-            and not torch.is_autocast_enabled("cpu")
             and not (torch.is_grad_enabled() and self._learns(x))
         )
 
@@ -372,7 +356,7 @@ def _whole(network: Any) -> bool:
 
 
 def _whole_stage(stage: Any, inputs: int) -> bool:
-    if not plain(stage, (Stage,)) or not plain(stage.transition, (Transition,)):
+    if not plain(stage, Stage) or not plain(stage.transition, Transition):
         return False
     channels = getattr(stage.transition.linear, "out_channels", 0)
     return (
@@ -384,7 +368,7 @@ def _whole_stage(stage: Any, inputs: int) -> bool:
 
 
 def _whole_block(block: Any, channels: int) -> bool:
-    if not plain(block, (SelfAttentionBlock,)) or not plain(block.attention, (PairwiseAttention, PatchwiseAttention)):
+    if not plain(block, SelfAttentionBlock) or not plain(block.attention, PairwiseAttention, PatchwiseAttention):
         return False
     attention: Any = block.attention
     if (
@@ -412,7 +396,7 @@ def _in_evaluation(norm: nn.Module, channels: int) -> bool:
     return not_norm(norm, channels) is None and not norm.training and norm._buffers.get("running_mean") is not None
 
 
-def affine(norm: Any) -> tuple[Tensor, Tensor]:
+def _affine(norm: Any) -> tuple[Tensor, Tensor]:
     """The scale and shift of a batch norm in evaluation mode, in float64."""
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
     if norm.weight is not None:
@@ -423,7 +407,7 @@ def affine(norm: Any) -> tuple[Tensor, Tensor]:
 
 def _step(norm: Any, dtype: torch.dtype) -> Any:
     """A batch norm of γ, without the linear layer after it."""
-    scale, shift = affine(norm)
+    scale, shift = _affine(norm)
     return Step(scale.to(dtype), shift.to(dtype), None)
 
 

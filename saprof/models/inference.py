@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from saprof.layers import PairwiseAttention, PatchwiseAttention, SelfAttentionBlock, VectorAttention
-from saprof.layers.exactly import changed, hooked, not_linear, not_norm
+from saprof.layers.exactly import changed, hooked, not_linear, not_norm, plain
 from saprof.models.build import EXPECTED, Model
-from saprof.models.folded import become_folded, fold, plain
+from saprof.models.folded import become_folded, fold
 from saprof.models.resnet import Bottleneck, ResNet
 from saprof.models.san import SAN
 from saprof.models.sasa import SASA
@@ -65,7 +65,7 @@ def optimize_for_inference(model: Model) -> Model:
 
 def _runs_as_written(module: nn.Module) -> bool:
     """Whether the class of the module is exactly one of saprof's, and no method was replaced."""
-    return plain(module, _WRITTEN)
+    return plain(module, *_WRITTEN)
 
 
 _WRITTEN = (SAN, ResNet, SASA, Bottleneck, SelfAttentionBlock, PairwiseAttention, PatchwiseAttention)

@@ -87,20 +87,19 @@ class SAN(nn.Module):
 
     def features(self, x: Float[Tensor, "n c h w"]) -> list[Tensor]:
         """The output map of every stage."""
-        return self._maps(x)
-
-    def _maps(self, x: Tensor) -> list[Tensor]:
-        if not self._pools_stem(x):
-            return stage_maps(self.stem(x), self.stages)
-        first, *others = self.stages
-        with inside(self.stem):
-            found = largest_of_stem(self.stem, x)
-        found = first(found, True)
-        return [found, *stage_maps(found, others)]
+        return self._pooled_maps(x) if self._pools_stem(x) else stage_maps(self.stem(x), self.stages)
 
     def forward_features(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d h2 w2"]:
         """The last map, before it is pooled."""
-        return self._maps(x)[-1] if self._pools_stem(x) else self.stages(self.stem(x))
+        return self._pooled_maps(x)[-1] if self._pools_stem(x) else self.stages(self.stem(x))
+
+    def _pooled_maps(self, x: Float[Tensor, "n c h w"]) -> list[Tensor]:
+        """The output map of every stage, where `_pools_stem` is true."""
+        first, *others = self.stages
+        with inside(self.stem):
+            pooled = largest_of_stem(self.stem, x)
+        found = first(pooled, True)
+        return [found, *stage_maps(found, others)]
 
     def _pools_stem(self, x: Tensor) -> bool:
         """Whether the stem and the pool behind it run as one in training, because both are exactly the paper's."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from studies.config import Config
 from studies.data import Dataset, Images
 from studies.data import split as splits
 from studies.data.views import Change, JudgedViews, TrainingViews, batches
-from studies.failures import BadData, Preempted
+from studies.failures import BadData
 from studies.training.adapters import sentence
 from studies.training.distributed import World
 from studies.training.metrics import Progress, Score, score
@@ -185,16 +184,13 @@ def evaluate(
     total, training = Score(), model.training
     model.eval()
     try:
-        for _ in range(rounds):
-            if world.any([stop()])[0]:
-                raise Preempted
-            for pixels, labels, numbers in islice(coming, 1):  # empty when only other processes have another batch
-                pixels, labels = pixels.to(device).float(), labels.to(device)
-                if change is not None:
-                    pixels = change(pixels, labels, numbers)
-                with torch.no_grad():
-                    total += score(model(pixels), labels)
-                seen(len(labels))
+        for pixels, labels, numbers in world.rounds(coming, rounds, stop):
+            pixels, labels = pixels.to(device).float(), labels.to(device)
+            if change is not None:
+                pixels = change(pixels, labels, numbers)
+            with torch.no_grad():
+                total += score(model(pixels), labels)
+            seen(len(labels))
     finally:
         model.train(training)
     n, correct1, correct5, nonfinite, loss_sum = world.sum(list(vars(total).values()))

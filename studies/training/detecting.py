@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +23,7 @@ from studies.detection import anchors, coco, drawing, evaluation, losses, matchi
 from studies.detection.postprocess import Detections, Selection, detections
 from studies.detection.scenes import SceneImages, Scenes
 from studies.detection.views import Batch, View
-from studies.failures import BadData, CannotWrite, Preempted
+from studies.failures import BadData, CannotWrite
 from studies.training.adapters import sentence
 from studies.training.distributed import World
 from studies.training.metrics import Progress
@@ -232,14 +231,11 @@ class Detecting:
         nonfinite, training = 0, network.training
         network.eval()
         try:
-            for _ in range(max(map(len, keys))):
-                if world.any([stop()])[0]:
-                    raise Preempted
-                for batch in islice(coming, 1):  # empty when only other processes have another batch
-                    found = list(self._of_batch(network, batch, world.device))
-                    nonfinite += sum(each is None for each in found)
-                    pairs = zip(batch.numbers, found, strict=True)
-                    mine |= {number: each for number, each in pairs if each is not None}
+            for batch in world.rounds(coming, max(map(len, keys)), stop):
+                found = list(self._of_batch(network, batch, world.device))
+                nonfinite += sum(each is None for each in found)
+                pairs = zip(batch.numbers, found, strict=True)
+                mine |= {number: each for number, each in pairs if each is not None}
         finally:
             network.train(training)
         return _gathered(mine, world), int(world.sum([nonfinite])[0])

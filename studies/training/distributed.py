@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from studies.failures import Preempted
 
 _LAST: list[dist.ProcessGroup | None] = []
 """The process group that was used last. Freeing a group joins its threads, and a thread may need the interpreter lock
@@ -42,6 +46,14 @@ class World:
     def any(self, flags: Sequence[bool]) -> list[bool]:
         """For each flag, whether it is true in any process."""
         return [count > 0 for count in self.sum(flags)]
+
+    def rounds(self, batches: Iterator[Any], count: int, stop: Callable[[], bool]) -> Iterator[Any]:
+        """A batch per round, if this process has one left; every process has `count` rounds. Raises Preempted when any
+        process is asked to stop."""
+        for _ in range(count):
+            if self.any([stop()])[0]:
+                raise Preempted
+            yield from islice(batches, 1)  # empty when only other processes have another batch
 
     def wait(self) -> None:
         """Wait until all processes have called this method."""

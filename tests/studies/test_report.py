@@ -55,8 +55,8 @@ def test_every_page_says_that_digits_are_not_imagenet():
     given = results("8", of_table_8)
     shown = report.page("8", given)
     sentence = (
-        "digits-8x8 miniature, 6 seeds, not ImageNet; the paper's numbers are shown for reference. Compared is only "
-        "the sign of a difference, and whether one as large as the paper's is excluded."
+        "digits-8x8 miniature, 6 seeds, not ImageNet; the paper's numbers are shown for reference. Only the sign of a "
+        "difference is compared, and whether its interval lies within the paper's difference."
     )
     for text in (*(report.render(shown, form) for form in ("md", "csv", "json")), summary.summary([shown], given)):
         assert sentence in text

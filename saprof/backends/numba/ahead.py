@@ -152,7 +152,7 @@ def _end_with(parent: int) -> None:
 def _serve() -> None:
     """Compile the kernels whose names are on stdin, and answer each with its error, or null."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
     replies, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         kernel, error = Kernel(*json.loads(line)), None

@@ -68,7 +68,7 @@ def kernels_of_step(operator: Operator, part: str) -> list[str]:
     else:
         family = operator.family if isinstance(operator, Attention) else "stand_alone"
         parts = {"forward": ["attention"], "statistics": ["statistics", "attention"]}.get(part, ["hidden", "weighted"])
-        if isinstance(operator, Attention) and operator.mapping == "l" and moments.knows(operator):
+        if isinstance(operator, Attention) and operator.mapping == "l" and moments.are_sums(operator):
             parts = [name for name in parts if name != "statistics"]
         if part == "training" and isinstance(operator, Attention) and operator.delta.relation != "concatenation":
             parts = ["statistics", *parts]

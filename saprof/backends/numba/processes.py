@@ -46,7 +46,7 @@ class Processes:
     """The compilation of kernels in other processes, as a context that ends them. It starts at once."""
 
     def __init__(self, kernels: Sequence[Kernel], folder: str, spare: int = 0) -> None:
-        """`folder` are the words about where kernels are kept; `spare` cores get no process."""
+        """`folder` says in words where the kernels are kept; `spare` cores get no process."""
         self.kernels = sorted(dict.fromkeys(kernels), key=lambda kernel: kernel.name not in LONGEST)
         self.compiled: list[Kernel] = []
         self.folder = folder
@@ -92,8 +92,8 @@ class Processes:
         return None
 
     def ended(self, kernel: Kernel, timeout: float | None = 0.0) -> bool:
-        """Whether no process will go on with this kernel within `timeout` seconds, or at all if that is None. The
-        kernel is on disk, unless the process has failed or the caller has taken it."""
+        """Wait until no process works on this kernel any more, `timeout` seconds at most (None: without limit), and
+        return whether that is so. Then the kernel is on disk, unless its process failed or the caller has taken it."""
         return self._ends[kernel].wait(timeout)
 
     @property
@@ -121,7 +121,7 @@ class Processes:
                         self._done.put((kernel, _compile(process, kernel, errors)))
                     finally:
                         self._ends[kernel].set()
-                process.kill()  # it does nothing now; the end of its input would also be held by forked processes
+                process.kill()  # it is idle; closing its input may not end it, since a forked process may hold it open
         except OSError as error:  # no process could be started
             self._done.put((self.kernels[0], str(error)))
             while self.take_any():
@@ -129,8 +129,8 @@ class Processes:
 
 
 def most_processes(spare: int = 0) -> int:
-    """The largest number of processes: one per core but for `spare` ones, and fewer if the memory does not suffice. At
-    least one if there are no spare ones."""
+    """The largest number of processes: one per core, without `spare` cores; fewer if memory is short, but at least one
+    if no core is spare."""
     import psutil  # not when saprof is imported
 
     cores, memory = len(os.sched_getaffinity(0)) - spare, psutil.virtual_memory().available // PROCESS_BYTES
@@ -156,7 +156,7 @@ def _start(errors: Any) -> subprocess.Popen[str]:
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     settings = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", SILENT: "1", ALONE: "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "saprof.backends.numba.ahead"],
+        [sys.executable, "-m", "saprof.backends.numba.ahead", str(os.getpid())],
         env=settings, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
     )  # fmt: skip
 
