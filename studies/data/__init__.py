@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from studies.config import Config
 
+BOXES = ("canvas", "canvas_digits", "coco")
+"""The data sets whose images have boxes, for detectors."""
 MODULES = {
     "digits": "studies.data.digits",
     "digits16": "studies.data.digits",
@@ -25,7 +27,7 @@ MODULES = {
     **dict.fromkeys(
         ("fashion", "mnist", "kmnist", "emnist-balanced", "emnist-digits", "emnist-letters"), "studies.data.idx"
     ),
-    **dict.fromkeys(("canvas", "canvas_digits", "coco"), "studies.detection.scenes"),
+    **dict.fromkeys(BOXES, "studies.detection.scenes"),
 }
 """The data sets, and the modules whose `load(config)` returns them."""
 

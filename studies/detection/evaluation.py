@@ -24,6 +24,12 @@ detections, and of the three sizes."""
 SIZES = (32.0**2, 96.0**2)
 """COCO's limits of small and of large objects, in square pixels of the original image."""
 NO_OBJECTS = -1.0
+AT_ONCE = 16
+"""Images of a batch in an evaluation."""
+OVERLAPS = (0.50, 0.75)
+"""The IoUs of AP50 and of AP75."""
+RECALLS = np.linspace(0, 1, 101)
+"""The recalls at which precision is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +40,20 @@ class Evaluation:
     """Each of NUMBERS."""
     per_class: Mapping[str, float | None]
     """AP of each category, by name."""
+    curves: Mapping[str, np.ndarray]
+    """By name of the category, the precision at each of RECALLS, `ious recalls`, at the IoUs 0.50, 0.55, …, 0.95. A
+    category without an object is left out."""
+
+    def of_class(self, name: str) -> dict[str, float | None]:
+        """AP, AP50 and AP75 of a category."""
+        curves = self.curves.get(name)
+        at = {} if curves is None else {f"AP{100 * iou:.0f}": float(at_iou(curves, iou).mean()) for iou in OVERLAPS}
+        return {"AP": self.per_class[name], "AP50": None, "AP75": None} | at
+
+
+def at_iou(curves: np.ndarray, iou: float) -> np.ndarray:
+    """The row of one IoU of `ious …`."""
+    return curves[round((iou - 0.5) / 0.05)]
 
 
 def evaluate(
@@ -62,8 +82,10 @@ def evaluate(
     precision = np.asarray(judged.eval["precision"])  # IoUs, recalls, classes, sizes, numbers of detections
     ids = list(judged.params.catIds)
     names = {category["id"]: category["name"] for category in truth["categories"]}
-    per_class = {names[number]: _mean(precision[:, :, place, 0, -1]) for place, number in enumerate(ids)}
-    return Evaluation(numbers=dict(zip(NUMBERS, numbers, strict=True)), per_class=per_class)
+    every = {names[number]: precision[:, :, place, 0, -1] for place, number in enumerate(ids)}
+    curves = {name: curve for name, curve in every.items() if (curve > NO_OBJECTS).all()}
+    per_class = {name: float(curves[name].mean()) if name in curves else None for name in every}
+    return Evaluation(numbers=dict(zip(NUMBERS, numbers, strict=True)), per_class=per_class, curves=curves)
 
 
 def package() -> ModuleType:
@@ -94,8 +116,3 @@ def _check(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> No
 
 def _known(number: float) -> float | None:
     return None if number == NO_OBJECTS else number
-
-
-def _mean(precision: np.ndarray) -> float | None:
-    found = precision[precision > NO_OBJECTS]
-    return float(found.mean()) if found.size else None

@@ -76,6 +76,21 @@ class SceneImages:
         """Rows and columns."""
         return self.source.size(self.indices[index])
 
+    def ground_truth(self) -> dict[str, Any]:
+        """The objects of these images, as COCO writes them."""
+        truth = self.source.ground_truth()
+        if len(self) == len(self.source):
+            return truth
+        images = [truth["images"][index] for index in self.indices]
+        kept = {image["id"] for image in images}
+        return truth | {"images": images, "annotations": [a for a in truth["annotations"] if a["image_id"] in kept]}
+
+    def sample(self, n: int | None) -> SceneImages:
+        """`n` of the images, spread evenly over their order; None, or more than there are, is all of them."""
+        if n is None or n >= len(self):
+            return self
+        return SceneImages(self.source, [self.indices[number * len(self) // n] for number in range(n)])
+
     def digest(self) -> str:
         return self._digest
 

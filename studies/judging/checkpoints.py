@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studies.config import Config
+from studies.data import BOXES
 from studies.data.listing import numbers_in_order_of_text
 from studies.judging.robustness import Conditions, Execution, robustness, sample
 
@@ -38,14 +39,17 @@ class Checkpoint:
             saprof.load_official(classifier.model, self.path)
             return classifier.eval()
         model = saprof.load(self.path)
+        if isinstance(model, saprof.RetinaNet):
+            raise ValueError(f"{self.path} holds a detector; expected a --recipe, or --data {', '.join(BOXES)}")
         classes = model.config.num_classes
         if classes != len(dataset.classes):
             raise ValueError(f"{self.path} has {classes} classes; {dataset.name} has {len(dataset.classes)}")
         if self.model is not None:
-            self._check_name(model)
+            self.check_name(model)
         return Classifier(model, dataset).eval()
 
-    def _check_name(self, model: Model) -> None:
+    def check_name(self, model: Model) -> None:
+        """Raise ValueError if `model` is not of the name."""
         from saprof.models.counting import blueprint
 
         expected = vars(blueprint(str(self.model), num_classes=model.config.num_classes).config)

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 import saprof
 from saprof import atomic
+from saprof.text import counted
 from studies.config import Config
 from studies.data import Images
 from studies.data.split import SCHEMA, Split
@@ -29,9 +30,10 @@ from studies.training.distributed import World
 from studies.training.metrics import Progress
 from studies.training.networks import FromPixels, autocast, full, made
 
-JUDGED_AT_ONCE = 16
 FOUND = "detections.json"
 PICTURE = "boxes.png"
+CURVES = "precision_recall"
+"""The stem of the files of a figure."""
 
 
 class Detector(FromPixels):
@@ -132,13 +134,22 @@ class Detecting:
             if "'anchors'; expected" in str(error):  # an unknown option of another network of ours
                 raise _no_detector(self.config) from None
             raise
-        if not hasattr(model, "predict") or not hasattr(model, "strides"):
-            raise _no_detector(self.config)
+        self._expect_detector(model)
         if self.config.backbone is not None:
             _start_from(model, Path(self.config.backbone))
+        return self.detector(model)
+
+    def detector(self, model: nn.Module) -> Detector:
+        """A network as a detector of the data set. Raises ValueError if it is no detector, or has other anchors or
+        classes."""
+        self._expect_detector(model)
         detector = Detector(model, self.dataset)
         self._try(detector)
         return detector
+
+    def _expect_detector(self, model: nn.Module) -> None:
+        if not hasattr(model, "predict") or not hasattr(model, "strides"):
+            raise _no_detector(self.config)
 
     def _try(self, detector: Detector) -> None:
         """Raise ValueError if an image of the data set does not give logits and offsets of the expected sizes."""
@@ -206,24 +217,43 @@ class Detecting:
     ) -> dict[str, Any]:
         """The numbers of COCO. The results are written to `folder`."""
         scenes = cast(SceneImages, images)
-        found, nonfinite = self._found(network, scenes, world, workers, stop)
-        truth = scenes.source.ground_truth()
-        results = coco.results(sorted((scenes.indices[n], each) for n, each in found.items()), truth)
+        results, nonfinite = self.results(network, scenes, world, workers=workers, stop=stop)
         if world.first and folder is not None:
-            try:
-                atomic.write(folder / FOUND, json.dumps(results).encode())
-            except OSError as error:
-                raise CannotWrite(f"cannot write {error.filename}: {error.strerror}") from None
-        judged = evaluation.evaluate(truth, results, self.dataset.sizes)
+            write_results(folder, results)
+        judged = evaluation.evaluate(scenes.ground_truth(), results, self.dataset.sizes)
         counts = {"n": len(images), "detections": len(results), "nonfinite": nonfinite}
         return counts | dict(judged.numbers) | {"per_class": dict(judged.per_class)}
 
+    def results(
+        self,
+        network: FromPixels,
+        images: SceneImages,
+        world: World,
+        *,
+        workers: int,
+        stop: Callable[[], bool] = lambda: False,
+        at_once: int = evaluation.AT_ONCE,
+        seen: Callable[[int], object] = lambda n: None,
+    ) -> tuple[list[dict[str, Any]], int]:
+        """The detections of all processes as COCO writes them, and the number of images whose outputs are not finite.
+        `seen` is called with the size of every batch."""
+        found, nonfinite = self._found(network, images, world, workers, stop, at_once, seen)
+        truth = images.source.ground_truth()
+        return coco.results(sorted((images.indices[n], each) for n, each in found.items()), truth), nonfinite
+
     def _found(
-        self, network: FromPixels, images: SceneImages, world: World, workers: int, stop: Callable[[], bool]
+        self,
+        network: FromPixels,
+        images: SceneImages,
+        world: World,
+        workers: int,
+        stop: Callable[[], bool],
+        at_once: int,
+        seen: Callable[[int], object],
     ) -> tuple[dict[int, Detections], int]:
         """The detections of each image in original pixels, on the CPU, from all processes; and the number of images
         whose outputs are not finite."""
-        keys = [batches_of(self.dataset.rules, images, rank, world.size) for rank in range(world.size)]
+        keys = [batches_of(self.dataset.rules, images, rank, world.size, at_once) for rank in range(world.size)]
         coming = batches(
             JudgedScenes(self.dataset, images), keys[world.rank], workers, world.device.type == "cuda", views.collate
         )
@@ -236,6 +266,7 @@ class Detecting:
                 nonfinite += sum(each is None for each in found)
                 pairs = zip(batch.numbers, found, strict=True)
                 mine |= {number: each for number, each in pairs if each is not None}
+                seen(len(found))
         finally:
             network.train(training)
         return _gathered(mine, world), int(world.sum([nonfinite])[0])
@@ -257,14 +288,23 @@ class Detecting:
             yield Detections(views.back(boxes, scale), scores, labels)
 
     def finish(self, folder: Path, images: Images) -> None:
-        """Draw the boxes of the last evaluation on the first images, beside the ground truth. There is no picture if
-        the file of that evaluation is lost."""
-        scenes = cast(SceneImages, images)
+        """Draw the detections of the last evaluation. There are no pictures if the file of that evaluation is lost."""
         try:
             results = json.loads((folder / FOUND).read_bytes())
         except (OSError, ValueError):
             return
-        drawing.draw(folder / PICTURE, scenes.source, scenes.indices, results)
+        scenes = cast(SceneImages, images)
+        self.draw(folder, scenes, results, evaluation.evaluate(scenes.ground_truth(), results, self.dataset.sizes))
+
+    def draw(
+        self, folder: Path, images: SceneImages, results: Sequence[Mapping[str, Any]], judged: evaluation.Evaluation
+    ) -> None:
+        """Draw the boxes on the first images, beside the ground truth, and precision against recall."""
+        from studies.detection import curves  # which imports matplotlib
+
+        drawing.draw(folder / PICTURE, images.source, images.indices, results)
+        about = f"{self.config.model}  ·  {self.dataset.name}, {self.config.protocol}, {counted(len(images), 'image')}"
+        curves.write(folder / CURVES, judged, about)
 
     def while_training(self, line: Mapping[str, Any]) -> str:
         judged = f", judged: {_precision(line)}" if "AP" in line else ""
@@ -313,18 +353,24 @@ def strides(forward: Any) -> tuple[int, ...]:
     return tuple(cast(Any, forward.model).strides)
 
 
-def batches_of(rules: views.Rules, images: SceneImages, rank: int, world: int) -> list[list[int]]:
+def write_results(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write detections as COCO writes results. Raises CannotWrite if that fails."""
+    try:
+        atomic.write(folder / FOUND, json.dumps(results).encode())
+    except OSError as error:
+        raise CannotWrite(f"cannot write {error.filename}: {error.strerror}") from None
+
+
+def batches_of(
+    rules: views.Rules, images: SceneImages, rank: int, world: int, at_once: int = evaluation.AT_ONCE
+) -> list[list[int]]:
     """The images of a process, in batches of one padded size, so that the padding of an image does not depend on the
     others."""
     by_size: dict[tuple[int, ...], list[int]] = {}
     for index in range(rank, len(images), world):
         size = tuple(views.padded(length) for length in rules.judged_size(images.size(index)))
         by_size.setdefault(size, []).append(index)
-    return [
-        found[start : start + JUDGED_AT_ONCE]
-        for found in by_size.values()
-        for start in range(0, len(found), JUDGED_AT_ONCE)
-    ]
+    return [found[start : start + at_once] for found in by_size.values() for start in range(0, len(found), at_once)]
 
 
 def _gathered(mine: dict[int, Detections], world: World) -> dict[int, Detections]:

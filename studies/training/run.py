@@ -7,7 +7,7 @@ metrics.jsonl   one line per epoch
 ckpt/           the two newest checkpoints
 model.pt        the evaluated network, for saprof.load
 detections.json what the newest evaluation of a detector found, as COCO writes results
-boxes.png       some of it, beside the ground truth
+boxes.png       some of it, beside the ground truth; precision_recall.png and .svg are drawn of all of it
 result.json     accuracies; it is written last, and a run without it is not finished
 failed.json     why the run failed
 """

@@ -258,11 +258,21 @@ def test_a_finished_run_can_be_had(finished, capsys):
     assert "finished already, nothing was changed" in capsys.readouterr().out
 
 
+def test_a_run_shows_precision_against_recall(finished):
+    with Image.open(finished / "precision_recall.png") as picture:
+        described = picture.info["Description"]
+    result = Run(finished).result()
+    assert described.startswith(f"AP {100 * result['AP']:.1f} %, AP50 {100 * result['AP50']:.1f} %")
+    assert "AP50 of each class:" in described
+    assert (finished / "precision_recall.svg").read_bytes().startswith(b"<?xml")
+
+
 def test_a_run_whose_detections_are_lost_ends_without_a_picture(finished, tmp_path):
     config, dataset, parts, _ = trained(finished)
     (tmp_path / "detections.json").write_text('[{"image')
     tasks.of(config, dataset).finish(tmp_path, parts.judged)
     assert not (tmp_path / "boxes.png").exists()
+    assert not (tmp_path / "precision_recall.png").exists()
 
 
 def test_an_evaluation_can_be_stopped(finished):
