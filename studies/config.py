@@ -28,6 +28,10 @@ DECAYED = ("all", "weights")
 AVERAGED = ("state", "parameters")
 DEVICES = ("auto", "cpu", "cuda")
 DETECTORS = ("sasa", "torchvision")
+LISTS = ("sides", "lr_drops")
+"""Fields that are lists of integers."""
+LARGEST_SIDE = 4096
+"""The largest side of an image for a network, in pixels. An image of this size, as floats, takes 200 MB."""
 
 SETTING = {"setting": True}
 """Metadata of fields that change how a run is carried out, but not its result; they are not part of the fingerprint."""
@@ -159,14 +163,19 @@ class Config:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not (low <= value <= high):
-                bounds = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
+                bounds = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high}"
                 raise ValueError(f"{name} is {value}; expected {bounds}")
         for field_ in fields(self):
             if isinstance(getattr(self, field_.name), float) and not math.isfinite(getattr(self, field_.name)):
                 raise ValueError(f"{field_.name} is {getattr(self, field_.name)}; expected a finite number")
-        for name in ("sides", "lr_drops"):
+        for name in LISTS:
             if any(value < 1 for value in getattr(self, name)):
                 raise ValueError(f"{name} is {list(getattr(self, name))}; expected numbers of at least 1")
+        if any(side > LARGEST_SIDE for side in self.sides):
+            raise ValueError(
+                f"sides is {list(self.sides)}; expected pixels from 1 to {LARGEST_SIDE}; choose smaller ones, since "
+                "the memory of a step grows with their square"
+            )
         if self.jitter == 1:
             raise ValueError("jitter is 1; expected a number below 1, since images cannot be scaled by 0")
         if self.anchor_scale == 0:
@@ -233,8 +242,8 @@ _RANGES = {
     "seed": (0, 2**63 - 1),
     "held_out": (1, math.inf),
     "train_per_class": (1, math.inf),
-    "image_size": (1, math.inf),
-    "resize": (1, math.inf),
+    "image_size": (1, LARGEST_SIDE),
+    "resize": (1, LARGEST_SIDE),
     "epochs": (1, 10**5),
     "batch": (1, math.inf),
     "accumulate": (1, math.inf),
@@ -247,14 +256,14 @@ _RANGES = {
     "label_smoothing": (0, 1),
     "clip_norm": (0, math.inf),
     "ema": (0, 1),
-    "anchor_scale": (0, math.inf),
+    "anchor_scale": (0, 1000),
     "longest": (1, math.inf),
     "jitter": (0, 1),
-    "crop": (1, math.inf),
-    "canvases": (1, math.inf),
-    "judged_canvases": (1, math.inf),
+    "crop": (1, LARGEST_SIDE),
+    "canvases": (1, 10**7),
+    "judged_canvases": (1, 10**6),
     "threads": (1, command.MOST_THREADS),
-    "workers": (0, math.inf),
+    "workers": (0, command.MOST_THREADS),
     "evaluate_every": (1, math.inf),
     "checkpoint_every": (1, math.inf),
 }
@@ -287,6 +296,18 @@ def refuse_empty_paths(argv: Sequence[str]) -> None:
         name, equals, attached = option.partition("=")
         if name in ("--output", "--root", "--backbone") and not (attached if equals else value).strip():
             raise ValueError(f"{name.removeprefix('--')} is empty; expected a path")
+
+
+def _with_lists(argv: Sequence[str]) -> list[str]:
+    """The arguments with lists such as `640,672` in brackets, as YAML has them."""
+    found: list[str] = []
+    for argument in argv:
+        name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        listed = name if equals else found[-1] if found else ""
+        if listed.removeprefix("--") in LISTS and (equals or not name) and not value.startswith("["):
+            value = f"[{value}]"
+        found.append(f"{name}{equals}{value}")
+    return found
 
 
 def config_of(read: Any) -> Config:
@@ -329,6 +350,9 @@ def parser(prog: str, description: str) -> Any:
             super().__call__(parser, cfg, str(named if named.exists() else values), option_string)
 
     class Parser(ArgumentParser):
+        def parse_args(self, args=None, *rest, **options):
+            return super().parse_args(_with_lists(sys.argv[1:] if args is None else args), *rest, **options)
+
         def error(self, message: str, ex: Exception | None = None):
             raise ValueError(" ".join(message.split())) from None
 

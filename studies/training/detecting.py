@@ -117,10 +117,6 @@ class Detecting:
 
     def check(self, parts: Split) -> None:
         evaluation.package()
-        if self.config.train_per_class is not None:
-            raise ValueError(
-                f"train_per_class is {self.config.train_per_class}; expected none, since images have boxes"
-            )
         for name, images in (("train on", parts.train), ("judge", parts.judged)):
             if not len(images):
                 raise BadData(f"the data set {self.config.data} has no images to {name}; expected some with objects")

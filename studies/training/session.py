@@ -212,8 +212,9 @@ class _Session:
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(str(self.run.folder / "tensorboard")) as writer:
-            for name, value in line.items():
-                if name not in ("step", "epoch") and value is not None:
+            of_classes = {f"per_class/{name}": value for name, value in line.get("per_class", {}).items()}
+            for name, value in (line | of_classes).items():
+                if name not in ("step", "epoch", "per_class") and value is not None:
                     writer.add_scalar(name, value, line["step"])
 
     def _finish(self, state: State) -> dict[str, Any]:

@@ -66,6 +66,14 @@ def test_no_arguments_are_the_defaults():
         (["--batch_per_process", "0"], "batch_per_process is 0; expected at least 1"),
         (["--device", "tpu"], "unknown device 'tpu'; expected 'auto', 'cpu' or 'cuda'"),
         (["--nesterov", "true", "--momentum", "0"], "nesterov needs a momentum"),
+        (["--sides", "[1000000]"], r"sides is \[1000000\]; expected pixels from 1 to 4096; choose smaller ones"),
+        (["--sides", "640,x"], '"sides": .*x'),
+        (["--sides", "640,0"], r"sides is \[640, 0\]; expected numbers of at least 1"),
+        (["--crop", "5000"], "crop is 5000; expected between 1 and 4096"),
+        (["--image_size", "5000", "--resize", "6000"], "image_size is 5000; expected between 1 and 4096"),
+        (["--canvases", "1000000000"], "canvases is 1000000000; expected between 1 and 10000000"),
+        (["--workers", "5000"], "workers is 5000; expected between 0 and 1024"),
+        (["--anchor_scale", "1e9"], "anchor_scale is 1000000000.0; expected between 0 and 1000"),
         (["--resize", "100"], "resize is 100; expected at least image_size, 224"),
         (
             ["--recipe", "nope"],
@@ -121,6 +129,22 @@ def test_the_released_recipe_keeps_the_remainder_and_computes_in_fp32():
 @pytest.mark.parametrize("name", recipes())
 def test_recipes_are_read(name):
     assert read("--recipe", name) != Config()
+
+
+@pytest.mark.parametrize(
+    ("argv", "sides"),
+    [
+        (["--sides", "640,672"], (640, 672)),
+        (["--sides=640,672"], (640, 672)),
+        (["--sides", "640, 672"], (640, 672)),
+        (["--sides", "640"], (640,)),
+        (["--sides", "[640, 672]"], (640, 672)),
+        (["--sides", ""], ()),
+    ],
+)
+def test_lists_are_written_with_commas_or_as_in_files(argv, sides):
+    assert read(*argv).sides == sides
+    assert read("--lr_drops", "3,5", "--lr", "0.5") == Config(lr_drops=(3, 5), lr=0.5)
 
 
 def test_what_comes_later_wins(tmp_path):

@@ -24,7 +24,7 @@ from studies.detection import losses, matching, views
 from studies.detection.coco import Objects
 from studies.detection.views import Rules
 from studies.failures import BadData, NonFinite, Preempted
-from studies.training import checkpoint, engine, session, tasks
+from studies.training import checkpoint, engine, requirements, session, tasks
 from studies.training.detecting import Detecting, Method, batches_of
 from studies.training.distributed import World
 from studies.training.engine import Hooks, State
@@ -404,7 +404,16 @@ def coco_root(tmp_path):
 
 
 COCO = replace(
-    SMALL, data="coco", protocol="val-original", batch=2, epochs=1, sides=(48, 64), longest=96, by_aspect=True
+    SMALL,
+    data="coco",
+    protocol="val-original",
+    canvases=Config.canvases,
+    judged_canvases=Config.judged_canvases,
+    batch=2,
+    epochs=1,
+    sides=(48, 64),
+    longest=96,
+    by_aspect=True,
 )
 
 
@@ -492,6 +501,70 @@ def test_wrong_input_is_refused(tmp_path, change, code, sentence):
     assert found == code, said
     assert sentence in said
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def options_of(*names: str) -> list[tuple[str, object]]:
+    """Each option with a value that is not its default."""
+    other = {
+        "detector": "torchvision",
+        "backbone": "x.pt",
+        "anchor_scale": 2.0,
+        "sides": (16,),
+        "longest": 20,
+        "jitter": 0.1,
+        "crop": 8,
+        "by_aspect": True,
+        "canvases": 12,
+        "judged_canvases": 6,
+        "split_seed": 1,
+        "held_out": 7,
+        "train_per_class": 3,
+        "image_size": 64,
+        "resize": 300,
+        "interpolation": "bicubic",
+        "label_smoothing": 0.2,
+        "smoothing_over": "all",
+    }
+    return [(name, other[name]) for name in names]
+
+
+@pytest.mark.parametrize(("name", "value"), options_of(*requirements.CLASSIFYING))
+def test_options_that_a_detector_ignores_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} is .*, which has no effect on a detector; omit {name}$"):
+        requirements.check_options(replace(SMALL, **{name: value}))
+
+
+@pytest.mark.parametrize(("name", "value"), options_of(*requirements.DETECTING))
+def test_options_that_a_classifier_ignores_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} is .*, which has no effect on a classifier; omit {name}$"):
+        requirements.check_options(Config(**{name: value}))
+
+
+@pytest.mark.parametrize(("name", "value"), options_of(*requirements.OF_CANVASES))
+def test_options_that_coco_ignores_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} is .*, which has no effect on coco; omit {name}$"):
+        requirements.check_options(replace(COCO, **{name: value}))
+
+
+def test_options_that_say_what_is_done_are_not_refused():
+    requirements.check_options(SMALL)
+    requirements.check_options(Config())
+    requirements.check_options(replace(SMALL, label_smoothing=0.0))
+    for name in ("canvas", "sasa_coco", "retinanet_1x"):
+        requirements.check_options(load(RECIPES / f"{name}.yaml"))
+
+
+def test_an_ignored_option_ends_the_command_before_anything_is_written(tmp_path):
+    code, said = ended(*arguments(replace(SMALL, output=tmp_path / "run")), "--label_smoothing=0.3")
+    assert (code, said) == (2, "label_smoothing is 0.3, which has no effect on a detector; omit label_smoothing")
+    assert not (tmp_path / "run").exists()
+    assert doctor.main(["--data=digits", "--jitter=0.1"]) == 3
+
+
+def test_metrics_for_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    session.train(replace(SMALL, epochs=1, tensorboard=True, output=tmp_path / "run"), progress=False)
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
 def test_a_detector_on_labelled_images_is_refused(tmp_path):
