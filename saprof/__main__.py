@@ -85,7 +85,7 @@ GROUPS = {
         ),
         Command(
             "studies.evaluate",
-            "Judge a trained network on clean, rotated and attacked images.",
+            "Judge trained classifiers and detectors.",
             "runs/san_mini_pairwise-digits-0",
         ),
         Command(

@@ -107,7 +107,11 @@ def _models() -> Iterator[NamedModel]:
     yield NamedModel(
         name=name, architecture="RetinaNet", fields=fields, family="convolution", depth=50, side=3, base=name
     )
-    yield _stand_alone("retinanet_sasa_resnet50", "RetinaNet", 50, {})
+    for stem in ({}, {"stem": "convolution"}):
+        for heads in ({}, {"predictors": "convolution"}):
+            parts = "_stem" * bool(stem) + "_heads" * bool(heads)
+            name = "retinanet_sasa_resnet50" + f"_convolution{parts}" * bool(parts)
+            yield _stand_alone(name, "RetinaNet", 50, stem | heads)
     for family in RELATIONS:
         fields = _SMALL_SAN | {"family": family, "relation_reduction": 8, "share": 4}
         yield _san(f"san_mini_{family}", None, family, fields)

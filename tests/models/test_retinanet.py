@@ -10,12 +10,22 @@ from torchvision_here import torchvision
 
 import saprof
 from saprof.models.retinanet import LEVELS, LevelNorms, RetinaNet, RetinaNetConfig
+from saprof.paper import printed
 
 STAGES = {"channels": (8, 16, 32), "blocks": (1, 1, 1), "backend": "unfold", "footprint": 3, "heads": 4}
 TINY = STAGES | {"width": 16, "anchors": 2, "num_classes": 5}
 RESNET = {"attention_stages": (), "stem": "convolution", "predictors": "convolution"}
 CONVOLUTIONS = {name: value for name, value in TINY.items() if name != "footprint"} | RESNET
 MODES = {"convolution": CONVOLUTIONS, "attention": TINY}
+
+TABLE_2 = (
+    "retinanet_resnet50",
+    "retinanet_sasa_resnet50_convolution_stem_heads",
+    "retinanet_sasa_resnet50_convolution_heads",
+    "retinanet_sasa_resnet50_convolution_stem",
+    "retinanet_sasa_resnet50",
+)
+"""The names of the rows of SASA Table 2."""
 
 
 def tiny(kind="convolution", **options):
@@ -45,6 +55,14 @@ def test_parameters(name, options, parameters):
     with torch.device("meta"):
         model = saprof.create_model(name, **options)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_the_five_detectors_of_table_2_have_names():
+    """A name has the parameters of the printed row, which the paper tables compare."""
+    for name, row in zip(TABLE_2, printed.rows("2", "sasa"), strict=True):
+        with torch.device("meta"):
+            models = [saprof.create_model(name), saprof.create_model(row.model, **row.overrides)]
+        assert models[0].config == models[1].config, name
 
 
 def test_norms_cost_no_multiply_adds():
