@@ -215,9 +215,10 @@ def _build(nvcc: str, inputs: dict[str, Any], folder: Path, told: Announce) -> P
     path = folder / file_name(inputs)
     if path.exists() and (flaw := _flaw(path, inputs)):
         print(f"saprof: {path} {flaw}; compiling it again", file=sys.stderr)
-    for left in folder.glob(".building-*"):  # a killed process left it
+    for left in filter(_is_left, folder.glob(".building-*")):
         shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder, ignore_cleanup_errors=True) as scratch:
+    prefix = f".building-{platform.node()}-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder, ignore_cleanup_errors=True) as scratch:
         names = ", ".join(code.rpartition("=")[2] for code in compiler.codes_of(inputs["architectures"]))
         with told(f"CUDA kernels for {names}", str(folder)) as tell:
             made, kernels = _compile(nvcc, inputs["architectures"], Path(scratch), tell)
@@ -231,6 +232,23 @@ def _build(nvcc: str, inputs: dict[str, Any], folder: Path, told: Announce) -> P
         old.unlink(missing_ok=True)
         stamp_of(old).unlink(missing_ok=True)
     return path
+
+
+def _is_left(scratch: Path) -> bool:
+    """Whether a killed process of this machine left the folder. Other machines may share the file system, where a lock
+    may not hold for all of them."""
+    host, _, rest = scratch.name.removeprefix(".building-").rpartition("-")[0].rpartition("-")
+    if host != platform.node():
+        return False
+    try:
+        os.kill(int(rest), 0)
+    except ValueError:
+        return False
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # a process of another user
+        return False
+    return int(rest) == os.getpid()
 
 
 def _compile(nvcc: str, wanted: Sequence[str], scratch: Path, tell: Tell) -> tuple[Path, list[Kernel]]:

@@ -55,5 +55,7 @@ void start(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t sh
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // forgets it, so that the next call of torch does not report it
+  throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -19,6 +19,7 @@ from kernels_cuda import build
 from kernels_cuda.processes import Tell
 from saprof.backends import cores, fused, library
 from saprof.backends.library import Kernels, register_operator
+from saprof.backends.tables import on_device
 from saprof.compiling import compiling
 from saprof.operators import OPERATORS, Operator, no_kernels
 from saprof.operators.attention import Attention
@@ -115,7 +116,7 @@ def _variant(options: cores.Options) -> int:
 cores.register_all(Kernels("cuda", run_core))
 
 
-@lru_cache(maxsize=1024)
+@cache
 def lookups_of(footprint: Footprint, h: int, w: int, device: torch.device) -> tuple[list[Tensor], list[int]]:
     """The tables and numbers of Lookups in kernels_cuda/csrc/frames.h, without the size of shared memory."""
     oh, ow = footprint.output_size(h, w)
@@ -128,7 +129,7 @@ def lookups_of(footprint: Footprint, h: int, w: int, device: torch.device) -> tu
     tables = [rows, columns, picks, torch.tensor(pieces, device="cpu"), *(x.flatten() for x in copies)]
     run = lengths.pop() if len(lengths) == 1 else 0
     numbers = [height, oh, ow, footprint.taps, run, *_rectangle(footprint, len(pieces))]
-    return [table.to(device, torch.int32).contiguous() for table in tables], numbers
+    return on_device([table.to(torch.int32) for table in tables], device), numbers
 
 
 def _rectangle(footprint: Footprint, pieces: int) -> tuple[int, int]:

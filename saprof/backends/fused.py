@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from saprof.backends import moments
+from saprof.backends.tables import rows_and_columns
+from saprof.backends.taps import taps_inside
 from saprof.operators import Operator
 from saprof.operators.attention import Attention, Roles, Step
 from saprof.operators.footprint import Footprint
@@ -214,12 +216,13 @@ def _read(rows: Rows, footprint: Footprint, *, softmax: bool) -> Rows:
     Their gradients are 0, and 0 · NaN would reach the gradient of the scale.
     """
     offset, factor, map_ = rows
-    (h, w), device = map_.shape[-2:], map_.device
-    by_row = (footprint.rows(h)[:, :, None] == torch.arange(h, device="cpu")).any(1)  # k h: whether a tap reads the row
-    by_column = (footprint.columns(w)[:, :, None] == torch.arange(w, device="cpu")).any(1)
-    map_ = map_.masked_fill(~(by_row[:, :, None] & by_column[:, None]).any(0).to(device), 0)
+    h, w = map_.shape[-2:]
+    rows_of, columns_of = rows_and_columns(footprint, h, w, map_)
+    by_row = (rows_of[:, :, None] == torch.arange(h, device=map_.device)).any(1)  # k h: whether a tap reads the row
+    by_column = (columns_of[:, :, None] == torch.arange(w, device=map_.device)).any(1)
+    map_ = map_.masked_fill(~(by_row[:, :, None] & by_column[:, None]).any(0), 0)
     if softmax and footprint.boundary == "exclude":
-        unreached = ~footprint.inside(h, w).any(0).to(device)
+        unreached = ~taps_inside(footprint, (h, w), map_).any(0)
         offset = offset.masked_fill(unreached, 0)
         factor = None if factor is None else factor.masked_fill(unreached, 0)
     return Rows(offset, factor, map_)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from saprof.backends.tables import rows_and_columns
 from saprof.operators.footprint import Footprint, source
 
 
@@ -30,11 +31,18 @@ def gather(x: Float[Tensor, "n c h w"], footprint: Footprint) -> Float[Tensor, "
 def softmax(logits, footprint, size):  # no shapes: layers call it, and torch.compile cannot trace checks of shapes
     """Softmax of logits (n, g, k, p) over the taps; with the boundary `exclude`, over the taps inside the map."""
     if footprint.boundary == "exclude":
-        inside = footprint.inside(*size).to(logits.device)
+        inside = taps_inside(footprint, size, logits)
         # a centre without a tap inside has uniform weights, not NaN; its values are all 0
         dropped = torch.where(inside.any(0), -torch.inf, 0.0).to(logits.dtype)
         logits = logits.where(inside, dropped)
     return logits.softmax(dim=2)
+
+
+def taps_inside(footprint, size, like):  # no shapes, see softmax
+    """`footprint.inside` of a map of `size`, (k, p), on the device of `like`."""
+    h, w = size
+    rows, columns = rows_and_columns(footprint, h, w, like)
+    return ((rows >= 0)[:, :, None] & (columns >= 0)[:, None, :]).flatten(1)
 
 
 def _window(x: Tensor, footprint: Footprint) -> Tensor:
@@ -61,6 +69,7 @@ def _gather_by_table(x: Tensor, footprint: Footprint) -> Tensor:
     taps read.
     """
     h, w = x.shape[-2:]
-    rows, columns = footprint.rows(h)[:, :, None], footprint.columns(w)[:, None, :]
+    rows, columns = rows_and_columns(footprint, h, w, x)
+    rows, columns = rows[:, :, None], columns[:, None, :]
     index = (rows * w + columns).where((rows >= 0) & (columns >= 0), h * w).flatten(1)
-    return F.pad(x.flatten(2), (0, 1))[:, :, index.to(x.device)]
+    return F.pad(x.flatten(2), (0, 1))[:, :, index]

@@ -16,7 +16,7 @@ import torch.utils.flop_counter
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saprof.backends.taps import centre, gather, softmax
+from saprof.backends.taps import centre, gather, softmax, taps_inside
 from saprof.operators import Operator
 from saprof.operators.attention import Attention, Roles
 from saprof.operators.footprint import Footprint
@@ -150,7 +150,7 @@ def _position(query, relative, footprint) -> Float[Tensor, "n g k p"]:
 
 def _excluded(map_, footprint) -> Bool[Tensor, "k p"]:
     """The taps outside the map. Values are set to 0 there, so that a gradient of 0 is not multiplied by NaN."""
-    return ~footprint.inside(*map_.shape[-2:]).to(map_.device)
+    return ~taps_inside(footprint, map_.shape[-2:], map_)
 
 
 def _average(logits, value, footprint):

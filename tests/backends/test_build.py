@@ -6,6 +6,7 @@ says`, and fails if that is an `error`.
 
 import ctypes
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -278,6 +279,18 @@ def test_killed_builder_leaves_nothing_to_load(project, monkeypatch):
     monkeypatch.delenv("NVCC_SLEEP")
     assert [build.library()] == project.libraries()
     assert not list(project.built.glob(".building-*"))
+
+
+def test_only_folders_of_dead_processes_of_this_machine_are_deleted(project):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host = platform.node()
+    kept = [f".building-{host}-{os.getppid()}-abc", f".building-elsewhere-{dead.pid}-abc", ".building-abc"]
+    left = [f".building-{host}-{dead.pid}-abc", f".building-{host}-{os.getpid()}-abc"]
+    for name in (*kept, *left):
+        (project.built / name).mkdir(parents=True)
+    build.library()
+    assert sorted(path.name for path in project.built.glob(".building-*")) == sorted(kept)
 
 
 def test_interrupt_ends_the_compilers(project, monkeypatch):

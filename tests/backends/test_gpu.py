@@ -3,13 +3,17 @@
 test_operators.py tests their values and gradients.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from saprof.backends import run, why_not
+from saprof.layers import AttentionConfig, PairwiseAttention, PatchwiseAttention, StandAloneAttention
 from saprof.measure.conformance import check
 from saprof.measure.memory import peak_bytes
 from saprof.operators import OPERATORS, aggregation, pairwise_subtraction
+from saprof.operators.attention import pairwise_attention
 from saprof.operators.footprint import Footprint
 from saprof.operators.workload import Workload, stages
 
@@ -74,6 +78,55 @@ def test_in_a_graph(op, backend):
         x.normal_()
     graph.replay()
     assert torch.equal(output, run(op, *inputs, footprint=FOOTPRINT, backend=backend))
+
+
+@each_operator
+def test_tables_that_a_capture_needs_first(op, backend):
+    """A map of a new size inside a capture: its tables are neither in the graph nor in its memory pool."""
+    run(op, *workload(op).tensors("cuda"), footprint=FOOTPRINT, backend=backend)  # loads the kernels
+    case = replace(workload(op), h=13, w=24)
+    inputs = case.tensors("cuda")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = run(op, *inputs, footprint=FOOTPRINT, backend=backend)
+    for height in range(3, 40):  # other tables do not take the place of those that the graph reads
+        run(op, *replace(case, h=height).tensors("cuda"), footprint=FOOTPRINT, backend=backend)
+    graph.replay()
+    assert torch.equal(output, run(op, *inputs, footprint=FOOTPRINT, backend=backend))
+    graph.replay()
+
+
+@pytest.mark.parametrize("text", ["5", "5 boundary=exclude", "3 stride=2", "disk:5"])
+@pytest.mark.parametrize("op", [aggregation, pairwise_subtraction, pairwise_attention], ids=lambda op: op.name)
+def test_compiled_with_graphs(op, text, backend, compiler):
+    """mode="reduce-overhead": several steps, of which the first ones warm up and record."""
+    case = replace(workload(op), footprint=Footprint.parse(text), h=11, w=20)
+    inputs = [x.requires_grad_() for x in case.tensors("cuda")]
+
+    def step(*inputs):
+        return run(op, *inputs, footprint=case.footprint, backend=backend).square().sum()
+
+    want = torch.autograd.grad(step(*inputs), inputs)
+    compiled = compiler(step, mode="reduce-overhead")
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        got = torch.autograd.grad(compiled(*inputs), inputs)
+        for one, other in zip(got, want, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("attention", ["fused", "composed"])
+@pytest.mark.parametrize("kind", [PairwiseAttention, PatchwiseAttention, StandAloneAttention])
+def test_a_layer_compiled_with_graphs(kind, attention, backend, compiler):
+    config = AttentionConfig(family=kind.family, attention=attention, backend=backend)
+    layer = kind(64, Footprint.square(5, boundary="exclude"), config).cuda().eval()
+    x = torch.randn(2, 64, 14, 14, device="cuda")
+    compiled = compiler(layer, mode="reduce-overhead")
+    with torch.no_grad():
+        want = layer(x)
+        for _ in range(4):
+            torch.testing.assert_close(compiled(x), want)
 
 
 @each_operator

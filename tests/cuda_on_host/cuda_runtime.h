@@ -90,6 +90,11 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return "unrecognized error code";
 }
 
+// The error of the last launch that was refused. As on a GPU, it stays until somebody reads it.
+inline cudaError_t last_error = cudaSuccess;
+
+inline cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+
 inline dim3 blockDim, gridDim;
 
 namespace cuda_on_host {
@@ -248,5 +253,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   static_assert((std::is_trivially_copyable_v<Parameters> && ...), "arguments are copied to the GPU as bytes");
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "a kernel takes at most 4 KB of arguments");
   const std::tuple<Parameters...> copies(std::forward<Arguments>(arguments)...);
-  return cuda_on_host::launch(*config, reinterpret_cast<const void*>(kernel), [&] { std::apply(kernel, copies); });
+  const void* address = reinterpret_cast<const void*>(kernel);
+  const cudaError_t error = cuda_on_host::launch(*config, address, [&] { std::apply(kernel, copies); });
+  if (error != cudaSuccess) last_error = error;
+  return error;
 }

@@ -104,6 +104,10 @@ void launch(const std::string& name, const std::vector<Array>& arrays, const std
   if (name == "coordinates") return run(coordinates, reinterpret_cast<int*>(to));
   if (name == "largest") return run(largest, from, to);
   if (name == "nothing") return run(nothing);
+  if (name == "forgotten") {
+    if (cudaGetLastError() != cudaSuccess) throw std::runtime_error("an error is left");
+    return;
+  }
   throw std::invalid_argument("there is no " + name);
 }
 """
@@ -231,6 +235,7 @@ def test_what_nobody_wrote_to_shared_memory_is_nan(sanitizer, hosts):
 def test_a_launch_that_cuda_refuses(limits, error, hosts):
     with pytest.raises(RuntimeError, match=error):
         call(hosts(), "nothing", **limits)
+    call(hosts(), "forgotten")
 
 
 def test_the_largest_launch(hosts):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from saprof.backends.tables import on_device
 from saprof.operators.footprint import Footprint
 
 FRAME_BYTES = 128 << 10
@@ -60,8 +61,8 @@ def longest_run(columns: np.ndarray) -> tuple[int, int]:
     return (begin, end) if columns[begin] >= 0 else (begin, begin)
 
 
-@lru_cache(maxsize=1024)
+@cache
 def tables(footprint: Footprint, h: int, w: int, device: torch.device) -> list[Tensor]:
     """The tables per axis that the kernels in `kernels_numba.gpu` read: `GpuWork` up to its column readers."""
     per_axis = footprint.rows(h), footprint.columns(w), *footprint.row_readers(h), *footprint.column_readers(w)
-    return [table.to(device, torch.int32).contiguous() for table in per_axis]
+    return on_device([table.to(torch.int32).contiguous() for table in per_axis], device)
