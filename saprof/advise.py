@@ -31,7 +31,7 @@ from saprof.paper.budget import LIMITED, Budget
 from saprof.paper.shown import PLUS_MINUS
 from saprof.quantities import LATENCY, MEMORY, PAPER_FLOPS, PARAMS, around
 from saprof.records import calibration, environment
-from saprof.records.rows import Row
+from saprof.records.rows import HOST_BOUND, SOUND, Row
 from saprof.records.runs import RECORDED, Recorded, read_run
 from saprof.terminal import Column, Table, fitted, paragraphs
 
@@ -50,6 +50,7 @@ LATENCY_COLUMNS = ("latency ms", "95 % interval", "note")
 """The columns that the terminal shows in another form."""
 CAVEATS = {
     "contended": "other processes took part of the processor, so the latency may be too long",
+    HOST_BOUND: "calls one after the other take longer, the time of the host",
     "unstable": "the interval of the latency is wider than ± 10 %, so small differences mean nothing",
 }
 
@@ -190,7 +191,7 @@ def _measured(sources: Sequence[Source], arguments: argparse.Namespace) -> pd.Da
             "measurement, at 224 × 224, of a network that SAN or SASA judges in "
             f"{', '.join(str(s.folder) for s in sources)}; expected one of: {there or 'none'}"
         )
-    believed = found.assign(sound=found["status"] == "ok").sort_values(["sound", "time"], kind="stable")
+    believed = found.assign(sound=found["status"].isin(SOUND)).sort_values(["sound", "time"], kind="stable")
     return believed.drop_duplicates([*SUBJECT, "evaluation_set"], keep="last").drop(columns="sound").sort_index()
 
 

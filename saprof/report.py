@@ -19,7 +19,7 @@ from saprof.plots import page, profile_page, provenance
 from saprof.plots.downloads import rows_as_csv
 from saprof.plots.page import Figure, Part, Section, Table
 from saprof.records import calibration
-from saprof.records.rows import DOUBTFUL, MEASURED, Row
+from saprof.records.rows import DOUBTFUL, HOST_BOUND, MEASURED, Row
 from saprof.records.runs import Recorded, read_run
 
 GENERATOR = "saprof.report"
@@ -191,6 +191,11 @@ def _doubts(run: Recorded) -> list[str]:
         for status in reversed(DOUBTFUL)
         if (some := [row for row in measured if row.status == status])
     ]
+    if bound := [row for row in measured if row.status == HOST_BOUND]:
+        what = (
+            f"{len(bound)} of {len(measured)} rows: the host takes longer to start the work than the GPU to do it, so "
+        )
+        doubts.append(_named(f"{what}calls one after the other take longer than the latency", bound))
     if wrong := [row for row in run.rows if row.status == "incorrect"]:
         doubts.append(_named(f"{text.counted(len(wrong), 'cell')} did not agree with the reference: not timed", wrong))
     if run.calibration and (warning := run.calibration.warning(row.dtype for row in run.rows)):

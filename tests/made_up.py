@@ -7,7 +7,7 @@ from typing import Any
 
 from saprof.records import calibration
 from saprof.records.calibration import Anchor, Calibration
-from saprof.records.rows import SCHEMA, Row, append_rows
+from saprof.records.rows import MEASURED, SCHEMA, Row, append_rows
 
 TIME = "2026-01-01T00:00:00+00:00"
 
@@ -30,7 +30,7 @@ def row(**fields: Any) -> Row:
         "key": "k", "status": "ok", "name": "aggregation", "kind": "operator", "footprint": "square:3", "taps": 9,
         "n": 1, "h": 8, "w": 8, "dtype": "float32", "device": "cpu", "mode": "forward", "backend": "numba",
     }  # fmt: skip
-    if fields.get("status", "ok") in ("ok", "unstable", "contended"):
+    if fields.get("status", "ok") in MEASURED:
         facts["latency_s"] = 1e-3
     return Row(**facts | fields)
 

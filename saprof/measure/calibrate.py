@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from saprof.backends import numba
 from saprof.measure.latency import CONTENDED, Call, Latency, Usage, interleave
-from saprof.records.calibration import WIDER, Anchor, Calibration
+from saprof.records.calibration import TENSOR_CORES, WIDER, Anchor, Calibration
 from saprof.records.environment import cpu_name, device_name
 from saprof.records.ratios import within_rounds
 from saprof.text import counted
@@ -43,6 +44,8 @@ BLOCKS = 2
 UNDISTURBED = 10
 """The percentile of the times that gives a roof."""
 FMA_DTYPES = ("float32", "float64")
+HIGHEST = "highest"
+"""The precision of torch in which products in float32 do not run on tensor cores."""
 TRIES = 3
 """The largest number of measurements. Impossible roofs are measured again."""
 
@@ -91,7 +94,10 @@ def _measure(device: str, dtypes: Sequence[str], seconds_each: float, say: Say) 
     fma = {dtype: _fma_rate(device, dtype, seconds_each) for dtype in dtypes if dtype in FMA_DTYPES}
     streams = _streams(device, seconds_each, say)
     say(f"matrix products in {' and '.join(dtypes)}")
-    gemm = {dtype: _gemm_rate(device, dtype, seconds_each) for dtype in dtypes}
+    with _without_tensor_cores():
+        gemm = {dtype: _gemm_rate(device, dtype, seconds_each) for dtype in dtypes}
+    if "float32" in gemm and torch.device(device).type == "cuda" and torch.get_float32_matmul_precision() != HIGHEST:
+        gemm[TENSOR_CORES] = _gemm_rate(device, "float32", seconds_each)
     say("the noise of identical calls")
     return Calibration(
         device=device_name(device),
@@ -212,8 +218,19 @@ def _gemm_rate(device: str, dtype: str, seconds: float) -> float:
     return 2 * side**3 / _undisturbed(call, device, seconds)
 
 
+@contextmanager
+def _without_tensor_cores() -> Iterator[None]:
+    """Compute products of float32 matrices in float32 throughout."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(HIGHEST)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def _product(device: str, dtype: str) -> tuple[int, Call]:
-    """The side and the call of a product of square matrices that takes about GEMM_S; in TF32 if torch allows it."""
+    """The side and the call of a product of square matrices that takes about GEMM_S."""
     kind = torch.device(device).type
     side = GEMM_SIDE[kind] if kind == "cuda" else 256
     call = _square_product(device, dtype, side)

@@ -20,6 +20,7 @@ import psutil
 import torch
 
 from saprof.records.ratios import Ratio, median_interval, within_rounds
+from saprof.records.rows import HOST_BOUND
 
 Call = Callable[[], object]
 
@@ -56,6 +57,10 @@ CONTENDED = 0.15
 """If other processes use more CPU cores than this, the latency is contended."""
 SAMPLE_S = 1e-3
 """On a CPU, a shorter call is repeated within a sample, so that the clock and the loop take less than 0.1 % of it."""
+SLEEP_S = 0.5e-3
+"""On a GPU, the device sleeps at least so long before a sample, while the host queues its calls."""
+LEAD = 1.5
+"""A longer sleep takes the time that the host needs for the calls, times this."""
 SETTLE_S = 0.1
 """On a CPU, a shorter call is timed after an untimed one. The candidate before may have emptied the caches and returned
 memory to the system. That made a call of half a millisecond seven milliseconds longer; for a long call it is
@@ -95,7 +100,9 @@ class Latency:
         if self.others_cpu > CONTENDED:
             return "contended"
         low, high = self.interval
-        return "unstable" if high - low > 2 * UNSTABLE * self.median else "ok"
+        if high - low > 2 * UNSTABLE * self.median:
+            return "unstable"
+        return HOST_BOUND if self.host_s is not None and self.host_s > self.median else "ok"
 
 
 def interleave(
@@ -239,20 +246,36 @@ class _CudaClock:
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
+        self.cycles_per_s = self._cycles_per_s()
+        self.hosts: dict[Call, float] = {}
+        """The seconds until a call returns, by call."""
         l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
         self.flush = torch.empty(2 * l2, dtype=torch.uint8, device=self.device)
 
     def time(self, call: Call, sample: _Sample) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        lead = max(SLEEP_S, LEAD * sample.timed * self.host(call))
         with torch.cuda.device(self.device):
             self.flush.zero_()
-            torch.cuda._sleep(1_000_000)  # about half a millisecond, in which the host queues the calls
+            torch.cuda._sleep(round(lead * self.cycles_per_s))  # meanwhile the host queues the calls
             start.record()
             for _ in range(sample.timed):
                 call()
             end.record()
             end.synchronize()
         return start.elapsed_time(end) * 1e-3 / sample.timed
+
+    def _cycles_per_s(self) -> float:
+        """The rate at which `torch.cuda._sleep` counts."""
+        cycles = 10_000_000
+        with torch.cuda.device(self.device):
+            torch.cuda._sleep(cycles)  # wakes the device
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            torch.cuda._sleep(cycles)
+            end.record()
+            end.synchronize()
+        return cycles / (start.elapsed_time(end) * 1e-3)
 
     def plan(self, once: float) -> _Sample:
         return _Sample(0, 1)  # a second call would read its inputs from L2
@@ -261,6 +284,11 @@ class _CudaClock:
         return False
 
     def host(self, call: Call) -> float:
+        if call not in self.hosts:
+            self.hosts[call] = self._until_it_returns(call)
+        return self.hosts[call]
+
+    def _until_it_returns(self, call: Call) -> float:
         times = []
         for _ in range(MIN_ROUNDS):
             torch.cuda.synchronize(self.device)

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from saprof.compiling import heard_by
 from saprof.measure.cell import TIMING
 from saprof.quantities import LATENCY, digits
-from saprof.records.rows import DOUBTFUL, Row
+from saprof.records.rows import Row
 from saprof.text import counted
 
 NARROW = 80
@@ -172,8 +172,8 @@ def line_of(row: Row, what: str) -> str:
         spread = f"± {percent:.{int(percent < 99.95)}f} %"
     latency = f"{LATENCY.text(row.latency_s)} {LATENCY.unit}"
     numbers = f" {row.ran_on:<12} {latency:>9} {spread:>8} {_bytes(row.peak_bytes):>8}"
-    doubt = f"  {row.status}" if row.status in DOUBTFUL else ""
-    room = min(most - len(numbers) - len("  contended"), 2 * WHAT)
+    doubt = "" if row.status == "ok" else f"  {row.status}"
+    room = min(most - len(numbers) - len("  host_bound"), 2 * WHAT)
     return f"{_shortened(what, room):<{min(room, WHAT)}}{numbers}{doubt}".rstrip()
 
 

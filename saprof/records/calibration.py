@@ -22,6 +22,9 @@ FORWARD = ("forward", "train_forward")
 WIDER = {"float16": "float32", "bfloat16": "float32"}
 """For each dtype, the dtype in which kernels may compute it, if that is faster."""
 
+TENSOR_CORES = "tf32"
+"""The name of the rate of float32 matrix products on tensor cores, where torch was allowed to use them."""
+
 NOISE = 0.05
 """The share by which noise may make a rate lower than one that it must at least reach."""
 
@@ -104,23 +107,25 @@ class Calibration:
         On a GPU, products in other dtypes than float32 run on tensor cores, and small copies are limited by the time to
         start them.
         """
-        used = self.fma if dtypes is None else {WIDER.get(dtype, dtype) for dtype in dtypes}
-        on_same_units = [dtype for dtype in self.fma if dtype in used and (self.kind == "cpu" or dtype == "float32")]
-        pairs = [
-            (f"the FMA loop in {dtype}", self.fma[dtype], f"the {dtype} matrix product", self.gemm[dtype], "GFLOP/s")
-            for dtype in on_same_units
-            if dtype in self.gemm
-        ]
+        used = self.fma if dtypes is None else dict.fromkeys(WIDER.get(dtype, dtype) for dtype in dtypes)
+        slow = list(filter(None, map(self.slow_loop, used)))
+        pairs = []
         for name, stream in self.streams.items() if self.kind == "cpu" else ():
             *smaller, largest = sorted(stream)
             if smaller:
                 fastest = max(stream[moved] for moved in smaller)
                 pairs.append((f"a {name} in the caches", fastest, f"a {name} in memory", stream[largest], "GB/s"))
-        return [
-            f"{what} reached {rate / 1e9:.3g} {unit}, less than the {other / 1e9:.3g} of {of_what}"
-            for what, rate, of_what, other, unit in pairs
-            if rate < (1 - NOISE) * other
-        ]
+        return [*slow, *(_too_low(*pair) for pair in pairs if pair[1] < (1 - NOISE) * pair[3])]
+
+    def slow_loop(self, dtype: str) -> str | None:
+        """The sentence about an FMA loop in `dtype` that is slower than the matrix product on the same units; None if
+        there is none. Such a loop is no roof."""
+        if dtype not in self.fma or dtype not in self.gemm or not (self.kind == "cpu" or dtype == "float32"):
+            return None
+        fma, gemm = self.fma[dtype], self.gemm[dtype]
+        if fma >= (1 - NOISE) * gemm:
+            return None
+        return _too_low(f"the FMA loop in {dtype}", fma, f"the {dtype} matrix product", gemm, "GFLOP/s")
 
     def why_too_low(self, dtypes: Iterable[str] | None = None) -> str | None:
         """The reasons why the roofs of `dtypes`, or all roofs, are too low; None if there is no reason. Shares of such
@@ -144,8 +149,12 @@ class Calibration:
         """The most FLOP/s for elements of `dtype`, by FMAs or by matrix products; None if neither was measured."""
         if dtype not in self.fma and dtype not in self.gemm:
             return None
-        computed_in = {dtype, WIDER.get(dtype, dtype)}
+        computed_in = {dtype, WIDER.get(dtype, dtype), *([TENSOR_CORES] if dtype == "float32" else [])}
         return max(rates[name] for rates in (self.fma, self.gemm) for name in computed_in & rates.keys())
+
+
+def _too_low(what: str, rate: float, of_what: str, other: float, unit: str) -> str:
+    return f"{what} reached {rate / 1e9:.3g} {unit}, less than the {other / 1e9:.3g} of {of_what}"
 
 
 @dataclass(frozen=True)
@@ -210,6 +219,8 @@ def _why_no_bound(row: Row, calibration: Calibration) -> str | None:
         return "no declared costs"
     if calibration.flop_rate(row.dtype) is None:
         return f"no FLOP/s were measured for {row.dtype}"
+    if slow := calibration.slow_loop(WIDER.get(row.dtype, row.dtype)):
+        return f"no roof of FLOP/s: {slow}; measure the roofs again"
     return None
 
 

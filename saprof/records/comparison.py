@@ -13,7 +13,7 @@ from saprof.quantities import LATENCY, MEMORY, SAVED, Quantity
 from saprof.records import calibration
 from saprof.records.control import Control, control
 from saprof.records.ratios import SAME_BAND, Ratio, independent, within_rounds
-from saprof.records.rows import DOUBTFUL, MEASURED, Row
+from saprof.records.rows import DOUBTFUL, HOST_BOUND, MEASURED, Row
 from saprof.records.runs import Floor, Identity, Recorded, change, identity
 
 SAME_ROUNDS_S = 5
@@ -173,6 +173,8 @@ class Comparison:
             remarks.append(f"{one.ran_on} in A, {other.ran_on} in B")
         if not (one.samples_s and other.samples_s):
             remarks.append("no samples")
+        if bound := [side for side, _, row in sides if row.status == HOST_BOUND]:
+            remarks.append(f"{HOST_BOUND} in {' and '.join(bound)}")
         for side, run, row in sides:
             if run.calibration is not None and calibration.above_roof(row, run.calibration):
                 doubts.append(f"{side} is faster than its roof: a measurement error")

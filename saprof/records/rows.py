@@ -22,7 +22,11 @@ ROWS = "rows.jsonl"
 """The file of a run folder with its rows."""
 DOUBTFUL = ("unstable", "contended")
 """Statuses of a latency that is not reliable and should be measured again."""
-MEASURED = ("ok", *DOUBTFUL)
+HOST_BOUND = "host_bound"
+SOUND = ("ok", HOST_BOUND)
+"""Statuses of a reliable latency. A row is HOST_BOUND if the host takes longer to start the work of a call than a GPU
+takes for it: calls one after the other take `host_s` each, unless a CUDA graph replays them."""
+MEASURED = (*SOUND, *DOUBTFUL)
 """Statuses of a cell that has a latency."""
 STATUSES = (*MEASURED, "unsupported", "predicted_oom", "oom", "incorrect", "timeout", "error")
 
@@ -101,6 +105,7 @@ class Row:
     """Rows with the same value were timed in the same interleaved rounds. Sample i is that of round i; the row with
     more samples went on alone."""
     host_s: float | None = None
+    """On a GPU: the time until a call returns, while its work is still queued."""
     first_call_s: float | None = None
     """The first call of a compiled cell, with its compilation: a forward, or a training step if the mode has
     gradients. It is shorter if torch finds compiled code in its cache on disk."""

@@ -17,7 +17,7 @@ from saprof.records.calibration import Calibration
 from saprof.records.environment import MAY_CHANGE, fingerprint
 from saprof.records.profiles import Profile, profiles
 from saprof.records.ratios import self_difference
-from saprof.records.rows import DOUBTFUL, ROWS, SCHEMA, Row, append_rows, read_rows
+from saprof.records.rows import DOUBTFUL, ROWS, SCHEMA, SOUND, Row, append_rows, read_rows
 
 HEADER = "run.json"
 """The file of a run folder with the provenance of its rows."""
@@ -134,7 +134,7 @@ def believed(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, Row]:
 
 
 def _trust(row: Row) -> int:
-    return {"incorrect": 3, "ok": 2, **dict.fromkeys(DOUBTFUL, 1)}.get(row.status, 0)
+    return {"incorrect": 3, **dict.fromkeys(SOUND, 2), **dict.fromkeys(DOUBTFUL, 1)}.get(row.status, 0)
 
 
 def identity(row: Row, without: Collection[str] = ()) -> Identity:

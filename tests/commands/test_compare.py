@@ -346,6 +346,14 @@ def test_backends_decide_how_attention_runs(tmp_path):
     assert (matched.only_before, matched.only_after) == ((rows[2],), ())
 
 
+def test_a_comparison_says_which_side_waits_for_the_host(tmp_path, capsys):
+    a, b = recorded(tmp_path / "a", [row("small")]), recorded(tmp_path / "b", [row("small", status="host_bound")])
+    compare.main([a, b, "--all", "--format", "json"])
+    (one,) = json.loads(capsys.readouterr().out)
+    assert "host_bound in B" in one["remarks"]
+    assert one["verdict"] != "doubtful"
+
+
 def test_verdicts_carry_what_is_doubtful(tmp_path, capsys):
     roofs = {"macs": 1, "flops_hardware": 10**10, "compulsory_bytes": 8}  # 10 ms at 1 TFLOP/s
     fields = {"latency_low_s": 0.9e-3, "latency_high_s": 1.1e-3}

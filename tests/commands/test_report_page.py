@@ -331,6 +331,13 @@ def test_doubts(tmp_path, no_figures):
     assert "1 cell did not agree with the reference: not timed: aggregation square:11" in words
 
 
+def test_rows_that_wait_for_the_host(tmp_path, no_figures):
+    folder = run_folder(tmp_path / "run", [row(), row(size=5, status="host_bound", host_s=5e-3)])
+    assert report.main([str(folder)]) == command.OK
+    words = page_of(folder / "report").words
+    assert "1 of 2 rows: the host takes longer to start the work than the GPU to do it" in words
+
+
 def test_an_empty_run_has_no_report(tmp_path):
     folder = run_folder(tmp_path / "run", [])
     with pytest.raises(ValueError, match="run has no rows; expected a run with at least one"):

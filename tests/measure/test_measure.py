@@ -357,6 +357,8 @@ def test_status_of_a_latency():
     assert latency([1.0, 1.01, 0.99] * 5).status == "ok"
     assert latency([1.0, 2.0, 3.0] * 3).status == "unstable"
     assert latency([1.0, 1.01, 0.99] * 5, others=0.9).status == "contended"
+    on_gpu = [replace(latency([1.0, 1.01, 0.99] * 5), host_s=seconds).status for seconds in (0.5, 1.5)]
+    assert on_gpu == ["ok", "host_bound"]
 
 
 def test_provenance_says_where_and_its_fingerprint_what_must_not_change():

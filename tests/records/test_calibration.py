@@ -48,7 +48,7 @@ def test_rate_of_a_dtype(dtype, rate):
         ({"mode": "train_forward"}, Bound(250e-9, "memory")),
         ({"flops_hardware": 50_000}, Bound(500e-9, "compute")),
         ({"flops_hardware": 0}, Bound(250e-9, "memory")),
-        ({"dtype": "float64", "flops_hardware": 30_000}, Bound(500e-9, "compute")),
+        ({"dtype": "float64", "flops_hardware": 30000}, None),  # whose FMA loop is slower than the product
         ({"kind": "model", "n": 8, "compulsory_bytes": 10**9}, Bound(80e-9, "compute")),
         ({"mode": "backward"}, None),
         ({"dtype": "float16"}, None),
@@ -79,6 +79,23 @@ def test_roofs_measured_beside_other_processes_accuse_nobody():
     assert not above_roof(row(latency_s=1e-9, latency_high_s=1e-9), contended)
     late = calibration.with_anchor(ROOFS, replace(ANCHOR, contended=True))
     assert above_roof(row(latency_s=1e-9, latency_high_s=1e-9), late), "the roofs were measured in peace"
+
+
+def test_an_fma_loop_slower_than_a_product_is_no_roof():
+    found = replace(ROOFS, fma={"float32": 50e9})
+    slow = "the FMA loop in float32 reached 50 GFLOP/s, less than the 80 of the float32 matrix product"
+    for dtype in ("float32", "bfloat16"):
+        one = row(dtype=dtype)
+        assert share(one, ROOFS) is not None
+        assert share(one, found) is None
+        assert why_not(one, found) == f"no roof of FLOP/s: {slow}; measure the roofs again"
+
+
+def test_products_on_tensor_cores_are_compared_with_no_fma_loop():
+    found = replace(ROOFS, device="A GPU", gemm={**ROOFS.gemm, "tf32": 400e9})
+    assert found.why_too_low() is None
+    assert found.flop_rate("float32") == 400e9
+    assert found.flop_rate("bfloat16") == ROOFS.flop_rate("bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -215,9 +232,10 @@ def test_the_fma_loop_of_a_gpu_computes_the_same():
     from kernels_numba.gpu import rates
 
     values = np.random.default_rng(0).normal(size=(rates.CHAINS, 40)).astype("float32")
-    expected = iterated(values.astype("float64"), 0.75, 1.5, 5)
+    steps = 2 * rates.UNROLLED + 5
+    expected = iterated(values.astype("float64"), 0.75, 1.5, steps)
     with backend.on_stream(torch.device("cpu")) as stream:
-        rates.iterate(values, 0.75, 1.5, 5, stream)
+        rates.iterate(values, 0.75, 1.5, steps, stream)
     np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 

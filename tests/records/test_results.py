@@ -57,7 +57,7 @@ def test_absent_is_not_written_and_nan_is_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"status": "fine"}, "unknown status 'fine'; expected 'ok', 'unstable'"),
+        ({"status": "fine"}, "unknown status 'fine'; expected 'ok', 'host_bound', 'unstable'"),
         ({"latency_s": None}, "status ok and latency_s = None"),
         ({"status": "error", "reason": "x"}, "status error and latency_s = 0.5"),
         ({"status": "error", "latency_s": None}, "status error without a reason"),
