@@ -90,7 +90,7 @@ GROUPS = {
         ),
         Command(
             "studies.reproduce",
-            "Train the networks of SAN's accuracy tables.",
+            "Train the networks of the accuracy tables of SAN and SASA.",
             "table8 --data digits --seeds 6 --dry-run",
         ),
         Command(

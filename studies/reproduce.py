@@ -1,15 +1,16 @@
-"""Reproduce the accuracy tables of the paper.
+"""Reproduce the accuracy tables of a paper: SAN, or SASA.
 
     python -m studies.reproduce table4 --data digits --seeds 6
+    python -m studies.reproduce --paper sasa --data fashion
     python -m studies.reproduce all --data folder --root /data/imagenet \\
         --executor slurm --gpus 8 --partition gpu
     python -m studies.reproduce all --from studies/recorded/digits
 
-Every row is trained with every seed. A network that is in several tables is trained once, and Tables 9 and 10 judge the
-networks of Table 3 on rotated and attacked images. OUTPUT/runs keeps every run: a finished run is not repeated, and an
-unfinished one is resumed. OUTPUT/README.md is the summary, OUTPUT/tables has the pages, and OUTPUT/results.json is
-enough to draw them again. They are also written when a signal stops the command. With --record FOLDER, a later session
-needs only that folder, and not the runs, to go on.
+Every row is trained with every seed. A network that is in several tables is trained once, and SAN's Tables 9 and 10
+judge the networks of its Table 3 on rotated and attacked images. OUTPUT/runs keeps every run: a finished run is not
+repeated, and an unfinished one is resumed. OUTPUT/README.md is the summary, OUTPUT/tables has the pages, and
+OUTPUT/results.json is enough to draw them again. They are also written when a signal stops the command. With --record
+FOLDER, a later session needs only that folder, and not the runs, to go on.
 
 Exit codes: 0 complete, 1 some runs failed, 2 wrong input, 75 stopped by a signal after saving.
 """
@@ -27,7 +28,7 @@ from saprof.operators.footprint import positive
 from saprof.text import unknown
 from studies.config import DEVICES
 from studies.failures import until_stopped
-from studies.reproduction import rates
+from studies.reproduction import rates, records
 from studies.reproduction.budget import BANDWIDTH
 from studies.reproduction.executors import EXECUTORS, Executor, Local, cores
 from studies.reproduction.grid import TABLES, table_name
@@ -69,8 +70,9 @@ def options() -> argparse.ArgumentParser:
         epilog=rest,
         formatter_class=command.Prose,
     )
-    names = ", ".join(map(table_name, TABLES))
-    parser.add_argument("tables", nargs="?", default="all", help=f"comma list of {names}; or all (default)")
+    names = "; ".join(f"of {of.upper()}: {', '.join(map(table_name, tables))}" for of, tables in TABLES.items())
+    parser.add_argument("tables", nargs="?", default="all", help=f"comma list of tables, {names}; or all (default)")
+    parser.add_argument("--paper", default="san", help=f"{' or '.join(TABLES)}; default %(default)s")
     runs = parser.add_argument_group("runs")
     runs.add_argument("--data", default="digits", help=f"{', '.join(DATA)}; default %(default)s")
     runs.add_argument(
@@ -97,6 +99,11 @@ def options() -> argparse.ArgumentParser:
     execution.add_argument(
         "--workers", type=command.whole, help="processes that load images, per training process; default: the recipe's"
     )
+    execution.add_argument(
+        "--accumulate",
+        type=command.whole,
+        help="pieces into which each process divides the images of a step, to need less memory; default: the recipe's",
+    )
     execution.add_argument("--dry-run", action="store_true", help="print runs, hours and memory, and stop")
     execution.add_argument(
         "--bandwidth", type=float, default=BANDWIDTH, help="memory bandwidth of a GPU, GB/s; default %(default)s"
@@ -107,7 +114,11 @@ def options() -> argparse.ArgumentParser:
     cluster.add_argument("--gpus", type=command.whole, default=0, help="GPUs per run; default %(default)s")
     cluster.add_argument("--mem", type=command.whole, default=8, help="GB per job; default %(default)s")
     output = parser.add_argument_group("output")
-    output.add_argument("--output", type=command.path, help="folder; default runs/reproduce-<data>")
+    output.add_argument(
+        "--output",
+        type=command.path,
+        help="folder; default runs/reproduce-<data>, and of SASA runs/reproduce-sasa-<data>",
+    )
     output.add_argument(
         "--record",
         type=command.path,
@@ -124,7 +135,11 @@ def options() -> argparse.ArgumentParser:
 
 def _checked(arguments: argparse.Namespace) -> argparse.Namespace:
     """The arguments with tables, candidates and folder resolved. Raises ValueError for wrong ones."""
-    arguments.tables = _tables(arguments.tables)
+    if arguments.from_:
+        arguments.paper = records.read(arguments.from_ / records.FILE).paper
+    if arguments.paper not in TABLES:
+        raise ValueError(unknown("paper", arguments.paper, [*TABLES]))
+    arguments.tables = _tables(arguments.tables, arguments.paper)
     for option, got, valid in (("data set", arguments.data, DATA), ("executor", arguments.executor, EXECUTORS)):
         if got not in valid:
             raise ValueError(unknown(option, got, valid))
@@ -132,7 +147,7 @@ def _checked(arguments: argparse.Namespace) -> argparse.Namespace:
     arguments.candidates = _candidates(arguments.candidates)
     if arguments.smoke:
         vars(arguments).update(SMOKE)
-    for field in ("seeds", "epochs", "jobs", "time", "mem"):
+    for field in ("seeds", "epochs", "jobs", "time", "mem", "accumulate"):
         if getattr(arguments, field) is not None:
             positive(field, getattr(arguments, field))
     if not (math.isfinite(arguments.bandwidth) and arguments.bandwidth > 0):
@@ -143,20 +158,22 @@ def _checked(arguments: argparse.Namespace) -> argparse.Namespace:
         raise ValueError(f"seeds is {arguments.seeds}; expected at most {min(rates.SEEDS)}, where tuning seeds begin")
     if arguments.device not in DEVICES:
         raise ValueError(unknown("device", arguments.device, DEVICES))
-    default = f"reproduce-{arguments.data}" + "-smoke" * arguments.smoke
+    of = "" if arguments.paper == "san" else f"-{arguments.paper}"
+    default = f"reproduce{of}-{arguments.data}" + "-smoke" * arguments.smoke
     arguments.output = arguments.output or arguments.from_ or Path("runs") / default
     return arguments
 
 
-def _tables(names: str) -> list[str]:
+def _tables(names: str, of: str) -> list[str]:
+    known = TABLES[of]
     if names == "all":
-        return list(TABLES)
-    by_name = {table_name(table): table for table in TABLES} | {table: table for table in TABLES}
+        return list(known)
+    by_name = {table_name(table): table for table in known} | {table: table for table in known}
     parts = [part.strip() for part in names.split(",")]
     for part in parts:
         if part not in by_name:
-            raise ValueError(unknown("table", part, [*map(table_name, TABLES), "all"]))
-    return [table for table in TABLES if table in {by_name[part] for part in parts}]
+            raise ValueError(unknown("table", part, [*map(table_name, known), "all"]))
+    return [table for table in known if table in {by_name[part] for part in parts}]
 
 
 def _candidates(numbers: str | None) -> tuple[float, ...]:
@@ -171,11 +188,13 @@ def _candidates(numbers: str | None) -> tuple[float, ...]:
 
 def _request(arguments: argparse.Namespace) -> Request:
     study = Study(
+        paper=arguments.paper,
         data=arguments.data,
         epochs=arguments.epochs,
         root=arguments.root,
         device=arguments.device,
         workers=arguments.workers,
+        accumulate=arguments.accumulate,
         backend="unfold" if arguments.smoke else None,  # it does not need to be compiled
         facts=SMOKE_FACTS.get(arguments.data, {}) if arguments.smoke else {},
     )

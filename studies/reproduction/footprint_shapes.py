@@ -25,7 +25,7 @@ from studies.reproduction.study import Study, by_seed
 if TYPE_CHECKING:
     import pandas as pd
 
-FAMILIES = tuple(family for family in rates.DEFAULTS if family != "convolution")
+FAMILIES = tuple(family for family in rates.DEFAULTS["san"] if family != "convolution")
 PROTOCOL = "val-split"
 
 
@@ -64,7 +64,7 @@ def _network(study: Study, family: str, footprint: Footprint) -> Network:
     row = PaperRow(
         family=family,
         network="",
-        model=rates.DEFAULTS[family],
+        model=rates.DEFAULTS["san"][family],
         overrides={"footprints": (3, str(footprint))},  # the second entry is the first stage of the miniature
         top1=0,
         top5=0,
@@ -121,7 +121,8 @@ def check_earlier(request: Request) -> None:
     """Raise ValueError if the folder's page has something that the request would drop."""
     if not (request.output / records.FILE).exists():
         return
-    before, now = read(request.output).study, request.facts()
+    earlier, now = read(request.output), request.facts()
+    before = earlier.study
     lost = [f"{name} {before[name]}" for name in ("data", "epochs") if before[name] != now[name]]
     lost += [f"seeds {before['seeds']}"] * (before["seeds"] > now["seeds"])
     lost += [one for name in ("families", "footprints") for one in before[name] if one not in now[name]]
@@ -129,6 +130,8 @@ def check_earlier(request: Request) -> None:
         raise ValueError(
             f"{request.output} holds a study with {', '.join(lost)}; include these, or choose another --output"
         )
+    expected = [task.config.fingerprint() for task in request.tasks()]
+    records.keep_all(request.output / records.FILE, earlier, expected)
 
 
 def describe(request: Request, jobs: int) -> str:
@@ -148,7 +151,9 @@ def carry_out(request: Request, executor: Executor) -> int:
     tasks = request.tasks()
     with executor:
         executor.do(tasks)
-    results = records.collect(request.facts(), request.learning_rates, tasks)
+    path = request.output / records.FILE
+    before = records.read(path) if path.exists() else None
+    results = records.collect(request.facts(), request.learning_rates, tasks, before)
     records.write(request.output / records.FILE, results)
     return draw(request.output, results, request.output)
 

@@ -16,7 +16,7 @@ from typing import Any
 from saprof import atomic
 from saprof.paper.printed import PaperRow
 from studies.reproduction.executors import Task
-from studies.reproduction.study import Study, placed
+from studies.reproduction.study import REDUCED, Study, placed
 
 CANDIDATES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 SEEDS = (1000, 1001)
@@ -25,12 +25,20 @@ RULE = (
     "the lower mean loss, then the lower rate; a candidate of which a run failed is out"
 )
 DEFAULTS = {
-    "convolution": "resnet26",
-    "pairwise": "san10_pairwise",
-    "patchwise": "san10_patchwise",
-    "stand_alone": "san10_stand_alone",
+    "san": {
+        "convolution": "resnet26",
+        "pairwise": "san10_pairwise",
+        "patchwise": "san10_patchwise",
+        "stand_alone": "san10_stand_alone",
+    },
+    "sasa": {
+        "convolution": "resnet50",
+        "stand_alone": "sasa_resnet50_convolution_stem",
+        "convolution_reduced": "resnet50",
+        "stand_alone_reduced": "sasa_resnet50",
+    },
 }
-"""The default network of each family, with which its rate is chosen."""
+"""The default network of each family, or of each group of SASA's networks, with which its rate is chosen, by paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +52,9 @@ class Tuning:
     seeds: tuple[int, ...] = SEEDS
 
     def task(self, family: str, rate: float, seed: int) -> Task:
-        row = PaperRow(family=family, network="", model=DEFAULTS[family], top1=0, top5=0, params_M=0, flops_G=0)
-        config = replace(self.study.config(row, "val-split"), lr=rate, seed=seed)
+        model, reduced = DEFAULTS[self.study.paper][family], family.endswith(REDUCED)
+        row = PaperRow(family=family.removesuffix(REDUCED), network="", model=model, params_M=0, flops_G=0)
+        config = replace(self.study.config(row, "val-split", reduced), lr=rate, seed=seed)
         return Task(config=placed(config, self.runs))
 
     def tasks(self) -> list[Task]:
@@ -63,28 +72,34 @@ class Tuning:
 
     def rule(self) -> dict[str, Any]:
         """The facts that must be equal for an earlier choice to be used again."""
-        facts = {"data": self.study.data, "epochs": self.study.recipe.epochs, "protocol": "val-split"}
+        facts = (
+            {"paper": self.study.paper} if self.study.paper != "san" else {}
+        )  # earlier files are of SAN, and do not say so
+        facts |= {"data": self.study.data, "epochs": self.study.recipe.epochs, "protocol": "val-split"}
         return {"rule": RULE, "candidates": list(self.candidates), "seeds": list(self.seeds)} | facts
 
 
 def read(path: Path, tuning: Tuning, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The choices made so far, by family; `recorded` are those of a results file, which count if there is no file at
-    `path`. Raises ValueError if they were made by another rule."""
-    if not path.exists() and recorded is None:
-        return {}
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else recorded
-    assert kept is not None
-    rule = tuning.rule()
-    changed = [f"{name} {kept[name]!r}, not {value!r}" for name, value in rule.items() if kept[name] != value]
+    """The choices made so far, by family; `recorded` are those of a results file. Raises ValueError if they were made
+    by another rule."""
+    families: dict[str, Any] = {}
+    for kept in (json.loads(path.read_text(encoding="utf-8")) if path.exists() else None, recorded):
+        if kept is not None:
+            _check_rule(path, kept, tuning.rule())
+            families |= kept["families"]  # recorded choices come last, since recorded runs were made with them
+    return families
+
+
+def _check_rule(path: Path, kept: Mapping[str, Any], rule: Mapping[str, Any]) -> None:
+    changed = [f"{name} {kept.get(name)!r}, not {value!r}" for name, value in rule.items() if kept.get(name) != value]
     if changed:
         raise ValueError(f"{path} was chosen with {'; '.join(changed)}; choose another --output")
-    return dict(kept["families"])
 
 
 def choose(tuning: Tuning, path: Path, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Choose rates from finished runs, and add them to the file and to the choices made before. Raises ValueError if a
     family has no finished candidate."""
-    families = dict(before or {}) | read(path, tuning) | {family: _chosen(tuning, family) for family in tuning.families}
+    families = read(path, tuning) | dict(before or {}) | {family: _chosen(tuning, family) for family in tuning.families}
     content = json.dumps(tuning.rule() | {"families": families}, indent=1, ensure_ascii=False) + "\n"
     atomic.write(path, content.encode())
     return families

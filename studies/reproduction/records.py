@@ -49,6 +49,11 @@ class Results:
     failed: Mapping[str, str]
     """Reasons why runs are missing, by fingerprint."""
 
+    @property
+    def paper(self) -> str:
+        """The paper whose tables were reproduced; early results of SAN do not say so."""
+        return self.study.get("paper", "san")
+
     def keys(self, config: Config) -> dict[int, str]:
         """The fingerprints of a config's runs, by seed."""
         return {seed: replace(config, seed=seed).fingerprint() for seed in range(self.study["seeds"])}
@@ -92,7 +97,8 @@ def collect(
                 failed[fingerprint] = "not judged for robustness"
             continue
         if found is None:
-            failed[fingerprint] = task.run.failure() or "not finished"
+            told = None if before is None else before.failed.get(fingerprint)
+            failed[fingerprint] = task.run.failure() or told or "not finished"
             continue
         place = _place(task.run)
         if place not in where:
@@ -136,6 +142,43 @@ def _robustness(task: Task) -> dict[str, Any] | None:
     }
 
 
+def merged(one: Results, other: Results) -> Results:
+    """The runs of both, where the same run is that of `one`; the study and the learning rates are those of `one`, apart
+    from seeds and tables, which are those of both, and from rates that only `other` has."""
+    where, runs = list(one.where), dict(one.runs)
+    for key, run in other.runs.items():
+        if key in runs and (runs[key].get("robustness") or not run.get("robustness")):
+            continue
+        place = other.where[run["where"]]
+        if place not in where:
+            where.append(place)
+        runs[key] = {**run, "where": where.index(place)}
+    study = dict(one.study) | {"seeds": max(one.study["seeds"], other.study["seeds"])}
+    if "tables" in one.study:
+        study["tables"] = list(dict.fromkeys([*one.study["tables"], *other.study["tables"]]))
+    rates = one.learning_rates or other.learning_rates
+    if one.learning_rates and other.learning_rates:
+        families = {**other.learning_rates["families"], **one.learning_rates["families"]}
+        rates = {**one.learning_rates, "families": families}
+    failed = {key: why for key, why in {**other.failed, **one.failed}.items() if key not in runs}
+    failed |= {key: why for key, why in one.failed.items() if key in runs and key in one.runs}
+    return Results(study=study, learning_rates=rates, where=where, runs=runs, failed=failed)
+
+
+def keep_all(path: Path, results: Results, expected: Iterable[str]) -> None:
+    """Raise ValueError if there are runs in `results`, those in the file at `path`, that are not among the expected
+    fingerprints, so that the next writing would drop them."""
+    lost = sorted(results.runs.keys() - set(expected))
+    if lost:
+        run = results.runs[lost[0]]
+        settings = {name: run["facts"][name] for name in ("model", "options", "lr", "seed")}
+        raise ValueError(
+            f"{path} has {len(lost)} runs that this study does not make, and that would be dropped: {settings} and "
+            "others. Networks, recipe, learning rates or options have changed since; choose another --output, and "
+            "another --record"
+        )
+
+
 def prepare(folder: Path) -> None:
     """Make a study's folder if it does not exist. Raises CannotWrite if that fails."""
     try:
@@ -145,7 +188,10 @@ def prepare(folder: Path) -> None:
 
 
 def write(path: Path, results: Results) -> None:
-    """Write the results atomically."""
+    """Write the results atomically. Raises ValueError if the file that is there is damaged, or has runs that these
+    results lack."""
+    if path.exists():
+        keep_all(path, read(path), results.runs)
     every = [run["facts"] for run in results.runs.values()]
     common = {name: value for name, value in every[0].items() if all(f[name] == value for f in every)} if every else {}
     head = {"schema": SCHEMA, "study": results.study, "learning_rates": results.learning_rates}

@@ -7,15 +7,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 from saprof import text
 from saprof.paper import printed, robustness
-from saprof.paper.recount import compute
 from studies.judging import statistics
 from studies.judging.statistics import Difference
-from studies.reproduction import markdown
+from studies.reproduction import markdown, sizes
 from studies.reproduction.comparisons import (
     Run,
     compared,
@@ -32,6 +30,13 @@ from studies.reproduction.records import Results
 from studies.reproduction.study import Study
 
 SMOKE = "smoke: pipeline only"
+FLOPS = {convention: words for _, convention, words in printed.PAPERS.values()}
+"""The conventions of FLOPs, in words."""
+JUDGED = {
+    "val-split": "images held out of the training set",
+    "val-original": "the data set's own images for validation or test",
+}
+"""The images on which a network is judged, by protocol."""
 VARYING = ("model", "options", "lr", "seed")
 """Fields in which the runs of one table differ."""
 
@@ -60,6 +65,8 @@ class Page:
     missing: Sequence[str]
     """A sentence for every missing run."""
     smoke: bool = False
+    protocol: str = "val-split"
+    """The images on which all rows are judged."""
 
     @property
     def name(self) -> str:
@@ -75,7 +82,9 @@ def study(results: Results) -> Study:
         facts = facts or mine
         if mine != facts:
             raise ValueError(_mixed("the study", facts, mine))
-    stated = {name: results.study[name] for name in ("data", "epochs", "backend")}
+    stated: dict[str, Any] = {name: results.study[name] for name in ("data", "epochs", "backend")} | {
+        "paper": results.paper
+    }
     if facts and facts.get("epochs", stated["epochs"]) != stated["epochs"]:
         raise ValueError(f"the study is of {stated['epochs']} epochs, its runs of {facts['epochs']}; expected the same")
     return Study(**stated, facts=facts).with_rates(results.learning_rates["families"] if results.learning_rates else {})
@@ -86,9 +95,14 @@ def _mixed(what: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return f"{what} would mix runs with {'; '.join(found)}; expected one of them"
 
 
-def caution(data: str, seeds: int) -> str:
+def caution(data: str, seeds: int, of: str = "san") -> str:
     """The first sentence of every page."""
     spelled = text.counted(seeds, "seed")
+    if data not in SIDES and of == "sasa":
+        return (
+            f"{spelled}; the paper does not say how many runs a row has. Compared are the paper's networks by its "
+            "recipe as far as it is known; the comments of the recipe sasa_imagenet say what is not."
+        )
     if data not in SIDES:
         return (
             f"{spelled}; the paper has one run per row. Compared are the paper's networks by its own recipe. Our "
@@ -117,15 +131,21 @@ def page(table: str, results: Results) -> Page:
         _row(line, None if line.base is None else lines[line.base], figures, seeds, smoke)
         for line, figures in zip(lines, measured, strict=True)
     ]
-    caption = {"9": robustness.turned, "10": robustness.attacked}[table]().caption if table in ROBUSTNESS else ""
     return Page(
         table=table,
-        caption=caption or printed.paper()[table].caption,
-        caution=caution(common.data, seeds),
+        caption=_caption(table, common.paper),
+        caution=caution(common.data, seeds, common.paper),
         rows=rows,
         missing=list(_missing(lines, results)),
         smoke=smoke,
+        protocol=lines[0].cell.config.protocol,
     )
+
+
+def _caption(table: str, of: str) -> str:
+    if of == "san" and table in ROBUSTNESS:
+        return {"9": robustness.turned, "10": robustness.attacked}[table]().caption
+    return printed.paper(of)[table].caption
 
 
 def _lines(table: str, common: Study) -> Iterator[Line]:
@@ -214,8 +234,8 @@ def _row(line: Line, base: Line | None, measured: Measured, seeds: int, smoke: b
     """The line as a flat record."""
     cell = line.cell
     known = base is not None and line.paper is not None and base.paper is not None
-    printed = round(line.paper - base.paper, 3) if known else None  # pyright: ignore
-    full = full_size(cell)
+    claimed = round(line.paper - base.paper, 3) if known else None  # pyright: ignore
+    full, flops = sizes.full_size(cell), f"flops_{printed.PAPERS[cell.paper][1]}"
     row: dict[str, Any] = {
         "table": cell.table,
         "network": cell.row.network,
@@ -226,9 +246,9 @@ def _row(line: Line, base: Line | None, measured: Measured, seeds: int, smoke: b
         "seeds": len(measured.values),
         "seeds_asked": seeds,
         "against": "" if base is None else label(base),
-        "paper_difference": printed,
+        "paper_difference": claimed,
         "params_full_size": full["params"],
-        "flops_paper_full_size": full["flops_paper"],
+        f"{flops}_full_size": full[flops],
         "protocol": cell.config.protocol,
         "data": cell.config.data,
         "model": cell.config.model,
@@ -236,9 +256,12 @@ def _row(line: Line, base: Line | None, measured: Measured, seeds: int, smoke: b
         "lr": cell.config.lr,
         "note": cell.note,
     }
+    if cell.paper == "sasa" and base is not None and cell.config.data in SIDES:
+        shares = sizes.shares(cell, base.cell)
+        row |= shares | {"note": "; ".join(filter(None, [cell.note, sizes.spelled(shares)]))}
     if smoke:
         return row | {"verdict": SMOKE if base is not None else ""}
-    verdict = statistics.verdict(printed, measured.difference) if base is not None else ""
+    verdict = statistics.verdict(claimed, measured.difference) if base is not None else ""
     return row | _ours(line, measured) | compared(measured.difference) | {"verdict": str(verdict)}
 
 
@@ -266,22 +289,6 @@ def _without_confused(line: Line, runs: Sequence[Run]) -> dict[str, Any]:
         return {}
     drops = [part["manipulations"]["none"] - part["manipulations"][line.setting] for part in parts]
     return {"without_classes": " ".join(parts[0]["classes"]), "ours_without": statistics.mean(drops).mean}
-
-
-def full_size(cell: Cell) -> Mapping[str, Any]:
-    """Parameters and FLOPs of the paper's network."""
-    table = "3" if cell.table in ROBUSTNESS else cell.table
-    wanted = (cell.row.model, json.dumps(cell.row.overrides))
-    for name in dict.fromkeys((table, "4")):  # Sec. 5.3 is compared with a row of Table 4
-        for row in printed.rows(name):
-            if (row.model, json.dumps(row.overrides)) == wanted:
-                return _computed(name)[wanted]
-    raise AssertionError(wanted)
-
-
-@cache
-def _computed(table: str) -> dict[tuple[str, str], Mapping[str, Any]]:
-    return {(row["model"], row["overrides"]): row for row in compute([table])}
 
 
 def _missing(lines: Sequence[Line], results: Results) -> Iterator[str]:
@@ -347,7 +354,8 @@ def _columns(shown: Page) -> Iterator[tuple[str, Writer]]:
         yield "top-5" + " (10 classes: saturated)" * few, lambda row: number(row.get("top5"))
         yield "loss", lambda row: markdown.loss(row.get("loss"))
     yield "params, full size", lambda row: markdown.count(row["params_full_size"])
-    yield "FLOPs, full size (paper convention)", lambda row: markdown.count(row["flops_paper_full_size"])
+    convention, words = next(facts for facts in FLOPS.items() if f"flops_{facts[0]}_full_size" in rows[0])
+    yield f"FLOPs, full size ({words})", lambda row: markdown.count(row[f"flops_{convention}_full_size"])
     yield "params here", lambda row: markdown.count(row.get("params"))
     if any(row["note"] for row in rows):
         yield "note", lambda row: row["note"]
@@ -361,5 +369,6 @@ def _notes(shown: Page) -> Iterator[str]:
         yield markdown.VERDICT_NOTE
     if any(row["table"] == "10" and row["paper"] is None for row in shown.rows):
         yield "Attacks wider than the paper's are shown without a claim, and are no part of the correction."
+    yield f"Judged on {JUDGED[shown.protocol]} ({shown.protocol})."
     if shown.missing:
         yield markdown.bullets(f"{len(shown.missing)} runs are not in this table", shown.missing)

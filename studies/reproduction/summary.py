@@ -10,9 +10,9 @@ from typing import Any
 
 from saprof import atomic, text
 from studies.judging.statistics import VERDICTS
-from studies.reproduction.markdown import VERDICT_NOTE, number, probability
+from studies.reproduction.markdown import VERDICT_NOTE, Row, number, probability
 from studies.reproduction.records import Results
-from studies.reproduction.report import SMOKE, Page, page, render
+from studies.reproduction.report import JUDGED, SMOKE, Page, page, render
 
 
 def summary(pages: Sequence[Page], results: Results) -> str:
@@ -21,7 +21,7 @@ def summary(pages: Sequence[Page], results: Results) -> str:
 
 
 def _sections(pages: Sequence[Page], results: Results) -> Iterator[str]:
-    yield f"# Accuracy tables, {results.study['data']}"
+    yield f"# Accuracy tables of {results.paper.upper()}, {results.study['data']}"
     yield f"**{pages[0].caution}**"
     if results.study["smoke"]:
         yield f"{SMOKE}. Every table was trained and judged for too short a time to say anything."
@@ -41,6 +41,17 @@ def _claims(pages: Sequence[Page]) -> Iterator[str]:
     if not any(shown.smoke for shown in pages):
         yield ", ".join(f"{counted[verdict]} {verdict}" for verdict in VERDICTS) + f", of {len(claims)} comparisons."
         yield VERDICT_NOTE
+    for protocol, images in JUDGED.items():
+        judged = [(shown, row) for shown, row in claims if shown.protocol == protocol]
+        if judged:
+            yield f"### Judged on {images} ({protocol})"
+            yield _compared(judged)
+    if not claims:
+        yield "These tables compare nothing."
+
+
+def _compared(claims: Sequence[tuple[Page, Row]]) -> str:
+    """The table of claims that are judged on the same images."""
     header = [
         "table",
         "what",
@@ -68,7 +79,7 @@ def _claims(pages: Sequence[Page]) -> Iterator[str]:
         ]
         for shown, row in claims
     ]
-    yield text.align(header, body, "md") if body else "These tables compare nothing."
+    return text.align(header, body, "md")
 
 
 def _rates(results: Results) -> str:

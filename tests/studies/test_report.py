@@ -7,14 +7,14 @@ import pytest
 from made_up_runs import WHERE
 
 from studies.judging.statistics import holm, paired
-from studies.reproduction import records, report, summary
+from studies.reproduction import records, report, sizes, summary
 from studies.reproduction.grid import cells
 from studies.reproduction.study import Study
 
 
 @pytest.fixture(autouse=True)
 def _no_networks_are_counted(monkeypatch):
-    monkeypatch.setattr(report, "full_size", lambda cell: {"params": 10_530_000, "flops_paper": 2_200_000_000})
+    monkeypatch.setattr(sizes, "full_size", lambda cell: {"params": 10_530_000, "flops_paper": 2_200_000_000})
 
 
 def results(table, top1, seeds=6, smoke=False, **changed):

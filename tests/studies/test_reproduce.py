@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from made_up_runs import attempts, finish, perform
 from made_up_runs import tasks as tasks_of
 
 from studies import footprints, reproduce
+from studies.config import Config
 from studies.failures import BadData, NonFinite, Preempted
-from studies.reproduction import executors, rates, records
+from studies.reproduction import executors, paper_tables, rates, records
 from studies.reproduction.executors import Local
+from studies.reproduction.grid import cells
 from studies.reproduction.study import Study
 from studies.training.run import Run
 
@@ -410,3 +413,103 @@ def test_what_is_finished_so_far_is_recorded_without_training(tmp_path, monkeypa
     assert len(records.read(record / records.FILE).runs) == 1
     assert reproduce.main([*FEW, "--output", str(folder), "--dry-run"]) == 0
     assert "4 runs: 1 finished, 3 left" in capsys.readouterr().out
+
+
+def test_fewer_seeds_drop_no_recorded_run(tmp_path, monkeypatch, capsys):
+    """The pages keep all seeds, and only the seeds asked for decide the exit code."""
+    record = tmp_path / "record"
+    session(monkeypatch, tmp_path / "first", record)
+    whole = records.read(record / records.FILE)
+    assert len(whole.runs) == 4
+    for output in ("first", "second"):
+        assert session(monkeypatch, tmp_path / output, record, more=["--seeds", "1"]) == (0, [])
+        kept = records.read(record / records.FILE)
+        assert (kept.runs, kept.study["seeds"]) == (whole.runs, 2)
+        assert "2 of 2" in (record / "tables" / "sec5.3.md").read_text()
+
+
+def test_fewer_seeds_than_an_unfinished_record_has(tmp_path, monkeypatch, capsys):
+    """A session that finishes its own seed is complete, although the record still lacks runs of the other."""
+    record = tmp_path / "record"
+    session(monkeypatch, tmp_path / "first", record, after=5)
+    assert session(monkeypatch, tmp_path / "second", record, more=["--seeds", "1"])[0] == 0
+    kept = records.read(record / records.FILE)
+    assert (len(kept.runs), kept.study["seeds"], len(kept.failed)) == (2, 2, 2)
+
+
+def test_results_of_both_folders_are_kept(tmp_path, monkeypatch, capsys):
+    """The output has runs that the record lacks, and no folders of runs."""
+    record, output = tmp_path / "record", tmp_path / "output"
+    session(monkeypatch, output, record)
+    part = records.read(record / records.FILE)
+    runs = dict(list(part.runs.items())[:1])
+    (record / records.FILE).unlink()
+    records.write(record / records.FILE, replace(part, runs=runs))
+    shutil.rmtree(output / "runs")
+    assert session(monkeypatch, output, record) == (0, [])
+    for folder in (output, record):
+        assert records.read(folder / records.FILE).runs == part.runs
+
+
+def test_runs_of_another_recipe_are_not_dropped(tmp_path, monkeypatch, capsys):
+    """The recipe's batch changed after the runs were recorded."""
+    record = tmp_path / "record"
+    session(monkeypatch, tmp_path / "first", record)
+    before = (record / records.FILE).read_bytes()
+    monkeypatch.setattr(Study, "recipe", property(lambda study: replace(Config(), batch=16, evaluate_every=20)))
+    for asked in ([], ["--so-far"], ["--dry-run"]):
+        with pytest.raises(ValueError, match=r"has 4 runs that this study does not make.*choose another --output"):
+            session(monkeypatch, tmp_path / "second", record, more=asked)
+    assert (record / records.FILE).read_bytes() == before
+
+
+def test_results_are_not_replaced_by_fewer(tmp_path):
+    first, second = tasks_of(tmp_path, [0, 1])
+    for task in (first, second):
+        finish(task)
+    path = tmp_path / records.FILE
+    study = {"data": "digits", "epochs": 20, "backend": None, "seeds": 2}
+    records.write(path, records.collect(study, None, [first, second]))
+    with pytest.raises(ValueError, match="has 1 runs that this study does not make"):
+        records.write(path, records.collect(study, None, [first]))
+    path.write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        records.write(path, records.collect(study, None, [first]))
+
+
+def test_a_session_at_full_scale_keeps_the_rates_that_were_chosen(tmp_path, capsys):
+    """Without --tune, the runs would be those of the recipe's rates, and those recorded would be dropped."""
+    study = Study(data="folder")
+    tuning = rates.Tuning(study=study, runs=tmp_path, families=())
+    chosen = {"convolution": {"chosen": 0.7}, "pairwise": {"chosen": 0.6}, "patchwise": {"chosen": 0.5}}
+    facts = {"data": "folder", "epochs": 100, "backend": None, "seeds": 1, "tables": ["8"], "smoke": False}
+    cell = cells("8", study.with_rates(chosen))[0]
+    (task,) = tasks_of(tmp_path, [0])
+    task = replace(task, config=replace(cell.config, seed=0, output=task.folder))
+    finish(task)
+    results = records.collect(facts, tuning.rule() | {"families": chosen}, [task])
+    records.write(tmp_path / records.FILE, results)
+    request = reproduce.Request(
+        study=study, output=tmp_path, tables=["8"], seeds=1, smoke=False, tune=False,
+        candidates=rates.CANDIDATES, tuning_seeds=rates.SEEDS,
+    )  # fmt: skip
+    assert paper_tables.plan(request).chosen == chosen
+    bare = replace(results, learning_rates=None)
+    (tmp_path / records.FILE).unlink()
+    records.write(tmp_path / records.FILE, bare)
+    with pytest.raises(ValueError, match="has runs with the recipe's learning rates; omit --tune"):
+        paper_tables.plan(replace(request, tune=True))
+
+
+def test_what_is_finished_is_recorded_if_the_work_ends_with_an_error(tmp_path, monkeypatch, capsys):
+    class Broken(InProcess):
+        def do(self, tasks, label="runs"):
+            super().do(tasks, label)
+            if label == "runs":
+                raise OSError("the disk is gone")
+            return {}
+
+    monkeypatch.setattr(reproduce, "_executor", lambda arguments, planned: Broken(finish))
+    with pytest.raises(OSError, match="the disk is gone"):
+        reproduce.main([*FEW, "--output", str(tmp_path / "output")])
+    assert len(records.read(tmp_path / "output" / records.FILE).runs) == 4
