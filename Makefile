@@ -76,7 +76,7 @@ docs: $(VENV)/.dev ## build the documentation in site/; every warning is an erro
 bench: $(VENV)/.dev ## the operators at SAN10's five stages, under pytest-benchmark
 	$(BIN)/python -m pytest --benchmark-only
 
-gpu: $(VENV)/.dev ## with a GPU: build, verify, test and measure, ten minutes; a second call continues
+gpu: $(VENV)/.dev ## with a GPU: build, verify, test and measure, nine minutes; another call continues
 	$(BIN)/python tests/on_gpu.py
 
 clean: ## remove .venv

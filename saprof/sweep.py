@@ -10,6 +10,7 @@ import argparse
 import gc
 import sys
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,9 @@ def _draw(rows: list[Row], folder: Path, where: dict[str, Any]) -> None:
     rows = [row for row in rows if row.status != "unsupported"]
     if not any(row.status in MEASURED and row.taps for row in rows):
         print(f"rows in {folder}; no cell has a footprint and a latency, so there is no figure", file=sys.stderr)
+        return
+    if absent := [name for name in ("matplotlib", "pandas", "seaborn") if find_spec(name) is None]:
+        print(f"rows in {folder}; no figure without {', '.join(absent)}", file=sys.stderr)
         return
     from saprof.plots import footprint_figure, frame, write
     from saprof.records import environment

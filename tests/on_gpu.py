@@ -3,6 +3,9 @@
 The most important steps come first. Each step is a process with its own log. A step that was completed with the same
 code, versions and device is not repeated, and a sweep continues where it was stopped. The commit is recorded, but the
 content of the files decides whether the code is the same.
+
+It needs torch, numba-cuda and pytest-benchmark, but no installation of saprof: stubs take the place of small packages
+that are missing. Results are packed into one archive beside the folder.
 """
 
 from __future__ import annotations
@@ -17,24 +20,34 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+import zlib
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
-from saprof import command, sweep, text
-from saprof.measure.request import read_request
-
 ROOT = Path(__file__).parents[1]
+STUBS = [str(folder) for folder in sorted((ROOT / "tests/stubs").iterdir()) if find_spec(folder.name) is None]
+"""The folders that stand for packages that are not installed."""
+sys.path += [path for path in (str(ROOT), *STUBS) if path not in sys.path]
+
+from saprof import command, sweep, text  # noqa: E402
+from saprof.measure.request import read_request  # noqa: E402
+from saprof.operators import OPERATORS  # noqa: E402
+
 PYTHON = sys.executable
 BUDGET = "{seconds}"
 """A placeholder in a command for the seconds that it may take; such a command continues where it was stopped."""
 SPARE_S = 20.0
 """A sweep keeps so many of these seconds for the group that it has begun, and for its summary."""
 LEEWAY_S = 60.0
+ARCHIVE_BYTES = 15 << 20
+"""The compressed files of the archive together have at most this size."""
 GRACE_S = 5.0
 """The time between SIGTERM and SIGKILL."""
 
@@ -59,6 +72,8 @@ class Step:
     """Why the step cannot run here."""
     vital: bool = False
     """Later steps need it. It runs every time, since its result may have been deleted."""
+    alone: bool = False
+    """It does not need the vital steps."""
 
     @property
     def least(self) -> float:
@@ -82,7 +97,7 @@ def steps(output: Path, fingerprint: str) -> list[Step]:
         return PYTHON, "-m", module, *arguments.split()
 
     def benchmark(name: str, path: str, seconds: float) -> Step:
-        asked = python("pytest", f"{path} -m gpu --benchmark-only -q -s -p no:cacheprovider")
+        asked = python("pytest", f"{path} -m gpu --benchmark-only -q -s -W default -p no:cacheprovider")
         return Step(name, seconds, ((*asked, f"--benchmark-json={output / name}.json"),))
 
     def sweeps(name: str, beside: float, *variants: str) -> Step:
@@ -97,7 +112,22 @@ def steps(output: Path, fingerprint: str) -> list[Step]:
             rest = (*resume, "--output", str(folder), "--time-budget", BUDGET)
             commands.append((PYTHON, "-m", "saprof.sweep", *asked, *rest))
             resume = ("--resume",)
-        return Step(name, seconds, tuple(commands))
+        return Step(name, seconds, tuple(commands), alone=True)
+
+    def verifies(backend: str, seconds: float) -> list[Step]:
+        """A process per operator: an error that breaks the context of CUDA fails one of them."""
+        options = f"--device cuda --backend {backend} --workloads tiny --dtype float32,bfloat16 --operator"
+        lacks = "numba-cuda is not installed" if backend == "numba" and find_spec("numba_cuda") is None else ""
+        return [
+            Step(
+                f"{backend}_{operator}",
+                seconds,
+                (python("saprof.verify", f"{options} {operator}"),),
+                lacks=lacks,
+                alone=backend == "numba",
+            )
+            for operator in OPERATORS
+        ]
 
     def sanitizer(tool: str, seconds: float) -> Step:
         found = _compute_sanitizer()
@@ -110,22 +140,29 @@ def steps(output: Path, fingerprint: str) -> list[Step]:
             lacks="" if found else "compute-sanitizer is not installed",
         )
 
+    everything = "--operator all --dtype float32,bfloat16"
+
     def at_all_stages(options: str) -> tuple[str, str]:
-        everything = f"--operator all --dtype float32,bfloat16 {options}"
-        return f"{everything} --stage 2:5 --footprint 7", f"{everything} --stage 1 --footprint 3"
+        return f"{everything} {options} --stage 2:5 --footprint 7", f"{everything} {options} --stage 1 --footprint 3"
 
     networks = "--model san10_pairwise,san10_patchwise,sasa_resnet26,resnet26 --dtype float32,bfloat16 --seconds 0.25"
     peers = "--backend cuda,unfold --compile both --mode forward,train_step"
-    gpu_tests = python("pytest", "-m gpu -q -p no:cacheprovider --durations=10")
+    tested = "-m gpu -q -W default -p no:cacheprovider --durations=10 --continue-on-collection-errors"
+    gpu_tests = python("pytest", tested)
+    graphs = python("pytest", f"tests/backends/test_gpu.py {tested}")
     return [
         Step("build", 120, (python("kernels_cuda.build", "--report"),), vital=True),
-        Step("verify", 60, (python("saprof.verify", "--device cuda --backend cuda --dtype all --workloads edge"),)),
-        sweeps("operators", 0.5, *at_all_stages("--mode forward --seconds 0.1")),
-        sweeps("networks", 3.5, f"{networks} --mode forward,train_step"),
+        *verifies("cuda", 12),
+        *verifies("numba", 30),
         sanitizer("memcheck", 90),
-        benchmark("flex", "tests/benchmarks/test_flex_attention.py", 90),
-        benchmark("bandwidth", "tests/benchmarks/test_bandwidth.py", 30),
         sanitizer("racecheck", 90),
+        sweeps("operators", 0.5, f"{everything} --mode forward --seconds 0.1 --stage 2,4 --footprint 7"),
+        benchmark("flex", "tests/benchmarks/test_flex_attention.py", 90),
+        Step("graphs", 90, ((*graphs, f"--junitxml={output / 'graphs.xml'}"),)),
+        sweeps("networks", 3.5, f"{networks} --mode forward,train_step"),
+        Step("verify", 60, (python("saprof.verify", "--device cuda --backend cuda --dtype all --workloads edge"),)),
+        benchmark("bandwidth", "tests/benchmarks/test_bandwidth.py", 30),
+        sweeps("other_stages", 0.5, *at_all_stages("--mode forward --seconds 0.1")),
         sweeps("gradients", 0.9, *at_all_stages("--mode backward --seconds 0.3")),
         sweeps(
             "compiled", 1.7, f"--operator all --dtype float32,bfloat16 --seconds 0.3 {peers} --stage 3 --footprint 7"
@@ -168,6 +205,7 @@ def main(argv: list[str] | None = None) -> int:
         for step, outcome in zip(plan, outcomes, strict=True)
     ]
     print(text.align(("step", "came to", "seconds", "predicted", "note"), lines))
+    print(_pack(output), file=sys.stderr)
     fine = all(outcome.status in (OK, SKIPPED) for outcome in outcomes)
     print(f"logs and results in {output}" + ("" if fine else f"; {again}"), file=sys.stderr)
     return command.OK if fine else command.FAILED
@@ -180,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit code 0: all is done, or was; 1: a step failed or is left, or there is no GPU; 2: usage.",
     )
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"), help="logs and results (default runs/gpu)")
-    parser.add_argument("--minutes", type=float, default=10.0, help="end by then, whatever is left (default 10)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="end by then, whatever is left (default 9)")
     parser.add_argument("--only", default="all", metavar="STEP,…", help="steps by name, or all (default)")
     parser.add_argument("--dry-run", action="store_true", help="print the steps and the seconds predicted, and stop")
     return parser
@@ -196,7 +234,8 @@ def provenance() -> dict[str, Any]:
         "where = provenance('cuda' if cuda else 'cpu', torch.get_num_threads())\n"
         "print(json.dumps(where | {'fingerprint': fingerprint(where), 'cuda': cuda}))"
     )
-    asked = subprocess.run([PYTHON, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    around = os.environ | _paths()
+    asked = subprocess.run([PYTHON, "-c", program], cwd=ROOT, capture_output=True, text=True, env=around)
     if asked.returncode:
         raise ValueError(f"torch could not be asked for a device: {(asked.stderr.splitlines() or ['no answer'])[-1]}")
     return json.loads(asked.stdout.splitlines()[-1]) | {"tests": hash_of_tests()}
@@ -207,6 +246,21 @@ def hash_of_tests() -> str:
     own = {Path(__file__).name, f"test_{Path(__file__).name}"}
     files = (path for path in sorted((ROOT / "tests").rglob("*.*")) if path.suffix in (".py", ".cpp", ".h", ".cu"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files if path.name not in own)).hexdigest()[:12]
+
+
+def _pack(output: Path) -> str:
+    """Write all files of the folder to one archive beside it, the smallest first; what is too much is left out, and
+    named in the sentence that is returned."""
+    archive, room, left = output.with_name(f"{output.name}.tar.gz"), ARCHIVE_BYTES, []
+    with tarfile.open(archive, "w:gz") as packed:
+        for path in sorted((p for p in output.rglob("*") if p.is_file()), key=lambda p: (p.stat().st_size, p)):
+            size = len(zlib.compress(path.read_bytes())) + 1024
+            if size > room:
+                left.append(str(path.relative_to(output)))
+                continue
+            room -= size
+            packed.add(path, str(path.relative_to(output.parent)))
+    return f"all of it is in {archive}" + (f", without {', '.join(left)}" if left else "")
 
 
 def _count_cells(arguments: Sequence[str]) -> int:
@@ -260,7 +314,7 @@ def _run_all(
         log, key, left = output / f"{step.name}.log", _key(step, where), deadline - time.monotonic()
         if key in done and not step.vital:
             outcome = Outcome(OK, "done before")
-        elif broken:
+        elif broken and not step.alone:
             outcome = Outcome(NOT_RUN, f"since {broken} failed")
         elif step.lacks:
             outcome = Outcome(SKIPPED, step.lacks)
@@ -312,7 +366,7 @@ def _judge(codes: Sequence[int | None], log: str) -> tuple[str, str]:
 
 def _call(argv: Sequence[str], environment: dict[str, str], log: IO[str], seconds: float) -> int | None:
     """The exit code, or None after so many seconds; all processes that the command started have ended."""
-    around = os.environ | {"PYTHONUNBUFFERED": "1"} | environment
+    around = os.environ | {"PYTHONUNBUFFERED": "1"} | _paths() | environment
     try:
         process = subprocess.Popen(
             argv,
@@ -332,6 +386,12 @@ def _call(argv: Sequence[str], environment: dict[str, str], log: IO[str], second
         return None
     finally:
         _end(process)
+
+
+def _paths() -> dict[str, str]:
+    """The folders from which Python imports saprof and, in place of packages that are not installed, stubs."""
+    before = filter(None, [os.environ.get("PYTHONPATH")])
+    return {"PYTHONPATH": os.pathsep.join([*before, str(ROOT), *STUBS])}
 
 
 def _end(process: subprocess.Popen) -> None:
