@@ -98,6 +98,11 @@ GROUPS = {
             "Compare the accuracy of footprints of equally many taps.",
             "--footprint square:5,cross:13 --dry-run",
         ),
+        Command(
+            "studies.detectors",
+            "Compare detectors of convolutions and of attention.",
+            "--data canvas_digits --dry-run",
+        ),
         Command("studies.doctor", "Check the images of a data set, and what a run requires.", "--data digits"),
     ),
 }

@@ -50,7 +50,14 @@ ORDER = [
     ["studies.training"],
     ["studies.judging"],
     ["studies.reproduction"],
-    ["studies.doctor", "studies.evaluate", "studies.footprints", "studies.reproduce", "studies.train"],
+    [
+        "studies.detectors",
+        "studies.doctor",
+        "studies.evaluate",
+        "studies.footprints",
+        "studies.reproduce",
+        "studies.train",
+    ],
 ]
 """The rooms, left to right: modules, or packages with their modules. Rooms side by side do not import each other. The
 modules of a package may import each other in any order, but not in a circle."""

@@ -135,6 +135,58 @@ def footprints_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
     return figure
 
 
+def detectors_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
+    """Costs of five detectors as shares of those of convolutions, and the difference in average precision: the paper's
+    as dashes, ours as points; `rows` are those of `studies.reproduction.detectors.evidence`."""
+    labels = [f"{row.backbone} in the backbone,\n{row.heads} in the heads" for row in rows.itertuples()]
+    places = np.arange(len(rows))[::-1]
+    with matplotlib.rc_context(STYLE):
+        figure = Chart(figsize=(13, 4.6), layout="constrained")
+        panels = figure.subplots(1, 3, sharey=True)
+        for axes, name, title in ((panels[0], "params", "parameters"), (panels[1], "flops", "FLOPs")):
+            axes.plot(rows[f"{name}_share_paper"], places, "|", color="0.2", markersize=16, label="the paper, COCO")
+            axes.plot(rows[f"{name}_share"], places, "o", color=DETECTORS, label="miniature")
+            axes.set(title=title, xlabel="share of the convolutional detector's", xlim=(0.5, 1.05))
+        _draw_precision(panels[2], rows, places)
+        panels[0].set_yticks(places, labels, fontsize="small")
+        for axes in panels:
+            linear_axis(axes.xaxis)
+        panels[0].legend(frameon=False, fontsize="small", loc="lower right")
+        least = rows["flops_share_paper"].min()
+        alt = f"Detectors of attention, in the paper with down to {plain(least)} of the FLOPs of convolutions."
+        foot = "  ·  ".join(filter(None, [rows["caution"].iloc[0], provenance]))
+        finish(figure, "Detectors of convolutions and of attention", [], foot, _detected(rows), alt)
+    return figure
+
+
+DETECTORS = "#aa4499"
+"""The colour of our detectors: that of stand-alone attention."""
+
+
+def _draw_precision(axes: Axes, rows: pd.DataFrame, places: np.ndarray) -> None:
+    """The difference in average precision from convolutions, with Holm's interval."""
+    axes.axvline(0, color="0.7", linewidth=1)
+    axes.plot(rows["paper_difference"].astype(float), places, "|", color="0.2", markersize=16)
+    axes.hlines(places, rows["difference_low"].astype(float), rows["difference_high"].astype(float), color=DETECTORS)
+    axes.plot(rows["difference"].astype(float), places, "o", color=DETECTORS)
+    axes.set(title="average precision", xlabel="difference from convolutions, points")
+    axes.margins(x=0.2)
+    if rows["difference"].isna().all():
+        axes.text(0.5, 0.06, "no trained detector is recorded", transform=axes.transAxes, ha="center", color="0.35")
+
+
+def _detected(rows: pd.DataFrame) -> str:
+    """The finding: by how much attention lowers the costs in the paper, and what our differences say."""
+    last = rows.iloc[-1]
+    saved = [f"{100 * (1 - last[f'{name}_share_paper']):.0f} % of the {of}" for name, of in SHARES.items()]
+    said = f"In the paper, attention everywhere saves {' and '.join(saved)}"
+    decided = _verdicts(rows.dropna(subset=["difference"])) if not rows["difference"].isna().all() else ""
+    return f"{said}; {decided[0].lower()}{decided[1:]}" if decided else said
+
+
+SHARES = {"params": "parameters", "flops": "FLOPs"}
+
+
 def _shapes(rows: pd.DataFrame) -> str:
     """`4 of 21 differences to the base are resolved: 4 losses`."""
     compared = rows.dropna(subset=["difference_low", "difference_high"])

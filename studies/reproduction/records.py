@@ -13,6 +13,7 @@ from typing import Any
 
 from saprof import atomic
 from studies.config import Config, before_later_fields
+from studies.detection.evaluation import NUMBERS
 from studies.failures import CannotWrite
 from studies.reproduction.executors import Task
 from studies.training.run import Run
@@ -21,6 +22,8 @@ SCHEMA = 1
 FILE = "results.json"
 KEPT = ("top1", "top5", "loss", "n", "params", "steps", "train_seconds", "weights_sha256")
 """Fields that are copied from a run's result. `best_top1` is copied as well if every epoch was judged."""
+KEPT_OF_DETECTORS = (*NUMBERS, "per_class", "n", "params", "steps", "train_seconds", "weights_sha256")
+"""The same of a run of a detector."""
 PASSING = ("argv", "memory_bytes", "time", "step", "flags")
 """Fields of a session that do not describe where a run was made."""
 NUMBER, NONE = (int, float), type(None)
@@ -30,7 +33,9 @@ RATES = {"rule": str, "data": str, "families": dict}
 PLACE = {"versions": dict, "device": str, "threads": int, "cores": int, "commit": (str, NONE), "dirty": bool}
 RUN = {"facts": dict, "where": int, "n": int, "params": int, "train_seconds": NUMBER, "top1": NUMBER}
 RUN |= {"top5": (*NUMBER, NONE), "loss": (*NUMBER, NONE)}
-"""The types of required fields: of the file, of its study, of its learning rates, of a place, of a run."""
+COMMON_OF_RUNS = ("facts", "where", "n", "params", "train_seconds")
+RUN_OF_DETECTOR = {name: RUN[name] for name in COMMON_OF_RUNS} | dict.fromkeys(NUMBERS, (*NUMBER, NONE))
+"""The types of required fields: of the file, of its study, of its learning rates, of a place, and of a run."""
 REMEDY = "fetch it again; or delete it, and the study's command makes it again from its runs"
 
 
@@ -103,8 +108,8 @@ def collect(
         place = _place(task.run)
         if place not in where:
             where.append(place)
-        figures = {name: found[name] for name in KEPT}
-        if found.get("judged_epochs") == task.config.epochs:
+        figures = {name: found[name] for name in (KEPT_OF_DETECTORS if _detects(found) else KEPT)}
+        if not _detects(found) and found.get("judged_epochs") == task.config.epochs:
             figures["best_top1"] = found["best_top1"]
         run: dict[str, Any] = {"facts": task.config.facts(), "where": where.index(place)} | figures
         runs[fingerprint] = run
@@ -179,6 +184,11 @@ def keep_all(path: Path, results: Results, expected: Iterable[str]) -> None:
         )
 
 
+def _detects(run: Mapping[str, Any]) -> bool:
+    """Whether a result or a recorded run is of a detector."""
+    return NUMBERS[0] in run
+
+
 def prepare(folder: Path) -> None:
     """Make a study's folder if it does not exist. Raises CannotWrite if that fails."""
     try:
@@ -236,9 +246,12 @@ def _check(content: Any) -> None:
     for number, place in enumerate(content["where"]):
         _expect(f"place {number}", place, PLACE)
     for number, run in enumerate(content["runs"]):
-        _expect(f"run {number}", run, RUN)
+        detects = isinstance(run, dict) and _detects(run)
+        _expect(f"run {number}", run, RUN_OF_DETECTOR if detects else RUN)
         if not 0 <= run["where"] < len(content["where"]):
             raise ValueError(f"run {number} was made at place {run['where']} of {len(content['where'])}")
+        if detects:
+            continue
         if not (0 <= run["top1"] <= 100 and run["n"] > 0):
             raise ValueError(f"run {number} has a top-1 of {run['top1']} % of {run['n']} images")
 
