@@ -23,7 +23,8 @@ train: $(VENV)/.studies ## train and judge a small SAN on handwritten digits, ha
 
 detect: $(VENV)/.detection ## train and judge a small detector on canvases, two or three minutes; draws what it finds
 	$(BIN)/python -m studies.train --recipe canvas --output runs/detect
-	@echo 'runs/detect/boxes.png has the detections on the right, and the ground truth on the left'
+	@echo 'runs/detect/boxes.png has the detections on the right, and the ground truth on the left;'
+	@echo 'runs/detect/precision_recall.png has precision against recall'
 
 tables: $(VENV)/.studies ## SAN Tables 3 to 10 in miniature on digits, an hour or two
 	$(BIN)/python -m studies.reproduce all --data digits --seeds 6

@@ -151,7 +151,8 @@ def detectors_figure(rows: pd.DataFrame, provenance: str = "") -> Figure:
         panels[0].set_yticks(places, labels, fontsize="small")
         for axes in panels:
             linear_axis(axes.xaxis)
-        panels[0].legend(frameon=False, fontsize="small", loc="lower right")
+        panels[0].set_ylim(-0.9, len(rows) - 0.6)
+        panels[1].legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(0.05, 0.62))
         least = rows["flops_share_paper"].min()
         alt = f"Detectors of attention, in the paper with down to {plain(least)} of the FLOPs of convolutions."
         foot = "  ·  ".join(filter(None, [rows["caution"].iloc[0], provenance]))
@@ -172,7 +173,7 @@ def _draw_precision(axes: Axes, rows: pd.DataFrame, places: np.ndarray) -> None:
     axes.set(title="average precision", xlabel="difference from convolutions, points")
     axes.margins(x=0.2)
     if rows["difference"].isna().all():
-        axes.text(0.5, 0.06, "no trained detector is recorded", transform=axes.transAxes, ha="center", color="0.35")
+        axes.text(0.5, 0.02, "no trained detector is recorded", transform=axes.transAxes, ha="center", color="0.35")
 
 
 def _detected(rows: pd.DataFrame) -> str:

@@ -62,6 +62,22 @@ def test_a_run_is_judged_as_at_its_end(folder, capsys):
     assert json.loads((folder / "evaluation.json").read_text())["weights_sha256"] == result["weights_sha256"]
 
 
+def test_per_class_numbers_average_to_those_of_all():
+    """On detections of many overlaps, the mean over classes of AP, AP50 and AP75 is that of all classes."""
+    images = data.load(SMALL).test
+    truth = images.ground_truth()
+    shifted = []
+    for number, found in enumerate(truth["annotations"]):
+        x, y, width, height = found["bbox"]
+        moved = [x + width * 0.04 * (number % 6), y, width, height]
+        shifted.append({**found, "bbox": moved, "score": 1 / (1 + number)})
+    found = evaluate(truth, shifted)
+    for name in ("AP", "AP50", "AP75"):
+        each = [value for label in found.per_class if (value := found.of_class(label)[name]) is not None]
+        assert sum(each) / len(each) == pytest.approx(found.numbers[name])
+    assert found.numbers["AP75"] < found.numbers["AP50"]
+
+
 def test_what_is_judged_is_not_judged_again(folder, capsys, monkeypatch):
     first = told(capsys, folder)
     monkeypatch.setattr(detectors, "trained", lambda folder: pytest.fail("judged again"))
