@@ -116,7 +116,9 @@ class Request:
         start = load(RECIPES / "canvas_study.yaml")
         epochs = self.epochs or (1 if self.smoke else start.epochs)
         settings: dict[str, Any] = {"data": self.data, "root": self.root, "device": self.device, "epochs": epochs}
-        return replace(start, **settings | {"evaluate_every": epochs} | (SMOKE if self.smoke else {}) | self.facts)
+        return replace(
+            start, **settings | {"evaluate_every": epochs} | (SMOKE if self.smoke else {}) | dict(self.facts)
+        )
 
     def tasks(self) -> list[Task]:
         configs = [network.config for network in networks(self.recipe)]

@@ -172,7 +172,7 @@ def _draw_precision(axes: Axes, rows: pd.DataFrame, places: np.ndarray) -> None:
     axes.plot(rows["difference"].astype(float), places, "o", color=DETECTORS)
     axes.set(title="average precision", xlabel="difference from convolutions, points")
     axes.margins(x=0.2)
-    if rows["difference"].isna().all():
+    if rows["difference"].isna().to_numpy().all():
         axes.text(0.5, 0.02, "no trained detector is recorded", transform=axes.transAxes, ha="center", color="0.35")
 
 
@@ -181,7 +181,7 @@ def _detected(rows: pd.DataFrame) -> str:
     last = rows.iloc[-1]
     saved = [f"{100 * (1 - last[f'{name}_share_paper']):.0f} % of the {of}" for name, of in SHARES.items()]
     said = f"In the paper, attention everywhere saves {' and '.join(saved)}"
-    decided = _verdicts(rows.dropna(subset=["difference"])) if not rows["difference"].isna().all() else ""
+    decided = _verdicts(rows)
     return f"{said}; {decided[0].lower()}{decided[1:]}" if decided else said
 
 
