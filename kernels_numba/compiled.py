@@ -102,7 +102,7 @@ def kept_on_disk(dispatcher: Any) -> Any:
 
 def or_empty(array: Any, axes: int, work: Any) -> Any:
     """The array, or an empty one with as many axes in place of None, so that a kernel has one signature."""
-    return work.empty(*[0] * axes) if array is None else array
+    return work.nothing(axes) if array is None else array
 
 
 class _Sealed:

@@ -22,6 +22,7 @@ instead of in a loop of its own: 14 to 11 ms.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -280,7 +281,7 @@ def _attention(inputs, y, lse, tiles, scratch):
     g, k, most, across = widths[-1], taps.shape[0], height * width, columns.shape[0]
     threads, size, step = logits.shape[0], rows.shape[1] * across, logits.shape[1] // g
     for thread in prange(threads):
-        planes, flat = tiles.planes[thread], beta.reshape(-1)
+        planes, flat, lse_flat = tiles.planes[thread], beta.reshape(-1), lse.reshape(-1)
         mine = portion(n * rows.shape[0], thread, threads)
         for item in range(mine[0], mine[1]):
             image, tile = item // rows.shape[0], item % rows.shape[0]
@@ -298,7 +299,7 @@ def _attention(inputs, y, lse, tiles, scratch):
                 if lse.shape[0] > 0:
                     for i in range(count):
                         to = (image * g + group) * p + tile * most + i
-                        lse.reshape(-1)[to] = log_sum(peaks[thread, i], sums[thread, i])
+                        lse_flat[to] = log_sum(peaks[thread, i], sums[thread, i])
                 for c in range(group, v, g * BLOCK):
                     channels = min(BLOCK, (v - c + g - 1) // g)
                     for s in range(channels):
@@ -402,9 +403,10 @@ def _clear_gradients(thread, own, frames):
 @part
 def _deliver(own, most, count, to, at, apart):
     """Write the gradients of the tile's offsets or factors to `to`, unless it is empty."""
+    flat = to.reshape(-1)
     for row in range(to.shape[1]):
         for i in range(count):
-            to.reshape(-1)[at + row * apart + i] = own[row * most + i]
+            flat[at + row * apart + i] = own[row * most + i]
 
 
 @compiled
@@ -531,8 +533,8 @@ def pairwise_attention(offset, factor, map_, beta, parameters, y, lse, widths, r
     inputs = _inputs(offset, factor, map_, beta, parameters, widths, rectified, work)
     tiles = _tiles(inputs, BLOCK, widths, work)
     most = tiles.height * tiles.width
-    sums, peaks = (work.empty(work.threads, most + SLACK) for _ in range(2))
-    _attention(inputs, y, or_empty(lse, 3, work), tiles, Softmax(_logits(tiles, widths, work), sums, peaks))
+    memory = Softmax(*work.per_thread(_logits(tiles, widths), most + SLACK, most + SLACK))
+    _attention(inputs, y, or_empty(lse, 3, work), tiles, memory)
     clear_unreached(y, lse, work)
 
 
@@ -543,11 +545,10 @@ def pairwise_attention_backward(
     inputs = _inputs(offset, factor, map_, beta, parameters, widths, rectified, work)
     tiles = _by_columns(_tiles(inputs, beta.shape[1] // widths[-1], widths, work))
     gradients = _gradients(offset_gradient, factor_gradient, inputs, tiles, work)
-    most = tiles.height * tiles.width
-    normals, means = (work.empty(work.threads, widths[-1] * most + SLACK) for _ in range(2))
+    per_group = widths[-1] * tiles.height * tiles.width + SLACK
     _attention_backward(
         Upstream(gradient, y, lse), inputs, transpose(parameters, widths, work.empty), gradients, tiles,
-        _tile_gradients(tiles, work), SoftmaxGradient(_logits(tiles, widths, work), normals, means),
+        _tile_gradients(tiles, work), SoftmaxGradient(*work.per_thread(_logits(tiles, widths), per_group, per_group)),
     )  # fmt: skip
     _finish(gradients, map_gradient, beta_gradient, parameters_gradient, tiles)
 
@@ -577,9 +578,12 @@ def _inputs(offset, factor, map_, beta, parameters, widths, rectified, work):
     """The statistics of the rows themselves, which have no layer, are those before ρ."""
     floor = 0.0 if rectified and len(widths) > 1 else -np.inf
     return Inputs(
-        offset, or_empty(factor, 3, work), map_, or_empty(beta, 4, work), parameters, np.array(widths), floor,
+        offset, or_empty(factor, 3, work), map_, or_empty(beta, 4, work), parameters, _array(tuple(widths)), floor,
         lowest_of(offset),
     )  # fmt: skip
+
+
+_array = lru_cache(maxsize=256)(np.array)
 
 
 def _gradients(offset_gradient, factor_gradient, inputs, tiles, work):
@@ -601,37 +605,40 @@ def _finish(gradients, map_gradient, beta_gradient, parameters_gradient, tiles):
             fold_tiles(frames, to, tiles)
 
 
-def _logits(tiles, widths, work):
-    """Memory for a value per group, tap and centre of a tile."""
-    count = len(tiles.taps) * tiles.height * tiles.width
-    return work.empty(work.threads, widths[-1] * row_step(count + SLACK))
+def _logits(tiles, widths):
+    """The elements of memory for a value per group, tap and centre of a tile."""
+    return widths[-1] * row_step(len(tiles.taps) * tiles.height * tiles.width + SLACK)
 
 
 def _tile_gradients(tiles, work):
     z, offset = tiles.z.shape[1], tiles.offset.shape[1]
-    return TileGradients(work.empty(work.threads, z), *(work.empty(work.threads, offset) for _ in range(2)))
+    return TileGradients(*work.per_thread(z, offset, offset))
 
 
 def _tiles(inputs, channels, widths, work):
     """Tiles with room for the frames of the map, or for `channels` frames of β."""
     n, e, _ = inputs.offset.shape
-    k = len(work.tiles(1).taps)
-    frame = work.tiles(_height(n, widths[-1] * k, work))
+    frame, at_once, step = _tiling(n, tuple(widths), work.places)
+    most, size = frame.height * frame.width, frame.rows.shape[1] * len(frame.columns)
+    ones = work.nothing(1)
+    if work.excludes:
+        ones = work.empty(inputs.map[0, 0].size)
+        ones[...] = 1
+    planes, factors = max(e + work.excludes, channels), e if inputs.factor.size else 1
+    memory = work.per_thread(
+        planes * size + SLACK, e * most + SLACK, factors * most + SLACK, sum(widths) * step + SLACK
+    )  # fmt: skip
+    return Tiles(*frame, at_once, step, *memory, ones)
+
+
+@lru_cache(maxsize=256)
+def _tiling(n, widths, places):
+    """The lookups of a call's tiles, the taps at a time, and the distance between rows of z."""
+    k = len(places.lookups(1).taps)
+    frame = places.lookups(_height(n, widths[-1] * k, places))
     most = frame.height * frame.width
     at_once = -(-k // -(-k // max(1, COLUMNS // most)))
-    step, size = row_step(at_once * most), frame.rows.shape[1] * len(frame.columns)
-    ones = work.empty(inputs.map[0, 0].size if work.excludes else 0)
-    ones[...] = 1
-    return Tiles(
-        *frame[:-1],
-        at_once,
-        step,
-        planes=work.empty(work.threads, max(e + work.excludes, channels) * size + SLACK),
-        offset=work.empty(work.threads, e * most + SLACK),
-        factor=work.empty(work.threads, (e if inputs.factor.size else 1) * most + SLACK),
-        z=work.empty(work.threads, sum(widths) * step + SLACK),
-        ones=ones,
-    )
+    return frame, at_once, row_step(at_once * most)
 
 
 def _by_columns(tiles):
@@ -643,12 +650,12 @@ def _by_columns(tiles):
     return tiles._replace(taps=tiles.taps[tiles.order], order=np.arange(len(tiles.order)))
 
 
-def _height(n, logits, work):
+def _height(n, logits, places):
     """The height of a tile that gives the busiest thread the least work; a tile counts half a row more, for the borders
     that it shares."""
-    most = max(1, min(work.height, COLUMNS // work.width, LOGITS // (logits * work.width)))
+    most = max(1, min(places.height, COLUMNS // places.width, LOGITS // (logits * places.width)))
 
     def load_of(height):
-        return -(-n * -(-work.height // height) // work.threads) * (2 * height + 1)
+        return -(-n * -(-places.height // height) // places.threads) * (2 * height + 1)
 
     return min(range(most, 0, -1), key=load_of)

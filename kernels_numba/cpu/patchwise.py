@@ -902,7 +902,7 @@ def patchwise_statistics_backward(
 
 def patchwise_hidden(centres, map_, scale, shift, parameters, hidden, widths, kind, work):
     plan, views = _plan(kind, map_, 0, widths, 1, False, work)
-    inputs = _flat(centres, map_, work.empty(0), scale, shift, parameters)
+    inputs = _flat(centres, map_, work.nothing(1), scale, shift, parameters)
     _hidden(inputs, hidden.reshape(-1), work.empty(plan.threads, plan.memory), plan, *views)
 
 
@@ -912,7 +912,7 @@ def patchwise_hidden_backward(
     widths, kind, work,
 ):  # fmt: skip
     plan, views = _plan(kind, map_, 0, widths, 1, True, work)
-    inputs = _flat(centres, map_, work.empty(0), scale, shift, parameters)
+    inputs = _flat(centres, map_, work.nothing(1), scale, shift, parameters)
     maps = centres_gradient, map_gradient, None
     gradients = _gradients(inputs, maps, plan, views, work)
     _hidden_backward(
@@ -944,7 +944,7 @@ def patchwise_weighted_backward(
 def _weighted_call(hidden, beta, parameters, widths, backward, work):
     """Inputs, plan and views: the rows of `hidden` are the outputs of a layer that is kept and has no inputs."""
     plan, views = _plan("concatenation", beta[:, :1], beta.shape[1], [0, *widths], 1, backward, work)
-    nothing = work.empty(0)
+    nothing = work.nothing(1)
     return _flat(hidden, nothing, beta, nothing, nothing, parameters), plan, views
 
 
@@ -957,7 +957,7 @@ def _inputs_of_statistics(centres, map_, scale, shift, parameters, plan, work):
     if plan.kept == 0:
         scale, shift = work.empty(plan.rows), work.empty(plan.rows)
         scale[...], shift[...] = 1, 0
-    return _flat(centres, map_, work.empty(0), scale, shift, parameters)
+    return _flat(centres, map_, work.nothing(1), scale, shift, parameters)
 
 
 def _gradients(inputs, maps, plan, views, work):

@@ -27,6 +27,7 @@ for the attention, of which exp takes 0.8 and the average 0.75. Not done: two ro
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -501,14 +502,12 @@ def stand_alone_attention_backward(
     share = beta.shape[1] // heads
     tiles = tiles_of_a_head(d, share, 2, work)
     maps = key_gradient, beta_gradient
-    frames = [work.empty(0, 0) if to is None else frames_of_tiles(to, tiles, work) for to in maps]
+    frames = [work.nothing(2) if to is None else frames_of_tiles(to, tiles, work) for to in maps]
     partial = work.empty(0 if relative_gradient is None else work.threads, len(tiles.taps) * d * heads)
     partial[...] = 0
     gradients = Gradients(or_empty(query_gradient, 3, work), *frames, partial)
     own = ChunkGradients(
-        work.empty(work.threads, share * tiles.step + SLACK),
-        work.empty(*tiles.logits.shape),
-        work.empty(work.threads, d * tiles.step + SLACK),
+        *work.per_thread(share * tiles.step + SLACK, tiles.logits.shape[1], d * tiles.step + SLACK)
     )
     weight, infinite = or_empty(relative, 2, work), np.zeros(0, np.int64)
     if work.excludes:  # outside the map, a gradient of 0 must not be multiplied by an infinite embedding
@@ -524,7 +523,7 @@ def stand_alone_attention_backward(
 
 def _inputs(query, key, relative, beta, widths, work):
     d, heads = widths
-    by_heads = work.empty(0, 0, 0)
+    by_heads = work.nothing(3)
     if relative is not None:
         by_heads = np.ascontiguousarray(relative.reshape(d, heads, -1).transpose(1, 2, 0))
     return Inputs(query, or_empty(key, 4, work), by_heads, beta, heads, lowest_of(query))
@@ -532,24 +531,26 @@ def _inputs(query, key, relative, beta, widths, work):
 
 def tiles_of_a_head(depth, share, sets, work):
     """Tiles with room for the frames of a head's keys and β; `sets` of these frames stay in the cache."""
-    least = work.tiles(1)
-    k, lane, planes = len(least.taps), BYTES // work.itemsize, depth + share + work.excludes
+    planes = depth + share + work.excludes
+    frame, at_once, wide, step = _tiling(sets * planes, BYTES // work.itemsize, work.places)
+    size, ones = frame.rows.shape[1] * len(frame.columns), work.nothing(2)
+    if work.excludes:
+        ones = work.empty(*work.map_size)
+        ones[...] = 1
+    memory = work.per_thread(
+        planes * size + SLACK, depth * step + SLACK, len(frame.taps) * step + SLACK, step + SLACK
+    )  # fmt: skip
+    return Tiles(*frame, at_once, wide, step, *memory, ones)
+
+
+@lru_cache(maxsize=256)
+def _tiling(planes, lane, places):
+    """The lookups of tiles for which `planes` frames stay in the cache, the rows of centres at a time, the width of a
+    row up to a multiple of `lane`, and the distance between taps."""
+    least = places.lookups(1)
     beyond = least.rows.shape[1] - 1  # an upper bound: a frame has no rows that strides leave out
-    most = max(1, min(HEIGHT, FRAMES // (sets * planes * len(least.columns)) - beyond))
-    frame = work.tiles(-(-work.height // -(-work.height // most)))  # tiles of about the same height
-    wide = -(-work.width // lane) * lane
-    at_once = min(frame.height, max(1, PAIRS // (k * wide)))
-    step, size = row_step(at_once * wide), frame.rows.shape[1] * len(frame.columns)
-    ones = work.empty(*work.map_size if work.excludes else (0, 0))
-    ones[...] = 1
-    return Tiles(
-        *frame[:-1],
-        at_once,
-        wide,
-        step,
-        planes=work.empty(work.threads, planes * size + SLACK),
-        query=work.empty(work.threads, depth * step + SLACK),
-        logits=work.empty(work.threads, k * step + SLACK),
-        sums=work.empty(work.threads, step + SLACK),
-        ones=ones,
-    )
+    most = max(1, min(HEIGHT, FRAMES // (planes * len(least.columns)) - beyond))
+    frame = places.lookups(-(-places.height // -(-places.height // most)))  # tiles of about the same height
+    wide = -(-places.width // lane) * lane
+    at_once = min(frame.height, max(1, PAIRS // (len(least.taps) * wide)))
+    return frame, at_once, wide, row_step(at_once * wide)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
@@ -194,7 +195,7 @@ def _implement(library: torch.library.Library, kernels: Kernels, opaque: Opaque)
         if len(arrays[0]):
             written = [x.flatten(2) for x in outputs] if opaque.returns_map else outputs
             kernels.run(opaque.name, [*arrays, *written], *planned.arguments)
-        return _one_or_tuple([x.to(inputs[0].dtype) for x in outputs])
+        return _one_or_tuple([_of_dtype(x, inputs[0].dtype) for x in outputs])
 
     def backward(*arguments: Any) -> Any:
         given, inputs, options, needs = opaque.split_backward(arguments)
@@ -204,7 +205,7 @@ def _implement(library: torch.library.Library, kernels: Kernels, opaque: Opaque)
                 got, expected = tuple(gradient.shape), tuple(shape)
                 raise ValueError(f"{opaque.name}: the gradient of the output is {got}; expected {expected}")
         arrays = _prepare(kernels, opaque, inputs, planned.stride)
-        arriving = [x.to(arrays[0].dtype).contiguous().detach() for x in given]
+        arriving = [_array(x, arrays[0].dtype) for x in given]
         if opaque.returns_map:
             arriving = [x.flatten(2) for x in arriving]
         wanted = zip(arrays, needs, strict=True)
@@ -217,7 +218,7 @@ def _implement(library: torch.library.Library, kernels: Kernels, opaque: Opaque)
             [
                 (inputs[0] if x is None else x).new_empty(0)
                 if found is None
-                else _at_every_position(found, x.shape, planned.stride).to(x.dtype)
+                else _of_dtype(_at_every_position(found, x.shape, planned.stride), x.dtype)
                 for found, x in zip(gradients, inputs, strict=True)
             ]
         )
@@ -242,8 +243,21 @@ def _prepare(kernels: Kernels, opaque: Opaque, inputs: Sequence[Tensor | None], 
     for name, x in zip(opaque.inputs, inputs, strict=True):
         if x is not None and name in opaque.at_centres:
             x = x[:, :, ::stride, ::stride].flatten(2)
-        prepared.append(None if x is None else x.to(kernels.working(x)).contiguous().detach())
+        prepared.append(None if x is None else _array(x, kernels.working(x)))
     return prepared
+
+
+def _array(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor, contiguous and in this dtype, outside autograd; each step that is needless takes longer than its
+    question."""
+    x = _of_dtype(x, dtype)
+    if not x.is_contiguous():
+        x = x.contiguous()
+    return x.detach() if x.requires_grad else x
+
+
+def _of_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def _at_every_position(gradient: Tensor, shape: torch.Size, stride: int) -> Tensor:
@@ -284,7 +298,7 @@ class Derivatives(NamedTuple):
 
 def _differentiate(library: torch.library.Library, opaque: Opaque) -> None:
     ns = getattr(torch.ops, library.ns)
-    entries = getattr(ns, opaque.name), getattr(ns, opaque.backward)
+    entries = getattr(ns, opaque.name).default, getattr(ns, opaque.backward).default
     _use(library, opaque.name, _of_forward(opaque, *entries))
     _use(library, opaque.backward, _of_backward(opaque, *entries))
 
@@ -294,7 +308,7 @@ def _use(library: torch.library.Library, name: str, derivatives: Derivatives) ->
 
     torch.library.register_autograd does not support forward mode: its tangents are 0, without an error.
     """
-    entry = getattr(getattr(torch.ops, library.ns), name)
+    entry = getattr(getattr(torch.ops, library.ns), name).default
 
     def forward(*arguments: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -314,8 +328,23 @@ def _use(library: torch.library.Library, name: str, derivatives: Derivatives) ->
     parts = dict(zip(("setup_context", "backward", "jvp"), derivatives, strict=True), forward=forward, vmap=vmap)
     methods = {part: staticmethod(function) for part, function in parts.items()}
     function = type(f"{library.ns}_{name}", (torch.autograd.Function,), methods)
+    apply = super(torch.autograd.Function, function).apply
+
+    def derive(*arguments: Any) -> Any:
+        """Function.apply without what each of its calls does for torch.func, and for arguments with names."""
+        if torch._C._are_functorch_transforms_active():
+            return function.apply(*arguments)
+        arguments = unwrap_dead_wrappers(arguments)
+        if forward_ad._current_level < 0 and not (torch.is_grad_enabled() and any(map(_learns, arguments))):
+            return forward(*arguments)
+        return apply(*arguments)
+
     for key in ("Autograd", "FuncTorchDynamicLayerFrontMode"):  # torch.func dispatches to the second
-        library.impl(name, function.apply, key)
+        library.impl(name, derive, key)
+
+
+def _learns(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and argument.requires_grad
 
 
 def _of_forward(opaque: Opaque, forward: Callable[..., Any], backward: Callable[..., Any]) -> Derivatives:

@@ -159,6 +159,11 @@ class Footprint:
             f"footprint is {footprint!r}; expected a Footprint, a size such as 7, or text such as 'disk:9'"
         )
 
+    def __hash__(self) -> int:
+        if "_hash" not in self.__dict__:  # lookups are kept by footprint, and the offsets are many
+            object.__setattr__(self, "_hash", hash((self.offsets, self.stride, BOUNDARIES.index(self.boundary))))
+        return self.__dict__["_hash"]
+
     def __str__(self) -> str:
         return self._text
 

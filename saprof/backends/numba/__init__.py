@@ -98,6 +98,8 @@ def kernels_of(folder: str, family: str) -> ModuleType:
 
 def _working(x: Tensor) -> torch.dtype:
     """The dtype in which the kernels read a tensor."""
+    if x.dtype in (torch.float32, torch.float64):
+        return x.dtype
     return torch.float32 if x.dtype in DEVICES[x.device.type].converted else x.dtype
 
 

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from importlib import import_module
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,11 +31,13 @@ HUGE_BYTES = 32 << 20
 
 glibc maps each of them afresh, and huge pages cause 500 times fewer page faults at the first access.
 """
+ALIGNED = 16
+"""Arrays in one allocation begin at multiples of as many elements."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """The facts and lookups of a call. Two calls with equal places can have the same plan."""
+    """The facts and lookups of a call, without its arrays. Calls with the same places can have the same plan."""
 
     footprint: Footprint
     map_size: tuple[int, int]
@@ -55,17 +58,16 @@ class Places:
         return tiles_of_height(self.footprint, *self.map_size, height)
 
 
-@dataclass(frozen=True)
-class CpuWork(Places):
+places_of = lru_cache(maxsize=1024)(Places)
+
+
+class CpuWork:
     """A call's facts, lookups and memory: the last argument of each kernel's entry point."""
 
-    like: Tensor
-    """A tensor with the dtype of the call's arrays."""
-
-    @property
-    def places(self) -> Places:
-        """What does not depend on the arrays."""
-        return Places(self.footprint, self.map_size, self.threads)
+    def __init__(self, places: Places, like: Tensor) -> None:
+        """`like` is a tensor with the dtype of the call's arrays."""
+        self.places, self.like = places, like
+        self.footprint, self.map_size, self.threads = places.footprint, places.map_size, places.threads
 
     @property
     def itemsize(self) -> int:
@@ -76,10 +78,6 @@ class CpuWork(Places):
     def excludes(self) -> bool:
         """Whether the softmax skips taps outside the map."""
         return self.footprint.boundary == "exclude"
-
-    def tiles(self, height: int) -> Frame:
-        """Tiles of `height` rows of centres, without memory for frames."""
-        return self._frame(self.lookups(height), 0, 0)
 
     def frames(self, planes: int, items: int = 0) -> Frame:
         """Tiles, with memory for `planes` frames per thread.
@@ -97,6 +95,22 @@ class CpuWork(Places):
     def empty(self, *shape: int) -> np.ndarray:
         return empty(shape, self.like).numpy()
 
+    def per_thread(self, *counts: int) -> list[np.ndarray]:
+        """Arrays of (threads, count), one per count, in one allocation: an allocation takes longer than a small tile.
+
+        Each begins at a multiple of 64 bytes from the first.
+        """
+        begins = [0, *accumulate(-(-self.threads * count // ALIGNED) * ALIGNED for count in counts)]
+        memory = self.empty(begins[-1])
+        return [
+            memory[begin : begin + self.threads * count].reshape(self.threads, count)
+            for begin, count in zip(begins, counts, strict=False)
+        ]
+
+    def nothing(self, axes: int) -> np.ndarray:
+        """An empty array."""
+        return _nothing(self.like.dtype, axes)
+
     def double(self, *shape: int) -> np.ndarray:
         """Zeros in float64."""
         return self.like.new_zeros(shape, dtype=torch.float64).numpy()
@@ -105,9 +119,14 @@ class CpuWork(Places):
 @contextmanager
 def cpu_work(footprint: Footprint, map_size: tuple[int, int], like: Tensor) -> Iterator[CpuWork]:
     """The work of a kernel that reads maps of `map_size`; the kernel runs in as many threads as torch."""
-    work = CpuWork(footprint, map_size, torch.get_num_threads(), like)
-    with threads_set_to(work.threads):
-        yield work
+    threads = torch.get_num_threads()
+    with threads_set_to(threads):
+        yield CpuWork(places_of(footprint, map_size, threads), like)
+
+
+@cache
+def _nothing(dtype: torch.dtype, axes: int) -> np.ndarray:
+    return torch.empty([0] * axes, dtype=dtype).numpy()
 
 
 def empty(shape: Sequence[int], like: Tensor) -> Tensor:

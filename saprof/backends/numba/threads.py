@@ -38,7 +38,8 @@ def threads_set_to(count: int) -> Iterator[None]:
         try:
             yield
         finally:
-            _set_threads(before)
+            if before != count:
+                _set_threads(before)
 
 
 @cache
@@ -61,10 +62,11 @@ def why_no_threads() -> str | None:
 
 def _set_threads(count: int) -> int:
     """Set the number of threads that kernels of this Python thread use, and return the number before."""
-    numba = import_module("numba")
+    numba = sys.modules["numba"]
     with starting:
         before = numba.get_num_threads()
-        numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+        if before != count:
+            numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
     return before
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from saprof.compiling import compiling
@@ -13,13 +12,16 @@ from saprof.compiling import compiling
 _here = threading.local()
 
 
-@contextmanager
-def wanted_by(operator: str) -> Iterator[None]:
+class wanted_by:  # noqa: N801
     """Kernels that this thread compiles inside the `with` block are named after the operator."""
-    _here.operator = operator
-    try:
-        yield
-    finally:
+
+    def __init__(self, operator: str) -> None:
+        self.operator = operator
+
+    def __enter__(self) -> None:
+        _here.operator = self.operator
+
+    def __exit__(self, *error: object) -> None:
         _here.operator = None
 
 
