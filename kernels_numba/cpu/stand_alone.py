@@ -506,9 +506,7 @@ def stand_alone_attention_backward(
     partial = work.empty(0 if relative_gradient is None else work.threads, len(tiles.taps) * d * heads)
     partial[...] = 0
     gradients = Gradients(or_empty(query_gradient, 3, work), *frames, partial)
-    own = ChunkGradients(
-        *work.per_thread(share * tiles.step + SLACK, tiles.logits.shape[1], d * tiles.step + SLACK)
-    )
+    own = ChunkGradients(*work.per_thread(share * tiles.step + SLACK, tiles.logits.shape[1], d * tiles.step + SLACK))
     weight, infinite = or_empty(relative, 2, work), np.zeros(0, np.int64)
     if work.excludes:  # outside the map, a gradient of 0 must not be multiplied by an infinite embedding
         infinite = np.flatnonzero(~np.isfinite(weight).all(0))

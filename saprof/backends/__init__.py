@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from saprof import operators
+from saprof.backends.tables import computes
 from saprof.operators import Operator, for_every_operator
 from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint
@@ -167,7 +169,7 @@ def _dispatch(name: str, inputs: Sequence[Any], footprint: str, backend: str) ->
     """Call a dispatcher entry. Autocast is disabled inside, so that no part of a backend is cast separately."""
     # an exported program then has the operators inside the entry: with unfold, it runs without saprof
     exports = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-    entry = _entries[name] if exports else getattr(torch.ops.saprof, name)
+    entry = _entries[name] if exports else getattr(torch.ops.saprof, name).default
     first = inputs[0][0] if isinstance(inputs[0], list) else inputs[0]
     if not _casts(first):
         return entry(*inputs, footprint, backend)
@@ -213,10 +215,16 @@ _entries: dict[str, Callable[..., Any]] = {}
 def register(operator: Operator) -> None:
     """Register the operator's dispatcher entry."""
 
+    checked = lru_cache(maxsize=1024)(lambda text, *shapes: operator.bind(shapes, Footprint.parse(text)))
+
     def compute(*arguments) -> Tensor:
         *inputs, text, backend = arguments
         footprint = Footprint.parse(text)
-        operator.bind([x.shape for x in inputs], footprint)  # here, since torch.compile does not trace it
+        shapes = [x.shape for x in inputs]
+        if computes(inputs[0]):
+            checked(text, *shapes)
+        else:  # sizes may be symbols
+            operator.bind(shapes, footprint)  # here, since torch.compile does not trace it
         chosen = choose(operator, inputs[0].dtype, inputs[0].device.type, footprint, backend)
         return BACKENDS[chosen].kernel(operator)(*inputs, footprint)
 

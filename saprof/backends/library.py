@@ -177,7 +177,7 @@ def register_operator(kernels: Kernels, operator: Operator) -> Callable[..., Ten
 
     The kernel runs as run(name, arrays, footprint, sizes), with the sizes of all named axes.
     """
-    function = register(kernels, opaque(operator))
+    function = register(kernels, opaque(operator)).default
     return lambda *arguments: function(*arguments[:-1], str(arguments[-1]))
 
 
