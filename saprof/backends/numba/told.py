@@ -12,7 +12,7 @@ from saprof.compiling import compiling
 _here = threading.local()
 
 
-class wanted_by:  # noqa: N801
+class wanted_by:
     """Kernels that this thread compiles inside the `with` block are named after the operator."""
 
     def __init__(self, operator: str) -> None:
