@@ -169,7 +169,7 @@ def register(kernels: Kernels, opaque: Opaque) -> Callable[..., Any]:
     _fake(library, opaque)
     _differentiate(library, opaque)
     _count(library, opaque)
-    return getattr(getattr(torch.ops, library.ns), opaque.name)
+    return getattr(getattr(torch.ops, library.ns), opaque.name).default
 
 
 def register_operator(kernels: Kernels, operator: Operator) -> Callable[..., Tensor]:
@@ -177,7 +177,7 @@ def register_operator(kernels: Kernels, operator: Operator) -> Callable[..., Ten
 
     The kernel runs as run(name, arrays, footprint, sizes), with the sizes of all named axes.
     """
-    function = register(kernels, opaque(operator)).default
+    function = register(kernels, opaque(operator))
     return lambda *arguments: function(*arguments[:-1], str(arguments[-1]))
 
 
@@ -328,7 +328,7 @@ def _use(library: torch.library.Library, name: str, derivatives: Derivatives) ->
     parts = dict(zip(("setup_context", "backward", "jvp"), derivatives, strict=True), forward=forward, vmap=vmap)
     methods = {part: staticmethod(function) for part, function in parts.items()}
     function = type(f"{library.ns}_{name}", (torch.autograd.Function,), methods)
-    apply = super(torch.autograd.Function, function).apply
+    apply = super(torch.autograd.Function, function).apply  # pyright: ignore[reportAttributeAccessIssue]
 
     def derive(*arguments: Any) -> Any:
         """Function.apply without what each of its calls does for torch.func, and for arguments with names."""

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saprof.backends.library import Kernels, Opaque, Plan, Shape, register
+from saprof.backends.tables import apart
 from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint
 
@@ -77,14 +78,14 @@ def of_taps(map_: Tensor, footprint: Footprint) -> tuple[Tensor, Tensor]:
 
 
 def _on(array: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(array).to(like.device)
+    return torch.tensor(array, device=like.device)  # from_numpy has no fake tensors
 
 
 @lru_cache(maxsize=1024)
 def _reads_of_taps(footprint: Footprint, side: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """How often each distinct offset along an axis reads each row or column, and the number of each tap's offset."""
     _, first, taps = np.unique([o[axis] for o in footprint.offsets], return_index=True, return_inverse=True)
-    table = (footprint.columns if axis else footprint.rows)(side).numpy()[first]
+    table = apart(lambda: (footprint.columns if axis else footprint.rows)(side).numpy())[first]
     return (table[:, :, None] == np.arange(side)).sum(1).astype(np.float64), taps.reshape(-1)
 
 
@@ -93,11 +94,12 @@ def _reads(footprint: Footprint, h: int, w: int) -> tuple[Float[Tensor, "oh h"],
     """How many row offsets read each row, from each row of centres, and the same of columns."""
     assert footprint.lattice is not None
     across = footprint.lattice[0][1]
-    tables = footprint.rows(h)[::across], footprint.columns(w)[:across]
-    rows, columns = (
-        (t[:, :, None] == torch.arange(side)).sum(0).float() for t, side in zip(tables, (h, w), strict=True)
-    )
-    return rows, columns
+
+    def count() -> tuple[Tensor, Tensor]:
+        rows, columns = footprint.rows(h)[::across, :, None], footprint.columns(w)[:across, :, None]
+        return (rows == torch.arange(h)).sum(0).float(), (columns == torch.arange(w)).sum(0).float()
+
+    return apart(count)
 
 
 def _plan(shapes: Sequence[Shape], text: str) -> Plan:
