@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -199,9 +200,10 @@ class Seen:
         self.network = network
         self.modules = [] if network is None else [*network.stem.modules(), *network.stages.modules()]
         self.parts = [] if network is None else [network.stem, network.stages]
-        self.facts = [*map(_facts, self.modules)]
-        self.held = [*map(_held, self.modules)]
-        self.tensors = [x for held in self.held for x in held if isinstance(x, Tensor)]
+        self.kinds = [*map(type, self.modules)]
+        self.facts = [dict(_facts(module)) for module in self.modules]
+        self.held = _held(self.modules)
+        self.tensors = [x for x in self.held if isinstance(x, Tensor)]
         self.states = [*map(_state, self.tensors)]
 
     def __reduce__(self) -> Any:
@@ -215,27 +217,27 @@ class Seen:
         return (
             self.network.stem is self.parts[0]
             and self.network.stages is self.parts[1]
-            and all(map(_same, map(_held, self.modules), self.held))
+            and [*map(type, self.modules)] == self.kinds
+            and [*map(id, _held(self.modules))] == [*map(id, self.held)]
             and [*map(_state, self.tensors)] == self.states
-            and [*map(_facts, self.modules)] == self.facts
-            and not any(map(patched, {type(module) for module in self.modules}))
+            and all(_facts(module) == facts for module, facts in zip(self.modules, self.facts, strict=True))
+            and not any(map(patched, set(self.kinds)))
         )
 
 
-_UNREAD = {"ran", "why_composed", "_parameters", "_buffers", "_modules"}
+_UNREAD = {"ran", "why_composed"}
 
 
-def _facts(module: nn.Module) -> dict[str, Any]:
-    """The class and the settings of a module."""
-    return {name: x for name, x in vars(module).items() if name not in _UNREAD} | {"class": type(module)}
+def _facts(module: nn.Module) -> Mapping[str, Any]:
+    """The settings of a module. A dict that it holds is equal to itself, whatever was written to it since."""
+    own = vars(module)
+    return own if own.keys().isdisjoint(_UNREAD) else {name: x for name, x in own.items() if name not in _UNREAD}
 
 
-def _held(module: nn.Module) -> list[Any]:
-    return [*module._parameters.values(), *module._buffers.values(), *module._modules.values()]
-
-
-def _same(now: list[Any], before: list[Any]) -> bool:
-    return len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True))
+def _held(modules: Sequence[nn.Module]) -> list[Any]:
+    """The dicts of the modules for what they hold, and what these hold."""
+    dicts = [held for module in modules for held in (module._parameters, module._buffers, module._modules)]
+    return [*dicts, *chain.from_iterable(held.values() for held in dicts)]
 
 
 def _state(x: Tensor) -> tuple[int, int]:
