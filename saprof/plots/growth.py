@@ -88,13 +88,13 @@ def growth_figure(rows: pd.DataFrame, provenance: str = "") -> style.Chart:
     placed = _with_labels(found)
     with matplotlib.rc_context(style.STYLE):
         most = max(map(len, by_axis.values()))
-        height = max(3.2, 0.17 * most)
-        figure = style.Chart(figsize=(4.6 * len(by_axis) + 3.2, 2 * height + 1.4), layout="constrained")
+        height = max(3.7, 0.17 * most)
+        figure = style.Chart(figsize=(4.6 * len(by_axis) + 4.2, 2 * height + 1.4), layout="constrained")
         panels = figure.subplots(len(QUANTITIES), len(by_axis), squeeze=False)
         for row, quantity in zip(panels, QUANTITIES, strict=True):
             for axes, (along, of_axis) in zip(row, by_axis.items(), strict=True):
                 _panel(axes, of_axis, placed, quantity, along)
-        panels[0, -1].legend(handles=lines.legend(placed), loc="upper left", bbox_to_anchor=(1.28, 1.02))
+        panels[0, -1].legend(handles=lines.legend(placed), loc="upper left", bbox_to_anchor=(1.16, 1.02))
         title = style.title(f"Latency and peak memory against {' and '.join(by_axis)}; slopes in log-log", placed)
         said = "; ".join(_said(line) for line in found)
         alt = f"{counted(len(found), 'line')}. {said}. {findings.extents(placed)}."
