@@ -235,20 +235,20 @@ def _build(nvcc: str, inputs: dict[str, Any], folder: Path, told: Announce) -> P
 
 
 def _is_left(scratch: Path) -> bool:
-    """Whether a killed process of this machine left the folder. Other machines may share the file system, where a lock
-    may not hold for all of them."""
-    host, _, rest = scratch.name.removeprefix(".building-").rpartition("-")[0].rpartition("-")
+    """Whether a killed process of this machine left the folder. Other machines may share the file system, and the lock
+    may not exclude them."""
+    host, _, pid = scratch.name.removeprefix(".building-").rpartition("-")[0].rpartition("-")
     if host != platform.node():
         return False
     try:
-        os.kill(int(rest), 0)
+        os.kill(int(pid), 0)
     except ValueError:
         return False
     except ProcessLookupError:
         return True
     except PermissionError:  # a process of another user
         return False
-    return int(rest) == os.getpid()
+    return int(pid) == os.getpid()  # an earlier process had the same number, since this one holds the lock
 
 
 def _compile(nvcc: str, wanted: Sequence[str], scratch: Path, tell: Tell) -> tuple[Path, list[Kernel]]:

@@ -50,7 +50,7 @@ LATENCY_COLUMNS = ("latency ms", "95 % interval", "note")
 """The columns that the terminal shows in another form."""
 CAVEATS = {
     "contended": "other processes took part of the processor, so the latency may be too long",
-    HOST_BOUND: "calls one after the other take longer, the time of the host",
+    HOST_BOUND: "consecutive calls take longer: the host limits them",
     "unstable": "the interval of the latency is wider than ± 10 %, so small differences mean nothing",
 }
 

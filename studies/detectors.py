@@ -5,10 +5,10 @@
     python -m studies.detectors --from runs/detectors
 
 Five small RetinaNets have convolutions or attention in their backbones and in their heads. Their parameters and FLOPs,
-as shares of those of the convolutional one, are those that the paper prints, within 5 %. Each is trained on canvases
-with every seed, and compared with the convolutional one, seed by seed. OUTPUT/runs keeps every run: a finished run is
-not repeated, and an unfinished one is resumed. OUTPUT/README.md has the tables, and OUTPUT/results.json is enough to
-draw them again.
+as shares of those of the convolutional one, are within 5 % of the shares that the paper prints. Each is trained on
+canvases with every seed, and compared with the convolutional one, seed by seed. OUTPUT/runs keeps every run: a
+finished run is not repeated, and an unfinished one is resumed. OUTPUT/README.md has the tables, and OUTPUT/results.json
+is enough to draw them again.
 
 Exit codes: 0 complete, 1 some runs failed, 2 wrong input, 3 missing or damaged data, 6 a folder that cannot be written,
 75 stopped by a signal after saving.

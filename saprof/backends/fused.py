@@ -175,7 +175,7 @@ def _pairwise(cores: Any, relation: str, inputs: Roles, footprint: Footprint) ->
     if footprint.stride > 1 or (0, 0) not in footprint.offsets:
         rows = _read(rows, footprint, softmax=inputs.beta is not None)
     of_rows = rows.factor is None and not inputs.steps and inputs.beta is None
-    # on a GPU, each call would copy how often a position is read; the kernel has a fake one
+    # on a GPU, each call would copy the table of `moments`; for fake tensors, the kernel has a fake implementation
     real = type(rows.map) is Tensor and rows.map.is_cpu and not torch.compiler.is_compiling()
     if of_rows and footprint.lattice is not None and real:
         return moments.of_pairs(rows.offset, rows.map, footprint)

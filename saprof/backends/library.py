@@ -248,8 +248,7 @@ def _prepare(kernels: Kernels, opaque: Opaque, inputs: Sequence[Tensor | None], 
 
 
 def _array(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor, contiguous and in this dtype, outside autograd; each step that is needless takes longer than its
-    question."""
+    """The tensor, contiguous, in this dtype and detached. Checks avoid steps without effect, which take longer."""
     x = _of_dtype(x, dtype)
     if not x.is_contiguous():
         x = x.contiguous()
@@ -331,7 +330,7 @@ def _use(library: torch.library.Library, name: str, derivatives: Derivatives) ->
     apply = super(torch.autograd.Function, function).apply  # pyright: ignore[reportAttributeAccessIssue]
 
     def derive(*arguments: Any) -> Any:
-        """Function.apply without what each of its calls does for torch.func, and for arguments with names."""
+        """Do the same as `Function.apply`, without its work for torch.func and for keyword arguments."""
         if torch._C._are_functorch_transforms_active():
             return function.apply(*arguments)
         arguments = unwrap_dead_wrappers(arguments)

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saprof.backends import tables
 from saprof.backends.library import Kernels, Opaque, Plan, Shape, register
-from saprof.backends.tables import apart
 from saprof.operators.attention import Attention
 from saprof.operators.footprint import Footprint
 
@@ -85,7 +85,7 @@ def _on(array: np.ndarray, like: Tensor) -> Tensor:
 def _reads_of_taps(footprint: Footprint, side: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """How often each distinct offset along an axis reads each row or column, and the number of each tap's offset."""
     _, first, taps = np.unique([o[axis] for o in footprint.offsets], return_index=True, return_inverse=True)
-    table = apart(lambda: (footprint.columns if axis else footprint.rows)(side).numpy())[first]
+    table = tables.apart(lambda: (footprint.columns if axis else footprint.rows)(side).numpy())[first]
     return (table[:, :, None] == np.arange(side)).sum(1).astype(np.float64), taps.reshape(-1)
 
 
@@ -99,7 +99,7 @@ def _reads(footprint: Footprint, h: int, w: int) -> tuple[Float[Tensor, "oh h"],
         rows, columns = footprint.rows(h)[::across, :, None], footprint.columns(w)[:across, :, None]
         return (rows == torch.arange(h)).sum(0).float(), (columns == torch.arange(w)).sum(0).float()
 
-    return apart(count)
+    return tables.apart(count)
 
 
 def _plan(shapes: Sequence[Shape], text: str) -> Plan:

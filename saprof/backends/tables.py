@@ -37,12 +37,13 @@ def on_device(tables: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def apart(make: Callable[[], Made]) -> Made:
-    """What `make` returns in a new thread."""
+    """The result of `make`, called in a new thread, where no mode of the caller is active."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(make).result()
 
 
 def copied(table: Tensor, device: torch.device) -> Tensor:
+    """A copy on a GPU, which is complete on return. The calling thread must be one of `apart`."""
     with _unrestricted(), torch.cuda.device(device), torch.cuda.stream(_free_stream(device)):
         copy = table.to(device)
         torch.cuda.current_stream(device).synchronize()
@@ -63,7 +64,7 @@ def _unrestricted() -> Iterator[None]:
     """Allow this thread to allocate memory while another thread captures a graph."""
     mode = ctypes.c_int(RELAXED)
     driver = ctypes.CDLL("libcuda.so.1")
-    driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))  # mode is now that of before
+    driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))  # `mode` now holds the earlier mode
     try:
         yield
     finally:
@@ -71,14 +72,14 @@ def _unrestricted() -> Iterator[None]:
 
 
 def rows_and_columns(footprint: Footprint, h: int, w: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """`footprint.rows(h)` and `footprint.columns(w)` on the device of `like`; copied once, unless torch traces."""
+    """`footprint.rows(h)` and `footprint.columns(w)` on the device of `like`. They are kept, unless torch traces."""
     if computes(like):
         return (of_gpu if like.is_cuda else of_cpu)(footprint, h, w, like.device)
     return footprint.rows(h).to(like.device), footprint.columns(w).to(like.device)
 
 
 def computes(x: Tensor) -> bool:
-    """Whether operations on this tensor compute now: torch does not trace, transform or count them."""
+    """Whether operations on this tensor run now, and no mode of torch traces, transforms or counts them."""
     return (
         type(x) in (Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()

@@ -58,9 +58,9 @@ CONTENDED = 0.15
 SAMPLE_S = 1e-3
 """On a CPU, a shorter call is repeated within a sample, so that the clock and the loop take less than 0.1 % of it."""
 SLEEP_S = 0.5e-3
-"""On a GPU, the device sleeps at least so long before a sample, while the host queues its calls."""
+"""On a GPU, the device sleeps at least this long before a sample, while the host queues the calls."""
 LEAD = 1.5
-"""A longer sleep takes the time that the host needs for the calls, times this."""
+"""The sleep is at least this many times as long as the host needs to queue the calls."""
 SETTLE_S = 0.1
 """On a CPU, a shorter call is timed after an untimed one. The candidate before may have emptied the caches and returned
 memory to the system. That made a call of half a millisecond seven milliseconds longer; for a long call it is
@@ -248,7 +248,7 @@ class _CudaClock:
         self.device = torch.device(device)
         self.cycles_per_s = self._cycles_per_s()
         self.hosts: dict[Call, float] = {}
-        """The seconds until a call returns, by call."""
+        """For each call, the seconds until it returns."""
         l2 = torch.cuda.get_device_properties(self.device).L2_cache_size
         self.flush = torch.empty(2 * l2, dtype=torch.uint8, device=self.device)
 

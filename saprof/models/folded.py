@@ -229,13 +229,13 @@ _UNREAD = {"ran", "why_composed"}
 
 
 def _facts(module: nn.Module) -> Mapping[str, Any]:
-    """The settings of a module. A dict that it holds is equal to itself, whatever was written to it since."""
+    """The settings of a module. Changes inside of a dict that it holds are not seen here; see `_held` and `hooked`."""
     own = vars(module)
     return own if own.keys().isdisjoint(_UNREAD) else {name: x for name, x in own.items() if name not in _UNREAD}
 
 
 def _held(modules: Sequence[nn.Module]) -> list[Any]:
-    """The dicts of the modules for what they hold, and what these hold."""
+    """The dicts of parameters, buffers and modules of each module, and the contents of these dicts."""
     dicts = [held for module in modules for held in (module._parameters, module._buffers, module._modules)]
     return [*dicts, *chain.from_iterable(held.values() for held in dicts)]
 

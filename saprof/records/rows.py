@@ -24,8 +24,8 @@ DOUBTFUL = ("unstable", "contended")
 """Statuses of a latency that is not reliable and should be measured again."""
 HOST_BOUND = "host_bound"
 SOUND = ("ok", HOST_BOUND)
-"""Statuses of a reliable latency. A row is HOST_BOUND if the host takes longer to start the work of a call than a GPU
-takes for it: calls one after the other take `host_s` each, unless a CUDA graph replays them."""
+"""Statuses of a reliable latency. A row is HOST_BOUND if the host takes longer to queue the work of a call than the GPU
+to do it. Consecutive calls then take `host_s` each, unless a CUDA graph replays them."""
 MEASURED = (*SOUND, *DOUBTFUL)
 """Statuses of a cell that has a latency."""
 STATUSES = (*MEASURED, "unsupported", "predicted_oom", "oom", "incorrect", "timeout", "error")

@@ -2,8 +2,9 @@
 
     python -m saprof.profile studies.detection.whole:retinanet_sasa_resnet50 --size 256
 
-Their weights are new, so that scores mean nothing. Predictions of any score therefore compete for the detections: at
-most 1,000 of each level, of which 100 are kept. A trained detector has fewer, so this is the longest post-processing.
+Their weights are new, so the scores mean nothing. Predictions of any score therefore compete for the detections: at
+most 1,000 of each level, and 100 of all are kept. In a trained detector fewer compete, so its post-processing is
+shorter.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from studies.detection.postprocess import Detections, Selection, detections
 
 
 class PostProcessing(nn.Module):
-    """Logits and offsets to the detections of each image: anchors, the best of each level, and suppression. From shapes
-    alone there are no detections: how many boxes compete depends on values, and no matrix product is among it."""
+    """Logits and offsets to the detections of each image: anchors, the best of each level, and suppression.
+
+    On the device `meta` there are no detections: the number of boxes that compete depends on values. No FLOPs are lost,
+    since no step is a matrix product.
+    """
 
     def __init__(self, strides: Sequence[int], selection: Selection) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ class Execution:
     """How detectors are judged."""
 
     at_once: int = AT_ONCE
-    """Images of a batch. They have one padded size, so that their number does not change the result."""
+    """Images of a batch. They have the same padded size, so the size of a batch does not change the result."""
     workers: int = 0
     device: str = "auto"
     images: int | None = None
@@ -50,8 +50,11 @@ def trained_here(folder: Path) -> bool:
 def judge(
     folder: Path, execution: Execution = Execution(), *, again: bool = False, note: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Judge the detector of a finished run, unless its evaluation.json is of the same images, and return the content of
-    that file. The detections and the pictures are written too, unless only a sample is judged."""
+    """Judge the detector of a finished run, and return the content of its evaluation.json.
+
+    A run is not judged again if that file is of all images, or of a sample of this size. The detections and the
+    pictures are written too, unless only a sample is judged.
+    """
     from studies.training import tasks
 
     before = None if again else _before(folder, execution.images)

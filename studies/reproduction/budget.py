@@ -113,8 +113,9 @@ class Estimate:
 
 
 def estimate(tasks: Sequence[Task], recorded: Mapping[str, Mapping[str, Any]], bandwidth: float) -> Estimate:
-    """The seconds left by finished runs of the same network, or else of the study; before the first one is finished by
-    timed steps, and at full scale by the bandwidth. `recorded` are runs of earlier sessions by fingerprint."""
+    """The seconds left, by the mean of finished runs of the same network, or else of the study. Without a finished run,
+    those of miniatures are by timed steps, and those at full scale by the bandwidth. `recorded` are runs of earlier
+    sessions by fingerprint."""
     found = {
         key: recorded[key] if task.recorded_in(recorded) else task.result()
         for task in tasks
@@ -128,8 +129,10 @@ def estimate(tasks: Sequence[Task], recorded: Mapping[str, Mapping[str, Any]], b
         spent = [run["train_seconds"] for key in keys if (run := found[key])] or measured
         for key, task in zip(keys, group, strict=True):
             if found[key] is None:
-                before = pilot.seconds(task.config) if small else seconds(task.config, bandwidth)
-                left[key] = fmean(spent) if spent else before
+                if spent:
+                    left[key] = fmean(spent)
+                else:
+                    left[key] = pilot.seconds(task.config) if small else seconds(task.config, bandwidth)
     by_bandwidth = (
         f"an estimate, within a factor of two: traffic of {TRAFFIC} times what is kept for the backward pass, "
         f"{REACHED:.0%} of {bandwidth:g} GB/s"

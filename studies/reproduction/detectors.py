@@ -42,7 +42,7 @@ MATCHED: tuple[tuple[list[int], int], ...] = (
     ([16, 24, 72, 160], 48),
 )
 """For each row, the channels of the stages and the width of pyramid and heads. Parameters and FLOPs, as shares of those
-of the first row, are within 5 % those that the paper prints."""
+of the first row, are within 5 % of the shares that the paper prints."""
 SMOKE = {"canvases": 16, "judged_canvases": 8, "batch": 4}
 NUMBERS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 VARYING = ("model", "options", "seed")
@@ -140,13 +140,16 @@ def check_earlier(request: Request) -> None:
     """Raise ValueError if the folder's page has something that the request would drop."""
     if not (request.output / records.FILE).exists():
         return
-    before, now = read(request.output).study, request.study()
+    earlier, now = read(request.output), request.study()
+    before = earlier.study
     lost = [f"{name} {before[name]}" for name in ("data", "epochs", "smoke") if before[name] != now[name]]
     lost += [f"seeds {before['seeds']}"] * (before["seeds"] > now["seeds"])
     if lost:
         raise ValueError(
             f"{request.output} holds a study with {', '.join(lost)}; include these, or choose another --output"
         )
+    expected = [task.config.fingerprint() for task in request.tasks()]
+    records.keep_all(request.output / records.FILE, earlier, expected)
 
 
 def describe(request: Request, jobs: int) -> str:
@@ -176,8 +179,10 @@ def carry_out(request: Request, executor: Executor) -> int:
     tasks = request.tasks()
     with executor:
         executor.do(tasks)
-    results = records.collect(request.study(), None, tasks)
-    records.write(request.output / records.FILE, results)
+    path = request.output / records.FILE
+    before = records.read(path) if path.exists() else None
+    results = records.collect(request.study(), None, tasks, before)
+    records.write(path, results)
     return draw(request.output, results, request.output)
 
 
@@ -355,7 +360,7 @@ def _sections(results: Results) -> Iterator[str]:
     yield _budget(lines)
     if absent := missing(results):
         yield markdown.bullets(f"{counted(len(absent), 'run')} not in these tables", absent)
-    yield "\n".join(_where(results))
+    yield markdown.places(results)
 
 
 def _accuracy(lines: Sequence[markdown.Row], seeds: int) -> str:
@@ -400,11 +405,3 @@ def _budget(lines: Sequence[markdown.Row]) -> str:
         for row in lines
     ]
     return text.align(header, body, "md")
-
-
-def _where(results: Results) -> Iterator[str]:
-    from saprof.records.environment import caption
-
-    for place, where in enumerate(results.where):
-        made = sum(run["where"] == place for run in results.runs.values())
-        yield f"- {counted(made, 'run')}: {caption(dict(where))}"

@@ -321,7 +321,7 @@ def _sections(results: Results) -> Iterator[str]:
             yield f"{uncompared(group)}."
     if absent := missing(results):
         yield markdown.bullets(f"{counted(len(absent), 'run')} not in these tables", absent)
-    yield "\n".join(_where(results))
+    yield markdown.places(results)
 
 
 def _chosen(results: Results) -> str:
@@ -349,11 +349,3 @@ def _table(lines: Sequence[markdown.Row], seeds: int) -> str:
         for row in lines
     ]
     return text.align(header, body, "md")
-
-
-def _where(results: Results) -> Iterator[str]:
-    from saprof.records.environment import caption
-
-    for number, place in enumerate(results.where):
-        made = sum(run["where"] == number for run in results.runs.values())
-        yield f"- {counted(made, 'run')}: {caption(dict(place))}"

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from saprof.text import counted
+
+if TYPE_CHECKING:
+    from studies.reproduction.records import Results
 
 Row = Mapping[str, Any]
 
@@ -58,3 +63,13 @@ VERDICT_NOTE = (
 
 def bullets(title: str, sentences: Iterable[str]) -> str:
     return "\n".join([f"{title}:", "", *(f"- {sentence}" for sentence in sentences)])
+
+
+def places(results: Results) -> str:
+    """The places where the runs were made, with the number of runs of each."""
+    from saprof.records.environment import caption
+
+    made = [sum(run["where"] == place for run in results.runs.values()) for place in range(len(results.where))]
+    return "\n".join(
+        f"- {counted(runs, 'run')}: {caption(dict(where))}" for runs, where in zip(made, results.where, strict=True)
+    )

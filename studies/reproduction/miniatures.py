@@ -2,7 +2,7 @@
 
 A miniature has the relation, mapping, transformations, position encoding and footprint of its original. On digits and
 CIFAR it has two stages, and its size is no copy of the original's. On Fashion-MNIST it is matched: it has three stages,
-and its parameters and FLOPs, as shares of those of the convolutional miniature, are within 5 % those of the original.
+and its parameters and FLOPs, as shares of those of the convolutional miniature, are within 5 % of the original's.
 """
 
 from __future__ import annotations

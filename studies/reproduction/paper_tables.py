@@ -212,7 +212,7 @@ def carry_out(planned: Plan, executor: Executor) -> int:
 
 @contextmanager
 def recorded_anyway(planned: Plan) -> Iterator[None]:
-    """Record what is finished if the work inside of the `with` block ends early, for any reason."""
+    """Record the finished runs if an exception ends the `with` block."""
     try:
         yield
     except Preempted:
@@ -241,7 +241,7 @@ def so_far(planned: Plan) -> int:
 
 def record(planned: Plan, chosen: Mapping[str, Any]) -> Results:
     """Write the results of this and of earlier sessions."""
-    request, before = planned.request, _earlier(planned.request)  # again: another session may have written since
+    request, before = planned.request, _earlier(planned.request)  # read again: another session may have written
     if before is not None:
         chosen = {**chosen, **(before.learning_rates or {}).get("families", {})}
         planned = replace(planned, before=before, chosen=chosen, tables=_with_earlier(request, before))

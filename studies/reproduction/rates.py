@@ -72,9 +72,8 @@ class Tuning:
 
     def rule(self) -> dict[str, Any]:
         """The facts that must be equal for an earlier choice to be used again."""
-        facts = (
-            {"paper": self.study.paper} if self.study.paper != "san" else {}
-        )  # earlier files are of SAN, and do not say so
+        # earlier files are of SAN, and do not say so
+        facts = {"paper": self.study.paper} if self.study.paper != "san" else {}
         facts |= {"data": self.study.data, "epochs": self.study.recipe.epochs, "protocol": "val-split"}
         return {"rule": RULE, "candidates": list(self.candidates), "seeds": list(self.seeds)} | facts
 
@@ -86,7 +85,7 @@ def read(path: Path, tuning: Tuning, recorded: Mapping[str, Any] | None = None) 
     for kept in (json.loads(path.read_text(encoding="utf-8")) if path.exists() else None, recorded):
         if kept is not None:
             _check_rule(path, kept, tuning.rule())
-            families |= kept["families"]  # recorded choices come last, since recorded runs were made with them
+            families |= kept["families"]  # the recorded choices prevail, since recorded runs were made with them
     return families
 
 

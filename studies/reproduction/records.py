@@ -148,8 +148,8 @@ def _robustness(task: Task) -> dict[str, Any] | None:
 
 
 def merged(one: Results, other: Results) -> Results:
-    """The runs of both, where the same run is that of `one`; the study and the learning rates are those of `one`, apart
-    from seeds and tables, which are those of both, and from rates that only `other` has."""
+    """The runs of both, with the seeds and tables of both. Where both have a run or a rate, that of `one` is taken;
+    a run that only `other` has judged for robustness is taken from there."""
     where, runs = list(one.where), dict(one.runs)
     for key, run in other.runs.items():
         if key in runs and (runs[key].get("robustness") or not run.get("robustness")):
@@ -171,8 +171,8 @@ def merged(one: Results, other: Results) -> Results:
 
 
 def keep_all(path: Path, results: Results, expected: Iterable[str]) -> None:
-    """Raise ValueError if there are runs in `results`, those in the file at `path`, that are not among the expected
-    fingerprints, so that the next writing would drop them."""
+    """Raise ValueError if `results`, the content of the file at `path`, has a run that is not among the expected
+    fingerprints: the next write would drop it."""
     lost = sorted(results.runs.keys() - set(expected))
     if lost:
         run = results.runs[lost[0]]

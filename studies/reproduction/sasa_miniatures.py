@@ -8,7 +8,7 @@ footprints of 7 × 7 where the table varies something else. There are two kinds:
 - All other networks have a stem that keeps the sides, and four stages like the original, so that each of the paper's
   groups of stages with attention exists.
 
-The parameters, as shares of those of the compared network, are within 5 % those of the original. The FLOPs are not:
+The parameters, as shares of those of the compared network, are within 5 % of the original's shares. The FLOPs are not:
 logits and sums over 7 × 7 taps take 3 · 49 · C multiply-adds for C channels, and a convolution 9 · C², which is more
 with the 64 to 512 channels of the original, and less with 16. The pages print what was reached.
 """

@@ -32,7 +32,7 @@ HUGE_BYTES = 32 << 20
 glibc maps each of them afresh, and huge pages cause 500 times fewer page faults at the first access.
 """
 ALIGNED = 16
-"""Arrays in one allocation begin at multiples of as many elements."""
+"""Arrays in one allocation begin at multiples of this many elements."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,9 @@ class CpuWork:
         return empty(shape, self.like).numpy()
 
     def per_thread(self, *counts: int) -> list[np.ndarray]:
-        """Arrays of (threads, count), one per count, in one allocation: an allocation takes longer than a small tile.
+        """Arrays of (threads, count), one per count, at distances that are multiples of 64 bytes.
 
-        Each begins at a multiple of 64 bytes from the first.
+        They share one allocation, since an allocation takes longer than the work of a small tile.
         """
         begins = [0, *accumulate(-(-self.threads * count // ALIGNED) * ALIGNED for count in counts)]
         memory = self.empty(begins[-1])
@@ -108,7 +108,7 @@ class CpuWork:
         ]
 
     def nothing(self, axes: int) -> np.ndarray:
-        """An empty array."""
+        """An array without elements, which calls share."""
         return _nothing(self.like.dtype, axes)
 
     def double(self, *shape: int) -> np.ndarray:
@@ -126,7 +126,7 @@ def cpu_work(footprint: Footprint, map_size: tuple[int, int], like: Tensor) -> I
 
 @cache
 def _nothing(dtype: torch.dtype, axes: int) -> np.ndarray:
-    return torch.empty([0] * axes, dtype=dtype).numpy()
+    return torch.empty([0] * axes, dtype=dtype, device="cpu").numpy()
 
 
 def empty(shape: Sequence[int], like: Tensor) -> Tensor:
