@@ -169,7 +169,7 @@ def _dispatch(name: str, inputs: Sequence[Any], footprint: str, backend: str) ->
     """Call a dispatcher entry. Autocast is disabled inside, so that no part of a backend is cast separately."""
     # an exported program then has the operators inside the entry: with unfold, it runs without saprof
     exports = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
-    entry = _entries[name] if exports else getattr(torch.ops.saprof, name).default
+    entry = _entries[name] if exports else getattr(torch.ops.saprof, name)  # modes see no call of an overload
     first = inputs[0][0] if isinstance(inputs[0], list) else inputs[0]
     if not _casts(first):
         return entry(*inputs, footprint, backend)
