@@ -65,6 +65,9 @@ def judge(
     task: Any = tasks.of(config, dataset)
     whole = execution.images is None or execution.images >= len(parts.judged)
     report = _identity(folder) | _judged(task, network, parts.judged, execution, folder if whole else None)
+    if not whole and _before(folder, None) is not None:
+        note(f"{folder / FILE} keeps its report of all images; that of the sample is only shown")
+        return report
     content = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         atomic.write(folder / FILE, content.encode())

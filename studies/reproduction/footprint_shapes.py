@@ -149,12 +149,12 @@ def carry_out(request: Request, executor: Executor) -> int:
     check_data(request.study.recipe)  # reports a problem once, and not in every run
     records.prepare(request.output)
     tasks = request.tasks()
-    with executor:
-        executor.do(tasks)
     path = request.output / records.FILE
     before = records.read(path) if path.exists() else None
+    with executor:
+        executor.do(records.unrecorded(tasks, before))
     results = records.collect(request.facts(), request.learning_rates, tasks, before)
-    records.write(request.output / records.FILE, results)
+    records.write(path, results)
     return draw(request.output, results, request.output)
 
 

@@ -82,9 +82,8 @@ class Plan:
 
     def left(self, study: Study) -> list[Task]:
         """The runs of the requested tables that earlier sessions have not recorded."""
-        found = {} if self.before is None else self.before.runs
         every = self.tasks(self.cells(study, self.request.tables), self.request.seeds)
-        return [task for task in every if not task.recorded_in(found)]
+        return records.unrecorded(every, self.before)
 
     def cells(self, study: Study, tables: Sequence[str] | None = None) -> list[Cell]:
         return [cell for table in tables or self.tables for cell in cells(table, study)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from saprof import atomic
+from saprof.text import counted
 from studies.config import Config, before_later_fields
 from studies.detection.evaluation import NUMBERS
 from studies.failures import CannotWrite
@@ -81,6 +82,12 @@ class Results:
         versions = sorted({self.versions(run) for run in runs})
         if len(versions) > 1:
             raise ValueError(f"{title} would mix runs of {' and '.join(versions)}; train again with one of them")
+
+
+def unrecorded(tasks: Iterable[Task], before: Results | None) -> list[Task]:
+    """The tasks whose results earlier sessions have not recorded."""
+    found = {} if before is None else before.runs
+    return [task for task in tasks if not task.recorded_in(found)]
 
 
 def collect(
@@ -178,9 +185,9 @@ def keep_all(path: Path, results: Results, expected: Iterable[str]) -> None:
         run = results.runs[lost[0]]
         settings = {name: run["facts"][name] for name in ("model", "options", "lr", "seed")}
         raise ValueError(
-            f"{path} has {len(lost)} runs that this study does not make, and that would be dropped: {settings} and "
-            "others. Networks, recipe, learning rates or options have changed since; choose another --output, and "
-            "another --record"
+            f"{path} has {counted(len(lost), 'run')} that this study does not make, and that would be dropped, such as "
+            f"{settings}. Networks, recipe, learning rates or options have changed since; choose another folder for "
+            "the results"
         )
 
 

@@ -1,6 +1,7 @@
 """The study of footprint shapes: its networks, its comparisons and its recorded results."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -257,6 +258,10 @@ def test_what_is_recorded_is_drawn_again(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "again" / "README.md").read_text() == (tmp_path / "README.md").read_text()
     kept = records.read(tmp_path / records.FILE)
     assert {run["facts"]["lr"] for run in kept.runs.values()} == {0.4, 0.05}
+    shutil.rmtree(tmp_path / "runs")  # as in a clone, which has the record alone
+    assert footprints.main(asked) == OK
+    assert not (tmp_path / "runs").exists()
+    assert records.read(tmp_path / records.FILE).runs == kept.runs
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,14 @@ def test_what_is_judged_is_not_judged_again(folder, capsys, monkeypatch):
         main([str(folder), "--again"])
 
 
+def test_a_sample_does_not_replace_the_report_of_all_images(folder, capsys):
+    told(capsys, folder)
+    kept = (folder / "evaluation.json").read_bytes()
+    every, *_ = told(capsys, folder, "--again", "--limit", "2")
+    assert every["n"] == 2
+    assert (folder / "evaluation.json").read_bytes() == kept
+
+
 @pytest.mark.parametrize("change", [{"weights_sha256": "another"}, {"schema": 0}])
 def test_a_report_of_other_weights_does_not_count(folder, capsys, change):
     first = told(capsys, folder)

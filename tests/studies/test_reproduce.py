@@ -458,7 +458,7 @@ def test_runs_of_another_recipe_are_not_dropped(tmp_path, monkeypatch, capsys):
     before = (record / records.FILE).read_bytes()
     monkeypatch.setattr(Study, "recipe", property(lambda study: replace(Config(), batch=16, evaluate_every=20)))
     for asked in ([], ["--so-far"], ["--dry-run"]):
-        with pytest.raises(ValueError, match=r"has 4 runs that this study does not make.*choose another --output"):
+        with pytest.raises(ValueError, match=r"has 4 runs that this study does not make.*choose another folder"):
             session(monkeypatch, tmp_path / "second", record, more=asked)
     assert (record / records.FILE).read_bytes() == before
 
@@ -470,7 +470,7 @@ def test_results_are_not_replaced_by_fewer(tmp_path):
     path = tmp_path / records.FILE
     study = {"data": "digits", "epochs": 20, "backend": None, "seeds": 2}
     records.write(path, records.collect(study, None, [first, second]))
-    with pytest.raises(ValueError, match="has 1 runs that this study does not make"):
+    with pytest.raises(ValueError, match="has 1 run that this study does not make"):
         records.write(path, records.collect(study, None, [first]))
     path.write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):
