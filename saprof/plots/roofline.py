@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from saprof.plots import findings, frames, looks, marks, scales, style
 from saprof.plots.style import STYLE
-from saprof.records.calibration import FORWARD, Calibration
+from saprof.records.calibration import FORWARD, TENSOR_CORES, Calibration
 
 PANEL = ["ran", "mode", "dtype"]
 LINE = ["name", "n", "h", "w", "r", "v", "g"]
@@ -129,7 +129,9 @@ ROOF = {"color": "0.35", "linewidth": 1.3}
 def _draw_roofs(axes: Axes, calibration: Calibration, dtype: str) -> None:
     """Draw each roof up to the point where a lower one begins. The labels of outer roofs are above them, those of inner
     roofs below."""
-    rates = {"FMA": calibration.fma.get(dtype, 0.0) / 1e9, "matrix product": calibration.gemm.get(dtype, 0.0) / 1e9}
+    names = (dtype, TENSOR_CORES) if dtype == "float32" else (dtype,)
+    product = max(calibration.gemm.get(name, 0.0) for name in names)
+    rates = {"FMA": calibration.fma.get(dtype, 0.0) / 1e9, "matrix product": product / 1e9}
     (high, top), (low, lower) = sorted(rates.items(), key=lambda item: -item[1])
     bandwidths = _bandwidths(calibration)
     for (label, slope), where in zip(bandwidths, ("below", "above"), strict=False):
