@@ -19,6 +19,10 @@ from saprof.layers.exactly import eager, not_norm
 from saprof.layers.exactly import rectified as in_general
 from saprof.layers.running import inside
 
+AT_ONCE = 32 * 32
+"""Maps of at most as many positions are multiplied in one call for all images: a call takes as long as a small product.
+Of larger maps, a call per image was as fast or faster."""
+
 
 def of_batch(norm: nn.Module, x: Tensor) -> bool:
     """Whether norm(x) is torch's batch norm in training, as the functions below compute it: with parameters, running
@@ -148,9 +152,13 @@ class _Linears(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, mean, scale, *layers)
         ctx.eps = norm.eps
         outputs = x.new_empty(n, len(matrix), h, w)
-        for number, one in enumerate(y.flatten(2)):  # one linear layer per image, which counters know
-            start = added if residual is None else residual[number].flatten(1) + added
-            torch.addmm(start, matrix, one, out=outputs[number].flatten(1))
+        if h * w <= AT_ONCE:
+            start = added if residual is None else residual.flatten(2) + added
+            torch.baddbmm(start, matrix.expand(n, -1, -1), y.flatten(2), out=outputs.flatten(2))
+        else:
+            for number, one in enumerate(y.flatten(2)):
+                start = added if residual is None else residual[number].flatten(1) + added
+                torch.addmm(start, matrix, one, out=outputs[number].flatten(1))
         if len(layers) == 2:
             return (outputs,)
         parts = outputs.split([len(layer) for layer in layers[::2]], 1)
