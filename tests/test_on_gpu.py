@@ -382,7 +382,8 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Few()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "sitecustomize.py").write_text(hook)
         stubs = sorted(str(path) for path in (on_gpu.ROOT / "tests/stubs").iterdir())
-        yield os.environ | {"PYTHONPATH": os.pathsep.join([folder, str(on_gpu.ROOT), *stubs])}
+        own = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+        yield own | {"PYTHONPATH": os.pathsep.join([folder, str(on_gpu.ROOT), *stubs])}
 
 
 @pytest.mark.parametrize(

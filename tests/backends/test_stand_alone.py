@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from saprof.backends import run
-from saprof.backends.numba.cpu import CpuWork
+from saprof.backends.numba.cpu import CpuWork, Places
 from saprof.measure.conformance import check
 from saprof.measure.memory import peak_bytes, saved_bytes
 from saprof.operators import Operator
@@ -310,6 +310,6 @@ def test_a_thread_takes_more_than_one_tile():
     from kernels_numba.cpu import stand_alone
 
     footprint, map_ = Footprint.square(3), torch.zeros(1, 4, 2 * stand_alone.HEIGHT + 1, 5)
-    work = CpuWork(footprint, (map_.shape[2], map_.shape[3]), 1, map_)
+    work = CpuWork(Places(footprint, (map_.shape[2], map_.shape[3]), 1), map_)
     tiles = stand_alone.tiles_of_a_head(2, 2, 1, work)
     assert len(tiles.rows) == 3

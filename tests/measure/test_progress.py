@@ -126,17 +126,17 @@ def test_the_bar_says_what_is_compiled():
     [
         (
             {"latency_s": 0.0982, "latency_low_s": 0.0964, "latency_high_s": 0.1, "peak_bytes": 143_000_000},
-            "san10_pairwise 7×7           numba          98.2 ms  ± 1.8 %   143 MB",
+            "san10_pairwise 7×7          numba          98.2 ms  ± 1.8 %   143 MB",
         ),
         (
             {"latency_s": 1.0, "latency_low_s": 0.5, "latency_high_s": 1.5, "status": "contended", "peak_bytes": 2560},
-            "san10_pairwise 7×7           numba         1,000 ms ± 50.0 %  2.56 kB  contended",
+            "san10_pairwise 7×7          numba         1,000 ms ± 50.0 %  2.56 kB  contended",
         ),
         (
             {"latency_s": 0.01, "latency_low_s": 0.0098, "latency_high_s": 0.013},  # the larger half, as in the tables
-            "san10_pairwise 7×7           numba            10 ms ± 30.0 %",
+            "san10_pairwise 7×7          numba            10 ms ± 30.0 %",
         ),
-        ({}, "san10_pairwise 7×7           numba             1 ms"),
+        ({}, "san10_pairwise 7×7          numba             1 ms"),
         (
             {"status": "incorrect", "reason": "value is off by 3"},
             "san10_pairwise 7×7           numba        incorrect: value is off by 3",

@@ -77,7 +77,7 @@ def test_no_arguments_are_the_defaults():
         (["--resize", "100"], "resize is 100; expected at least image_size, 224"),
         (
             ["--recipe", "nope"],
-            "unknown recipe 'nope'; expected 'canvas', 'cifar10', .+ or 'sasa_imagenet'; the path of a YAML",
+            "unknown recipe 'nope'; expected 'canvas', 'canvas_study', .+ or 'sasa_imagenet'; the path of a YAML",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
