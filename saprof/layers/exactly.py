@@ -52,7 +52,8 @@ _PLAIN = (nn.Parameter, Tensor, type(None))
 
 
 _METHODS = {"__call__", "_call_impl", "_conv_forward", "forward"}
-_METHODS |= {"alpha", "compose", "define", "fuse", "logits", "position_relation", "transform"}
+_METHODS |= {"alpha", "compose", "define", "features", "forward_features", "fuse", "logits", "position_relation"}
+_METHODS |= {"positions", "steps", "transform"}
 """The methods that a fast path skips or replaces."""
 _written: dict[type[nn.Module], dict[str, object]] = {}
 
@@ -61,8 +62,8 @@ Kind = TypeVar("Kind", bound=type[nn.Module])
 
 
 def as_written(kind: Kind) -> Kind:
-    """Remember the methods of a class, so that `patched` notices when one of them is replaced."""
-    _written[kind] = {name: method for name, method in vars(kind).items() if name in _METHODS}
+    """Remember the methods of a class, so that `patched` notices when one of them is replaced, or one is added."""
+    _written[kind] = {name: vars(kind).get(name) for name in _METHODS}
     return kind
 
 

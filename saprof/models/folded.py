@@ -121,7 +121,8 @@ class FoldedBlock(nn.Module):
             norm = _step(attention.gamma[0], like.dtype)
             positions = attention.positions(like.new_empty(1, 0, *size))
             found = position_rows(attention.fused_operator, positions, norm)
-            self._positions = (size, like.dtype), found
+            if all(type(x) is Tensor for x in found):  # not the fake tensors that a mode makes of any tensors
+                self._positions = (size, like.dtype), found
         return found
 
 
@@ -202,25 +203,27 @@ class Seen:
         self.parts = [] if network is None else [network.stem, network.stages]
         self.kinds = [*map(type, self.modules)]
         self.facts = [dict(_facts(module)) for module in self.modules]
-        self.held = _held(self.modules)
+        self.held, self.names = _held(self.modules)
         self.tensors = [x for x in self.held if isinstance(x, Tensor)]
         self.states = [*map(_state, self.tensors)]
 
     def __reduce__(self) -> Any:
         return Seen, (None,)
 
-    def unchanged(self) -> bool:
-        """Whether no module was replaced, hooked or set otherwise, and no tensor replaced or written to, other than
-        through its `data`."""
-        if self.network is None or any(map(hooked, self.modules)):
+    def unchanged(self, network: SAN) -> bool:
+        """Whether in this network no module was replaced, hooked or set otherwise, and no tensor replaced or written
+        to, other than in ways that torch does not count: through its `data` or NumPy, or by a fused optimizer."""
+        if self.network is not network or any(map(hooked, self.modules)):
             return False
+        held, names = _held(self.modules)
         return (
-            self.network.stem is self.parts[0]
-            and self.network.stages is self.parts[1]
+            network.stem is self.parts[0]
+            and network.stages is self.parts[1]
             and [*map(type, self.modules)] == self.kinds
-            and [*map(id, _held(self.modules))] == [*map(id, self.held)]
+            and [*map(id, held)] == [*map(id, self.held)]
+            and names == self.names
             and [*map(_state, self.tensors)] == self.states
-            and all(_facts(module) == facts for module, facts in zip(self.modules, self.facts, strict=True))
+            and all(map(_equal, map(_facts, self.modules), self.facts))
             and not any(map(patched, set(self.kinds)))
         )
 
@@ -234,14 +237,21 @@ def _facts(module: nn.Module) -> Mapping[str, Any]:
     return own if own.keys().isdisjoint(_UNREAD) else {name: x for name, x in own.items() if name not in _UNREAD}
 
 
-def _held(modules: Sequence[nn.Module]) -> list[Any]:
-    """The dicts of parameters, buffers and modules of each module, and the contents of these dicts."""
+def _equal(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    try:
+        return now == before
+    except (RuntimeError, ValueError):  # another tensor or array, whose comparison is no truth value
+        return False
+
+
+def _held(modules: Sequence[nn.Module]) -> tuple[list[Any], list[tuple[str, ...]]]:
+    """The dicts of the modules for parameters, buffers and modules, with what they hold; and the names in each dict."""
     dicts = [held for module in modules for held in (module._parameters, module._buffers, module._modules)]
-    return [*dicts, *chain.from_iterable(held.values() for held in dicts)]
+    return [*dicts, *chain.from_iterable(held.values() for held in dicts)], [*map(tuple, dicts)]
 
 
-def _state(x: Tensor) -> tuple[int, int]:
-    return x._version, x.data_ptr()
+def _state(x: Tensor) -> tuple[int, int, tuple[int, ...]]:
+    return x._version, x.data_ptr(), x.stride()
 
 
 class FoldedSAN(SAN):
@@ -259,7 +269,7 @@ class FoldedSAN(SAN):
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__dict__ = copy.deepcopy({name: x for name, x in vars(self).items() if name != "seen"}, memo)
-        copied.seen = Seen(copied if self.seen.unchanged() else None)
+        copied.seen = Seen(copied if self.seen.unchanged(self) else None)
         return copied
 
     def features(self, x: Float[Tensor, "n c h w"]) -> list[Tensor]:
@@ -285,7 +295,7 @@ class FoldedSAN(SAN):
 
     def backends(self, x: Tensor) -> list[list[str]] | None:
         """The backend of each attention, by stage; None if the modules themselves are to compute these images."""
-        if not self._takes(x) or not self.seen.unchanged():
+        if not self._takes(x) or not self.seen.unchanged(self):
             return None
         try:
             return [[_backend(block.attention[0], x) for block in stage.blocks] for stage in self.folded]

@@ -4,9 +4,11 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import saprof
+from saprof.layers import PairwiseAttention
 from saprof.models.folded import FoldedSAN
 from saprof.operators.footprint import Footprint
 
@@ -129,8 +131,22 @@ def _vector(model):
     nn.utils.vector_to_parameters(1.5 * nn.utils.parameters_to_vector(parameters), parameters)
 
 
+def _transpose(model):
+    weight = next(x for x in model.parameters() if x.dim() == 4 and x.shape[0] == x.shape[1] > 1)
+    weight.data = weight.data.transpose(0, 1)
+
+
+def _exchange(model):
+    norm = model.stages[0].norm
+    weight, bias = norm._parameters.values()
+    norm._parameters.clear()
+    norm._parameters.update(bias=weight, weight=bias)
+
+
 CHANGES = {
     "hook": _hook,
+    "transposed": _transpose,
+    "exchanged": _exchange,
     "replaced": _replace,
     "written": _write,
     "another parameter": lambda model: setattr(
@@ -159,6 +175,43 @@ def test_a_changed_copy_computes_what_it_says(change):
     assert fast.backends(x) is None
     assert (fast(x) - before).abs().max() > 1e-4 * before.abs().max()
     close(copy.deepcopy(fast)(x), fast(x), 0)
+
+
+@torch.no_grad()
+def test_an_attribute_with_another_tensor_is_a_change():
+    model, x = network(), images()
+    model.stages[0].note = torch.zeros(3)
+    fast = saprof.optimize_for_inference(model)
+    assert fast.backends(x) is not None
+    fast.stages[0].note = torch.ones(3)
+    assert fast.backends(x) is None
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.Conv2d, PairwiseAttention])
+@torch.no_grad()
+def test_a_method_that_a_class_gets_later_is_a_change(kind, monkeypatch):
+    fast, x = saprof.optimize_for_inference(network()), images()
+    before, inherited = fast(x), kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, *x: 2 * inherited(self, *x))
+    assert fast.backends(x) is None
+    assert (fast(x) - before).abs().max() > 1e-4 * before.abs().max()
+
+
+@torch.no_grad()
+def test_a_shallow_copy_with_another_stem_computes_what_it_says():
+    fast, x = saprof.optimize_for_inference(network()), images()
+    other = copy.copy(fast)
+    assert other.backends(x) is None
+    close(other(x), fast(x), 1e-10)
+
+
+@torch.no_grad()
+def test_a_pass_under_a_fake_mode_leaves_nothing_behind():
+    fast, x = saprof.optimize_for_inference(network()), images()
+    expected = copy.deepcopy(fast)(x)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fast(x)
+    close(fast(x), expected, 0)
 
 
 @torch.no_grad()
