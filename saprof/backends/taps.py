@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saprof.backends.tables import rows_and_columns
-from saprof.operators.footprint import Footprint, source
+from saprof.operators.footprint import Footprint, inside, source
 
 
 def centre(x: Float[Tensor, "n c h w"], footprint: Footprint) -> Float[Tensor, "n c 1 p"]:
@@ -31,18 +31,17 @@ def gather(x: Float[Tensor, "n c h w"], footprint: Footprint) -> Float[Tensor, "
 def softmax(logits, footprint, size):  # no shapes: layers call it, and torch.compile cannot trace checks of shapes
     """Softmax of logits (n, g, k, p) over the taps; with the boundary `exclude`, over the taps inside the map."""
     if footprint.boundary == "exclude":
-        inside = taps_inside(footprint, size, logits)
+        found = taps_inside(footprint, size, logits)
         # a centre without a tap inside has uniform weights, not NaN; its values are all 0
-        dropped = torch.where(inside.any(0), -torch.inf, 0.0).to(logits.dtype)
-        logits = logits.where(inside, dropped)
+        dropped = torch.where(found.any(0), -torch.inf, 0.0).to(logits.dtype)
+        logits = logits.where(found, dropped)
     return logits.softmax(dim=2)
 
 
 def taps_inside(footprint, size, like):  # no shapes, see softmax
     """`footprint.inside` of a map of `size`, (k, p), on the device of `like`."""
     h, w = size
-    rows, columns = rows_and_columns(footprint, h, w, like)
-    return ((rows >= 0)[:, :, None] & (columns >= 0)[:, None, :]).flatten(1)
+    return inside(*rows_and_columns(footprint, h, w, like))
 
 
 def _window(x: Tensor, footprint: Footprint) -> Tensor:

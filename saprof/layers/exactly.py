@@ -62,7 +62,7 @@ Kind = TypeVar("Kind", bound=type[nn.Module])
 
 
 def as_written(kind: Kind) -> Kind:
-    """Remember the methods of a class, so that `patched` notices when one of them is replaced, or one is added."""
+    """Remember the methods of a class, so that `patched` notices when one is replaced or added."""
     _written[kind] = {name: vars(kind).get(name) for name in _METHODS}
     return kind
 
@@ -72,7 +72,7 @@ for _kind in (nn.Module, *_ATTRIBUTES, nn.modules.batchnorm._BatchNorm):
 
 
 def patched(kind: type[nn.Module]) -> str | None:
-    """A method of the class, or of one that it inherits from, that was replaced after the import of saprof."""
+    """A method of the class, or of one that it inherits from, that was replaced or added after the import of saprof."""
     for written in kind.__mro__:
         for name, method in _written.get(written, {}).items():
             if vars(written).get(name) is not method:

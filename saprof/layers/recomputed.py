@@ -20,8 +20,8 @@ from saprof.layers.exactly import rectified as in_general
 from saprof.layers.running import inside
 
 AT_ONCE = 32 * 32
-"""Maps of at most as many positions are multiplied in one call for all images: a call takes as long as a small product.
-Of larger maps, a call per image was as fast or faster."""
+"""For maps with at most this many positions, one call computes the products of all images, because the start of a call
+takes as long as a small product. For larger maps, one call per image was as fast or faster."""
 
 
 def of_batch(norm: nn.Module, x: Tensor) -> bool:

@@ -232,8 +232,7 @@ class Footprint:
 
     def inside(self, height: int, width: int) -> Bool[Tensor, "k p"]:
         """Whether each tap reads the map; the boundary drops the other taps."""
-        rows, columns = self.rows(height) >= 0, self.columns(width) >= 0
-        return (rows[:, :, None] & columns[:, None, :]).flatten(1)
+        return inside(self.rows(height), self.columns(width))
 
     def pairs(self, height: int, width: int) -> tuple[int, int]:
         """The number of nominal pairs (i, j), which is k · p, and of the pairs whose tap the boundary does not drop."""
@@ -299,6 +298,11 @@ def source(position: Tensor, size: int, boundary: str) -> Tensor:
             return position % size
         case _:
             return position.where((position >= 0) & (position < size), -1)
+
+
+def inside(rows, columns):  # no shapes: layers call it, and torch.compile cannot trace checks of shapes
+    """`Footprint.inside`, (k, p), from the tables of rows and columns."""
+    return ((rows >= 0)[:, :, None] & (columns >= 0)[:, None, :]).flatten(1)
 
 
 def readers(table: Int[Tensor, "k centres"], size: int) -> tuple[Int[Tensor, "k {size}+1"], Int[Tensor, " m"]]:

@@ -15,6 +15,7 @@ from saprof.terminal import laid_out
 from studies.config import Config
 from studies.detection.evaluation import AT_ONCE, NUMBERS
 from studies.failures import CannotWrite
+from studies.judging import table
 from studies.judging.checkpoints import Checkpoint
 from studies.training.run import Run, trained
 
@@ -180,18 +181,11 @@ def rows(name: str, report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def render(flat: Sequence[Mapping[str, Any]], form: str) -> str:
     """The rows as tables for people, separate for each data set and set of images."""
-    groups: dict[tuple, list[Mapping[str, Any]]] = {}
-    for row in flat:
-        groups.setdefault(tuple(row[key] for key in ("data", "evaluation_set", "sample_of", "n")), []).append(row)
-    return "\n\n".join(_section(group, form) for group in groups.values())
+    groups = table.by_images(flat, ("data", "evaluation_set", "sample_of", "n"))
+    return "\n\n".join(_section(group, form) for group in groups)
 
 
 def _section(group: Sequence[Mapping[str, Any]], form: str) -> str:
-    first = group[0]
-    images = f"{first['n']:,} images"
-    if first["sample_of"]:
-        images = f"a sample of {first['n']:,} of {first['sample_of']:,} images"
-    title = f"{'## ' if form == 'md' else ''}{first['data']}, {first['evaluation_set']}, {images}"
     every = [row for row in group if row["class"] == "all"]
     numbers = [
         laid_out(["network", *names], [[row["name"], *_cells(row, names)] for row in every], form)
@@ -209,7 +203,7 @@ def _section(group: Sequence[Mapping[str, Any]], form: str) -> str:
         ],
         form,
     )
-    return "\n\n".join([title, "Per cent; – where there is no object.", *numbers, *bad, each])
+    return "\n\n".join([table.title(group[0], form), "Per cent; – where there is no object.", *numbers, *bad, each])
 
 
 def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:

@@ -60,24 +60,33 @@ def render(flat: Sequence[Mapping[str, Any]], form: str) -> str:
     """The rows in one of `saprof.text.FORMATS`; tables for people are separate for each data set and set of images."""
     if form in ("csv", "json"):
         return text.records(flat, form)
+    return "\n\n".join(_section(group, form) for group in by_images(flat, ("data", "evaluation_set", "sample_of")))
+
+
+def by_images(flat: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[list[Mapping[str, Any]]]:
+    """The rows in groups that agree in these fields."""
     groups: dict[tuple, list[Mapping[str, Any]]] = {}
     for row in flat:
-        groups.setdefault(tuple(row[key] for key in ("data", "evaluation_set", "sample_of")), []).append(row)
-    return "\n\n".join(_section(group, form) for group in groups.values())
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return list(groups.values())
+
+
+def title(row: Mapping[str, Any], form: str) -> str:
+    """The title of a group of rows: the data set, and the images that were judged."""
+    images = f"{row['n']:,} images"
+    if row["sample_of"]:
+        images = f"a sample of {row['n']:,} of {row['sample_of']:,} images"
+    return f"{'## ' if form == 'md' else ''}{row['data']}, {row['evaluation_set']}, {images}"
 
 
 def _section(group: Sequence[Mapping[str, Any]], form: str) -> str:
     first = group[0]
-    images = f"{first['n']:,} images"
-    if first["sample_of"]:
-        images = f"a sample of {first['n']:,} of {first['sample_of']:,} images"
-    title = f"{'## ' if form == 'md' else ''}{first['data']}, {first['evaluation_set']}, {images}"
     notes = ["Percent and points; in brackets the 95 % interval over images, not over seeds (Wilson)."]
     if first["classes"] <= 10:
         notes.append(f"Top-5 of {first['classes']} classes is saturated.")
     attacks = [row for row in group if "success" in row]
     turned = [row for row in group if "success" not in row]
-    parts = [title, " ".join(notes), _table(turned, _turned_cells, form)]
+    parts = [title(first, form), " ".join(notes), _table(turned, _turned_cells, form)]
     if attacks:
         notes = ["Targeted PGD, ε and ρ of 255; an attack succeeds if the network predicts the target."]
         if any("success_rate_printed" in row for row in attacks):

@@ -4,20 +4,19 @@ heads, and its page."""
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saprof import atomic, command, terminal, text
+from saprof import text
 from saprof.paper import printed
 from saprof.paper.printed import PaperRow
 from saprof.text import counted
 from studies.config import RECIPES, Config, load
 from studies.judging import statistics
-from studies.reproduction import comparisons, markdown, records
+from studies.reproduction import comparisons, markdown, one_page, records
 from studies.reproduction.executors import Executor, Task
 from studies.reproduction.markdown import interval, number, probability
 from studies.reproduction.records import Results
@@ -172,17 +171,7 @@ def _described(network: Network) -> list[str]:
 
 def carry_out(request: Request, executor: Executor) -> int:
     """Do the runs of a request, record their results, and draw the page; the exit code."""
-    from studies.training.requirements import check_data
-
-    check_data(request.recipe)  # reports a problem once, and not in every run
-    records.prepare(request.output)
-    tasks = request.tasks()
-    path = request.output / records.FILE
-    before = records.read(path) if path.exists() else None
-    with executor:
-        executor.do(records.unrecorded(tasks, before))
-    results = records.collect(request.study(), None, tasks, before)
-    records.write(path, results)
+    results = one_page.do(request.tasks(), request.recipe, executor, request.output, study=request.study())
     return draw(request.output, results, request.output)
 
 
@@ -192,15 +181,7 @@ FIRST = ("backbone", "heads", "AP, mean [95 % over seeds]", "Δ [Holm]", "verdic
 
 def draw(output: Path, results: Results, source: Path) -> int:
     """Write the page, print it, and name missing runs; the exit code."""
-    shown = page(results)
-    records.prepare(output)
-    atomic.write(output / "README.md", f"{shown}\n".encode())
-    print(terminal.page(shown, FIRST) if sys.stdout.isatty() else shown)
-    print(f"page in {output / 'README.md'}, figures in {source / records.FILE}", file=sys.stderr)
-    absent = missing(results)
-    for sentence in absent:
-        print(f"failed: {sentence}", file=sys.stderr)
-    return command.FAILED if absent else command.OK
+    return one_page.show(page(results), FIRST, missing(results), output, source)
 
 
 def read(folder: Path) -> Results:

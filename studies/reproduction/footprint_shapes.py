@@ -3,18 +3,17 @@ taps, and their page."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saprof import atomic, command, terminal, text
+from saprof import text
 from saprof.operators.footprint import Footprint
 from saprof.paper.printed import PaperRow
 from saprof.text import counted
 from studies.config import Config
-from studies.reproduction import comparisons, markdown, rates, records, report
+from studies.reproduction import comparisons, markdown, one_page, rates, records, report
 from studies.reproduction.budget import BANDWIDTH, budget
 from studies.reproduction.executors import Executor, Task
 from studies.reproduction.markdown import between, interval, probability
@@ -144,17 +143,14 @@ def describe(request: Request, jobs: int) -> str:
 
 def carry_out(request: Request, executor: Executor) -> int:
     """Do the runs of a request, record their results, and draw the page; the exit code."""
-    from studies.training.requirements import check_data
-
-    check_data(request.study.recipe)  # reports a problem once, and not in every run
-    records.prepare(request.output)
-    tasks = request.tasks()
-    path = request.output / records.FILE
-    before = records.read(path) if path.exists() else None
-    with executor:
-        executor.do(records.unrecorded(tasks, before))
-    results = records.collect(request.facts(), request.learning_rates, tasks, before)
-    records.write(path, results)
+    results = one_page.do(
+        request.tasks(),
+        request.study.recipe,
+        executor,
+        request.output,
+        study=request.facts(),
+        learning_rates=request.learning_rates,
+    )
     return draw(request.output, results, request.output)
 
 
@@ -178,15 +174,7 @@ FIRST = ("footprint", "top-1 %, mean [95 % over seeds]", "Δ [Holm]", "p (Holm)"
 
 def draw(output: Path, results: Results, source: Path) -> int:
     """Write the page, print it, and name missing runs; the exit code."""
-    shown = page(results)
-    records.prepare(output)
-    atomic.write(output / "README.md", f"{shown}\n".encode())
-    print(terminal.page(shown, FIRST) if sys.stdout.isatty() else shown)
-    print(f"page in {output / 'README.md'}, figures in {source / records.FILE}", file=sys.stderr)
-    absent = missing(results)
-    for sentence in absent:
-        print(f"failed: {sentence}", file=sys.stderr)
-    return command.FAILED if absent else command.OK
+    return one_page.show(page(results), FIRST, missing(results), output, source)
 
 
 def read(folder: Path) -> Results:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from saprof.compiling import compiling
@@ -12,16 +13,13 @@ from saprof.compiling import compiling
 _here = threading.local()
 
 
-class wanted_by:
+@contextmanager
+def wanted_by(operator: str) -> Iterator[None]:
     """Kernels that this thread compiles inside the `with` block are named after the operator."""
-
-    def __init__(self, operator: str) -> None:
-        self.operator = operator
-
-    def __enter__(self) -> None:
-        _here.operator = self.operator
-
-    def __exit__(self, *error: object) -> None:
+    _here.operator = operator
+    try:
+        yield
+    finally:
         _here.operator = None
 
 
