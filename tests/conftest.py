@@ -79,6 +79,7 @@ def _auto_fuses_small_attentions(request, monkeypatch):
     """Maps of tests are tiny. The choice by size has tests and benchmarks of its own."""
     if request.path.stem != "test_choice" and "benchmarks" not in request.path.parts:
         monkeypatch.setattr("saprof.layers.choice.LEAST", {})
+        monkeypatch.setattr("saprof.layers.choice.LEAST_JOINED", 0)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saprof.layers.choice import joins
 from saprof.layers.config import AttentionConfig, check_config
 from saprof.layers.exactly import as_built, as_written, eager, not_linear, rectified
 from saprof.layers.local import LocalAttention
@@ -57,7 +58,7 @@ class SelfAttentionBlock(nn.Module):
         if not (self.training and eager(x)) or x.dtype != y.dtype or not x.is_contiguous():
             return False
         how = getattr(self.attention, "attention", "composed"), getattr(self.attention, "backend", "unfold")
-        if how[0] == "composed" or how[1] == "unfold" or not of_batch(self.norm_out, y):
+        if not joins(how[0], x.numel()) or how[1] == "unfold" or not of_batch(self.norm_out, y):
             return False
         return not_linear(self.expand, y.shape[1], x.shape[1], bias=True) is None and fits(self.expand, y)
 

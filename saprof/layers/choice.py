@@ -2,8 +2,9 @@
 faster.
 
 The fused operator moves less memory. In return each call takes longer to reach its kernel, and the pairwise backward
-computes γ again. The thresholds were measured in interleaved rounds on SAN10's stages, for images of 224² and 64², at
-batch 1, 8 and 32 (`tests/benchmarks/test_small_maps.py` repeats those of 64²).
+computes γ again. The thresholds were measured in interleaved rounds, on SAN10's stages and on the layers of the
+studies' small networks, at batch 1 to 32; `tests/benchmarks/test_small_maps.py` repeats some of them. In training, the
+parts of the smallest layers took half of the time of the fused operator.
 """
 
 from __future__ import annotations
@@ -39,11 +40,23 @@ class Least(NamedTuple):
 
 
 LEAST = {
-    ("pairwise", True): Least(800_000, pairs=30_000),
-    ("patchwise", True): Least(800_000),
-    ("patchwise", False): Least(60_000),
+    ("pairwise", True): Least(400_000, pairs=25_000),
+    ("patchwise", True): Least(460_000, pairs=15_000),
+    ("patchwise", False): Least(40_000),
 }
 """The least sizes by family, and by whether a gradient is computed. What is not here is always one operator."""
+
+
+LEAST_JOINED = 100_000
+"""The least number of elements of a block's map for which `auto` joins norms and linear layers in training
+(`saprof.layers.recomputed`). On one thread, for maps of up to 75,000 elements at batch 1 and 8, the checks and nodes of
+a block took 0.8 to 1.8 ms longer than torch's layers; from 130,000 elements on, joining was between 7 % faster and 4 %
+slower, and it saves memory."""
+
+
+def joins(attention: str, elements: int) -> bool:
+    """Whether a block with this setting of `attention` joins norms and linear layers on a map of so many elements."""
+    return attention == "fused" or (attention == "auto" and elements >= LEAST_JOINED)
 
 
 def faster_by_parts(family: str | None, size: Size, device: str, gradient: bool) -> bool:

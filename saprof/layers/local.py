@@ -44,19 +44,21 @@ class LocalAttention(nn.Module):
         if x.is_meta:  # composed on the meta device, so that every part is counted under its own module
             return self.compose(*maps)
         where = maps[0].dtype, x.device.type
-        backend, size, gradient = self.fused_backend(*where), self.size(maps[0]), _has_gradient(maps[0])
+        size, gradient = self.size(maps[0]), _has_gradient(maps[0])
         small = (
-            backend is not None
-            and self.attention == "auto"
+            self.attention == "auto"
             and not torch.compiler.is_exporting()  # since the size may be that of a symbol
             and faster_by_parts(self.family, size, x.device.type, gradient)
         )
-        if small:
-            backend = None
+        # what is small is not checked for obstacles: that takes longer than a relation of few pixels
+        backend = None if small else self.fused_backend(*where)
         if not torch.compiler.is_compiling():
             self.ran = " on ".join(self._planned(backend, *where))
-            obstacle = self.obstacle() if backend is None and self.attention == "auto" else None
-            self.why_composed = why_by_parts(self.family, size, gradient) if small else obstacle
+            self.why_composed = None
+            if small and self._kernel(*where)[0] is None:
+                self.why_composed = why_by_parts(self.family, size, gradient)
+            elif backend is None and self.attention == "auto":
+                self.why_composed = self.obstacle()
         return self.compose(*maps) if backend is None else self.fuse(*maps, backend)
 
     def size(self, first: Float[Tensor, "n c h w"]) -> Size:
@@ -93,11 +95,16 @@ class LocalAttention(nn.Module):
 
     def _why_composed(self, dtype: torch.dtype, device: str) -> tuple[str | None, str]:
         """The reason why the attention cannot be fused there, or None and the backend that can compute it."""
-        if obstacle := self.obstacle():
-            return obstacle, ""
-        assert self.fused_operator is not None
+        obstacle = self.obstacle()
+        return (obstacle, "") if obstacle else self._kernel(dtype, device)
+
+    def _kernel(self, dtype: torch.dtype, device: str) -> tuple[str | None, str]:
+        """The reason why no backend computes the fused operator there, or None and the backend that does."""
+        operator = self.fused_operator
+        if operator is None:
+            return "there is no fused attention", ""
         try:
-            backend = choose(self.fused_operator, dtype, device, self.footprint, self.backend)
+            backend = choose(operator, dtype, device, self.footprint, self.backend)
         except Unsupported as error:
             return str(error), ""
         if backend == "unfold":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from saprof.backends import in_parts, run, run_in_training, run_statistics
 from saprof.backends.taps import softmax
+from saprof.layers.choice import joins
 from saprof.layers.config import AttentionConfig
 from saprof.layers.exactly import as_written, not_linear, not_mapping, overridden, watch
 from saprof.layers.local import LocalAttention
@@ -141,7 +142,7 @@ class VectorAttention(LocalAttention):
         return phi, psi, beta
 
     def takes_norm(self, norm: nn.Module, x: Tensor) -> bool:
-        if self.attention == "composed" or self.backend == "unfold" or self.transformations is not None:
+        if not joins(self.attention, x.numel()) or self.backend == "unfold" or self.transformations is not None:
             return False
         if getattr(self, "taps", self.footprint.taps) != self.footprint.taps:
             return False

@@ -40,7 +40,7 @@ def miniature(model: str, overrides: Mapping[str, Any], data: str = "digits") ->
         return _matched(original, overrides)
     name, options = _varied(original, overrides)
     if original.architecture == "SAN":
-        options = {"attention": "composed", **options}
+        options = {"attention": "composed", **options}  # as in the recorded runs, whose options are their identity
         if "footprints" in options:
             options["footprints"] = [options["footprints"][1], 3]  # 3 × 3 covers the map of the second stage
         if options.get("transformations") == "shared":

@@ -5,7 +5,7 @@ import torch
 
 from saprof.backends import Unsupported
 from saprof.measure.latency import interleave
-from saprof.measure.memory import saved_bytes
+from saprof.measure.memory import peak_bytes, saved_bytes
 from saprof.models import create_model
 from studies.config import Config
 from studies.data import Dataset, Pixels
@@ -82,3 +82,23 @@ def test_san10_beside_resnet26(benchmark):
     benchmark.group = "training step, 4 images of 224 × 224, cpu"
     benchmark.pedantic(steps["san10_pairwise"], rounds=1)
     print(benchmark.extra_info)
+
+
+@pytest.mark.parametrize("family", ["pairwise", "patchwise"])
+def test_memory_beside_unfold(benchmark, family):
+    """What SAN10 saves for the backward pass of four images of 224², and the peak of a step, fused beside unfold."""
+    images, labels = torch.randn(4, 3, 224, 224), torch.arange(4)
+    found = {}
+    for name, how in (("fused", {"attention": "fused"}), ("unfold", {"backend": "unfold"})):
+        model = create_model(f"san10_{family}", **how).train()
+
+        def step(model=model):
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+
+        found[name, "saved"] = saved_bytes(model, [images], [*model.parameters(), *model.buffers()])
+        found[name, "peak"] = peak_bytes(step)
+    benchmark.group = "memory of a training step, 4 images of 224 × 224, cpu"
+    benchmark.extra_info |= {" ".join(what): round(number / 1e6, 1) for what, number in found.items()}
+    benchmark.pedantic(step, rounds=1)
+    print(family, benchmark.extra_info)
+    assert 4 * found["fused", "saved"] < found["unfold", "saved"]

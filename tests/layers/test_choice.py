@@ -5,7 +5,8 @@ import torch
 
 from saprof import sweep
 from saprof.layers import ATTENTION, AttentionConfig
-from saprof.layers.choice import LEAST, Size, faster_by_parts, why_by_parts
+from saprof.layers.block import SelfAttentionBlock
+from saprof.layers.choice import LEAST, LEAST_JOINED, Least, Size, faster_by_parts, joins, why_by_parts
 from saprof.operators.footprint import Footprint
 from saprof.records.rows import read_rows
 
@@ -33,7 +34,9 @@ def test_small_ones_are_faster_by_parts_on_a_cpu(family, gradient):
         assert not faster_by_parts(family, below, "cuda", gradient)
 
 
-def test_the_reason_names_what_is_small():
+def test_the_reason_names_what_is_small(monkeypatch):
+    least = {("pairwise", True): Least(800_000, pairs=30_000), ("patchwise", False): Least(60_000)}
+    monkeypatch.setattr("saprof.layers.choice.LEAST", least)
     assert why_by_parts("pairwise", Size(1, 100, 9, 4), True) == "3,600 elements with a gradient, fused from 800,000"
     assert why_by_parts("pairwise", Size(1, 100, 9, 999), True) == "900 pairs with a gradient, fused from 30,000"
     assert why_by_parts("patchwise", Size(1, 1, 9, 4), False) == "36 elements without a gradient, fused from 60,000"
@@ -50,7 +53,7 @@ def test_a_layer_chooses_by_size(family):
     module(small).sum().backward()
     assert module.ran == "composed on numba"
     reason = why_by_parts(family, Size(2, 64, 9, 4), gradient=True)
-    assert reason == "4,608 elements with a gradient, fused from 800,000"
+    assert reason == f"4,608 elements with a gradient, fused from {LEAST[family, True].elements:,}"
     assert f"ran composed on numba: {reason}" in repr(module)
     module(torch.randn(LARGE)).sum().backward()
     assert module.ran == "fused on numba"
@@ -72,6 +75,47 @@ def test_only_auto_chooses():
         module(torch.randn(SMALL))
         assert module.ran == f"{attention} on numba"
         assert module.why_composed is None
+
+
+def test_what_is_small_is_not_checked_for_obstacles(monkeypatch):
+    """The checks take longer than a relation of few pixels."""
+    module, asked = layer(), []
+    obstacle = type(module).obstacle
+    monkeypatch.setattr(type(module), "obstacle", lambda self: asked.append(self) or obstacle(self))
+    module(torch.randn(SMALL))
+    assert not asked
+    module(torch.randn(LARGE))
+    assert asked
+
+
+@pytest.mark.parametrize("change", [{"backend": "unfold"}, {"relation": "dot_product"}], ids=str)
+def test_what_is_composed_whatever_its_size_is_not_called_small(change):
+    config = AttentionConfig(**change) if "backend" in change else AttentionConfig()
+    module = ATTENTION["pairwise"](64, Footprint.square(3), config)
+    if "relation" in change:
+        module.gamma[0].register_forward_hook(lambda *_: None)
+    module(torch.randn(LARGE if "relation" in change else SMALL))
+    assert module.ran.startswith("composed")
+    assert "fused from" not in str(module.why_composed)
+
+
+@pytest.mark.parametrize(
+    ("attention", "small", "large"), [("auto", False, True), ("fused", True, True), ("composed", False, False)]
+)
+def test_a_block_joins_its_layers_by_size(attention, small, large):
+    """With `auto`; the results are the same."""
+    assert joins(attention, LEAST_JOINED - 1) is small
+    assert joins(attention, LEAST_JOINED) is large
+    for shape, expected in ((SMALL, small), ((2, 64, 32, 32), large)):
+        block = SelfAttentionBlock(64, 3, AttentionConfig(attention=attention))
+        x = torch.randn(shape, requires_grad=True)
+        seen, waiting = set(), [block(x).grad_fn]
+        while waiting:
+            node = waiting.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                waiting += [before for before, _ in node.next_functions]
+        assert any(node.name() == "_LinearsBackward" for node in seen) is expected
 
 
 def test_compiled_it_chooses_once_per_side(compiler):

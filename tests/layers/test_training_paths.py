@@ -271,16 +271,18 @@ class Rectified(nn.Module):
 
 
 @pytest.mark.parametrize("family", ["pairwise", "patchwise"])
-def test_a_network_saves_a_third_of_what_its_parts_save(family):
+def test_a_network_saves_a_quarter_of_what_its_parts_save(family):
+    """The first two stages of SAN10, where most of its memory is; the whole SAN10 saves a sixth
+    (`tests/benchmarks/test_training.py`)."""
     images = torch.randn(2, 3, 64, 64)
     found = []
-    for backend in ("auto", "unfold"):
+    for how in ({"attention": "fused"}, {"backend": "unfold"}):
         config = saprof.SANConfig(
-            family=family, backend=backend, channels=(64, 128), blocks=(1, 1), footprints=(3, 7), num_classes=3
+            family=family, channels=(64, 256), blocks=(2, 1), footprints=(3, 7), num_classes=3, **how
         )
         model = saprof.SAN(config).train()
         found.append(saved_bytes(model, [images], [*model.parameters(), *model.buffers()]))
-    assert 0 < found[0] < found[1] / 3
+    assert 0 < 4 * found[0] < found[1]
 
 
 def test_an_overridden_features_is_not_called_in_training_alone():
