@@ -17,8 +17,10 @@ from typing import Any
 
 import numba
 from numba import njit
+from numba.core.types import unliteral
 
 import kernels_numba
+from kernels_numba.threaded import threaded
 from kernels_numba.whole import as_a_whole
 
 SOURCE_STAMP = hashlib.sha256(
@@ -31,16 +33,26 @@ Numba compares this hash instead.
 """
 
 
-part = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""Compiles a function that only kernels call.
+def part(function: Callable[..., Any]) -> Any:
+    """Compile a function that only kernels call.
 
-It has no wrappers for Python, which would be most of LLVM's input. The cache on disk holds it as a part of its callers.
-"""
+    It has no wrappers for Python, which would be most of LLVM's input, and is not compiled again for an argument that
+    is a constant. The cache on disk holds it as a part of its callers.
+    """
+    dispatcher = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    template = dispatcher.get_call_template
+    dispatcher.get_call_template = lambda types, named: template(
+        tuple(map(unliteral, types)), {name: unliteral(kind) for name, kind in named.items()}
+    )
+    return dispatcher
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a kernel whose threads share the iterations of `prange`, and keep it on disk."""
-    return announced(kept_on_disk(njit(nogil=True, error_model="numpy", parallel=True)(function)))
+    """Compile a kernel, and keep it on disk. Threads run it, each for a part of the numbers below its first argument,
+    which `function` takes as a range."""
+    return announced(
+        kept_on_disk(njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True)(threaded(function, part)))
+    )
 
 
 def announced(dispatcher: Any) -> Any:

@@ -23,7 +23,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
 from kernels_numba.compiled import compiled, part
 from kernels_numba.cpu.simd import (
@@ -190,12 +189,12 @@ def frames_of_tiles(map_, tiles, work):
 
 
 @compiled
-def fold_tiles(frames, map_, tiles):
+def fold_tiles(numbers, frames, map_, tiles):
     """Fold the frames of all tiles, (image · tiles + tile, elements), into the map, and overwrite its old values."""
     n, c, h, w = map_.shape
     rows, columns, begin, end = tiles[:4]
     threads, size = tiles.planes.shape[0], rows.shape[1] * columns.shape[0]
-    for thread in prange(threads):
+    for thread in numbers:
         flat = map_.reshape(-1)
         mine = portion(n * c, thread, threads)
         for plane in range(mine[0], mine[1]):

@@ -26,7 +26,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
 from kernels_numba.compiled import compiled, or_empty, part
 from kernels_numba.cpu.frames import (
@@ -272,7 +271,7 @@ def _average(weights, at, sums, planes, tiles, channels, height, y, to, step):
 
 
 @compiled
-def _attention(inputs, y, lse, tiles, scratch):
+def _attention(numbers, inputs, y, lse, tiles, scratch):
     offset, factor, _, beta, parameters, widths, floor, lowest = inputs
     n, e, p = offset.shape
     v, h, w = beta.shape[1:]
@@ -280,7 +279,7 @@ def _attention(inputs, y, lse, tiles, scratch):
     logits, sums, peaks = scratch
     g, k, most, across = widths[-1], taps.shape[0], height * width, columns.shape[0]
     threads, size, step = logits.shape[0], rows.shape[1] * across, logits.shape[1] // g
-    for thread in prange(threads):
+    for thread in numbers:
         planes, flat, lse_flat = tiles.planes[thread], beta.reshape(-1), lse.reshape(-1)
         mine = portion(n * rows.shape[0], thread, threads)
         for item in range(mine[0], mine[1]):
@@ -410,7 +409,7 @@ def _deliver(own, most, count, to, at, apart):
 
 
 @compiled
-def _attention_backward(upstream, inputs, transposed, gradients, tiles, own, scratch):
+def _attention_backward(numbers, upstream, inputs, transposed, gradients, tiles, own, scratch):
     gradient, _, lse = upstream
     offset, factor, _, beta, parameters, widths, floor, _ = inputs
     offset_gradient, factor_gradient, map_frames, beta_frames, parameters_gradient = gradients
@@ -421,7 +420,7 @@ def _attention_backward(upstream, inputs, transposed, gradients, tiles, own, scr
     g, k, most, across = widths[-1], taps.shape[0], height * width, columns.shape[0]
     threads, size, step = alphas.shape[0], rows.shape[1] * across, alphas.shape[1] // g
     step_factor, last = most * factor.shape[0] // n, (widths.sum() - g) * tiles.step
-    for thread in prange(threads):
+    for thread in numbers:
         planes, flat, alpha = tiles.planes[thread], beta.reshape(-1), alphas[thread]
         z, z_gradient = tiles.z[thread], own.z[thread]
         mine = portion(n * rows.shape[0], thread, threads)
@@ -471,12 +470,12 @@ def _attention_backward(upstream, inputs, transposed, gradients, tiles, own, scr
 
 
 @compiled
-def _statistics(inputs, moments, tiles):
+def _statistics(numbers, inputs, moments, tiles):
     offset, factor, _, _, parameters, widths, floor, _ = inputs
     n, e, p = offset.shape
     rows, taps, height, width = tiles.rows, tiles.taps, tiles.height, tiles.width
     most, threads, last = height * width, moments.shape[0], (widths.sum() - widths[-1]) * tiles.step
-    for thread in prange(threads):
+    for thread in numbers:
         z = tiles.z[thread]
         mine = portion(n * rows.shape[0], thread, threads)
         for item in range(mine[0], mine[1]):
@@ -492,7 +491,7 @@ def _statistics(inputs, moments, tiles):
 
 
 @compiled
-def _statistics_backward(upstream, inputs, transposed, gradients, tiles, own):
+def _statistics_backward(numbers, upstream, inputs, transposed, gradients, tiles, own):
     mean_gradient, variance_gradient, mean = upstream
     offset, factor, _, _, parameters, widths, floor, _ = inputs
     offset_gradient, factor_gradient, map_frames, _, parameters_gradient = gradients
@@ -500,7 +499,7 @@ def _statistics_backward(upstream, inputs, transposed, gradients, tiles, own):
     rows, taps, height, width = tiles.rows, tiles.taps, tiles.height, tiles.width
     most, threads, last = height * width, parameters_gradient.shape[0], (widths.sum() - widths[-1]) * tiles.step
     step_factor, every = most * factor.shape[0] // n, n * p * taps.shape[0]
-    for thread in prange(threads):
+    for thread in numbers:
         z, z_gradient = tiles.z[thread], own.z[thread]
         mine = portion(n * rows.shape[0], thread, threads)
         for item in range(mine[0], mine[1]):
@@ -534,7 +533,7 @@ def pairwise_attention(offset, factor, map_, beta, parameters, y, lse, widths, r
     tiles = _tiles(inputs, BLOCK, widths, work)
     most = tiles.height * tiles.width
     memory = Softmax(*work.per_thread(_logits(tiles, widths), most + SLACK, most + SLACK))
-    _attention(inputs, y, or_empty(lse, 3, work), tiles, memory)
+    _attention(work.threads, inputs, y, or_empty(lse, 3, work), tiles, memory)
     clear_unreached(y, lse, work)
 
 
@@ -546,7 +545,7 @@ def pairwise_attention_backward(
     tiles = _by_columns(_tiles(inputs, beta.shape[1] // widths[-1], widths, work))
     gradients = _gradients(offset_gradient, factor_gradient, inputs, tiles, work)
     per_group = widths[-1] * tiles.height * tiles.width + SLACK
-    _attention_backward(
+    _attention_backward(work.threads,
         Upstream(gradient, y, lse), inputs, transpose(parameters, widths, work.empty), gradients, tiles,
         _tile_gradients(tiles, work), SoftmaxGradient(*work.per_thread(_logits(tiles, widths), per_group, per_group)),
     )  # fmt: skip
@@ -556,7 +555,7 @@ def pairwise_attention_backward(
 def pairwise_statistics(offset, factor, map_, parameters, mean, variance, widths, rectified, work):
     inputs = _inputs(offset, factor, map_, None, parameters, widths, rectified, work)
     moments = work.double(work.threads, 3, widths[-1])
-    _statistics(inputs, moments, _tiles(inputs, 0, widths, work))
+    _statistics(work.threads, inputs, moments, _tiles(inputs, 0, widths, work))
     mean_and_variance(moments, mean, variance)
 
 
@@ -567,7 +566,7 @@ def pairwise_statistics_backward(
     inputs = _inputs(offset, factor, map_, None, parameters, widths, rectified, work)
     tiles = _by_columns(_tiles(inputs, 0, widths, work))
     gradients = _gradients(offset_gradient, factor_gradient, inputs, tiles, work)
-    _statistics_backward(
+    _statistics_backward(work.threads,
         MomentsUpstream(mean_gradient, variance_gradient, mean), inputs, transpose(parameters, widths, work.empty),
         gradients, tiles, _tile_gradients(tiles, work),
     )  # fmt: skip
@@ -602,7 +601,7 @@ def _finish(gradients, map_gradient, beta_gradient, parameters_gradient, tiles):
         gradients.parameters.sum(0, out=parameters_gradient)
     for frames, to in (gradients.map_frames, map_gradient), (gradients.beta_frames, beta_gradient):
         if to is not None:
-            fold_tiles(frames, to, tiles)
+            fold_tiles(tiles.planes.shape[0], frames, to, tiles)
 
 
 def _logits(tiles, widths):

@@ -35,7 +35,6 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
 from kernels_numba.compiled import compiled, or_empty, part
 from kernels_numba.cpu.frames import (
@@ -550,13 +549,12 @@ def _aggregate_gradient(memory, alpha, alpha_gradient, inputs, gradient, gradien
                 )  # fmt: skip
 
 
-# The kernels: the loop of the threads over tiles, and the sums over tiles and threads that follow it. Numba refuses a
-# tuple of tuples outside a loop over prange, so views are separate arguments.
+# The kernels: the loop of the threads over tiles, and the sums over tiles and threads that follow it.
 
 
 @compiled
-def _attention(inputs, y, memory, plan, view, centres, own):
-    for thread in prange(plan.threads):
+def _attention(numbers, inputs, y, memory, plan, view, centres, own):
+    for thread in numbers:
         views = Views(view, centres, own)
         mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
         for item in range(mine[0], mine[1]):
@@ -568,8 +566,8 @@ def _attention(inputs, y, memory, plan, view, centres, own):
 
 
 @compiled
-def _statistics(inputs, moments, memory, plan, view, centres, own):
-    for thread in prange(plan.threads):
+def _statistics(numbers, inputs, moments, memory, plan, view, centres, own):
+    for thread in numbers:
         views = Views(view, centres, own)
         mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
         for item in range(mine[0], mine[1]):
@@ -585,8 +583,8 @@ def _statistics(inputs, moments, memory, plan, view, centres, own):
 
 
 @compiled
-def _attention_backward(gradient, inputs, transposed, gradients, memory, plan, view, centres, own):
-    for thread in prange(plan.threads):
+def _attention_backward(numbers, gradient, inputs, transposed, gradients, memory, plan, view, centres, own):
+    for thread in numbers:
         views = Views(view, centres, own)
         mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
         found = _of_thread(gradients, thread)
@@ -616,9 +614,9 @@ def _attention_backward(gradient, inputs, transposed, gradients, memory, plan, v
 
 
 @compiled
-def _statistics_backward(upstream, inputs, transposed, gradients, memory, plan, view, centres, own):
+def _statistics_backward(numbers, upstream, inputs, transposed, gradients, memory, plan, view, centres, own):
     mean_gradient, variance_gradient, mean = upstream
-    for thread in prange(plan.threads):
+    for thread in numbers:
         views = Views(view, centres, own)
         mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
         count = plan.n * own.h * own.w
@@ -649,8 +647,8 @@ def _statistics_backward(upstream, inputs, transposed, gradients, memory, plan, 
 
 
 @compiled
-def _hidden(inputs, hidden, memory, plan, view, centres, own):
-    for thread in prange(plan.threads):
+def _hidden(numbers, inputs, hidden, memory, plan, view, centres, own):
+    for thread in numbers:
         views = Views(view, centres, own)
         mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
         for item in range(mine[0], mine[1]):
@@ -660,8 +658,8 @@ def _hidden(inputs, hidden, memory, plan, view, centres, own):
 
 
 @compiled
-def _hidden_backward(gradient, inputs, transposed, gradients, memory, plan, view, centres, own):
-    for thread in prange(plan.threads):
+def _hidden_backward(numbers, gradient, inputs, transposed, gradients, memory, plan, view, centres, own):
+    for thread in numbers:
         views = Views(view, centres, own)
         mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
         found, outputs = _of_thread(gradients, thread), plan.widths[1]
@@ -673,8 +671,8 @@ def _hidden_backward(gradient, inputs, transposed, gradients, memory, plan, view
 
 
 @compiled
-def _weighted(inputs, y, memory, plan, view, own):
-    for thread in prange(plan.threads):
+def _weighted(numbers, inputs, y, memory, plan, view, own):
+    for thread in numbers:
         views, depth = Views(view, own, own), plan.widths[1]
         mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
         for item in range(mine[0], mine[1]):
@@ -686,8 +684,8 @@ def _weighted(inputs, y, memory, plan, view, own):
 
 
 @compiled
-def _weighted_backward(gradient, inputs, transposed, hidden_gradient, gradients, memory, plan, view, own):
-    for thread in prange(plan.threads):
+def _weighted_backward(numbers, gradient, inputs, transposed, hidden_gradient, gradients, memory, plan, view, own):
+    for thread in numbers:
         views, depth = Views(view, own, own), plan.widths[1]
         mine, scratch = portion(plan.items, thread, plan.threads), memory[thread]
         found = _of_thread(gradients, thread)
@@ -740,10 +738,10 @@ def _clear_item(frames, item, size):
 
 
 @compiled
-def _fold_frames(frames, map_, channels, plan, view):
+def _fold_frames(numbers, frames, map_, channels, plan, view):
     """Fold the frames of all tiles into the gradient of a map."""
     size, area = channels * view.step + SLACK, view.h * view.w
-    for thread in prange(plan.threads):
+    for thread in numbers:
         mine = portion(plan.n * channels, thread, plan.threads)
         for channel in range(mine[0], mine[1]):
             image = channel // channels
@@ -847,7 +845,7 @@ def _own(images, height, places):
 def patchwise_attention(centres, map_, beta, scale, shift, parameters, y, widths, kind, work):
     inputs = _flat(centres, map_, beta, scale, shift, parameters)
     plan, views = _plan(kind, map_, beta.shape[1], widths, max(len(widths) - 2, 1), False, work)
-    _attention(inputs, y.reshape(-1), work.empty(plan.threads, plan.memory), plan, *views)
+    _attention(plan.threads, inputs, y.reshape(-1), work.empty(plan.threads, plan.memory), plan, *views)
 
 
 def patchwise_attention_backward(
@@ -858,7 +856,7 @@ def patchwise_attention_backward(
     inputs = _flat(centres, map_, beta, scale, shift, parameters)
     plan, views = _plan(kind, map_, beta.shape[1], widths, max(len(widths) - 2, 1), True, work)
     gradients = _gradients(inputs, (centres_gradient, map_gradient, beta_gradient), plan, views, work)
-    _attention_backward(
+    _attention_backward(plan.threads,
         gradient.reshape(-1), inputs, transpose(parameters, widths, work.empty), gradients,
         work.empty(plan.threads, plan.memory), plan, *views,
     )  # fmt: skip
@@ -875,7 +873,7 @@ def patchwise_statistics(centres, map_, scale, shift, parameters, mean, variance
     plan, views = _plan(kind, map_, 0, widths, len(widths) - 1, False, work)
     inputs = _inputs_of_statistics(centres, map_, scale, shift, parameters, plan, work)
     moments = work.double(plan.threads, 3, mean.size)
-    _statistics(inputs, moments, work.empty(plan.threads, plan.memory), plan, *views)
+    _statistics(plan.threads, inputs, moments, work.empty(plan.threads, plan.memory), plan, *views)
     mean_and_variance(moments, mean, variance)
 
 
@@ -887,7 +885,7 @@ def patchwise_statistics_backward(
     plan, views = _plan(kind, map_, 0, widths, len(widths) - 1, True, work)
     inputs = _inputs_of_statistics(centres, map_, scale, shift, parameters, plan, work)
     gradients = _gradients(inputs, (centres_gradient, map_gradient, None), plan, views, work)
-    _statistics_backward(
+    _statistics_backward(plan.threads,
         Upstream(mean_gradient, variance_gradient, mean), inputs, transpose(parameters, widths, work.empty), gradients,
         work.empty(plan.threads, plan.memory), plan, *views,
     )  # fmt: skip
@@ -903,7 +901,7 @@ def patchwise_statistics_backward(
 def patchwise_hidden(centres, map_, scale, shift, parameters, hidden, widths, kind, work):
     plan, views = _plan(kind, map_, 0, widths, 1, False, work)
     inputs = _flat(centres, map_, work.nothing(1), scale, shift, parameters)
-    _hidden(inputs, hidden.reshape(-1), work.empty(plan.threads, plan.memory), plan, *views)
+    _hidden(plan.threads, inputs, hidden.reshape(-1), work.empty(plan.threads, plan.memory), plan, *views)
 
 
 def patchwise_hidden_backward(
@@ -915,7 +913,7 @@ def patchwise_hidden_backward(
     inputs = _flat(centres, map_, work.nothing(1), scale, shift, parameters)
     maps = centres_gradient, map_gradient, None
     gradients = _gradients(inputs, maps, plan, views, work)
-    _hidden_backward(
+    _hidden_backward(plan.threads,
         gradient.reshape(-1), inputs, transpose(parameters, widths, work.empty), gradients,
         work.empty(plan.threads, plan.memory), plan, *views,
     )  # fmt: skip
@@ -924,7 +922,7 @@ def patchwise_hidden_backward(
 
 def patchwise_weighted(hidden, beta, parameters, y, widths, work):
     inputs, plan, views = _weighted_call(hidden, beta, parameters, widths, False, work)
-    _weighted(inputs, y.reshape(-1), work.empty(plan.threads, plan.memory), plan, views.map, views.own)
+    _weighted(plan.threads, inputs, y.reshape(-1), work.empty(plan.threads, plan.memory), plan, views.map, views.own)
 
 
 def patchwise_weighted_backward(
@@ -933,7 +931,7 @@ def patchwise_weighted_backward(
     inputs, plan, views = _weighted_call(hidden, beta, parameters, widths, True, work)
     maps = None, None, beta_gradient
     gradients = _gradients(inputs, maps, plan, views, work)
-    _weighted_backward(
+    _weighted_backward(plan.threads,
         gradient.reshape(-1), inputs, transpose(parameters, widths, work.empty),
         or_empty(hidden_gradient, 3, work).reshape(-1), gradients,
         work.empty(plan.threads, plan.memory), plan, views.map, views.own,
@@ -976,7 +974,7 @@ def _add_up(gradients, maps, sums, plan, views):
     """Add up the gradients of tiles and threads, where they are needed."""
     for frames, map_, view in zip(gradients[:3], maps, (views.centres, views.map, views.map), strict=True):
         if map_ is not None:
-            _fold_frames(frames, map_.reshape(-1), map_.shape[1], plan, view)
+            _fold_frames(plan.threads, frames, map_.reshape(-1), map_.shape[1], plan, view)
     for partial, total_ in zip(gradients[3:], sums, strict=True):
         if total_ is not None:
             np.sum(partial[:, : total_.size], axis=0, out=total_)  # without a layer, scale and shift are empty

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import prange
-
 from kernels_numba.compiled import compiled
 from kernels_numba.cpu.simd import BYTES, broadcast, fma, lanes, load, store
 
@@ -21,9 +19,9 @@ CHAINS = 12
 
 
 @compiled
-def iterate(values: Any, a: float, b: float, steps: int) -> None:
+def iterate(numbers: Any, values: Any, a: float, b: float, steps: int) -> None:
     """x ← a · x + b, `steps` times, in place; each thread computes a row of `values`, which has CHAINS vectors."""
-    for row in prange(values.shape[0]):
+    for row in numbers:
         n = lanes(values)
         at = row * values.shape[1]
         factor, offset = broadcast(values, a), broadcast(values, b)

@@ -13,7 +13,6 @@ a value per tap, (n, c, k, p).
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from kernels_numba.compiled import compiled
 from kernels_numba.cpu.frames import (
@@ -36,11 +35,11 @@ from kernels_numba.cpu.simd import add, fma, keep_first, lanes, load, prefetch, 
 
 
 @compiled
-def repeat(centres, taps, first, k):
+def repeat(numbers, centres, taps, first, k):
     """taps[first + c·k + j] = centres[c]; `taps` is (n, -, -, p)."""
-    n, c, p = centres.shape
+    c, p = centres.shape[1:]
     apart = taps.shape[1] * taps.shape[2]
-    for item in prange(n * c):
+    for item in numbers:
         to = taps.reshape(-1)
         for j in range(k):
             at = (item // c * apart + first + item % c * k + j) * p
@@ -49,7 +48,7 @@ def repeat(centres, taps, first, k):
 
 
 @compiled
-def combine(offset, scale, map_, taps, first, frame):
+def combine(numbers, offset, scale, map_, taps, first, frame):
     """taps[first + c·k + j] = offset[c] + scale[c] · map_[c] at tap j; `taps` is (n, -, -, p).
 
     `offset` and `scale` are centres, or constants.
@@ -58,7 +57,7 @@ def combine(offset, scale, map_, taps, first, frame):
     p, apart = taps.shape[3], taps.shape[1] * taps.shape[2]
     rows, columns, begin, end, start, _, height, width, memory = frame
     k, tiles, threads = start.shape[0], rows.shape[0], memory.shape[0]
-    for thread in prange(threads):
+    for thread in numbers:
         flat, plane = map_.reshape(-1), memory[thread]
         mine = portion(n * c * tiles, thread, threads)
         for item in range(mine[0], mine[1]):
@@ -78,13 +77,13 @@ def combine(offset, scale, map_, taps, first, frame):
 
 
 @compiled
-def correlate(centres, map_, taps, frame):
+def correlate(numbers, centres, map_, taps, frame):
     """taps[j] = Σ centres · map_ at tap j, over the channels c with the same c mod g."""
     n, g, k, p = taps.shape
     c, h, w = map_.shape[1:]
     rows, columns, begin, end, start, _, height, width, memory = frame
     tiles, threads, size = rows.shape[0], memory.shape[0], rows.shape[1] * columns.shape[0]
-    for thread in prange(threads):
+    for thread in numbers:
         step = lanes(taps)
         flat, planes = map_.reshape(-1), memory[thread]
         mine = portion(n * g * tiles, thread, threads)
@@ -105,14 +104,14 @@ def correlate(centres, map_, taps, frame):
 
 
 @compiled
-def aggregate(taps, map_, centres, frame):
+def aggregate(numbers, taps, map_, centres, frame):
     """centres[c] = Σ_j taps[j, c mod g] · map_[c] at tap j."""
     n, g, k, p = taps.shape
     c, h, w = map_.shape[1:]
     rows, columns, begin, end, start, _, height, width, memory = frame
     tiles, threads, size = rows.shape[0], memory.shape[0], rows.shape[1] * columns.shape[0]
     blocks = -(-(c // g) // BLOCK)
-    for thread in prange(threads):
+    for thread in numbers:
         step = lanes(taps)
         flat, planes = map_.reshape(-1), memory[thread]
         mine = portion(n * g * blocks * tiles, thread, threads)
@@ -138,11 +137,11 @@ def aggregate(taps, map_, centres, frame):
 
 
 @compiled
-def sum_taps(taps, first, k, centres):
+def sum_taps(numbers, taps, first, k, centres):
     """centres[c] = Σ_j taps[first + c·k + j]; `taps` is (n, -, -, p)."""
-    n, c, p = centres.shape
+    c, p = centres.shape[1:]
     apart = taps.shape[1] * taps.shape[2]
-    for item in prange(n * c):
+    for item in numbers:
         to = centres.reshape(-1)
         at = (item // c * apart + first + item % c * k) * p
         for x in range(0, p, lanes(taps)):
@@ -154,7 +153,7 @@ def sum_taps(taps, first, k, centres):
 
 
 @compiled
-def scatter(taps, first, scale, map_, frame):
+def scatter(numbers, taps, first, scale, map_, frame):
     """map_[c] = Σ scale[c] · taps[first + c·k + j], over all centres that read the position through tap j.
 
     `taps` is (n, -, -, p); `scale` are centres, or a constant.
@@ -164,7 +163,7 @@ def scatter(taps, first, scale, map_, frame):
     rows, columns, begin, end, start, _, height, width, memory = frame
     k, tiles, threads = start.shape[0], rows.shape[0], memory.shape[0]
     size = rows.shape[1] * columns.shape[0]
-    for thread in prange(threads):
+    for thread in numbers:
         flat, plane = map_.reshape(-1), memory[thread]
         mine = portion(n * c, thread, threads)
         for channel in range(mine[0], mine[1]):
@@ -183,14 +182,14 @@ def scatter(taps, first, scale, map_, frame):
 
 
 @compiled
-def distribute(taps, centres, map_, frame):
+def distribute(numbers, taps, centres, map_, frame):
     """map_[c] = Σ taps[j, c mod g] · centres[c], over all centres that read the position through tap j."""
     n, g, k, p = taps.shape
     c, h, w = map_.shape[1:]
     rows, columns, begin, end, start, order, height, width, memory = frame
     tiles, threads, size = rows.shape[0], memory.shape[0], rows.shape[1] * columns.shape[0]
     blocks = -(-(c // g) // BLOCK)
-    for thread in prange(threads):
+    for thread in numbers:
         step = lanes(taps)
         flat, planes = map_.reshape(-1), memory[thread]
         mine = portion(n * g * blocks, thread, threads)
@@ -221,14 +220,14 @@ def distribute(taps, centres, map_, frame):
 
 
 @compiled
-def cliques(phi, psi, taps, frame):
+def cliques(numbers, phi, psi, taps, frame):
     """taps[j·k + l] = Σ_c phi[c] at tap j · psi[c] at tap l."""
     n, _, _, p = taps.shape
     c, h, w = psi.shape[1:]
     rows, columns, begin, end, start, _, height, width, memory = frame
     k, tiles, threads = start.shape[0], rows.shape[0], memory.shape[0]
     size = rows.shape[1] * columns.shape[0]
-    for thread in prange(threads):
+    for thread in numbers:
         step = lanes(taps)
         flat_phi, flat_psi, planes = phi.reshape(-1), psi.reshape(-1), memory[thread]
         mine = portion(n * tiles, thread, threads)
@@ -251,7 +250,7 @@ def cliques(phi, psi, taps, frame):
 
 
 @compiled
-def spread_cliques(taps, step_j, step_l, other, map_, frame):
+def spread_cliques(numbers, taps, step_j, step_l, other, map_, frame):
     """map_[c] = Σ_j Σ_l taps[j·step_j + l·step_l] · other[c] at tap l, over all centres that read the position through
     tap j."""
     n, _, _, p = taps.shape
@@ -260,7 +259,7 @@ def spread_cliques(taps, step_j, step_l, other, map_, frame):
     k, tiles, threads = start.shape[0], rows.shape[0], memory.shape[0]
     size = rows.shape[1] * columns.shape[0]
     blocks = -(-c // BLOCK)
-    for thread in prange(threads):
+    for thread in numbers:
         step = lanes(taps)
         flat, flat_other, planes = map_.reshape(-1), other.reshape(-1), memory[thread]
         mine = portion(n * blocks, thread, threads)
@@ -298,61 +297,61 @@ def _constant(value, like):
 
 
 def pairwise_summation(phi, psi, delta, work):
-    combine(phi, _constant(1, phi), psi, delta, 0, work.frames(1, phi.shape[0] * phi.shape[1]))
+    combine(work.threads, phi, _constant(1, phi), psi, delta, 0, work.frames(1, phi.shape[0] * phi.shape[1]))
 
 
 def pairwise_summation_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
-        sum_taps(gradient, 0, gradient.shape[2], phi_gradient)
+        sum_taps(phi_gradient.shape[0] * phi_gradient.shape[1], gradient, 0, gradient.shape[2], phi_gradient)
     if psi_gradient is not None:
-        scatter(gradient, 0, _constant(1, psi), psi_gradient, work.frames(1))
+        scatter(work.threads, gradient, 0, _constant(1, psi), psi_gradient, work.frames(1))
 
 
 def pairwise_subtraction(phi, psi, delta, work):
-    combine(phi, _constant(-1, phi), psi, delta, 0, work.frames(1, phi.shape[0] * phi.shape[1]))
+    combine(work.threads, phi, _constant(-1, phi), psi, delta, 0, work.frames(1, phi.shape[0] * phi.shape[1]))
 
 
 def pairwise_subtraction_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
-        sum_taps(gradient, 0, gradient.shape[2], phi_gradient)
+        sum_taps(phi_gradient.shape[0] * phi_gradient.shape[1], gradient, 0, gradient.shape[2], phi_gradient)
     if psi_gradient is not None:
-        scatter(gradient, 0, _constant(-1, psi), psi_gradient, work.frames(1))
+        scatter(work.threads, gradient, 0, _constant(-1, psi), psi_gradient, work.frames(1))
 
 
 def pairwise_hadamard_product(phi, psi, delta, work):
-    combine(_constant(0, phi), phi, psi, delta, 0, work.frames(1, phi.shape[0] * phi.shape[1]))
+    combine(work.threads, _constant(0, phi), phi, psi, delta, 0, work.frames(1, phi.shape[0] * phi.shape[1]))
 
 
 def pairwise_hadamard_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
-        aggregate(gradient, psi, phi_gradient, work.frames(1, phi.shape[0] * phi.shape[1]))
+        aggregate(work.threads, gradient, psi, phi_gradient, work.frames(1, phi.shape[0] * phi.shape[1]))
     if psi_gradient is not None:
-        scatter(gradient, 0, phi, psi_gradient, work.frames(1))
+        scatter(work.threads, gradient, 0, phi, psi_gradient, work.frames(1))
 
 
 def pairwise_concatenation(phi, psi, delta, work):
     r, k = phi.shape[1], delta.shape[2]
-    repeat(phi, delta, 0, k)
-    combine(_constant(0, psi), _constant(1, psi), psi, delta, r * k, work.frames(1, phi.shape[0] * r))
+    repeat(phi.shape[0] * phi.shape[1], phi, delta, 0, k)
+    combine(work.threads, _constant(0, psi), _constant(1, psi), psi, delta, r * k, work.frames(1, phi.shape[0] * r))
 
 
 def pairwise_concatenation_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     r, k = phi.shape[1], gradient.shape[2]
     if phi_gradient is not None:
-        sum_taps(gradient, 0, k, phi_gradient)
+        sum_taps(phi_gradient.shape[0] * phi_gradient.shape[1], gradient, 0, k, phi_gradient)
     if psi_gradient is not None:
-        scatter(gradient, r * k, _constant(1, psi), psi_gradient, work.frames(1))
+        scatter(work.threads, gradient, r * k, _constant(1, psi), psi_gradient, work.frames(1))
 
 
 def pairwise_dot_product(phi, psi, delta, work):
-    correlate(phi, psi, delta, work.frames(phi.shape[1], phi.shape[0]))
+    correlate(work.threads, phi, psi, delta, work.frames(phi.shape[1], phi.shape[0]))
 
 
 def pairwise_dot_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
-        aggregate(gradient, psi, phi_gradient, work.frames(min(BLOCK, phi.shape[1]), phi.shape[0]))
+        aggregate(work.threads, gradient, psi, phi_gradient, work.frames(min(BLOCK, phi.shape[1]), phi.shape[0]))
     if psi_gradient is not None:
-        distribute(gradient, phi, psi_gradient, work.frames(min(BLOCK, phi.shape[1])))
+        distribute(work.threads, gradient, phi, psi_gradient, work.frames(min(BLOCK, phi.shape[1])))
 
 
 def patchwise_star_product(phi, psi, delta, work):
@@ -364,40 +363,40 @@ def patchwise_star_product_backward(gradient, phi, psi, phi_gradient, psi_gradie
 
 
 def patchwise_clique_product(phi, psi, delta, work):
-    cliques(phi, psi, delta, work.frames(2 * phi.shape[1], phi.shape[0]))
+    cliques(work.threads, phi, psi, delta, work.frames(2 * phi.shape[1], phi.shape[0]))
 
 
 def patchwise_clique_product_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     frame = work.frames(2 * BLOCK)
     k = len(frame.taps)
     if phi_gradient is not None:
-        spread_cliques(gradient, k, 1, psi, phi_gradient, frame)
+        spread_cliques(work.threads, gradient, k, 1, psi, phi_gradient, frame)
     if psi_gradient is not None:
-        spread_cliques(gradient, 1, k, phi, psi_gradient, frame)
+        spread_cliques(work.threads, gradient, 1, k, phi, psi_gradient, frame)
 
 
 def patchwise_concatenation(phi, psi, delta, work):
     r = phi.shape[1]
-    repeat(phi, delta, 0, 1)
-    combine(_constant(0, psi), _constant(1, psi), psi, delta, r, work.frames(1, phi.shape[0] * r))
+    repeat(phi.shape[0] * phi.shape[1], phi, delta, 0, 1)
+    combine(work.threads, _constant(0, psi), _constant(1, psi), psi, delta, r, work.frames(1, phi.shape[0] * r))
 
 
 def patchwise_concatenation_backward(gradient, phi, psi, phi_gradient, psi_gradient, work):
     if phi_gradient is not None:
-        sum_taps(gradient, 0, 1, phi_gradient)
+        sum_taps(phi_gradient.shape[0] * phi_gradient.shape[1], gradient, 0, 1, phi_gradient)
     if psi_gradient is not None:
-        scatter(gradient, phi.shape[1], _constant(1, psi), psi_gradient, work.frames(1))
+        scatter(work.threads, gradient, phi.shape[1], _constant(1, psi), psi_gradient, work.frames(1))
 
 
 def aggregation(alpha, beta, y, work):
     n, g = alpha.shape[:2]
-    aggregate(alpha, beta, y, work.frames(min(BLOCK, beta.shape[1] // g), n * g))
+    aggregate(work.threads, alpha, beta, y, work.frames(min(BLOCK, beta.shape[1] // g), n * g))
 
 
 def aggregation_backward(gradient, alpha, beta, alpha_gradient, beta_gradient, work):
     n, g = alpha.shape[:2]
     share = beta.shape[1] // g
     if alpha_gradient is not None:
-        correlate(gradient, beta, alpha_gradient, work.frames(share, n * g))
+        correlate(work.threads, gradient, beta, alpha_gradient, work.frames(share, n * g))
     if beta_gradient is not None:
-        distribute(alpha, gradient, beta_gradient, work.frames(min(BLOCK, share)))
+        distribute(work.threads, alpha, gradient, beta_gradient, work.frames(min(BLOCK, share)))

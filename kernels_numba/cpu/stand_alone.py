@@ -31,7 +31,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
 from kernels_numba.compiled import compiled, or_empty, part
 from kernels_numba.cpu.frames import (
@@ -309,11 +308,11 @@ def _average(weights, sums, planes, first, y, heads, at, tiles):
 
 
 @compiled
-def _attention(inputs, y, lse, tiles):
+def _attention(numbers, inputs, y, lse, tiles):
     query, heads, lowest = inputs.query, inputs.heads, inputs.lowest
     n, e, p = query.shape
     k, d, threads, share = tiles.taps.shape[0], e // heads, tiles.logits.shape[0], inputs.beta.shape[1] // heads
-    for thread in prange(threads):
+    for thread in numbers:
         planes, logits, sums = tiles.planes[thread], tiles.logits[thread], tiles.sums[thread]
         mine = portion(n * heads * tiles.rows.shape[0], thread, threads)
         for item in range(mine[0], mine[1]):
@@ -441,12 +440,12 @@ def _clear_infinite(own, count):
 
 
 @compiled
-def _attention_backward(upstream, inputs, weight, infinite, gradients, tiles, own):
+def _attention_backward(numbers, upstream, inputs, weight, infinite, gradients, tiles, own):
     query, _, _, beta, heads, _ = inputs
     query_gradient, key_frames, beta_frames, relative_gradient = gradients
     n, e, p = query.shape
     k, d, threads, share = tiles.taps.shape[0], e // heads, tiles.logits.shape[0], beta.shape[1] // heads
-    for thread in prange(threads):
+    for thread in numbers:
         planes, queries, alpha = tiles.planes[thread], tiles.query[thread], tiles.logits[thread]
         flow, y_gradient, own_gradient = own.logits[thread], own.y[thread], own.query[thread]
         mine = portion(n * heads * tiles.rows.shape[0], thread, threads)
@@ -489,7 +488,7 @@ def _attention_backward(upstream, inputs, weight, infinite, gradients, tiles, ow
 def stand_alone_attention(query, key, relative, beta, y, lse, widths, work):
     inputs = _inputs(query, key, relative, beta, widths, work)
     d, heads = widths
-    _attention(inputs, y, lse, tiles_of_a_head(d, beta.shape[1] // heads, 1, work))
+    _attention(work.threads, inputs, y, lse, tiles_of_a_head(d, beta.shape[1] // heads, 1, work))
     clear_unreached(y, lse, work)
 
 
@@ -511,10 +510,10 @@ def stand_alone_attention_backward(
     if work.excludes:  # outside the map, a gradient of 0 must not be multiplied by an infinite embedding
         infinite = np.flatnonzero(~np.isfinite(weight).all(0))
         weight = np.where(np.isin(np.arange(weight.shape[1]), infinite), weight.dtype.type(0), weight)
-    _attention_backward(Upstream(gradient, y, lse), inputs, weight, infinite, gradients, tiles, own)
+    _attention_backward(work.threads, Upstream(gradient, y, lse), inputs, weight, infinite, gradients, tiles, own)
     for to, of_tiles in zip(maps, frames, strict=True):
         if to is not None:
-            fold_tiles(of_tiles, to, tiles)
+            fold_tiles(work.threads, of_tiles, to, tiles)
     if relative_gradient is not None:
         relative_gradient.reshape(d, heads, -1)[...] = partial.sum(0).reshape(heads, -1, d).transpose(2, 0, 1)
 

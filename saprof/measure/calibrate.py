@@ -280,7 +280,7 @@ def _fma_on_cpu(device: str, dtype: torch.dtype, steps: int = 1 << 20) -> tuple[
 
     def call() -> None:
         with numba.threads_set_to(threads):
-            rates.iterate(values, 0.5, 1.0, steps)
+            rates.iterate(len(values), values, 0.5, 1.0, steps)
 
     return 2 * values.size * steps, call
 

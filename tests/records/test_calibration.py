@@ -222,7 +222,7 @@ def test_the_fma_loop_computes_what_it_says(dtype, threads):
     values = np.random.default_rng(0).normal(size=(threads, rates.CHAINS * rates.BYTES // np.dtype(dtype).itemsize))
     values = values.astype(dtype)
     expected = iterated(values.astype("float64"), 0.75, 1.5, 20)
-    rates.iterate(values, 0.75, 1.5, 20)
+    rates.iterate(len(values), values, 0.75, 1.5, 20)
     np.testing.assert_allclose(values, expected, rtol=20 * np.finfo(dtype).eps)
 
 
