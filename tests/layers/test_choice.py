@@ -1,5 +1,8 @@
 """`auto` computes small attentions by their parts, and says so."""
 
+from collections import defaultdict
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,8 +11,10 @@ from saprof.layers import ATTENTION, AttentionConfig
 from saprof.layers.block import SelfAttentionBlock
 from saprof.layers.choice import LEAST, LEAST_JOINED, Least, Size, faster_by_parts, joins, why_by_parts
 from saprof.operators.footprint import Footprint
+from saprof.records.ratios import within_rounds
 from saprof.records.rows import read_rows
 
+RECORDED = Path(__file__).parents[2] / "studies" / "recorded" / "auto_cpu"
 SMALL, LARGE = (2, 64, 8, 8), (8, 64, 64, 64)
 
 
@@ -140,3 +145,20 @@ def test_a_row_says_what_ran(tmp_path):
     rows = {row.mode: row for row in read_rows(tmp_path / "run")}
     assert (rows["forward"].attention, rows["forward"].backend) == ("fused", "numba")
     assert (rows["train_step"].attention, rows["train_step"].backend) == ("composed", "numba")
+
+
+def test_auto_was_not_slower_than_the_better_of_both():
+    """In the recorded rounds no interval of auto / fused or auto / composed lies above 1.05."""
+    rounds = defaultdict(list)
+    for row in read_rows(RECORDED):
+        rounds[row.rounds].append(row)
+    compared = 0
+    for auto, *others in rounds.values():  # the rows of one group, in the order of --attention auto,fused,composed
+        assert [row.attention for row in others] == ["fused", "composed"]
+        for other in others:
+            if auto.status == other.status == "ok":
+                compared += 1
+                assert auto.samples_s
+                assert other.samples_s
+                assert within_rounds(auto.samples_s, other.samples_s).low <= 1.05, auto.key
+    assert compared >= 20
