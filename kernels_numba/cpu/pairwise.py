@@ -7,7 +7,9 @@ Arrays are contiguous: `offset` and `factor` are (n, e, p), `map` is (n, e, h, w
 describes the parameters and widths, frames.py the frames.
 
     tiles      A thread takes a few rows of an image's centres, reads the map and β from frames, and holds the logits of
-               all taps. It computes some hundred pairs at a time, tap after tap.
+               all taps.
+    strips     The layers run for a few hundred pairs at a time: several taps of one row of centres, or of a few short
+               rows. So the gradient of an offset is summed over several taps in a register.
     traffic    Every input is read once per tile, including the borders that tiles share, and every output is written
                once. The rows of pairs never leave the second-level cache.
     backward   The rows of a tile are computed again. The gradients of the map and β are added to the tile's own frames,
@@ -17,7 +19,9 @@ describes the parameters and widths, frames.py the frames.
 What mattered, in SAN10's second stage (56 × 56, 7 × 7 taps, one image), in CPU time of one thread. Masks only where a
 row ends, instead of at every vector: 5.0 to 4.0 ms for the attention, of which the layers take 1.8, near the rate of a
 sgemm, and 17 to 14 ms for the gradients of the statistics. The mask of ρ in the loop that adds up these gradients,
-instead of in a loop of its own: 14 to 11 ms.
+instead of in a loop of its own: 14 to 11 ms. On a slower machine: strips of four taps instead of one tap of four rows,
+and no multiplications by a missing factor, 7.8 to 6.3 ms for the gradients of the statistics and 13.6 to 12.4 ms for
+those of the attention; up to 512 pairs at a time where there are few rows, instead of 256, 6 % of all.
 """
 
 from __future__ import annotations
@@ -77,8 +81,15 @@ from kernels_numba.cpu.softmax import (
     softmax_gradient,
 )
 
-COLUMNS = 256
-"""The most pairs that the layers take at a time; one row of centres may have more."""
+CENTRES = 256
+"""The most centres in a tile; one row of centres may have more."""
+STRIP = 64
+"""The most centres in a strip; one row of centres may have more."""
+COLUMNS = 256, 512
+"""The most pairs that the layers take at a time: between these, depending on the rows; one row of centres may have
+more."""
+ELEMENTS = 1 << 15
+"""The elements of all rows of these pairs."""
 LOGITS = 1 << 18
 """The most logits in a tile; a tile of one row may have more."""
 
@@ -138,6 +149,8 @@ class Tiles(NamedTuple):
     order: np.ndarray
     height: int
     width: int
+    lines: int
+    """Rows of centres in a strip."""
     at_once: int
     """Taps at a time."""
     step: int
@@ -147,7 +160,7 @@ class Tiles(NamedTuple):
     offset: np.ndarray
     """The offsets of the tile's centres."""
     factor: np.ndarray
-    """The factors of the tile's centres; one row of ones if the attention has no factor."""
+    """The factors of the tile's centres; empty if the attention has no factor."""
     z: np.ndarray
     """The rows of the pairs, and behind them the rows of every layer."""
     ones: np.ndarray
@@ -194,33 +207,46 @@ def _prepare(thread, image, tile, inputs, tiles):
         copy(tiles.offset[thread], row * most, offset, start, count)
         if factor.shape[0] > 0:
             copy(tiles.factor[thread], row * most, factor, start, count)
-    if factor.shape[0] == 0:
-        tiles.factor[thread][:] = 1
     if tiles.ones.shape[0] > 0:
         fill(planes, e * size, tiles.ones, 0, w, rows[tile], columns, begin, end)
 
 
 @part
-def _relate(thread, tiles, e, step, taps, height, floor):
+def _strip(first, height, tiles):
+    """The first row of a strip, its rows, and its centres, for a tile of `height` rows of centres."""
+    lines = min(tiles.lines, height - first)
+    return first, lines, lines * tiles.width
+
+
+@part
+def _place(row, height, tiles):
+    """Where the logits of a row of centres begin, and the distance from a tap to the next."""
+    first, _, count = _strip(row - row % tiles.lines, height, tiles)
+    return first * tiles.width * tiles.taps.shape[0] + (row - first) * tiles.width, count
+
+
+@part
+def _relate(thread, tiles, e, taps, strip, floor):
     """z = max(offset + factor · map at the taps, floor), tap after tap; the rest of the last vector is 0.
 
-    Vectors may run over the end of a row of centres or of z: the elements there are written later. `step` is the
-    distance between rows of `factor`.
+    Vectors may run over the end of a row of centres or of z: the elements there are written later.
     """
     z, offset, factor, planes = tiles.z[thread], tiles.offset[thread], tiles.factor[thread], tiles.planes[thread]
-    rows, columns, width = tiles.rows, tiles.columns, tiles.width
-    across, most, count = columns.shape[0], tiles.height * width, height * width
+    first, lines, count = strip
+    width, across = tiles.width, tiles.columns.shape[0]
+    most, size = tiles.height * width, tiles.rows.shape[1] * across
     least = broadcast(z, floor)
     for row in range(e):
-        at = row * tiles.step
         for j in range(taps.shape[0]):
-            tap = row * rows.shape[1] * across + taps[j]
-            for y in range(height):
+            for y in range(lines):
+                at, i = row * tiles.step + j * count + y * width, row * most + (first + y) * width
+                tap = row * size + taps[j] + (first + y) * across
                 for x in range(0, width, lanes(z)):
-                    i = y * width + x
-                    scale, term = load(factor, row * step + i), load(offset, row * most + i)
-                    value = fma(scale, load(planes, tap + y * across + x), term)
-                    store(z, at + j * count + i, maximum(least, value))
+                    if factor.shape[0] > 0:
+                        value = fma(load(factor, i + x), load(planes, tap + x), load(offset, i + x))
+                    else:
+                        value = add(load(planes, tap + x), load(offset, i + x))
+                    store(z, at + x, maximum(least, value))
     for row in range(e):
         _pad(z, row * tiles.step, taps.shape[0] * count)
 
@@ -232,47 +258,54 @@ def _pad(array, at, count):
 
 
 @part
-def _drop(thread, tiles, e, taps, height, values, at, step, rows, out):
+def _drop(thread, tiles, e, taps, strip, values, at, step, rows, out):
     """Replace the values of taps outside the map by `out`, in some rows of pairs."""
     planes, width, by = tiles.planes[thread], tiles.width, broadcast(values, out)
-    across = tiles.columns.shape[0]
+    across, (first, lines, count) = tiles.columns.shape[0], strip
     for j in range(taps.shape[0]):
-        tap = e * tiles.rows.shape[1] * across + taps[j]
-        for y in range(height):
+        tap = (e * tiles.rows.shape[1] + first) * across + taps[j]
+        for y in range(lines):
             for x in range(0, width, lanes(values)):
                 inside = load(planes, tap + y * across + x)
                 if width - x < lanes(values) or total(inside) < lanes(values):
                     for row in range(rows):
-                        here = at + row * step + (j * height + y) * width + x
+                        here = at + row * step + j * count + y * width + x
                         drop_outside(values, here, inside, by, width - x)
 
 
 @part
-def _softmax(logits, at, k, count, sums, peaks, lowest):
-    """The softmax of `count` centres without its division; the sums and the largest logits go to `sums` and `peaks`."""
-    for x in range(0, count, lanes(logits)):
-        weights, peak = softmax(logits, at + x, k, count, count - x, lowest)
-        store(sums, x, weights)
-        store(peaks, x, peak)
+def _softmax(logits, at, height, tiles, sums, peaks, lowest):
+    """The softmax of `height` rows of centres without its division; the sums of the weights and the largest logits go
+    to `sums` and `peaks`."""
+    k = tiles.taps.shape[0]
+    for first in range(0, height, tiles.lines):
+        _, _, count = _strip(first, height, tiles)
+        begin = first * tiles.width
+        for x in range(0, count, lanes(logits)):
+            weights, peak = softmax(logits, at + begin * k + x, k, count, count - x, lowest)
+            store(sums, begin + x, weights)
+            store(peaks, begin + x, peak)
 
 
 @part
 def _average(weights, at, sums, planes, tiles, channels, height, y, to, step):
     """y = Σ_j weight · β at tap j / the sum of the weights, for `channels` frames; BLOCK at most."""
-    across, width = tiles.columns.shape[0], tiles.width
-    count, one, size = height * width, broadcast(weights, 1), tiles.rows.shape[1] * across
+    across, width, one = tiles.columns.shape[0], tiles.width, broadcast(weights, 1)
+    size = tiles.rows.shape[1] * across
     for row in range(height):
+        begin, apart = _place(row, height, tiles)
         for x in range(0, width, lanes(weights)):
             i, u = row * width + x, row * across + x
             scale = div(one, load(sums, i))
             average(
-                weights, at + i, count, scale, planes, u, size, tiles.taps, channels, y, to + i, step, count - i
+                weights, at + begin + x, apart, scale, planes, u, size, tiles.taps, channels, y, to + i, step,
+                height * width - i,
             )  # fmt: skip
 
 
 @compiled
 def _attention(numbers, inputs, y, lse, tiles, scratch):
-    offset, factor, _, beta, parameters, widths, floor, lowest = inputs
+    offset, _, _, beta, parameters, widths, floor, lowest = inputs
     n, e, p = offset.shape
     v, h, w = beta.shape[1:]
     rows, columns, begin, end, taps, _, height, width = tiles[:8]
@@ -286,15 +319,17 @@ def _attention(numbers, inputs, y, lse, tiles, scratch):
             image, tile = item // rows.shape[0], item % rows.shape[0]
             count = min(most, p - tile * most)
             _prepare(thread, image, tile, inputs, tiles)
-            for first in range(0, k, tiles.at_once):
-                now = taps[first : first + tiles.at_once]
-                pairs, at = now.shape[0] * count, first * count
-                _relate(thread, tiles, e, most * factor.shape[0] // n, now, count // width, floor)
-                layers(parameters, 0, widths, tiles.z[thread], tiles.step, logits[thread], at, step, pairs)
-                if tiles.ones.shape[0] > 0:
-                    _drop(thread, tiles, e, now, count // width, logits[thread], at, step, g, -np.inf)
+            for row in range(0, count // width, tiles.lines):
+                strip = _strip(row, count // width, tiles)
+                for first in range(0, k, tiles.at_once):
+                    now = taps[first : first + tiles.at_once]
+                    pairs, at = now.shape[0] * strip[2], row * width * k + first * strip[2]
+                    _relate(thread, tiles, e, now, strip, floor)
+                    layers(parameters, 0, widths, tiles.z[thread], tiles.step, logits[thread], at, step, pairs)
+                    if tiles.ones.shape[0] > 0:
+                        _drop(thread, tiles, e, now, strip, logits[thread], at, step, g, -np.inf)
             for group in range(g):
-                _softmax(logits[thread], group * step, k, count, sums[thread], peaks[thread], lowest)
+                _softmax(logits[thread], group * step, count // width, tiles, sums[thread], peaks[thread], lowest)
                 if lse.shape[0] > 0:
                     for i in range(count):
                         to = (image * g + group) * p + tile * most + i
@@ -315,14 +350,16 @@ def _alpha_gradient(upstream, at, step, planes, tiles, share, height, alpha, to,
     """The gradient of α_j, Σ gradient · β at tap j over the channels of a group, and its mean with the weights α, which
     is Σ gradient · y."""
     gradient, y, across, width = upstream.gradient, upstream.y, tiles.columns.shape[0], tiles.width
-    room, count, size = lanes(gradient), height * width, tiles.rows.shape[1] * across
+    vector, count, size = lanes(gradient), height * width, tiles.rows.shape[1] * across
     for row in range(height):
-        for x in range(0, width, room):
-            i, u = row * width + x, row * across + x
+        begin, apart = _place(row, height, tiles)
+        for x in range(0, width, vector):
+            i, room = row * width + x, apart - row % tiles.lines * width - x
             correlate_block(
-                gradient, at + i, step, count - i, planes, u, size, tiles.taps, share, alpha, to + i, count, count - i
+                gradient, at + i, step, count - i, planes, row * across + x, size, tiles.taps, share,
+                alpha, to + begin + x, apart, room,
             )  # fmt: skip
-    for x in range(0, count, room):
+    for x in range(0, count, vector):
         mean = zeros(gradient)
         for c in range(share):
             o = at + c * step + x
@@ -344,45 +381,47 @@ def _logit_gradient(u, gradient, at, taps, count, lse, means, own, alphas, at_al
 
 
 @part
-def _relate_gradient(thread, tiles, e, step, taps, height, floor, own, frames):
+def _relate_gradient(thread, tiles, e, taps, strip, floor, own, frames):
     """Add to the gradients of the offsets, factors and the map, from the gradient of z in `own`."""
     z, factor, planes = tiles.z[thread], tiles.factor[thread], tiles.planes[thread]
     gradient, offset_gradient, factor_gradient = own.z[thread], own.offset[thread], own.factor[thread]
-    width, across = tiles.width, tiles.columns.shape[0]
-    most, count, size = tiles.height * width, height * width, tiles.rows.shape[1] * across
+    (first, lines, count), width, across = strip, tiles.width, tiles.columns.shape[0]
+    most, size = tiles.height * width, tiles.rows.shape[1] * across
     for row in range(e):
-        for y in range(height):
+        for y in range(lines):
             for x in range(0, width, lanes(gradient)):
-                i, u = y * width + x, row * size + y * across + x
-                scale, to, room = load(factor, row * step + i), row * most + i, width - x
+                i, u = row * most + (first + y) * width + x, row * size + (first + y) * across + x
+                pair, room = row * tiles.step + y * width + x, width - x
                 plain = weighted = zeros(gradient)
                 for j in range(taps.shape[0]):
-                    o, pair = u + taps[j], row * tiles.step + j * count + i
-                    here = load(gradient, pair)
+                    o, here = u + taps[j], load(gradient, pair + j * count)
                     if floor == 0:
-                        here = where_positive(load(z, pair), here, zeros(gradient))
-                    plain, weighted = add(plain, here), fma(here, load(planes, o), weighted)
-                    store(frames, o, add(keep_room(mul(here, scale), room, gradient), load(frames, o)))
-                store(offset_gradient, to, add(keep_room(plain, room, gradient), load(offset_gradient, to)))
-                store(factor_gradient, to, add(keep_room(weighted, room, gradient), load(factor_gradient, to)))
+                        here = where_positive(load(z, pair + j * count), here, zeros(gradient))
+                    plain = add(plain, here)
+                    if factor.shape[0] > 0:
+                        weighted, here = fma(here, load(planes, o), weighted), mul(here, load(factor, i))
+                    store(frames, o, add(keep_room(here, room, gradient), load(frames, o)))
+                store(offset_gradient, i, add(keep_room(plain, room, gradient), load(offset_gradient, i)))
+                if factor.shape[0] > 0:
+                    store(factor_gradient, i, add(keep_room(weighted, room, gradient), load(factor_gradient, i)))
 
 
 @part
-def _chunk_gradient(thread, tiles, e, step, taps, height, inputs, transposed, own, frames, parameters_gradient):
+def _chunk_gradient(thread, tiles, e, taps, strip, inputs, transposed, own, frames, parameters_gradient):
     """Add to all gradients, from the gradient of the last layer's outputs for a chunk of pairs, in `own`."""
-    z, gradient, pairs = tiles.z[thread], own.z[thread], taps.shape[0] * height * tiles.width
+    z, gradient, pairs = tiles.z[thread], own.z[thread], taps.shape[0] * strip[2]
     layers_gradient(transposed, inputs.widths, z, gradient, tiles.step, pairs, parameters_gradient[thread], 0)
-    _relate_gradient(thread, tiles, e, step, taps, height, inputs.floor, own, frames)
+    _relate_gradient(thread, tiles, e, taps, strip, inputs.floor, own, frames)
 
 
 @part
 def _distribute(alpha, at, gradient, start, apart, to, at_to, step, channels, height, tiles):
     """Add α_j · gradient to frames, `step` apart, at tap j, for `channels` frames; BLOCK at most."""
     width, across, taps, order = tiles.width, tiles.columns.shape[0], tiles.taps, tiles.order
-    count = height * width
     for row in range(height):
+        begin, count = _place(row, height, tiles)
         for x in range(0, width, lanes(gradient)):
-            a, b, o = at + row * width + x, start + row * width + x, at_to + row * across + x
+            a, b, o = at + begin + x, start + row * width + x, at_to + row * across + x
             if channels == BLOCK:
                 distribute_block(alpha, a, count, gradient, b, apart, width - x, to, o, step, taps, order)
             else:
@@ -411,7 +450,7 @@ def _deliver(own, most, count, to, at, apart):
 @compiled
 def _attention_backward(numbers, upstream, inputs, transposed, gradients, tiles, own, scratch):
     gradient, _, lse = upstream
-    offset, factor, _, beta, parameters, widths, floor, _ = inputs
+    offset, _, _, beta, parameters, widths, floor, _ = inputs
     offset_gradient, factor_gradient, map_frames, beta_frames, parameters_gradient = gradients
     n, e, p = offset.shape
     v, h, w = beta.shape[1:]
@@ -419,7 +458,7 @@ def _attention_backward(numbers, upstream, inputs, transposed, gradients, tiles,
     alphas, normals, means = scratch
     g, k, most, across = widths[-1], taps.shape[0], height * width, columns.shape[0]
     threads, size, step = alphas.shape[0], rows.shape[1] * across, alphas.shape[1] // g
-    step_factor, last = most * factor.shape[0] // n, (widths.sum() - g) * tiles.step
+    last = (widths.sum() - g) * tiles.step
     for thread in numbers:
         planes, flat, alpha = tiles.planes[thread], beta.reshape(-1), alphas[thread]
         z, z_gradient = tiles.z[thread], own.z[thread]
@@ -440,24 +479,24 @@ def _attention_backward(numbers, upstream, inputs, transposed, gradients, tiles,
                 copy(normals[thread], group * most, lse, (image * g + group) * p + centre, count)
             _prepare(thread, image, tile, inputs, tiles)
             _clear_gradients(thread, own, map_frames[item])
-            for first in range(0, k, tiles.at_once):
-                now = taps[first : first + tiles.at_once]
-                pairs = now.shape[0] * count
-                _relate(thread, tiles, e, step_factor, now, high, floor)
-                layers(parameters, 0, widths, z, tiles.step, z, last, tiles.step, pairs)
-                for group in range(g):
-                    row = last + group * tiles.step
-                    _logit_gradient(
-                        z, z_gradient, row, now.shape[0], count, normals[thread], means[thread], group * most,
-                        alpha, group * step + first * count,
-                    )  # fmt: skip
-                if tiles.ones.shape[0] > 0:
-                    _drop(thread, tiles, e, now, high, z, 0, tiles.step, widths.sum() - g, 0.0)
-                    _drop(thread, tiles, e, now, high, z_gradient, last, tiles.step, g, 0.0)
-                _chunk_gradient(
-                    thread, tiles, e, step_factor, now, high, inputs, transposed, own, map_frames[item],
-                    parameters_gradient,
-                )  # fmt: skip
+            for row in range(0, high, tiles.lines):
+                strip = _strip(row, high, tiles)
+                for first in range(0, k, tiles.at_once):
+                    now = taps[first : first + tiles.at_once]
+                    _relate(thread, tiles, e, now, strip, floor)
+                    layers(parameters, 0, widths, z, tiles.step, z, last, tiles.step, now.shape[0] * strip[2])
+                    for group in range(g):
+                        at = group * step + row * width * k + first * strip[2]
+                        _logit_gradient(
+                            z, z_gradient, last + group * tiles.step, now.shape[0], strip[2], normals[thread],
+                            means[thread], group * most + row * width, alpha, at,
+                        )  # fmt: skip
+                    if tiles.ones.shape[0] > 0:
+                        _drop(thread, tiles, e, now, strip, z, 0, tiles.step, widths.sum() - g, 0.0)
+                        _drop(thread, tiles, e, now, strip, z_gradient, last, tiles.step, g, 0.0)
+                    _chunk_gradient(
+                        thread, tiles, e, now, strip, inputs, transposed, own, map_frames[item], parameters_gradient
+                    )
             _deliver(own.offset[thread], most, count, offset_gradient, image * e * p + centre, p)
             _deliver(own.factor[thread], most, count, factor_gradient, image * e * p + centre, p)
             clear(beta_frames[item], 0, beta_frames.shape[1])
@@ -471,7 +510,7 @@ def _attention_backward(numbers, upstream, inputs, transposed, gradients, tiles,
 
 @compiled
 def _statistics(numbers, inputs, moments, tiles):
-    offset, factor, _, _, parameters, widths, floor, _ = inputs
+    offset, _, _, _, parameters, widths, floor, _ = inputs
     n, e, p = offset.shape
     rows, taps, height, width = tiles.rows, tiles.taps, tiles.height, tiles.width
     most, threads, last = height * width, moments.shape[0], (widths.sum() - widths[-1]) * tiles.step
@@ -482,23 +521,25 @@ def _statistics(numbers, inputs, moments, tiles):
             tile = item % rows.shape[0]
             count = min(most, p - tile * most)
             _prepare(thread, item // rows.shape[0], tile, inputs, tiles)
-            for first in range(0, taps.shape[0], tiles.at_once):
-                now = taps[first : first + tiles.at_once]
-                pairs = now.shape[0] * count
-                _relate(thread, tiles, e, most * factor.shape[0] // n, now, count // width, floor)
-                layers(parameters, 0, widths, z, tiles.step, z, last, tiles.step, pairs)
-                gather_moments(z, last, tiles.step, widths[-1], pairs, moments[thread])
+            for row in range(0, count // width, tiles.lines):
+                strip = _strip(row, count // width, tiles)
+                for first in range(0, taps.shape[0], tiles.at_once):
+                    now = taps[first : first + tiles.at_once]
+                    pairs = now.shape[0] * strip[2]
+                    _relate(thread, tiles, e, now, strip, floor)
+                    layers(parameters, 0, widths, z, tiles.step, z, last, tiles.step, pairs)
+                    gather_moments(z, last, tiles.step, widths[-1], pairs, moments[thread])
 
 
 @compiled
 def _statistics_backward(numbers, upstream, inputs, transposed, gradients, tiles, own):
     mean_gradient, variance_gradient, mean = upstream
-    offset, factor, _, _, parameters, widths, floor, _ = inputs
+    offset, _, _, _, parameters, widths, floor, _ = inputs
     offset_gradient, factor_gradient, map_frames, _, parameters_gradient = gradients
     n, e, p = offset.shape
     rows, taps, height, width = tiles.rows, tiles.taps, tiles.height, tiles.width
     most, threads, last = height * width, parameters_gradient.shape[0], (widths.sum() - widths[-1]) * tiles.step
-    step_factor, every = most * factor.shape[0] // n, n * p * taps.shape[0]
+    every = n * p * taps.shape[0]
     for thread in numbers:
         z, z_gradient = tiles.z[thread], own.z[thread]
         mine = portion(n * rows.shape[0], thread, threads)
@@ -507,19 +548,20 @@ def _statistics_backward(numbers, upstream, inputs, transposed, gradients, tiles
             count = min(most, p - tile * most)
             _prepare(thread, image, tile, inputs, tiles)
             _clear_gradients(thread, own, map_frames[item])
-            for first in range(0, taps.shape[0], tiles.at_once):
-                now = taps[first : first + tiles.at_once]
-                pairs = now.shape[0] * count
-                _relate(thread, tiles, e, step_factor, now, count // width, floor)
-                layers(parameters, 0, widths, z, tiles.step, z, last, tiles.step, pairs)
-                moments_gradient(
-                    z, last, tiles.step, widths[-1], pairs, z_gradient, last, tiles.step,
-                    mean, mean_gradient, variance_gradient, every,
-                )  # fmt: skip
-                _chunk_gradient(
-                    thread, tiles, e, step_factor, now, count // width, inputs, transposed, own, map_frames[item],
-                    parameters_gradient,
-                )  # fmt: skip
+            for row in range(0, count // width, tiles.lines):
+                strip = _strip(row, count // width, tiles)
+                for first in range(0, taps.shape[0], tiles.at_once):
+                    now = taps[first : first + tiles.at_once]
+                    pairs = now.shape[0] * strip[2]
+                    _relate(thread, tiles, e, now, strip, floor)
+                    layers(parameters, 0, widths, z, tiles.step, z, last, tiles.step, pairs)
+                    moments_gradient(
+                        z, last, tiles.step, widths[-1], pairs, z_gradient, last, tiles.step,
+                        mean, mean_gradient, variance_gradient, every,
+                    )  # fmt: skip
+                    _chunk_gradient(
+                        thread, tiles, e, now, strip, inputs, transposed, own, map_frames[item], parameters_gradient
+                    )
             _deliver(own.offset[thread], most, count, offset_gradient, image * e * p + tile * most, p)
             _deliver(own.factor[thread], most, count, factor_gradient, image * e * p + tile * most, p)
 
@@ -610,34 +652,34 @@ def _logits(tiles, widths):
 
 
 def _tile_gradients(tiles, work):
-    z, offset = tiles.z.shape[1], tiles.offset.shape[1]
-    return TileGradients(*work.per_thread(z, offset, offset))
+    return TileGradients(*work.per_thread(*(x.shape[1] for x in (tiles.z, tiles.offset, tiles.factor))))
 
 
 def _tiles(inputs, channels, widths, work):
     """Tiles with room for the frames of the map, or for `channels` frames of β."""
     n, e, _ = inputs.offset.shape
-    frame, at_once, step = _tiling(n, tuple(widths), work.places)
+    frame, lines, at_once, step = _tiling(n, tuple(widths), work.places)
     most, size = frame.height * frame.width, frame.rows.shape[1] * len(frame.columns)
     ones = work.nothing(1)
     if work.excludes:
         ones = work.empty(inputs.map[0, 0].size)
         ones[...] = 1
-    planes, factors = max(e + work.excludes, channels), e if inputs.factor.size else 1
+    planes, centres = max(e + work.excludes, channels), e * most + SLACK
     memory = work.per_thread(
-        planes * size + SLACK, e * most + SLACK, factors * most + SLACK, sum(widths) * step + SLACK
+        planes * size + SLACK, centres, centres if inputs.factor.size else 0, sum(widths) * step + SLACK
     )  # fmt: skip
-    return Tiles(*frame, at_once, step, *memory, ones)
+    return Tiles(*frame, lines, at_once, step, *memory, ones)
 
 
 @lru_cache(maxsize=256)
 def _tiling(n, widths, places):
-    """The lookups of a call's tiles, the taps at a time, and the distance between rows of z."""
+    """The lookups of a call's tiles, the rows of a strip, the taps at a time, and the distance between rows of z."""
     k = len(places.lookups(1).taps)
     frame = places.lookups(_height(n, widths[-1] * k, places))
-    most = frame.height * frame.width
-    at_once = -(-k // -(-k // max(1, COLUMNS // most)))
-    return frame, at_once, row_step(at_once * most)
+    lines = max(1, min(frame.height, STRIP // frame.width))
+    columns = min(max(ELEMENTS // sum(widths), COLUMNS[0]), COLUMNS[1])
+    at_once = -(-k // -(-k // max(1, columns // (lines * frame.width))))
+    return frame, lines, at_once, row_step(at_once * lines * frame.width)
 
 
 def _by_columns(tiles):
@@ -652,7 +694,7 @@ def _by_columns(tiles):
 def _height(n, logits, places):
     """The height of a tile that gives the busiest thread the least work; a tile counts half a row more, for the borders
     that it shares."""
-    most = max(1, min(places.height, COLUMNS // places.width, LOGITS // (logits * places.width)))
+    most = max(1, min(places.height, CENTRES // places.width, LOGITS // (logits * places.width)))
 
     def load_of(height):
         return -(-n * -(-places.height // height) // places.threads) * (2 * height + 1)

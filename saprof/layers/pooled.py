@@ -4,8 +4,6 @@ The stem is a linear layer at every pixel, batch norm and ReLU. Its map is as la
 channels, and only the pool reads it. The statistics of the norm follow from those of the image: the mean is W·mean(x),
 the variance diag(W·Cov(x)·Wᵀ). So the norm is folded into the layer, W' x + b'. ReLU and maximum commute. The maximum
 is taken over the four products of W' and the pixels of a block, image by image, and no map has the size of the image.
-
-At four images of 224² pixels and 64 channels, on two cores, the stem and the pool take 28 ms instead of 68.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from saprof.layers.exactly import changed, eager, not_linear
 from saprof.layers.recomputed import differentiable_gradients, fits, in_full, of_batch, update_running_statistics
 
 RECTIFIED = 4
-"""The place of a maximum that ReLU makes 0. The places 0 to 3 are the values of a block, row by row."""
+"""Added to the place of a maximum that ReLU makes 0. The places 0 to 3 are the values of a block, row by row."""
 
 
 def largest(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h/2 w/2"]:
@@ -74,10 +72,10 @@ class _Largest(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         h, w = (side // 2 * 2 for side in x.shape[-2:])
         left, right = x[..., :h, 0:w:2], x[..., :h, 1:w:2]
-        in_row = (right > left).view(torch.uint8)
+        in_row = _is_greater(right, left)
         of_rows = torch.maximum(left, right)
         y, place = _of_rows(of_rows[..., ::2, :], of_rows[..., 1::2, :], in_row[..., ::2, :], in_row[..., 1::2, :])
-        ctx.save_for_backward(place)
+        ctx.save_for_backward(place.to(torch.uint8))
         ctx.shape = x.shape
         return y
 
@@ -103,11 +101,11 @@ class _LargestOfLinear(torch.autograd.Function):
         places = torch.empty_like(y, dtype=torch.uint8)
         for number, pixels in enumerate(_blocks(x)):
             first, right, below, last = (torch.addmm(bias[:, None], weight, one) for one in pixels)
-            upper, lower = (right > first).view(torch.uint8), (last > below).view(torch.uint8)
+            upper, lower = _is_greater(right, first), _is_greater(last, below)
             torch.maximum(first, right, out=first)
             torch.maximum(below, last, out=below)
             found, place = _of_rows(first, below, upper, lower)
-            places[number] = place.masked_fill_(found <= 0, RECTIFIED)
+            places[number] = place.add_(torch.le(found, 0, out=upper), alpha=RECTIFIED)
             y[number] = found.relu_()
         ctx.save_for_backward(x, weight, bias, places)
         return y.view(n, -1, h // 2, w // 2)
@@ -119,10 +117,11 @@ class _LargestOfLinear(torch.autograd.Function):
         if torch.is_grad_enabled():
             return differentiable_gradients(_define, (x, weight, bias), ctx.needs_input_grad, given)
         found = x.new_zeros(len(weight), x.shape[1] + 1)
-        for gradient, place, pixels in zip(given[0].flatten(2), places, _blocks(x), strict=True):
+        for gradient, place, pixels in zip(given[0].flatten(2), places.to(x.dtype), _blocks(x), strict=True):
+            here = torch.empty_like(gradient)
             for number, one in enumerate(pixels):
                 with_bias = torch.cat([one, torch.ones_like(one[:1])])
-                found.addmm_(gradient * (place == number), with_bias.T)
+                found.addmm_(torch.eq(place, number, out=here).mul_(gradient), with_bias.T)
         needs = ctx.needs_input_grad
         return None, found[:, :-1] if needs[1] else None, found[:, -1] if needs[2] else None
 
@@ -139,4 +138,10 @@ def _blocks(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 4 c p"]:
 
 def _of_rows(upper: Tensor, lower: Tensor, of_upper: Tensor, of_lower: Tensor) -> tuple[Tensor, Tensor]:
     """The larger of two values that are maxima over columns, and its place, from the column of each."""
-    return torch.maximum(upper, lower), torch.where(lower > upper, of_lower + 2, of_upper)
+    place = torch.addcmul(of_upper, _is_greater(lower, upper), of_lower - of_upper + 2)
+    return torch.maximum(upper, lower), place
+
+
+def _is_greater(a: Tensor, b: Tensor) -> Tensor:
+    """1 where a > b, else 0, in the dtype of a: on a CPU, torch compares into bool in three times the time."""
+    return torch.gt(a, b, out=torch.empty_like(a))
