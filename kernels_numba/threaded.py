@@ -2,7 +2,8 @@
 
 For a loop of `prange`, Numba analyses the kernel, compiles its body again as a function of its own, with other types of
 integers and therefore with other instances of its parts, wraps this function twice, and optimises each of them. Here
-the function is compiled once, and a call of Numba's thread pool runs it for a range of numbers per thread.
+the function is compiled once, and a call of Numba's thread pool runs it for a range of numbers per thread. Versions of
+Numba whose internals are not known run it in a loop of `prange`.
 """
 
 from __future__ import annotations
@@ -13,28 +14,30 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import prange, types
 from numba.core import cgutils
-from numba.core.typed_passes import _reload_parfors
 from numba.extending import intrinsic
-from numba.np.ufunc.parallel import _launch_threads
 
 
-def threaded(function: Callable[..., Any], part: Callable[..., Any]) -> Callable[..., Any]:
+def threaded(function: Callable[..., Any], part: Callable[..., Any], *, pool: bool) -> Callable[..., Any]:
     """A function that Numba can compile: it runs `function` in threads.
 
     Its first argument is a count. `function` takes a range of numbers in its place: those that the thread computes.
-    `part` compiles `function`.
+    `part` compiles `function`. Without `pool`, the function has a loop of `prange`, for Numba's option `parallel`.
     """
     body = FunctionType(function.__code__, function.__globals__, f"{function.__name__}_of_thread")
     body.__qualname__ = body.__name__
     names = ", ".join(inspect.signature(function).parameters)
     count, _, others = names.partition(", ")
-    source = f"def kernel({names}):\n    run(body, {count}, ({others},))\n"
+    source = f"def kernel({names}):\n    "
+    if pool:
+        source += f"run(body, {count}, ({others},))\n"
+    else:
+        source += f"for number in prange({count}):\n        body(range(int(number), int(number) + 1), {others})\n"
     module = compile(source, function.__code__.co_filename, "exec")
     code = next(constant for constant in module.co_consts if isinstance(constant, CodeType))
     code = code.replace(co_name=function.__name__, co_firstlineno=function.__code__.co_firstlineno)
-    kernel = FunctionType(code, {"run": _run, "body": part(body)}, function.__name__)
+    kernel = FunctionType(code, {"run": _run, "prange": prange, "body": part(body)}, function.__name__)
     kernel.__module__, kernel.__qualname__ = function.__module__, function.__qualname__
     kernel.__doc__ = function.__doc__
     return kernel
@@ -48,6 +51,9 @@ def _run(typing, body, count, arguments):
         raise TypeError("a function that runs in threads returns nothing")
 
     def codegen(context, builder, own, values):
+        from numba.core.typed_passes import _reload_parfors
+        from numba.np.ufunc.parallel import _launch_threads
+
         _launch_threads()
         context.active_code_library._reload_init.add(_reload_parfors)
         word, pointer = context.get_value_type(types.intp), cgutils.voidptr_t

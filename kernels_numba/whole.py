@@ -14,14 +14,14 @@ import numba
 from numba.core.codegen import JITCodeLibrary
 from numba.core.registry import cpu_target
 
-KNOWN = ((0, 68),)
-"""The versions of Numba whose internals are as this module assumes. Others compile in their own way."""
+KNOWN = numba.version_info.short in ((0, 68),)
+"""Whether Numba's internals are as this package assumes. Other versions compile in their own way."""
 
 
 @contextmanager
 def as_a_whole(kernel: str) -> Iterator[None]:
     """Compile the kernel of this name, and all that it calls, as a whole. The caller holds Numba's lock."""
-    if numba.version_info.short not in KNOWN:
+    if not KNOWN:
         yield
         return
     codegen = cpu_target.target_context.codegen()

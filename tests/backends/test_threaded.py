@@ -34,12 +34,13 @@ def _fail(numbers, seen):
 def kernel(monkeypatch):
     """Compile a function for threads, without the cache."""
     monkeypatch.setattr(kernels_numba, "announce", None)
-    return lambda function: compiled.announced(numba.njit(nogil=True)(threaded(function, compiled.part)))
+    return lambda function: compiled.announced(numba.njit(nogil=True)(threaded(function, compiled.part, pool=True)))
 
 
+@pytest.mark.parametrize("pool", [True, False], ids=["pool", "prange"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_each_number_is_computed_once(kernel, threads):
-    count = kernel(_count)
+def test_each_number_is_computed_once(threads, pool):
+    count = numba.njit(nogil=True, parallel=not pool)(threaded(_count, compiled.part, pool=pool))
     with threads_set_to(min(threads, numba.config.NUMBA_NUM_THREADS)):
         for numbers in (0, 1, 2, 3, 10):
             seen = np.zeros((2, 10), np.int64)
@@ -62,7 +63,7 @@ def test_an_error_in_a_thread_is_an_error_of_the_kernel(kernel):
 
 
 def test_a_kernel_has_the_name_and_the_place_of_its_function():
-    made = threaded(_count, compiled.part)
+    made = threaded(_count, compiled.part, pool=True)
     assert (made.__module__, made.__qualname__, made.__doc__) == (__name__, "_count", _count.__doc__)
     assert made.__code__.co_filename == __file__
     assert made.__code__.co_firstlineno == _count.__code__.co_firstlineno
