@@ -21,7 +21,7 @@ from numba.core.types import unliteral
 
 import kernels_numba
 from kernels_numba.threaded import threaded
-from kernels_numba.whole import KNOWN, as_a_whole
+from kernels_numba.whole import as_a_whole, is_known
 
 SOURCE_STAMP = hashlib.sha256(
     b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.rglob("*.py")))
@@ -50,9 +50,10 @@ def part(function: Callable[..., Any]) -> Any:
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile a kernel, and keep it on disk. Threads run it, each for a part of the numbers below its first argument,
     which `function` takes as a range."""
-    kernel = threaded(function, part, pool=KNOWN)
+    pool = is_known()
+    kernel = threaded(function, part, pool=pool)
     return announced(
-        kept_on_disk(njit(nogil=True, error_model="numpy", no_cfunc_wrapper=KNOWN, parallel=not KNOWN)(kernel))
+        kept_on_disk(njit(nogil=True, error_model="numpy", no_cfunc_wrapper=pool, parallel=not pool)(kernel))
     )
 
 

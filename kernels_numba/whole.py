@@ -14,14 +14,19 @@ import numba
 from numba.core.codegen import JITCodeLibrary
 from numba.core.registry import cpu_target
 
-KNOWN = numba.version_info.short in ((0, 68),)
-"""Whether Numba's internals are as this package assumes. Other versions compile in their own way."""
+KNOWN = ((0, 68),)
+"""The versions of Numba whose internals are as this package assumes. Others compile in their own way."""
+
+
+def is_known() -> bool:
+    """Whether this Numba is one of them."""
+    return numba.version_info.short in KNOWN
 
 
 @contextmanager
 def as_a_whole(kernel: str) -> Iterator[None]:
     """Compile the kernel of this name, and all that it calls, as a whole. The caller holds Numba's lock."""
-    if not KNOWN:
+    if not is_known():
         yield
         return
     codegen = cpu_target.target_context.codegen()
