@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from saprof import sweep
-from saprof.layers import ATTENTION, AttentionConfig
+from saprof.layers import ATTENTION, AttentionConfig, LocalAttention
 from saprof.layers.block import SelfAttentionBlock
 from saprof.layers.choice import LEAST, LEAST_JOINED, Least, Size, faster_by_parts, joins, why_by_parts
+from saprof.operators import OPERATORS
 from saprof.operators.footprint import Footprint
 from saprof.records.ratios import within_rounds
 from saprof.records.rows import read_rows
@@ -102,6 +104,34 @@ def test_what_is_composed_whatever_its_size_is_not_called_small(change):
     module(torch.randn(LARGE if "relation" in change else SMALL))
     assert module.ran.startswith("composed")
     assert "fused from" not in str(module.why_composed)
+
+
+class Average(LocalAttention):
+    """The average of β over the taps: an attention of a user, without a fused operator."""
+
+    family = "pairwise"
+
+    def __init__(self, channels):
+        super().__init__(channels, Footprint.square(3), AttentionConfig())
+        self.value_channels, self.linear = channels, nn.Conv2d(channels, channels, 1)
+
+    def transform(self, x):
+        return [self.linear(x)] * 3
+
+    def alpha(self, phi, psi):
+        return torch.full((len(phi), 1, self.footprint.taps, phi[0, 0].numel()), 1 / self.footprint.taps)
+
+    @property
+    def parts(self):
+        return (OPERATORS["aggregation"],)
+
+
+def test_an_attention_without_a_fused_operator_is_composed_at_any_size():
+    module = Average(64)
+    for shape in (SMALL, LARGE):
+        module(torch.randn(shape))
+        assert module.ran == "composed on numba"
+        assert "alpha" in module.why_composed
 
 
 @pytest.mark.parametrize(
