@@ -358,7 +358,7 @@ from kernels_numba.cpu import relations
 
 assert relations.__file__.startswith(sys.argv[1]), relations.__file__
 taps, centres = np.ones((1, 2, 3, 5), np.float32), np.zeros((1, 2, 5), np.float32)
-relations.sum_taps(taps, 0, 3, centres)
+relations.sum_taps(2, taps, 0, 3, centres)
 assert (centres == 3).all()
 stats = relations.sum_taps.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
